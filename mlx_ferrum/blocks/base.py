@@ -1,0 +1,103 @@
+"""What every block type shares: its layout, its size, and the way from bytes to float32.
+
+A block type is one subclass of `Block` in a file of its own. It states its fields in file order and
+decodes them; the size in bytes follows from the fields. Nothing here knows a file, a tensor or a
+backend.
+"""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import ClassVar
+
+import mlx.core as mx
+
+_FIELD_BYTES = {"u8": 1, "i8": 1, "u16": 2, "i16": 2, "f16": 2, "bf16": 2, "u32": 4, "f32": 4}
+_FIELD_DTYPES = {
+    "u8": mx.uint8,
+    "i8": mx.int8,
+    "u16": mx.uint16,
+    "i16": mx.int16,
+    "f16": mx.float16,
+    "bf16": mx.bfloat16,
+    "u32": mx.uint32,
+    "f32": mx.float32,
+}
+
+
+class BlockType:
+    """A ggml tensor type: `weights` values are stored in `bytes` bytes."""
+
+    id: ClassVar[int]
+    name: ClassVar[str]
+    weights: ClassVar[int]
+    bytes: ClassVar[int]
+    supported: ClassVar[bool] = False
+
+    @classmethod
+    def row_bytes(cls, k: int) -> int:
+        """Bytes of a row of `k` weights. Raises ValueError if `k` is not a multiple of the block."""
+        if k % cls.weights:
+            raise ValueError(f"{cls.name}: a row of {k} weights is not a multiple of {cls.weights}")
+        return k // cls.weights * cls.bytes
+
+
+class Block(BlockType):
+    """A type that can be decoded. Subclasses give `fields` and `decode`."""
+
+    supported = True
+    fields: ClassVar[dict[str, tuple[str, int]]]
+
+    def __init_subclass__(cls, *, id: int, weights: int) -> None:
+        cls.id, cls.name, cls.weights = id, cls.__name__, weights
+        cls.bytes = sum(_FIELD_BYTES[dtype] * count for dtype, count in cls.fields.values())
+
+    @classmethod
+    def decode(cls, block: SimpleNamespace) -> mx.array:
+        """The weights of n blocks.
+
+        block: one attribute a field, (n, count); float fields are float32 already
+        returns: (n, weights) float32
+        """
+        raise NotImplementedError(f"{cls.__name__} does not define decode")
+
+    @classmethod
+    def dequantize(cls, raw: mx.array) -> mx.array:
+        """raw: (..., row bytes) uint8 -> (..., k) float32, with the same bits as gguf-py."""
+        if raw.dtype != mx.uint8 or raw.shape[-1] % cls.bytes:
+            raise ValueError(
+                f"{cls.name}: expected uint8 rows of a multiple of {cls.bytes} bytes, "
+                f"found {raw.dtype} {raw.shape}"
+            )
+        k = raw.shape[-1] // cls.bytes * cls.weights
+        weights = cls.decode(cls._split(raw.reshape(-1, cls.bytes)))
+        return weights.reshape(*raw.shape[:-1], k)
+
+    @classmethod
+    def _split(cls, raw: mx.array) -> SimpleNamespace:
+        block, start = SimpleNamespace(), 0
+        for name, (dtype, count) in cls.fields.items():
+            stop = start + _FIELD_BYTES[dtype] * count
+            field = raw[:, start:stop].view(_FIELD_DTYPES[dtype])
+            is_float = dtype in ("f16", "bf16", "f32")
+            setattr(block, name, field.astype(mx.float32) if is_float else field)
+            start = stop
+        return block
+
+
+def bit_fields(packed: mx.array, *, bits: int, shifts: tuple[int, ...]) -> mx.array:
+    """packed: (n, m, w) unsigned -> (n, m * len(shifts), w): the fields at each shift, one after the other."""
+    n, m, w = packed.shape
+    parts = mx.stack([packed >> shift for shift in shifts], axis=2) & ((1 << bits) - 1)
+    return parts.reshape(n, m * len(shifts), w)
+
+
+def halves(packed: mx.array) -> mx.array:
+    """packed: (n, w) uint8 -> (n, 2 w) uint8: all low nibbles, then all high nibbles."""
+    return mx.concatenate([packed & 15, packed >> 4], axis=-1)
+
+
+def per_group(scale: mx.array, weights: mx.array) -> mx.array:
+    """scale: (n, groups), weights: (n, ...) -> their product (n, groups, w) float32."""
+    n, groups = scale.shape
+    return scale[:, :, None] * weights.astype(mx.float32).reshape(n, groups, -1)

@@ -1,0 +1,15 @@
+"""BF16: the upper half of a float32."""
+
+from types import SimpleNamespace
+
+import mlx.core as mx
+
+from .base import Block
+
+
+class BF16(Block, id=30, weights=1):
+    fields = {"value": ("bf16", 1)}
+
+    @classmethod
+    def decode(cls, block: SimpleNamespace) -> mx.array:
+        return block.value

@@ -1,0 +1,15 @@
+"""F32: plain float32."""
+
+from types import SimpleNamespace
+
+import mlx.core as mx
+
+from .base import Block
+
+
+class F32(Block, id=0, weights=1):
+    fields = {"value": ("f32", 1)}
+
+    @classmethod
+    def decode(cls, block: SimpleNamespace) -> mx.array:
+        return block.value

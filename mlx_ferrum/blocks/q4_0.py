@@ -1,0 +1,21 @@
+"""Q4_0: 32 weights in 18 bytes, w = d (q - 8)."""
+
+from types import SimpleNamespace
+
+import mlx.core as mx
+
+from .base import Block, halves
+
+
+class Q4_0(Block, id=2, weights=32):
+    """
+    byte   0  1 | 2 ............ 17
+           d    | qs
+    qs[i] = q[i + 16] << 4 | q[i]
+    """
+
+    fields = {"d": ("f16", 1), "qs": ("u8", 16)}
+
+    @classmethod
+    def decode(cls, block: SimpleNamespace) -> mx.array:
+        return block.d * (halves(block.qs).astype(mx.float32) - 8)

@@ -1,0 +1,20 @@
+"""Q8_0: 32 weights in 34 bytes, w = d q."""
+
+from types import SimpleNamespace
+
+import mlx.core as mx
+
+from .base import Block
+
+
+class Q8_0(Block, id=8, weights=32):
+    """
+    byte   0  1 | 2 ............ 33
+           d    | q, signed
+    """
+
+    fields = {"d": ("f16", 1), "q": ("i8", 32)}
+
+    @classmethod
+    def decode(cls, block: SimpleNamespace) -> mx.array:
+        return block.d * block.q.astype(mx.float32)
