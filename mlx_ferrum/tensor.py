@@ -1,0 +1,131 @@
+"""QTensor: a block-quantized tensor over the bytes of the mapped file.
+
+A tensor is never copied to be opened. MLX gets it as a *window*: the whole pages around its bytes, as
+one array of the widest unsigned type that the block size divides, then a slice of that. On Metal the
+window is the mapping itself.
+"""
+
+from __future__ import annotations
+
+import mmap
+from functools import cached_property
+from typing import NamedTuple
+
+import mlx.core as mx
+import numpy as np
+
+from . import blocks
+
+_WORDS = ((4, np.uint32), (2, np.uint16), (1, np.uint8))
+
+
+class Window(NamedTuple):
+    """Where a tensor lies in whole pages: bytes [start, stop) of the mapping, and the tensor's first byte in there."""
+
+    start: int
+    stop: int
+    first: int
+
+
+def window(offset: int, nbytes: int, page: int = mmap.PAGESIZE) -> Window:
+    """The pages that hold bytes [offset, offset + nbytes) of a page-aligned mapping."""
+    start = offset // page * page
+    stop = -(-(offset + nbytes) // page) * page
+    return Window(start, stop, offset - start)
+
+
+def word(block: type[blocks.BlockType]) -> np.dtype:
+    """The widest unsigned type, 4 bytes at most, that divides the block's bytes: MLX counts elements, not bytes."""
+    return next(np.dtype(dtype) for size, dtype in _WORDS if block.bytes % size == 0)
+
+
+class _Pages:
+    """Whole pages of a mapping as an array interface; the mapping lives as long as any array made from it.
+
+    The last page of a file may pass its end: such bytes are mapped and read as zero.
+    """
+
+    def __init__(self, mapping: np.ndarray, start: int, nbytes: int) -> None:
+        self.mapping = mapping
+        self.__array_interface__ = {
+            "version": 3,
+            "data": (mapping.ctypes.data + start, True),
+            "shape": (nbytes,),
+            "typestr": "|u1",
+        }
+
+
+class QTensor:
+    """A tensor of block-quantized rows.
+
+    block: how the bytes decode
+    shape: (..., rows, k); k is a multiple of the block; a vector is (k,)
+    buffer: (bytes,) uint8, the mapped file
+    offset: the tensor's first byte in it
+    Raises ValueError if the bytes do not lie in the buffer or k does not fit the block.
+    """
+
+    def __init__(
+        self, block: type[blocks.Block], shape: tuple[int, ...], buffer: np.ndarray, offset: int = 0
+    ) -> None:
+        self.block, self.shape = block, tuple(shape)
+        self.buffer, self.offset = buffer, offset
+        self.row_bytes = block.row_bytes(self.shape[-1])
+        self.rows = int(np.prod(self.shape[:-1], dtype=np.int64))
+        self.nbytes = self.rows * self.row_bytes
+        if offset < 0 or offset + self.nbytes > buffer.size:
+            raise ValueError(
+                f"a {block.name} tensor of shape {self.shape} needs bytes {offset} to "
+                f"{offset + self.nbytes}, found a buffer of {buffer.size}"
+            )
+
+    def __repr__(self) -> str:
+        return f"QTensor({self.block.name}, {self.shape})"
+
+    @property
+    def data(self) -> np.ndarray:
+        """(..., rows, row bytes) uint8, a read-only view of the file."""
+        flat = self.buffer[self.offset : self.offset + self.nbytes]
+        return flat.reshape(*self.shape[:-1], self.row_bytes)
+
+    @cached_property
+    def array(self) -> mx.array:
+        """(..., rows, words) of `word(block)`: the mapped bytes themselves on Metal, a copy elsewhere."""
+        dtype = word(self.block)
+        shape = (*self.shape[:-1], self.row_bytes // dtype.itemsize)
+        if not mx.metal.is_available() or self.offset % dtype.itemsize:
+            return mx.array(np.ascontiguousarray(self.data).view(dtype).reshape(shape))
+        pages, first = self.pages()
+        words = mx.from_dlpack(pages.view(dtype), copy=False)
+        first //= dtype.itemsize
+        return words[first : first + self.nbytes // dtype.itemsize].reshape(shape)
+
+    def pages(self) -> tuple[np.ndarray, int]:
+        """The whole pages around the tensor, uint8, without a copy; and where the tensor starts in them."""
+        if self.buffer.ctypes.data % mmap.PAGESIZE:
+            raise ValueError(
+                f"{self}: its buffer does not start on a page of {mmap.PAGESIZE} bytes"
+            )
+        start, stop, first = window(self.offset, self.nbytes)
+        return np.asarray(_Pages(self.buffer, start, stop - start)), first
+
+    def tile(self, start: int, stop: int) -> mx.array:
+        """Rows [start, stop) of all rows, counted through the leading axes: (stop - start, row bytes) uint8."""
+        if mx.metal.is_available():
+            return self.array.reshape(self.rows, -1)[start:stop].view(mx.uint8)
+        return mx.array(self.data.reshape(self.rows, -1)[start:stop])
+
+    def take(self, ids: mx.array) -> mx.array:
+        """The rows of a matrix at ids: (...) integers -> (..., row bytes) uint8.
+
+        Raises ValueError for an id outside the rows (on Metal ids are not looked at, so that nothing waits for them).
+        """
+        if mx.metal.is_available():
+            return self.array[ids].view(mx.uint8)
+        index = np.asarray(ids)
+        if index.size and (index.min() < 0 or index.max() >= self.rows):
+            raise ValueError(
+                f"{self}: row ids lie between 0 and {self.rows - 1}, "
+                f"found {index.min()} to {index.max()}"
+            )
+        return mx.array(self.data[index])
