@@ -1,0 +1,69 @@
+"""Layers over quantized weights.
+
+Weights are QTensors, so they are no parameters of the module: they stay in the file.
+"""
+
+from __future__ import annotations
+
+import mlx.core as mx
+from mlx import nn
+
+from . import ops
+from .tensor import QTensor
+
+
+class QLinear(nn.Module):
+    """x: (..., k) -> (..., rows), with an optional bias (rows,)."""
+
+    def __init__(self, weight: QTensor, bias: mx.array | None = None) -> None:
+        super().__init__()
+        self.weight = weight
+        if bias is not None:
+            self.bias = bias
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return self.biased(ops.matmul(x, self.weight))
+
+    def biased(self, y: mx.array) -> mx.array:
+        """y: (..., rows) plus the bias, if there is one."""
+        return y + self.bias if "bias" in self else y
+
+
+class FusedLinear(nn.Module):
+    """Several linears that share their input, of mixed types, in one launch: x: (..., k) -> one (..., rows) each."""
+
+    def __init__(self, *parts: QLinear) -> None:
+        super().__init__()
+        self.parts = list(parts)
+
+    def __call__(self, x: mx.array) -> list[mx.array]:
+        products = ops.matmuls(x, [part.weight for part in self.parts])
+        return [part.biased(y) for part, y in zip(self.parts, products, strict=True)]
+
+
+class QEmbedding(nn.Module):
+    """ids: (...) -> (..., k) float32. `as_linear` is the tied output head."""
+
+    def __init__(self, weight: QTensor) -> None:
+        super().__init__()
+        self.weight = weight
+
+    def __call__(self, ids: mx.array) -> mx.array:
+        return ops.rows(self.weight, ids)
+
+    def as_linear(self, x: mx.array) -> mx.array:
+        """x: (..., k) -> (..., rows)"""
+        return ops.matmul(x, self.weight)
+
+
+class GatedMLP(nn.Module):
+    """down(act(gate(x)) * up(x)): x: (..., k) -> (..., k). Gate and up have no bias."""
+
+    def __init__(
+        self, gate: QTensor, up: QTensor, down: QLinear, act: ops.Activation = "silu"
+    ) -> None:
+        super().__init__()
+        self.gate, self.up, self.down_proj, self.act = gate, up, down, act
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return self.down_proj(ops.gate_up(x, self.gate, self.up, self.act))

@@ -1,0 +1,105 @@
+"""The operations that models are made of, and which backend runs them.
+
+Everything above speaks only these; every backend is a module with functions of the same names, and
+the reference backend defines what they mean. Shapes: b batch, l new positions, s all positions held,
+h query heads, g key-value heads, d head size.
+"""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+from typing import Literal
+
+import mlx.core as mx
+
+from .tensor import QTensor
+
+Activation = Literal["silu", "gelu"]
+BACKENDS = ("reference",)
+_active: ModuleType | None = None
+
+
+def use_backend(name: str) -> None:
+    """Run all operations from now on by the backend called `name`. Raises ValueError for an unknown one."""
+    global _active
+    if name not in BACKENDS:
+        raise ValueError(f"no backend is called {name!r}; there is: {', '.join(BACKENDS)}")
+    _active = importlib.import_module(f".backends.{name}", __package__)
+
+
+def backend_name() -> str:
+    """The backend in use."""
+    return _backend().__name__.rpartition(".")[2]
+
+
+def _backend() -> ModuleType:
+    if _active is None:
+        use_backend(BACKENDS[0])
+    assert _active is not None
+    return _active
+
+
+def matmul(x: mx.array, w: QTensor) -> mx.array:
+    """x: (..., k), w: (rows, k) -> x wᵀ: (..., rows)"""
+    return _backend().matmul(x, w)
+
+
+def matmuls(x: mx.array, ws: list[QTensor]) -> list[mx.array]:
+    """Several weights that share x and may differ in type: x: (..., k), each w: (rows, k) -> each (..., rows)"""
+    return _backend().matmuls(x, ws)
+
+
+def gate_up(x: mx.array, gate: QTensor, up: QTensor, act: Activation) -> mx.array:
+    """act(x gateᵀ) * (x upᵀ): x: (..., k), gate and up: (rows, k) -> (..., rows). "gelu" is the tanh form."""
+    return _backend().gate_up(x, gate, up, act)
+
+
+def rows(w: QTensor, ids: mx.array) -> mx.array:
+    """Embedding rows: w: (rows, k), ids: (...) integers -> (..., k) float32"""
+    return _backend().rows(w, ids)
+
+
+def dequantize(w: QTensor) -> mx.array:
+    """The whole tensor: (..., rows, k) float32. For norms and biases; large weights are never expanded."""
+    return _backend().dequantize(w)
+
+
+def attend(
+    q: mx.array, k: mx.array, v: mx.array, *, scale: float, window: int | None = None
+) -> mx.array:
+    """Causal attention of the last l of s positions, grouped-query.
+
+    q: (b, h, l, d), k: (b, g, s, d), v: (b, g, s, dv) -> (b, h, l, dv)
+    scale: multiplies q kᵀ
+    window: a position sees itself and the window - 1 before it; None: all before it
+    """
+    return _backend().attend(q, k, v, scale=scale, window=window)
+
+
+def norm_rope(
+    x: mx.array,
+    frequencies: mx.array,
+    *,
+    offset: int | mx.array,
+    interleaved: bool,
+    magnitude: float = 1.0,
+    norm: tuple[mx.array, float] | None = None,
+) -> mx.array:
+    """RMS norm of each head, where there is one, then rotary position embedding.
+
+    x: (b, l, h, d) -> (b, h, l, d)
+    frequencies: (n,) radians a position; the first 2 n values of a head are rotated, the rest stay
+    offset: the position of the first of l, one for all or (b,) one a sequence
+    interleaved: pairs are (2 i, 2 i + 1), else (i, i + n)
+    magnitude: multiplies the rotated values (YaRN)
+    norm: weight (d,) and epsilon
+    """
+    return _backend().norm_rope(
+        x,
+        frequencies,
+        offset=offset,
+        interleaved=interleaved,
+        magnitude=magnitude,
+        norm=norm,
+    )

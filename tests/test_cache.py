@@ -1,0 +1,176 @@
+"""Caches: chunks, windows, trims and files give what one pass over everything gives."""
+
+import itertools
+import json
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from mlx_ferrum import cache, ops
+from mlx_ferrum.cache import STEP, KVCache, WindowCache
+
+HEADS, GROUPS, SIZE = 4, 2, 8
+
+
+class Owner:
+    """Stands for a model of one full and one sliding layer."""
+
+    fingerprint = "a model"
+
+    def make_cache(self):
+        return [KVCache(), WindowCache(5)]
+
+
+def random_qkv(length: int, seed: int) -> tuple[mx.array, mx.array, mx.array]:
+    rng = np.random.default_rng(seed)
+    sizes = (HEADS, GROUPS, GROUPS)
+    return tuple(mx.array(rng.normal(size=(1, n, length, SIZE)).astype(np.float32)) for n in sizes)
+
+
+def run(held, qkv, cuts) -> np.ndarray:
+    """Feed positions to a cache in chunks that end at `cuts`."""
+    out = []
+    for start, stop in itertools.pairwise(cuts):
+        q, k, v = (a[:, :, start:stop] for a in qkv)
+        out.append(np.asarray(held.attend(q, k, v, scale=0.4)))
+    return np.concatenate(out, axis=2)
+
+
+def whole(qkv, window=None) -> np.ndarray:
+    return np.asarray(ops.attend(*qkv, scale=0.4, window=window))
+
+
+CUTS = [[0, 40], [0, 1, 2, 3, 40], [0, *range(17, 41)], [0, 30, 31, 40]]
+
+
+@pytest.mark.parametrize("cuts", CUTS, ids=str)
+def test_chunks_equal_one_pass(cuts):
+    qkv = random_qkv(40, seed=1)
+    assert np.allclose(run(KVCache(), qkv, cuts), whole(qkv), atol=1e-6)
+
+
+@pytest.mark.parametrize("window", [1, 2, 5, 64])
+@pytest.mark.parametrize("cuts", CUTS, ids=str)
+def test_window_chunks_equal_one_pass(cuts, window):
+    qkv = random_qkv(40, seed=2)
+    assert np.allclose(run(WindowCache(window), qkv, cuts), whole(qkv, window), atol=1e-6)
+
+
+def test_window_storage_stays_bounded():
+    length, window = 3 * STEP, 10
+    held = WindowCache(window)
+    qkv = random_qkv(length, seed=3)
+    found = run(held, qkv, list(range(length + 1)))
+    assert np.allclose(found, whole(qkv, window), atol=1e-6)
+    assert held.keys.shape[2] <= window + 2 * STEP
+    assert held.offset == length
+
+
+def test_storage_grows_past_a_step():
+    qkv = random_qkv(2 * STEP + 3, seed=4)
+    held = KVCache()
+    cuts = [0, STEP - 1, STEP, STEP + 1, 2 * STEP + 3]
+    assert np.allclose(run(held, qkv, cuts), whole(qkv), atol=1e-6)
+    assert held.state[0].shape == (1, GROUPS, 2 * STEP + 3, SIZE)
+
+
+@pytest.mark.parametrize("make", [KVCache, lambda: WindowCache(6)], ids=["full", "window"])
+def test_trim_then_continue(make):
+    qkv, other = random_qkv(30, seed=5), random_qkv(30, seed=6)
+    held = make()
+    run(held, qkv, [0, 10, *range(11, 21)])
+    assert held.trim(4) and held.offset == 16
+    joined = tuple(
+        mx.concatenate([a[:, :, :16], b[:, :, 16:]], axis=2)
+        for a, b in zip(qkv, other, strict=True)
+    )
+    found = run(held, joined, [16, 30])
+    assert np.allclose(found, whole(joined, getattr(held, "window", None))[:, :, 16:], atol=1e-6)
+
+
+def test_what_cannot_be_trimmed_is_refused():
+    full, sliding = KVCache(), WindowCache(4)
+    qkv = random_qkv(2 * STEP, seed=7)
+    for held in (full, sliding):
+        run(held, qkv, list(range(0, 2 * STEP + 1, 8)))
+        assert not held.trim(2 * STEP + 1) and not held.trim(-1)
+        assert held.offset == 2 * STEP
+    assert full.trim(2 * STEP) and full.offset == 0
+    assert not sliding.trim(2 * STEP - 1), "the window before it is gone"
+    assert sliding.offset == 2 * STEP
+
+
+def filled(length: int = 20):
+    qkv = random_qkv(length + 5, seed=8)
+    caches = Owner().make_cache()
+    for held in caches:
+        run(held, qkv, [0, 7, length])
+    return caches, qkv
+
+
+@pytest.mark.parametrize("length", [20, 3, 1])
+def test_saved_caches_continue(length, tmp_path):
+    caches, qkv = filled(max(length, 8))
+    length = caches[0].offset
+    path = tmp_path / "saved.cache"
+    cache.save(path, caches, Owner(), list(range(length)))
+    assert [p.name for p in tmp_path.iterdir()] == ["saved.cache"]
+    loaded, tokens = cache.load(path, Owner())
+    assert tokens == list(range(length))
+    for held, fresh, window in zip(caches, loaded, (None, 5), strict=True):
+        assert fresh.offset == held.offset
+        found = run(fresh, qkv, [length, length + 5])
+        assert np.allclose(found, whole(qkv, window)[:, :, length : length + 5], atol=1e-6)
+
+
+def test_empty_caches_can_be_saved(tmp_path):
+    cache.save(tmp_path / "c", Owner().make_cache(), Owner(), [])
+    loaded, tokens = cache.load(tmp_path / "c", Owner())
+    assert tokens == [] and [held.offset for held in loaded] == [0, 0]
+
+
+def test_another_model_is_refused(tmp_path):
+    caches, _ = filled()
+    cache.save(tmp_path / "c", caches, Owner(), list(range(20)))
+    other = Owner()
+    other.fingerprint = "another"
+    with pytest.raises(
+        ValueError, match="not a cache of this model: model is 'a model', expected 'another'"
+    ):
+        cache.load(tmp_path / "c", other)
+
+
+def test_tokens_must_match(tmp_path):
+    caches, _ = filled()
+    with pytest.raises(ValueError, match="cache 0 holds 20 positions, expected 3"):
+        cache.save(tmp_path / "c", caches, Owner(), [1, 2, 3])
+    assert not list(tmp_path.iterdir())
+
+
+def test_bad_files_are_refused(tmp_path):
+    caches, _ = filled()
+    path = tmp_path / "c"
+    cache.save(path, caches, Owner(), list(range(20)))
+    good = path.read_bytes()
+    with pytest.raises(FileNotFoundError):
+        cache.load(tmp_path / "none", Owner())
+    rng = np.random.default_rng(9)
+    for cut in [0, 1, 8, 9, *rng.integers(10, len(good) - 1, 30).tolist()]:
+        path.write_bytes(good[:cut])
+        with pytest.raises(ValueError, match="c: "):
+            cache.load(path, Owner())
+
+
+@pytest.mark.parametrize("drop", ["tokens", "0.0", "1.1"])
+def test_missing_arrays_are_refused(drop, tmp_path):
+    caches, _ = filled()
+    arrays = {"tokens": mx.arange(20, dtype=mx.int32)}
+    arrays |= {f"{i}.{j}": a for i, held in enumerate(caches) for j, a in enumerate(held.state)}
+    del arrays[drop]
+    kinds = json.dumps(["KVCache", "WindowCache"])
+    metadata = {"format": cache.FORMAT, "model": "a model", "kinds": kinds}
+    path = tmp_path / "c.safetensors"
+    mx.save_safetensors(str(path), arrays, metadata)
+    with pytest.raises(ValueError, match=r"tokens is missing|expected keys and values of"):
+        cache.load(path, Owner())

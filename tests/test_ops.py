@@ -1,0 +1,150 @@
+"""The reference backend against NumPy in float64, written another way."""
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from mlx_ferrum import blocks, ops
+from mlx_ferrum.tensor import QTensor
+
+SHAPES = [(1, 1, 1), (3, 5, 2), (1, 257, 1), (2, 33, 3)]  # batch, rows, blocks a row
+
+
+def random_tensor(block: type[blocks.Block], *shape: int, seed: int) -> QTensor:
+    """Random bytes whose float fields are replaced by numbers of size 1 / k, so that sums stay tame."""
+    rng = np.random.default_rng(seed)
+    k = shape[-1]
+    n = int(np.prod(shape)) // block.weights
+    raw = rng.integers(0, 256, (n, block.bytes), dtype=np.uint8)
+    start = 0
+    sizes = {"u8": 1, "i8": 1, "u16": 2, "i16": 2, "f16": 2, "bf16": 2, "u32": 4, "f32": 4}
+    for dtype, count in block.fields.values():
+        stop = start + sizes[dtype] * count
+        if dtype in ("f16", "f32"):
+            values = rng.normal(size=(n, count)) / k
+            raw[:, start:stop] = values.astype(f"<{dtype[0]}{sizes[dtype]}").view(np.uint8)
+        elif dtype == "bf16":
+            raw[:, start:stop] = (rng.normal(size=(n, 1)) / k).astype("<f4").view(np.uint8)[:, 2:]
+        start = stop
+    if block is blocks.MXFP4:
+        raw[:, 0] = rng.integers(115, 120, n)
+    return QTensor(block, shape, raw.reshape(-1))
+
+
+def float64(w: QTensor) -> np.ndarray:
+    return np.asarray(w.block.dequantize(mx.array(w.data))).astype(np.float64)
+
+
+def assert_close(found: mx.array, wanted: np.ndarray, relative: float = 1e-5) -> None:
+    """Float32 sums of up to a few thousand terms: errors relative to the largest value stay below 1e-5."""
+    assert found.shape == wanted.shape
+    assert np.abs(np.asarray(found) - wanted).max() <= relative * max(np.abs(wanted).max(), 1e-6)
+
+
+@pytest.mark.parametrize("block", blocks.SUPPORTED, ids=lambda b: b.name)
+@pytest.mark.parametrize("batch, rows, n", SHAPES)
+def test_matmul(block, batch, rows, n):
+    w = random_tensor(block, rows, n * block.weights, seed=rows)
+    x = np.random.default_rng(n).normal(size=(batch, 2, n * block.weights)).astype(np.float32)
+    assert_close(ops.matmul(mx.array(x), w), x.astype(np.float64) @ float64(w).T)
+
+
+def test_matmul_in_several_tiles(monkeypatch):
+    monkeypatch.setattr("mlx_ferrum.backends.reference.TILE_WEIGHTS", 7 * 64)
+    w = random_tensor(blocks.Q4_1, 45, 64, seed=1)
+    x = np.random.default_rng(2).normal(size=(4, 64)).astype(np.float32)
+    assert_close(ops.matmul(mx.array(x), w), x.astype(np.float64) @ float64(w).T)
+
+
+def test_matmuls_of_mixed_types():
+    ws = [
+        random_tensor(b, 8 + i, 256, seed=i)
+        for i, b in enumerate((blocks.Q4_K, blocks.Q6_K, blocks.F16))
+    ]
+    x = np.random.default_rng(3).normal(size=(3, 256)).astype(np.float32)
+    for found, w in zip(ops.matmuls(mx.array(x), ws), ws, strict=True):
+        assert_close(found, x.astype(np.float64) @ float64(w).T)
+
+
+@pytest.mark.parametrize("act", ["silu", "gelu"])
+def test_gate_up(act):
+    gate, up = (random_tensor(b, 21, 256, seed=b.id) for b in (blocks.Q5_K, blocks.Q8_0))
+    x = np.random.default_rng(4).normal(size=(2, 3, 256)).astype(np.float32) * 5
+    g, u = x.astype(np.float64) @ float64(gate).T, x.astype(np.float64) @ float64(up).T
+    if act == "silu":
+        activated = g / (1 + np.exp(-g))
+    else:
+        activated = 0.5 * g * (1 + np.tanh(np.sqrt(2 / np.pi) * (g + 0.044715 * g**3)))
+    assert_close(ops.gate_up(mx.array(x), gate, up, act), activated * u)
+
+
+def test_rows_and_dequantize():
+    w = random_tensor(blocks.Q8_0, 40, 96, seed=9)
+    ids = np.array([[0, 39, 7], [7, 7, 1]])
+    assert np.array_equal(np.asarray(ops.rows(w, mx.array(ids))), float64(w)[ids])
+    assert np.array_equal(np.asarray(ops.dequantize(w)), float64(w))
+
+
+def test_a_wrong_width_is_refused():
+    w = random_tensor(blocks.Q8_0, 4, 64, seed=9)
+    with pytest.raises(
+        ValueError, match=r"x of shape \(2, 32\) does not fit QTensor\(Q8_0, \(4, 64\)\)"
+    ):
+        ops.matmul(mx.zeros((2, 32)), w)
+
+
+@pytest.mark.parametrize("window", [None, 1, 4])
+@pytest.mark.parametrize(
+    "heads, groups, length, held", [(1, 1, 1, 1), (6, 2, 5, 5), (4, 4, 3, 11), (3, 1, 1, 9)]
+)
+def test_attend(heads, groups, length, held, window):
+    rng = np.random.default_rng(held)
+    q = rng.normal(size=(2, heads, length, 8)).astype(np.float32)
+    k = rng.normal(size=(2, groups, held, 8)).astype(np.float32)
+    v = rng.normal(size=(2, groups, held, 6)).astype(np.float32)
+    wanted = np.zeros((2, heads, length, 6))
+    for b, h, i in np.ndindex(2, heads, length):
+        at = held - length + i
+        first = 0 if window is None else max(0, at - window + 1)
+        group = h // (heads // groups)
+        scores = k[b, group, first : at + 1].astype(np.float64) @ q[b, h, i] * 0.3
+        weights = np.exp(scores - scores.max())
+        wanted[b, h, i] = weights / weights.sum() @ v[b, group, first : at + 1]
+    found = ops.attend(mx.array(q), mx.array(k), mx.array(v), scale=0.3, window=window)
+    assert_close(found, wanted)
+
+
+@pytest.mark.parametrize("interleaved", [True, False])
+@pytest.mark.parametrize("dims, normed", [(8, False), (8, True), (6, True)])
+@pytest.mark.parametrize("offset", [0, 1000, [3, 70]])
+def test_norm_rope(interleaved, dims, normed, offset):
+    rng = np.random.default_rng(dims)
+    x = rng.normal(size=(2, 5, 3, 8)).astype(np.float32)
+    weight, eps = rng.normal(size=8).astype(np.float32), 1e-5
+    frequencies = (100.0 ** -np.linspace(0, 1, dims // 2)).astype(np.float32)
+    wanted = x.astype(np.float64)
+    if normed:
+        wanted /= np.sqrt((wanted**2).mean(-1, keepdims=True) + eps)
+        wanted *= weight
+    pairs = [(2 * i, 2 * i + 1) if interleaved else (i, i + dims // 2) for i in range(dims // 2)]
+    for b, p in np.ndindex(2, 5):
+        at = p + (offset[b] if isinstance(offset, list) else offset)
+        for f, (i, j) in zip(frequencies.astype(np.float64), pairs, strict=True):
+            turned = (wanted[b, p, :, i] + 1j * wanted[b, p, :, j]) * np.exp(1j * at * f) * 1.3
+            wanted[b, p, :, i], wanted[b, p, :, j] = turned.real, turned.imag
+    found = ops.norm_rope(
+        mx.array(x),
+        mx.array(frequencies),
+        offset=mx.array(offset) if isinstance(offset, list) else offset,
+        interleaved=interleaved,
+        magnitude=1.3,
+        norm=(mx.array(weight), eps) if normed else None,
+    )
+    # float32 angles of up to 1,000 radians are exact to about 6e-5
+    assert_close(found, wanted.swapaxes(1, 2), relative=2e-4)
+
+
+def test_unknown_backends_are_refused():
+    with pytest.raises(ValueError, match="no backend is called 'abacus'; there is: reference"):
+        ops.use_backend("abacus")
+    assert ops.backend_name() == "reference"
