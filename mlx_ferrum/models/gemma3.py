@@ -1,0 +1,132 @@
+"""Gemma 3, text: four norms a layer, scaled embeddings, and sliding-window layers between full ones.
+
+Sliding layers have a rotary base of their own. Converted files hold norm weights as 1 + w, so the
+norms are plain RMS norms.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+from mlx import nn
+
+from ..cache import Cache, KVCache, WindowCache
+from ..nn import QEmbedding
+from ..rope import Rope, RopeArgs
+from . import llama
+from .base import MLP, BaseArgs, LanguageModel, Metadata, Weights
+
+FULL_EVERY = (
+    6  # the last of every six layers sees everything, where the file does not say otherwise
+)
+LAYERS_OF_27B = 62
+
+
+@dataclass(frozen=True)
+class ModelArgs(BaseArgs):
+    """windows: the positions that each layer sees, None for all; rope_local: of layers with a window."""
+
+    windows: tuple[int | None, ...]
+    rope_local: RopeArgs
+    final_softcap: float
+
+    @classmethod
+    def fields(cls, m: Metadata) -> dict[str, Any]:
+        fields = super().fields(m)
+        local_base = m.positive("rope.freq_base_swa", 10000.0)
+        plain = replace(fields["rope"], base=local_base, scaling="none", factor=1.0)
+        return fields | {
+            "windows": windows(m, fields["num_layers"]),
+            "rope_local": plain,
+            "final_softcap": m.get("final_logit_softcapping", float, 0.0),
+        }
+
+    @property
+    def scale(self) -> float:
+        """1 / sqrt(head size); the 27B model uses hidden size over heads instead."""
+        if self.num_layers == LAYERS_OF_27B:
+            return (self.hidden_size / self.num_heads) ** -0.5
+        return super().scale
+
+
+def windows(m: Metadata, layers: int) -> tuple[int | None, ...]:
+    """The window of each layer; the pattern is a period, or one flag a layer that says whether it slides."""
+    if "attention.sliding_window" not in m:
+        return (None,) * layers
+    size, name = m.size("attention.sliding_window"), "attention.sliding_window_pattern"
+    if isinstance(m.raw(name), np.ndarray):
+        slides = m.get(name, np.ndarray).astype(bool).tolist()
+    else:
+        period = m.size(name, FULL_EVERY)
+        slides = [(i + 1) % period != 0 for i in range(layers)]
+    if len(slides) != layers:
+        raise ValueError(f"{m.architecture}.{name}: expected {layers} flags, found {len(slides)}")
+    return tuple(size if slide else None for slide in slides)
+
+
+class Attention(llama.Attention):
+    """As Llama's, with head norms and half-split rotary pairs."""
+
+    interleaved = False
+    head_norms = True
+
+
+class DecoderLayer(nn.Module):
+    """x: (b, l, hidden) -> (b, l, hidden); norms before and after both attention and MLP."""
+
+    def __init__(self, args: ModelArgs, w: Weights, rope: Rope) -> None:
+        super().__init__()
+        size, eps = args.hidden_size, args.norm_eps
+        self.input_layernorm = w.norm("attn_norm", size, eps)
+        self.self_attn = Attention(args, w, rope)
+        self.post_attention_layernorm = w.norm("post_attention_norm", size, eps)
+        self.pre_feedforward_layernorm = w.norm("ffn_norm", size, eps)
+        self.mlp = MLP(args, w, act="gelu")
+        self.post_feedforward_layernorm = w.norm("post_ffw_norm", size, eps)
+
+    def __call__(self, x: mx.array, cache: Cache) -> mx.array:
+        attended = self.self_attn(self.input_layernorm(x), cache)
+        x = x + self.post_attention_layernorm(attended)
+        return x + self.post_feedforward_layernorm(self.mlp(self.pre_feedforward_layernorm(x)))
+
+
+class Gemma3Model(nn.Module):
+    """tokens: (b, l) -> (b, l, hidden), normed for the head."""
+
+    def __init__(self, args: ModelArgs, w: Weights) -> None:
+        super().__init__()
+        self.args = args
+        full = args.rope.rope(w.rope_factors(args.rope.dims // 2))
+        local = args.rope_local.rope()
+        self.embed_tokens = QEmbedding(w.tensor("token_embd.weight", None, args.hidden_size))
+        self.layers = [
+            DecoderLayer(args, w.layer(i), local if window else full)
+            for i, window in enumerate(args.windows)
+        ]
+        self.norm = w.norm("output_norm", args.hidden_size, args.norm_eps)
+
+    def __call__(self, tokens: mx.array, cache: list[Cache]) -> mx.array:
+        x = self.embed_tokens(tokens) * self.args.hidden_size**0.5
+        for layer, layer_cache in zip(self.layers, cache, strict=True):
+            x = layer(x, layer_cache)
+        return self.norm(x)
+
+
+class Model(LanguageModel):
+    """tokens: (b, l) -> logits (b, l, vocabulary) float32"""
+
+    args: ModelArgs
+
+    def __init__(self, args: ModelArgs, w: Weights) -> None:
+        super().__init__(args, w)
+        self.body = Gemma3Model(args, w)
+
+    def finish(self, logits: mx.array) -> mx.array:
+        cap = self.args.final_softcap
+        return mx.tanh(logits / cap) * cap if cap else logits
+
+    def make_cache(self) -> list[Cache]:
+        return [WindowCache(window) if window else KVCache() for window in self.args.windows]

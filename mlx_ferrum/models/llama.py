@@ -1,0 +1,107 @@
+"""Llama, and what is built like it (SmolLM, Mistral, TinyLlama, Yi …): GGUF calls all of them `llama`.
+
+Query and key rows are permuted in converted files, so rotary pairs are interleaved.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import mlx.core as mx
+from mlx import nn
+
+from .. import ops
+from ..cache import Cache
+from ..nn import FusedLinear, QEmbedding
+from ..profile import stage
+from ..rope import Rope
+from .base import MLP, BaseArgs, LanguageModel, Weights, heads
+
+
+class ModelArgs(BaseArgs):
+    """Nothing beyond the common sizes."""
+
+
+class Attention(nn.Module):
+    """x: (b, l, hidden) -> (b, l, hidden)"""
+
+    interleaved: ClassVar[bool] = True
+    head_norms: ClassVar[bool] = False
+
+    def __init__(self, args: BaseArgs, w: Weights, rope: Rope) -> None:
+        super().__init__()
+        self.args, self._rope = args, rope
+        d, hidden = args.head_dim, args.hidden_size
+        self.qkv_proj = FusedLinear(
+            w.linear("attn_q", args.num_heads * d, hidden),
+            w.linear("attn_k", args.num_kv_heads * d, hidden),
+            w.linear("attn_v", args.num_kv_heads * args.value_dim, hidden),
+        )
+        self.o_proj = w.linear("attn_output", hidden, args.num_heads * args.value_dim)
+        if self.head_norms:
+            self.q_norm = w.norm("attn_q_norm", d, args.norm_eps)
+            self.k_norm = w.norm("attn_k_norm", d, args.norm_eps)
+
+    @stage("attention")
+    def __call__(self, x: mx.array, cache: Cache) -> mx.array:
+        q, k, v = self.qkv_proj(x)
+        q = self._rotate(heads(q, self.args.num_heads), "q_norm", cache.offset)
+        k = self._rotate(heads(k, self.args.num_kv_heads), "k_norm", cache.offset)
+        v = heads(v, self.args.num_kv_heads).swapaxes(1, 2)
+        out = cache.attend(q, k, v, scale=self.args.scale)  # (b, h, l, dv)
+        return self.o_proj(out.swapaxes(1, 2).reshape(*x.shape[:2], -1))
+
+    def _rotate(self, x: mx.array, norm: str, offset: int) -> mx.array:
+        """x: (b, l, h, d) -> (b, h, l, d)"""
+        return ops.norm_rope(
+            x,
+            self._rope.frequencies,
+            offset=offset,
+            interleaved=self.interleaved,
+            magnitude=self._rope.magnitude,
+            norm=(self[norm].weight, self.args.norm_eps) if norm in self else None,
+        )
+
+
+class DecoderLayer(nn.Module):
+    """x: (b, l, hidden) -> (b, l, hidden)"""
+
+    attention: ClassVar[type[Attention]] = Attention
+
+    def __init__(self, args: BaseArgs, w: Weights, rope: Rope) -> None:
+        super().__init__()
+        self.input_layernorm = w.norm("attn_norm", args.hidden_size, args.norm_eps)
+        self.self_attn = self.attention(args, w, rope)
+        self.post_attention_layernorm = w.norm("ffn_norm", args.hidden_size, args.norm_eps)
+        self.mlp = MLP(args, w)
+
+    def __call__(self, x: mx.array, cache: Cache) -> mx.array:
+        x = x + self.self_attn(self.input_layernorm(x), cache)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class LlamaModel(nn.Module):
+    """tokens: (b, l) -> (b, l, hidden), normed for the head."""
+
+    def __init__(self, args: BaseArgs, w: Weights, layer: type[DecoderLayer]) -> None:
+        super().__init__()
+        rope = args.rope.rope(w.rope_factors(args.rope.dims // 2))
+        self.embed_tokens = QEmbedding(w.tensor("token_embd.weight", None, args.hidden_size))
+        self.layers = [layer(args, w.layer(i), rope) for i in range(args.num_layers)]
+        self.norm = w.norm("output_norm", args.hidden_size, args.norm_eps)
+
+    def __call__(self, tokens: mx.array, cache: list[Cache]) -> mx.array:
+        x = self.embed_tokens(tokens)
+        for layer, layer_cache in zip(self.layers, cache, strict=True):
+            x = layer(x, layer_cache)
+        return self.norm(x)
+
+
+class Model(LanguageModel):
+    """tokens: (b, l) -> logits (b, l, vocabulary) float32"""
+
+    layer: ClassVar[type[DecoderLayer]] = DecoderLayer
+
+    def __init__(self, args: BaseArgs, w: Weights) -> None:
+        super().__init__(args, w)
+        self.body = LlamaModel(args, w, self.layer)
