@@ -58,6 +58,7 @@ BAD_METADATA = [
     ("llama.block_count", "three", "block_count: expected int, found str"),
     ("llama.block_count", 5, "tensor 'blk.3.attn_norm.weight' is missing"),
     ("llama.block_count", 2, "tensors that this architecture does not know: blk.2"),
+    ("tokenizer.ggml.tokens", ["a"] * 299, r"expected shape \(299, 256\), found \(300, 256\)"),
     ("llama.embedding_length", 128, r"'output.weight': expected shape \(300, 128\), found"),
     ("llama.attention.head_count", 3, "3 heads are not a multiple of 2"),
     ("llama.attention.head_count", True, "head_count: expected int, found bool"),

@@ -16,7 +16,7 @@ from mlx import nn
 
 from .. import ops
 from ..cache import Cache, KVCache
-from ..nn import GatedMLP, QLinear
+from ..nn import GatedMLP, QEmbedding, QLinear
 from ..profile import stage
 from ..rope import RopeArgs
 from ..tensor import QTensor
@@ -72,6 +72,7 @@ class BaseArgs:
     """The sizes that every architecture has."""
 
     architecture: str
+    vocab_size: int
     num_layers: int
     hidden_size: int
     intermediate_size: int
@@ -107,6 +108,7 @@ class BaseArgs:
         head_dim = m.size("attention.key_length", max(1, hidden // heads))
         return {
             "architecture": m.architecture,
+            "vocab_size": vocab_size(m),
             "num_layers": m.size("block_count", most=MAX_LAYERS),
             "hidden_size": hidden,
             "intermediate_size": m.size("feed_forward_length"),
@@ -126,6 +128,12 @@ class BaseArgs:
         if m.get("expert_count", int, 0):
             raise NotImplementedError(f"{architecture} with experts is not supported")
         return cls(**cls.fields(m))
+
+
+def vocab_size(m: Metadata) -> int:
+    """As many as the tokenizer has; a file without one says the number."""
+    tokens = m.values.get("tokenizer.ggml.tokens")
+    return m.size("vocab_size") if tokens is None else len(tokens)
 
 
 def rope_args(m: Metadata, head_dim: int) -> RopeArgs:
@@ -163,22 +171,24 @@ class Weights:
     def __contains__(self, name: str) -> bool:
         return self.prefix + name in self.tensors
 
-    def tensor(self, name: str, *shape: int | None) -> QTensor:
-        """A tensor by name; None in shape allows any size. Raises ValueError if it is missing or shaped otherwise."""
+    def tensor(self, name: str, *shape: int) -> QTensor:
+        """A tensor by name. Raises ValueError if it is missing or shaped otherwise."""
         full = self.prefix + name
         if full not in self.tensors:
             raise ValueError(f"tensor {full!r} is missing")
         found = self.tensors[full]
-        fits = len(found.shape) == len(shape)
-        if not fits or any(b not in (None, a) for a, b in zip(found.shape, shape, strict=True)):
-            wanted = tuple("any" if size is None else size for size in shape)
-            raise ValueError(f"tensor {full!r}: expected shape {wanted}, found {found.shape}")
+        if found.shape != shape:
+            raise ValueError(f"tensor {full!r}: expected shape {shape}, found {found.shape}")
         self.left.discard(full)
         return found
 
     def vector(self, name: str, size: int) -> mx.array:
         """A small tensor, (size,) float32."""
         return ops.dequantize(self.tensor(name, size))
+
+    def embedding(self, name: str, rows: int, k: int) -> QEmbedding:
+        """`NAME.weight` (rows, k) as a table of rows."""
+        return QEmbedding(self.tensor(f"{name}.weight", rows, k))
 
     def linear(self, name: str, rows: int, k: int) -> QLinear:
         """`NAME.weight` (rows, k), with `NAME.bias` where the file has one."""
@@ -234,12 +244,8 @@ class LanguageModel(nn.Module):
         self.args = args
         self.output = None
         if "output.weight" in w:
-            self.output = QLinear(w.tensor("output.weight", self.vocab_size(w), args.hidden_size))
-
-    @staticmethod
-    def vocab_size(w: Weights) -> int:
-        """Rows of the embedding."""
-        return w.tensor("token_embd.weight", None, None).shape[0]
+            shape = (args.vocab_size, args.hidden_size)
+            self.output = QLinear(w.tensor("output.weight", *shape))
 
     def __call__(self, tokens: mx.array, cache: list[Cache] | None = None) -> mx.array:
         """tokens: (b, l) integers -> logits (b, l, vocabulary) float32; cache: from `make_cache`, updated in place."""

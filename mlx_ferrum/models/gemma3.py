@@ -14,7 +14,6 @@ import numpy as np
 from mlx import nn
 
 from ..cache import Cache, KVCache, WindowCache
-from ..nn import QEmbedding
 from ..rope import Rope, RopeArgs
 from . import llama
 from .base import MLP, BaseArgs, LanguageModel, Metadata, Weights
@@ -101,7 +100,7 @@ class Gemma3Model(nn.Module):
         self.args = args
         full = args.rope.rope(w.rope_factors(args.rope.dims // 2))
         local = args.rope_local.rope()
-        self.embed_tokens = QEmbedding(w.tensor("token_embd.weight", None, args.hidden_size))
+        self.embed_tokens = w.embedding("token_embd", args.vocab_size, args.hidden_size)
         self.layers = [
             DecoderLayer(args, w.layer(i), local if window else full)
             for i, window in enumerate(args.windows)

@@ -12,7 +12,7 @@ from mlx import nn
 
 from .. import ops
 from ..cache import Cache
-from ..nn import FusedLinear, QEmbedding
+from ..nn import FusedLinear
 from ..profile import stage
 from ..rope import Rope
 from .base import MLP, BaseArgs, LanguageModel, Weights, heads
@@ -86,7 +86,7 @@ class LlamaModel(nn.Module):
     def __init__(self, args: BaseArgs, w: Weights, layer: type[DecoderLayer]) -> None:
         super().__init__()
         rope = args.rope.rope(w.rope_factors(args.rope.dims // 2))
-        self.embed_tokens = QEmbedding(w.tensor("token_embd.weight", None, args.hidden_size))
+        self.embed_tokens = w.embedding("token_embd", args.vocab_size, args.hidden_size)
         self.layers = [layer(args, w.layer(i), rope) for i in range(args.num_layers)]
         self.norm = w.norm("output_norm", args.hidden_size, args.norm_eps)
 
