@@ -89,6 +89,8 @@ def test_unsupported_variants_are_refused(llama):
         NotImplementedError, match="'longrope' is not supported; known: none, linear"
     ):
         build(llama, **{"llama.rope.scaling.type": "longrope"})
+    with pytest.raises(NotImplementedError, match="yarn_log_multiplier is not supported"):
+        build(llama, **{"llama.rope.scaling.yarn_log_multiplier": 0.1})
 
 
 def test_missing_tensors_are_named(llama):

@@ -138,6 +138,9 @@ def vocab_size(m: Metadata) -> int:
 
 def rope_args(m: Metadata, head_dim: int) -> RopeArgs:
     """The rotary embedding as the metadata describes it; `rope.scale_linear` is the older word for a linear factor."""
+    for name, plain in (("yarn_log_multiplier", 0.0), ("yarn_ext_factor", 1.0)):
+        if m.get(f"rope.scaling.{name}", float, plain) not in (plain, -1.0):
+            raise NotImplementedError(f"{m.architecture}.rope.scaling.{name} is not supported")
     scaling = m.get("rope.scaling.type", str, "none")
     factor = m.positive("rope.scaling.factor", m.positive("rope.scale_linear", 1.0))
     if scaling == "none" and "rope.scaling.type" not in m and factor != 1.0:

@@ -1,0 +1,238 @@
+"""Small GGUF files with random weights, one per feature of an architecture.
+
+`write` is deterministic: the same arguments give the same tensors on every platform, because weights are
+drawn with integer and exact float arithmetic only. Weights of a matrix have a standard deviation of about
+1 / sqrt(k), so that activations neither vanish nor explode.
+
+The vocabulary is byte-level BPE (`gpt2`) with a few merges; it means nothing, but it lets llama.cpp load
+the files too. Nothing here knows what a model computes.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import random_blocks
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Dimensions of a model; `hidden`, `ffn` and `heads * head_dim` are rows of blocks of up to 256."""
+
+    hidden: int = 256
+    ffn: int = 512
+    layers: int = 3
+    heads: int = 4
+    kv_heads: int = 2
+    head_dim: int = 64
+    vocab: int = 300
+    context: int = 128
+
+
+QKV_BIASES = ("attn_q", "attn_k", "attn_v")
+GEMMA_WINDOW = {
+    "attention.sliding_window": 8,
+    "attention.sliding_window_pattern": 3,
+    "rope.freq_base": 50000.0,
+}
+YARN = {
+    "rope.scaling.type": "yarn",
+    "rope.scaling.factor": 4.0,
+    "rope.scaling.original_context_length": 32,
+}
+LINEAR = {"rope.scaling.type": "linear", "rope.scaling.factor": 4.0}
+
+# Keyword arguments of `write`, by what the file is there to show.
+CASES: dict[str, dict[str, Any]] = {
+    "llama": {"arch": "llama"},
+    "llama-tied-rope_freqs": {
+        "arch": "llama",
+        "tied": True,
+        "vectors": {
+            "rope_freqs.weight": np.clip(np.arange(64, dtype=np.float32) / 4 - 2, 1, 8),
+        },
+        "sizes": Sizes(head_dim=128),
+    },
+    "llama-linear-biases": {
+        "arch": "llama",
+        "biases": (*QKV_BIASES, "attn_output"),
+        "metadata": LINEAR,
+    },
+    "llama-yarn-mha": {"arch": "llama", "metadata": YARN, "sizes": Sizes(kv_heads=4)},
+    "qwen2": {"arch": "qwen2", "biases": QKV_BIASES, "metadata": {"rope.freq_base": 1e6}},
+    "qwen2-tied-yarn": {
+        "arch": "qwen2",
+        "biases": QKV_BIASES,
+        "tied": True,
+        "metadata": {
+            **YARN,
+            "rope.scaling.attn_factor": 1.25,
+            "rope.scaling.yarn_beta_fast": 8.0,
+            "rope.scaling.yarn_beta_slow": 0.5,
+        },
+        "sizes": Sizes(kv_heads=1),
+    },
+    "qwen3": {"arch": "qwen3", "sizes": Sizes(head_dim=128)},
+    "qwen3-tied-linear": {"arch": "qwen3", "tied": True, "metadata": LINEAR},
+    "gemma3": {
+        "arch": "gemma3",
+        "tied": True,
+        "metadata": GEMMA_WINDOW,
+        "sizes": Sizes(layers=4, kv_heads=1, head_dim=128),
+    },
+    "gemma3-linear": {
+        "arch": "gemma3",
+        "tied": True,
+        "metadata": {
+            **GEMMA_WINDOW,
+            **LINEAR,
+            "attention.sliding_window_pattern": [True, False, True, False],
+            "rope.freq_base_swa": 2000.0,
+        },
+        "sizes": Sizes(layers=4),
+    },
+    "gemma3-no-window": {"arch": "gemma3", "tied": True},
+}
+
+
+def write_case(path: Path, name: str, seed: int) -> Path:
+    """Write the file of `CASES[name]` with this seed to `path`."""
+    return write(path, seed=seed, **CASES[name])
+
+
+def write(
+    path: Path,
+    arch: str,
+    seed: int,
+    *,
+    sizes: Sizes = Sizes(),
+    types: Sequence[str] = random_blocks.TYPES,
+    tied: bool = False,
+    biases: Sequence[str] = (),
+    metadata: Mapping[str, Any] | None = None,
+    vectors: Mapping[str, np.ndarray] | None = None,
+) -> Path:
+    """Write a random model of architecture `arch` to `path` and return `path`.
+
+    types: quant types, dealt in turn to the matrices, in an order drawn from the seed.
+    tied: no `output.weight`; the token embeddings serve as the head.
+    biases: per-layer matrices that get a bias (`attn_q` …).
+    metadata: further keys, without the architecture's prefix; they override the defaults.
+    vectors: further float32 tensors by their whole name.
+    """
+    rng = np.random.default_rng(seed)
+    writer = gguf.GGUFWriter(path, arch)
+    writer.add_name(f"random {arch} {seed}")
+    for key, value in {**_metadata(arch, sizes), **(metadata or {})}.items():
+        _add_value(writer, f"{arch}.{key}", value)
+    _add_vocabulary(writer, sizes.vocab)
+    deal = itertools.cycle(types[i] for i in rng.permutation(len(types)))
+    for name, shape in _shapes(arch, sizes, tied, biases).items():
+        if len(shape) == 2:
+            _add_matrix(writer, name, random_blocks.matrix(rng, next(deal), *shape))
+        else:
+            low, high = (-0.5, 0.5) if name.endswith(".bias") else (0.5, 2.0)
+            writer.add_tensor(name, rng.uniform(low, high, shape).astype(np.float32))
+    for name, vector in (vectors or {}).items():
+        writer.add_tensor(name, vector)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def _add_matrix(writer: gguf.GGUFWriter, name: str, matrix: random_blocks.Matrix) -> None:
+    qtype = gguf.GGMLQuantizationType[matrix.type]
+    unquantized = {"F32": np.float32, "F16": np.float16}.get(matrix.type)
+    data = matrix.data if unquantized is None else matrix.data.view(unquantized)
+    writer.add_tensor(name, data, raw_dtype=qtype)
+
+
+def _shapes(
+    arch: str, sizes: Sizes, tied: bool, biases: Sequence[str]
+) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of all tensors, in file order; a matrix is (rows, k)."""
+    hidden, head_dim = sizes.hidden, sizes.head_dim
+    q_rows, kv_rows = sizes.heads * head_dim, sizes.kv_heads * head_dim
+    layer: dict[str, tuple[int, ...]] = {
+        "attn_norm": (hidden,),
+        "attn_q": (q_rows, hidden),
+        "attn_k": (kv_rows, hidden),
+        "attn_v": (kv_rows, hidden),
+        "attn_output": (hidden, q_rows),
+        "ffn_norm": (hidden,),
+        "ffn_gate": (sizes.ffn, hidden),
+        "ffn_up": (sizes.ffn, hidden),
+        "ffn_down": (hidden, sizes.ffn),
+    }
+    if arch in ("qwen3", "gemma3"):
+        layer |= {"attn_q_norm": (head_dim,), "attn_k_norm": (head_dim,)}
+    if arch == "gemma3":
+        layer |= {"post_attention_norm": (hidden,), "post_ffw_norm": (hidden,)}
+    shapes: dict[str, tuple[int, ...]] = {"token_embd.weight": (sizes.vocab, hidden)}
+    for i in range(sizes.layers):
+        for name, shape in layer.items():
+            shapes[f"blk.{i}.{name}.weight"] = shape
+            if name in biases:
+                shapes[f"blk.{i}.{name}.bias"] = shape[:1]
+    shapes["output_norm.weight"] = (hidden,)
+    if not tied:
+        shapes["output.weight"] = (sizes.vocab, hidden)
+    return shapes
+
+
+def _metadata(arch: str, sizes: Sizes) -> dict[str, Any]:
+    metadata = {
+        "context_length": sizes.context,
+        "embedding_length": sizes.hidden,
+        "block_count": sizes.layers,
+        "feed_forward_length": sizes.ffn,
+        "attention.head_count": sizes.heads,
+        "attention.head_count_kv": sizes.kv_heads,
+        "attention.layer_norm_rms_epsilon": 1e-4,
+        "attention.key_length": sizes.head_dim,
+        "attention.value_length": sizes.head_dim,
+        "rope.freq_base": 10000.0,
+    }
+    if arch == "llama":
+        metadata |= {"vocab_size": sizes.vocab, "rope.dimension_count": sizes.head_dim}
+    return metadata
+
+
+def _add_value(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
+    if isinstance(value, bool):
+        writer.add_bool(key, value)
+    elif isinstance(value, int):
+        writer.add_uint32(key, value)
+    elif isinstance(value, float):
+        writer.add_float32(key, value)
+    elif isinstance(value, str):
+        writer.add_string(key, value)
+    else:
+        writer.add_array(key, value)
+
+
+def _add_vocabulary(writer: gguf.GGUFWriter, size: int) -> None:
+    """Byte-level BPE: 256 bytes, some merges of two, unused tokens if need be, one end-of-text token."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    rest = [byte for byte in range(256) if byte not in printable]
+    bytes_ = [chr(byte) for byte in printable] + [chr(256 + i) for i in range(len(rest))]
+    merges = [f"{a} {b}" for a in "\u0120etaoins" for b in "etaoinshr"][: size - len(bytes_) - 1]
+    tokens = bytes_ + [merge.replace(" ", "") for merge in merges]
+    unused = [f"<unused{i}>" for i in range(size - len(tokens) - 1)]
+    kinds = [gguf.TokenType.NORMAL] * len(tokens) + [gguf.TokenType.UNUSED] * len(unused)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list([*tokens, *unused, "<|endoftext|>"])
+    writer.add_token_types([*kinds, gguf.TokenType.CONTROL])
+    writer.add_token_merges(merges)
+    writer.add_bos_token_id(size - 1)
+    writer.add_eos_token_id(size - 1)
+    writer.add_add_bos_token(False)

@@ -1,0 +1,48 @@
+"""Logits against float32 transformers, on fresh random files and at every position of a text.
+
+Runs where torch and transformers are installed; test_logits.py holds the same ground without them.
+"""
+
+from __future__ import annotations
+
+import secrets
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+import random_models
+from divergence import MAX_KL, kl, log_softmax
+
+import mlx_ferrum
+
+pytest.importorskip("torch")
+pytest.importorskip("transformers")
+oracle: Any = pytest.importorskip("oracle")
+
+TEXT = "for i in range(3):\n    print(f'{i}²')  # naïve\n\nThe old lighthouse keeper smiled. 灯台は古い。"
+
+
+def worst_kl(path: Path, model: Any, tokens: list[int]) -> float:
+    """The largest KL(oracle || ours) over the positions of a text."""
+    expected = log_softmax(oracle.logits(oracle.load(path), tokens))
+    found = log_softmax(np.array(model(mx.array([tokens]))[0]))
+    return float(kl(expected, found).max())
+
+
+@pytest.mark.parametrize("name", random_models.CASES)
+def test_random_model(name: str, tmp_path: Path) -> None:
+    seed = secrets.randbelow(2**32)
+    path = random_models.write_case(tmp_path / "model.gguf", name, seed)
+    model, _ = mlx_ferrum.load(path)
+    tokens = np.random.default_rng(seed).integers(0, random_models.Sizes.vocab, 40).tolist()
+    worst = worst_kl(path, model, tokens)
+    assert worst < MAX_KL, f"KL {worst} on write_case(path, {name!r}, {seed})"
+
+
+@pytest.mark.parametrize("fixture", ["smollm2", "gemma3"])
+def test_real_model(fixture: str, request: pytest.FixtureRequest) -> None:
+    model, tokenizer = request.getfixturevalue(fixture)
+    path = request.getfixturevalue(f"{fixture}_path")
+    assert worst_kl(path, model, tokenizer.encode(TEXT)) < MAX_KL
