@@ -1,0 +1,20 @@
+"""Text generation: `generate_step` (tokens), `stream_generate` (text as it comes), `generate`.
+
+`python -m mlx_ferrum.generate` is the command line.
+"""
+
+from .command import main
+from .prompt import PromptCache, encode_prompt
+from .step import generate_step
+from .stream import GenerationResponse, figures, generate, stream_generate
+
+__all__ = [
+    "GenerationResponse",
+    "PromptCache",
+    "encode_prompt",
+    "figures",
+    "generate",
+    "generate_step",
+    "main",
+    "stream_generate",
+]

@@ -1,0 +1,294 @@
+"""The command line of text generation."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+import time
+from collections.abc import Iterable
+from contextlib import nullcontext
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from mlx_ferrum import cli
+from mlx_ferrum.profile import Profile
+from mlx_ferrum.tokenizer import Tokenizer
+
+from .prompt import PromptCache, encode_prompt
+from .step import Progress
+from .stream import GenerationResponse, figures, stream_generate
+
+EXAMPLES = """\
+examples:
+  %(prog)s --prompt "What is the capital of France?"
+  %(prog)s --prompt "Write a poem." --temp 0.8 --top-p 0.95 --seed 7
+  cat letter.txt | %(prog)s --system "Summarize in one sentence." --prompt - --quiet
+  %(prog)s --model gemma3-270m --raw --prompt "Once upon a time" --max-tokens 40
+  %(prog)s --prompt "Hi" --json --logprobs 3
+
+The text goes to stdout, everything else to stderr. Special tokens written in the prompt, such as
+<|im_end|>, are read as special tokens.
+"""
+
+
+class _Output:
+    """What is kept of the responses: not their log-probabilities, which may be a megabyte each."""
+
+    def __init__(self) -> None:
+        self.pieces: list[str] = []
+        self.tokens: list[int] = []
+        self.logprobs: list[dict[str, Any]] = []
+        self.last: GenerationResponse
+
+    def add(self, response: GenerationResponse, tokenizer: Tokenizer | None) -> None:
+        """Keep one response; its most likely tokens too if there is a `tokenizer` to spell them."""
+        self.pieces.append(response.text)
+        self.tokens.append(response.token)
+        self.last = response
+        if tokenizer is not None:
+            chosen = float(np.asarray(response.logprobs[response.token]))
+            top = [_logprob(tokenizer, *pair) for pair in response.top_logprobs]
+            self.logprobs.append({**_logprob(tokenizer, response.token, chosen), "top": top})
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    parser = _parser()
+    args = parser.parse_args(argv)
+    cli.check_sampling(parser, args)
+    if args.raw and args.system is not None:
+        parser.error("argument --system: needs the chat template, which --raw leaves out")
+    if args.logprobs and not args.json:
+        parser.error("argument --logprobs: is printed by --json only")
+    return cli.guarded(lambda: _run(args))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m mlx_ferrum.generate",
+        usage="%(prog)s --prompt TEXT [--model NAME] [options]",
+        description="Generate text with a GGUF model.",
+        epilog=EXAMPLES,
+        formatter_class=cli.HelpFormatter,
+    )
+    group = parser.add_argument_group("prompt")
+    group.add_argument(
+        "-p",
+        "--prompt",
+        required=True,
+        type=cli.utf8,
+        metavar="TEXT",
+        help="what to say to the model; '-' reads it from stdin",
+    )
+    group.add_argument("--system", type=cli.utf8, metavar="TEXT", help="the system message")
+    group.add_argument(
+        "--raw", action="store_true", help="continue the prompt as it is, without the chat template"
+    )
+    group.add_argument(
+        "--prompt-cache",
+        metavar="FILE",
+        help="a saved cache: what the prompt has in common with it is not processed again",
+    )
+    group.add_argument(
+        "--save-prompt-cache", metavar="FILE", help="save the cache of prompt and text at the end"
+    )
+    group.add_argument(
+        "--prefill-step-size",
+        type=cli.positive,
+        default=512,
+        metavar="N",
+        help="prompt tokens per pass; fewer need less memory (default: 512)",
+    )
+    cli.model_arguments(parser)
+    _length_arguments(parser)
+    cli.sampling_arguments(parser, temp=0.0)
+    _output_arguments(parser)
+    return parser
+
+
+def _length_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("length")
+    group.add_argument(
+        "-n",
+        "--max-tokens",
+        type=cli.token_count,
+        default=256,
+        metavar="N",
+        help="stop after N tokens; -1: when the context is full (default: 256)",
+    )
+    group.add_argument(
+        "--stop",
+        type=cli.stop_string,
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="stop before this text; repeatable",
+    )
+    group.add_argument("--ignore-eos", action="store_true", help="never choose an end token")
+
+
+def _output_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("output")
+    form = group.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="one JSON object with text and figures")
+    form.add_argument("-q", "--quiet", action="store_true", help="only the text, nothing on stderr")
+    group.add_argument(
+        "--logprobs",
+        type=int,
+        default=0,
+        metavar="N",
+        help="with --json: the N most likely tokens at each position",
+    )
+    group.add_argument(
+        "--profile", action="store_true", help="time per stage (slower: each stage is waited for)"
+    )
+
+
+def _run(args: argparse.Namespace) -> int:
+    start = time.perf_counter()
+    model, tokenizer = cli.load_model(args)
+    load_time = time.perf_counter() - start
+    ids = encode_prompt(tokenizer, _prompt_text(args, tokenizer))
+    held = PromptCache.load(args.prompt_cache, model) if args.prompt_cache else PromptCache(model)
+    rest = held.start(ids)
+    responses = stream_generate(
+        model,
+        tokenizer,
+        rest,
+        args.max_tokens,
+        sampler=cli.sampler(args, tokenizer),
+        logits_processors=cli.processors(args),
+        logit_bias=dict(args.logit_bias),
+        stop=args.stop,
+        ignore_eos=args.ignore_eos,
+        top_logprobs=args.logprobs,
+        cache=held.caches,
+        history=held.tokens,
+        prefill_step_size=args.prefill_step_size,
+        progress=_progress_bar(args, len(rest)),
+    )
+    profile = Profile() if args.profile else None
+    start = time.perf_counter()
+    with profile or nullcontext():
+        output = _collect(responses, tokenizer, args)
+    wall = time.perf_counter() - start
+    held.hold([*ids, *output.tokens])
+    if args.save_prompt_cache:
+        held.save(args.save_prompt_cache)
+    stages = _stages(profile, wall)
+    if args.json:
+        print(json.dumps(_report(output, args, len(ids), stages), ensure_ascii=False))
+    elif not args.quiet:
+        _print_figures(output.last, len(ids) - len(rest), load_time, stages)
+    return 0
+
+
+def _prompt_text(args: argparse.Namespace, tokenizer: Tokenizer) -> str:
+    """The prompt as the model should read it. Raises ValueError when the template is missing."""
+    text = args.prompt
+    if text == "-":
+        try:
+            text = sys.stdin.buffer.read().decode()
+        except UnicodeDecodeError as error:
+            raise ValueError(
+                f"stdin is not valid UTF-8: {error.reason} at byte {error.start}"
+            ) from None
+    if args.raw:
+        return str(text)
+    if not tokenizer.has_chat_template:
+        raise ValueError(
+            f"{args.model} has no chat template (it is probably a base model): "
+            "give --raw to continue the prompt as it is"
+        )
+    messages = [{"role": "user", "content": text}]
+    if args.system is not None:
+        messages.insert(0, {"role": "system", "content": args.system})
+    return tokenizer.apply_chat_template(messages)
+
+
+def _collect(
+    responses: Iterable[GenerationResponse], tokenizer: Tokenizer, args: argparse.Namespace
+) -> _Output:
+    """Run to the end; unless --json, print the text as it comes, and a newline whatever happens."""
+    output = _Output()
+    try:
+        for response in responses:
+            output.add(response, tokenizer if args.logprobs else None)
+            if not args.json:
+                print(response.text, end="", flush=True)
+    finally:
+        if output.tokens and not args.json:
+            print(flush=True)
+    return output
+
+
+def _progress_bar(args: argparse.Namespace, total: int) -> Progress | None:
+    """A bar on stderr for prompts of more than one pass."""
+    if args.json or args.quiet or total <= args.prefill_step_size:
+        return None
+    bar = tqdm(total=total, desc="prompt", unit="tok", leave=False, disable=None)
+
+    def update(done: int, total: int) -> None:
+        bar.update(done - bar.n)
+        if done == total:
+            bar.close()
+
+    return update
+
+
+def _stages(profile: Profile | None, wall: float) -> dict[str, float]:
+    """Seconds per stage, with what no stage accounts for as "other"; empty without a profile."""
+    if profile is None:
+        return {}
+    return {**profile.stages, "other": max(wall - sum(profile.stages.values()), 0.0)}
+
+
+def _print_figures(
+    last: GenerationResponse, cached: int, load_time: float, stages: dict[str, float]
+) -> None:
+    lines = [f"load: {load_time:.2f} s", *figures(last)]
+    if cached:
+        lines[1] += f" ({cached} more came from the cache)"
+    if last.finish_reason == "length":
+        lines[2] += ", stopped by the length"
+    total = sum(stages.values())
+    for name, seconds in sorted(stages.items(), key=lambda item: -item[1]):
+        lines.append(f"  {name:<12} {seconds:9.3f} s {100 * seconds / total:6.1f} %")
+    print(*lines, sep="\n", file=sys.stderr)
+
+
+def _report(
+    output: _Output, args: argparse.Namespace, prompt_tokens: int, stages: dict[str, float]
+) -> dict[str, Any]:
+    """What --json prints."""
+    last = output.last
+    report: dict[str, Any] = {
+        "model": args.model,
+        "text": "".join(output.pieces),
+        "tokens": output.tokens,
+        "finish_reason": last.finish_reason,
+        "prompt_tokens": prompt_tokens,
+        "cached_tokens": prompt_tokens - last.prompt_tokens,
+        "prompt_tps": round(last.prompt_tps, 3),
+        "generation_tokens": last.generation_tokens,
+        "generation_tps": round(last.generation_tps, 3),
+        "peak_memory_gb": round(last.peak_memory, 4),
+    }
+    if args.logprobs:
+        report["logprobs"] = output.logprobs
+    if stages:
+        report["stages_s"] = {name: round(seconds, 4) for name, seconds in stages.items()}
+    return report
+
+
+def _logprob(tokenizer: Tokenizer, token: int, value: float) -> dict[str, Any]:
+    # JSON has no -Infinity, which a banned token has.
+    return {
+        "token": token,
+        "text": tokenizer.decode([token]),
+        "logprob": value if math.isfinite(value) else None,
+    }

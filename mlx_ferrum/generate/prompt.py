@@ -1,0 +1,101 @@
+"""What goes in first: the prompt's token ids, and what of them the model has seen already."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import mlx.core as mx
+
+from mlx_ferrum import cache as cache_file
+from mlx_ferrum.cache import Cache
+from mlx_ferrum.models.base import LanguageModel
+from mlx_ferrum.tokenizer import Tokenizer
+
+from .step import token_ids
+
+
+def encode_prompt(tokenizer: Tokenizer, prompt: str | Sequence[int] | mx.array) -> list[int]:
+    """Token ids of a prompt; ids are passed through.
+
+    Text is encoded as mlx-lm and llama.cpp do it: special tokens written in it are parsed, so that
+    the output of `apply_chat_template` can be given as it is, and the beginning-of-text token is
+    added unless the text already starts with it. Whoever builds a prompt from text that must not
+    contain special tokens should call `tokenizer.encode` and give the ids.
+
+    Raises:
+        ValueError: the prompt has no tokens.
+    """
+    if isinstance(prompt, str):
+        ids = tokenizer.encode(prompt, add_special=True, parse_special=True)
+        if len(ids) > 1 and ids[0] == ids[1] == tokenizer.bos_token_id:
+            del ids[0]
+    else:
+        ids = token_ids(prompt)
+    if not ids:
+        raise ValueError("the prompt is empty (0 tokens), expected at least one")
+    return ids
+
+
+class PromptCache:
+    """The caches of one model together with the tokens they hold, so that a prompt can reuse them.
+
+    Use: `rest = held.start(ids)`, generate from `rest` with `cache=held.caches` and
+    `history=held.tokens`, then `held.hold(ids + generated)`.
+    """
+
+    def __init__(self, model: LanguageModel) -> None:
+        self.model = model
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self.caches: list[Cache] = self.model.make_cache()
+        self.tokens: list[int] = []
+
+    def start(self, prompt: Sequence[int]) -> list[int]:
+        """Go back to the tokens that `prompt` begins with; return those still to be processed.
+
+        At least the last one is processed again, for its logits. Caches that cannot go back that
+        far (sliding windows) are made anew.
+        """
+        shared = 0
+        for ours, theirs in zip(self.tokens, prompt[:-1], strict=False):
+            if ours != theirs:
+                break
+            shared += 1
+        if not self._trim(len(self.tokens) - shared):
+            self.reset()
+        self.tokens = self.tokens[:shared]
+        return list(prompt[len(self.tokens) :])
+
+    def hold(self, tokens: Sequence[int]) -> None:
+        """Note what the caches hold: the first of `tokens`, which are all that went in or came out.
+
+        After an interruption they may be one step ahead, or out of step with each other; then they
+        go back or are made anew.
+        """
+        offsets = {cache.offset for cache in self.caches}
+        ahead = max(offsets, default=0) - len(tokens)
+        if len(offsets) > 1 or not self._trim(max(ahead, 0)):
+            self.reset()
+            return
+        self.tokens = list(tokens[: offsets.pop()]) if offsets else []
+
+    def save(self, path: str | Path) -> None:
+        """Write caches and tokens to a file, atomically."""
+        cache_file.save(path, self.caches, self.model, self.tokens)
+
+    @classmethod
+    def load(cls, path: str | Path, model: LanguageModel) -> PromptCache:
+        """Read what `save` wrote.
+
+        Raises:
+            ValueError: the file is no prompt cache, or one of another model.
+        """
+        held = cls(model)
+        held.caches, held.tokens = cache_file.load(path, model)
+        return held
+
+    def _trim(self, count: int) -> bool:
+        return count == 0 or all(cache.trim(count) for cache in self.caches)

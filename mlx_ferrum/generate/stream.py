@@ -1,0 +1,210 @@
+"""From a prompt to text: `stream_generate` gives a response per token, `generate` the whole."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from mlx_ferrum.cache import Cache
+from mlx_ferrum.models.base import LanguageModel
+from mlx_ferrum.sample import Processor, bias
+from mlx_ferrum.tokenizer import Tokenizer
+
+from .prompt import encode_prompt
+from .step import generate_step, token_ids, token_limit
+from .stops import StopStrings
+
+
+@dataclass
+class GenerationResponse:
+    """One generated token and the figures so far.
+
+    Attributes:
+        text: the text that became certain with this token, often "".
+        token: its id.
+        logprobs: (vocab,) float32, after logit processors and before the sampler.
+        top_logprobs: (id, log-probability) of the most likely tokens, as many as were asked for.
+        finish_reason: "stop" (end token or stop string) or "length" (`max_tokens` or the context's
+            end) on the last response, None before.
+        prompt_tokens: tokens processed as the prompt, those already in the cache not counted.
+        prompt_tps: prompt tokens per second of wall time up to the first token.
+        generation_tokens: tokens so far, an end token included.
+        generation_tps: tokens after the first per second of wall time; 0 at the first.
+        peak_memory: the most memory MLX has had allocated in this process, in GB.
+    """
+
+    text: str
+    token: int
+    logprobs: mx.array
+    top_logprobs: list[tuple[int, float]]
+    finish_reason: str | None
+    prompt_tokens: int
+    prompt_tps: float
+    generation_tokens: int
+    generation_tps: float
+    peak_memory: float
+
+
+def stream_generate(
+    model: LanguageModel,
+    tokenizer: Tokenizer,
+    prompt: str | Sequence[int] | mx.array,
+    max_tokens: int = 256,
+    *,
+    logits_processors: Sequence[Processor] = (),
+    logit_bias: Mapping[int, float] | None = None,
+    stop: str | Sequence[str] = (),
+    ignore_eos: bool = False,
+    top_logprobs: int = 0,
+    cache: list[Cache] | None = None,
+    **options: Any,
+) -> Generator[GenerationResponse, None, None]:
+    """Generate text after `prompt`, token by token.
+
+    Args:
+        model: from `load`.
+        tokenizer: from `load`.
+        prompt: text, encoded as `encode_prompt` says, or token ids (n,). It continues what `cache`
+            holds.
+        max_tokens: at most so many tokens; -1 for as many as the context has room for.
+        logits_processors: see `mlx_ferrum.sample`; applied after `logit_bias`.
+        logit_bias: token id to what is added to its logit.
+        stop: the text ends before the first of these strings, which may span tokens.
+        ignore_eos: never choose an end token (its logit becomes -inf), so that only `stop` and
+            the length end the text.
+        top_logprobs: how many of the most likely tokens each response lists.
+        cache: from `model.make_cache()`, updated in place.
+        options: `sampler`, `history`, `prefill_step_size` and `progress` of `generate_step`.
+
+    Raises:
+        ValueError: at the call, when an argument is bad or the prompt does not fit the context.
+    """
+    ids = encode_prompt(tokenizer, prompt)
+    cache = model.make_cache() if cache is None else cache
+    limit = token_limit(model, cache, ids, max_tokens)
+    if not 0 <= top_logprobs <= tokenizer.vocab_size:
+        raise ValueError(f"top_logprobs is {top_logprobs}, expected 0 to {tokenizer.vocab_size}")
+    banned = dict.fromkeys(tokenizer.eos_token_ids, -mx.inf) if ignore_eos else {}
+    biases = {**(logit_bias or {}), **banned}
+    _check_ids("the prompt", ids, tokenizer.vocab_size)
+    _check_ids("logit_bias", biases, tokenizer.vocab_size)
+    processors = [*([bias(biases)] if biases else []), *logits_processors]
+    steps = generate_step(
+        ids, model, max_tokens=limit, logits_processors=processors, cache=cache, **options
+    )
+    text = _Text(tokenizer, StopStrings(stop))
+    return _responses(steps, text, _Clock(len(ids)), limit, top_logprobs)
+
+
+def generate(
+    model: LanguageModel,
+    tokenizer: Tokenizer,
+    prompt: str | Sequence[int] | mx.array,
+    verbose: bool = False,
+    **options: Any,
+) -> str:
+    """Generate text after `prompt` and return it; `options` are those of `stream_generate`.
+
+    With `verbose` the text is printed as it comes, and the figures after it.
+    """
+    pieces = []
+    for response in stream_generate(model, tokenizer, prompt, **options):
+        pieces.append(response.text)
+        if verbose:
+            print(response.text, end="", flush=True)
+    if verbose:
+        print("", *figures(response), sep="\n")
+    return "".join(pieces)
+
+
+def figures(last: GenerationResponse) -> list[str]:
+    """The figures of a finished generation, one a line, for people."""
+    return [
+        f"prompt: {last.prompt_tokens} tokens, {last.prompt_tps:.2f} tok/s",
+        f"generation: {last.generation_tokens} tokens, {last.generation_tps:.2f} tok/s",
+        f"peak MLX memory: {last.peak_memory:.3f} GB",
+    ]
+
+
+class _Text:
+    """Tokens to text: whole characters only, and nothing from a stop string on."""
+
+    def __init__(self, tokenizer: Tokenizer, stops: StopStrings) -> None:
+        self._ends = tokenizer.eos_token_ids
+        self._detokenizer = tokenizer.detokenizer()
+        self._stops = stops
+
+    def add(self, token: int, last: bool) -> tuple[str, bool]:
+        """The text that became certain, and whether generation stops here."""
+        ended = token in self._ends
+        text = "" if ended else self._stops.add(self._detokenizer.add(token))
+        if ended or last:
+            text += self._stops.add(self._detokenizer.finish())
+            text += self._stops.finish()
+        return text, ended or self._stops.found is not None
+
+
+class _Clock:
+    """Tokens per second; the first token's time counts as the prompt's."""
+
+    def __init__(self, prompt_tokens: int) -> None:
+        self.prompt_tokens = prompt_tokens
+        self.prompt_tps = self.generation_tps = 0.0
+
+    def start(self) -> None:
+        self._since = time.perf_counter()
+
+    def tick(self, count: int) -> None:
+        elapsed = max(time.perf_counter() - self._since, 1e-9)
+        if count == 1:
+            self.prompt_tps = self.prompt_tokens / elapsed
+            self.start()
+        else:
+            self.generation_tps = (count - 1) / elapsed
+
+
+def _responses(
+    steps: Generator[tuple[int, mx.array], None, None],
+    text: _Text,
+    clock: _Clock,
+    limit: int,
+    top: int,
+) -> Generator[GenerationResponse, None, None]:
+    clock.start()
+    for count, (token, logprobs) in enumerate(steps, 1):
+        clock.tick(count)
+        piece, stopped = text.add(token, last=count == limit)
+        reason = "stop" if stopped else "length" if count == limit else None
+        yield GenerationResponse(
+            text=piece,
+            token=token,
+            logprobs=logprobs,
+            top_logprobs=_most_likely(logprobs, top),
+            finish_reason=reason,
+            prompt_tokens=clock.prompt_tokens,
+            prompt_tps=clock.prompt_tps,
+            generation_tokens=count,
+            generation_tps=clock.generation_tps,
+            peak_memory=mx.get_peak_memory() / 1e9,
+        )
+        if reason is not None:
+            return
+
+
+def _check_ids(what: str, ids: Iterable[int], vocab_size: int) -> None:
+    for token in ids:
+        if not 0 <= token < vocab_size:
+            raise ValueError(f"{what} has token {token}, expected 0 to {vocab_size - 1}")
+
+
+def _most_likely(logprobs: mx.array, count: int) -> list[tuple[int, float]]:
+    if count == 0:
+        return []
+    ids = mx.argpartition(-logprobs, kth=count - 1)[:count]
+    values = [float(value) for value in np.asarray(logprobs[ids])]
+    return sorted(zip(token_ids(ids), values, strict=True), key=lambda pair: (-pair[1], pair[0]))

@@ -1,0 +1,284 @@
+"""The chat through a pipe, with a model whose replies are known."""
+
+from __future__ import annotations
+
+import io
+import json
+import signal
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from fakes import FakeModel, FakeTokenizer, byte_tokenizer
+from prompt_toolkit.application import create_app_session
+from prompt_toolkit.input import create_pipe_input
+from prompt_toolkit.output import DummyOutput
+
+from mlx_ferrum import chat, cli
+from mlx_ferrum.chat.lines import read_message, terminal_lines
+
+LETTERS = [3 + byte for byte in b"abcdefgh"]
+
+
+class LetterModel(FakeModel):
+    """Can say only letters; of several runs of the same chat the replies are equal."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(vocab_size=259, **options)
+        allowed = np.isin(np.arange(259), LETTERS)
+        self.mask = np.where(allowed, 0, -1e9).astype(np.float32)
+
+    def head(self, hidden: mx.array) -> mx.array:
+        return super().head(hidden) + mx.array(self.mask)
+
+    def logits(self, tokens: Sequence[int]) -> np.ndarray:
+        return super().logits(tokens) + self.mask
+
+
+class Chat:
+    """Runs the chat's main over given lines; `replies` are what it printed on stdout."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+        self.monkeypatch, self.capsys = monkeypatch, capsys
+        self.model = LetterModel(context=400)
+        self.tokenizer = byte_tokenizer()
+
+    def __call__(
+        self, *lines: str | bytes, flags: Sequence[str] = ("--temp", "0", "-n", "5")
+    ) -> int:
+        raw = b"".join(line if isinstance(line, bytes) else line.encode() + b"\n" for line in lines)
+        self.monkeypatch.setattr(cli, "load", lambda _: (self.model, self.tokenizer))
+        self.monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(raw)))
+        code = chat.main(list(flags))
+        out, self.told = self.capsys.readouterr()
+        self.replies = out.splitlines()
+        return code
+
+    def expected(self, *said: str, system: str | None = None, count: int = 5) -> list[str]:
+        """The replies to `said`, from the model's definition."""
+        messages = [] if system is None else [{"role": "system", "content": system}]
+        replies = []
+        for text in said:
+            messages.append({"role": "user", "content": text})
+            ids = self.tokenizer.encode(
+                self.tokenizer.apply_chat_template(messages), parse_special=True
+            )
+            replies.append(self.tokenizer.decode(self.model.greedy(ids, count)))
+            messages.append({"role": "assistant", "content": replies[-1]})
+        return replies
+
+
+@pytest.fixture
+def talk(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> Chat:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return Chat(monkeypatch, capsys)
+
+
+def test_replies_are_the_models_and_turns_are_processed_once(talk: Chat) -> None:
+    assert talk("hello", "how are you", "/exit", "never read") == 0
+    assert talk.replies == talk.expected("hello", "how are you")
+    first = len(b"u:hello") + 1 + len(b"a:")
+    # The cache lacks only the last token of the first turn, which no step came after.
+    second = 1 + 1 + len(b"u:how are you") + 1 + len(b"a:")
+    assert talk.model.fed == [first, 1, 1, 1, 1, second, 1, 1, 1, 1]
+
+
+def test_a_cache_that_cannot_go_back_gives_the_same_replies(talk: Chat) -> None:
+    talk("one", "/clear", "two")
+    expected = talk.replies
+    talk.model = LetterModel(context=400, fixed_cache=True)
+    talk("one", "/clear", "two")
+    assert talk.replies == expected == talk.expected("one") + talk.expected("two")
+
+
+def test_system_and_clear(talk: Chat) -> None:
+    talk(
+        "/system be kind",
+        "hi",
+        "/clear",
+        "hi",
+        "/system",
+        "/clear",
+        "hi",
+        flags=["--temp=0", "-n5"],
+    )
+    kind = talk.expected("hi", system="be kind")
+    assert talk.replies == [*kind, *kind, *talk.expected("hi")]
+    talk("hi", flags=["--temp=0", "-n5", "--system", "be kind"])
+    assert talk.replies == kind
+
+
+def test_save_and_load_go_on_with_the_conversation(talk: Chat, tmp_path: Path) -> None:
+    path = tmp_path / "talk.json"
+    path.write_text("an older file")
+    talk("/system x", "hello", f"/save {path}", "bye")
+    both = talk.expected("hello", "bye", system="x")
+    assert talk.replies == both
+    assert json.loads(path.read_text())["messages"] == [
+        {"role": "system", "content": "x"},
+        {"role": "user", "content": "hello"},
+        {"role": "assistant", "content": both[0]},
+    ]
+    assert [file.name for file in tmp_path.iterdir() if file.is_file()] == ["talk.json"]
+    talk(f"/load {path}", "bye")
+    assert talk.replies == both[1:]
+    talk("bye", flags=["--temp=0", "-n5", "--load", str(path)])
+    assert talk.replies == both[1:]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\xff",
+        b"[]",
+        b"{}",
+        b'{"messages": 3}',
+        b'{"messages": [{"role": "robot", "content": "x"}]}',
+        b'{"messages": [{"role": "user", "content": 5}]}',
+        b'{"messages": ["x"]}',
+        b"[" * 100_000,
+    ],
+)
+def test_a_bad_file_is_told_and_the_session_goes_on(
+    talk: Chat, tmp_path: Path, content: bytes
+) -> None:
+    path = tmp_path / "bad.json"
+    path.write_bytes(content)
+    assert talk("hello", f"/load {path}", "bye") == 0
+    assert talk.replies == talk.expected("hello", "bye")
+    assert f"error: {path}" in talk.told
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("/load nowhere.json", "error: nowhere.json: No such file or directory"),
+        ("/save nowhere/file.json", "No such file or directory"),
+        ("/save", "error: /save needs a file name"),
+        ("/wrong", "error: unknown command /wrong"),
+        ("/help", "/system [TEXT]"),
+        ("/stats", "no reply yet"),
+        (b"\xff\xfe\n", "error: a line is not valid UTF-8"),
+    ],
+)
+def test_what_is_told(talk: Chat, line: str | bytes, told: str) -> None:
+    assert talk(line, "hello") == 0
+    assert told in talk.told
+    assert talk.replies == talk.expected("hello")
+
+
+def test_stats_and_the_length(talk: Chat) -> None:
+    talk("hello", "/stats")
+    assert "generation: 5 tokens" in talk.told
+    assert "context: 15 of 400 tokens" in talk.told
+    assert "stopped after 5 tokens" in talk.told
+
+
+def test_penalties_reach_back_over_the_turns(talk: Chat) -> None:
+    talk("xy", "xy", flags=["--temp=0", "-n3", "--presence-penalty=1e5", "--penalty-window=1000"])
+    assert len(set("".join(talk.replies))) == 6
+
+
+def test_a_full_context_is_told_and_clear_helps(talk: Chat) -> None:
+    talk.model = LetterModel(context=30)
+    talk("hello", "a" * 40, "you", "/clear", "you", flags=["--temp=0", "-n-1"])
+    assert "with at least one to generate that does not fit the model's context of 30" in talk.told
+    assert "the context of 30 tokens is full: /clear starts anew" in talk.told
+    assert len(talk.replies[0]) == 30 - len(b"u:hello") - 1 - len(b"a:")
+    assert talk.replies[1:] == talk.expected("you", count=30 - len(b"u:you") - 1 - len(b"a:"))
+
+
+def test_long_messages_and_slashes(talk: Chat) -> None:
+    talk('"""one', "two", 'three"""', "//etc/passwd", '"""alone"""', "", "  ")
+    assert talk.replies == talk.expected("one\ntwo\nthree", "/etc/passwd", "alone")
+
+
+def test_an_unfinished_message_ends_the_session() -> None:
+    lines = iter(['"""one', "two"])
+
+    def read_line() -> str:
+        for line in lines:
+            return line
+        raise EOFError
+
+    with pytest.raises(EOFError):
+        read_message(read_line)
+
+
+@pytest.mark.parametrize("at", [1, 2, 4])
+def test_ctrl_c_stops_the_reply_and_keeps_the_session(talk: Chat, at: int) -> None:
+    """The signal comes while the model works on its `at`-th call: that is what Ctrl-C does."""
+    body: Callable[..., mx.array] = talk.model.body
+    calls = iter(range(1, 1000))
+
+    def interrupted(tokens: mx.array, cache: Any) -> mx.array:
+        if next(calls) == at:
+            signal.raise_signal(signal.SIGINT)
+        return body(tokens, cache)
+
+    talk.model.body = interrupted  # type: ignore[method-assign]
+    assert talk("hello", "bye") == 0
+    said = max(at - 2, 0)  # a token is handed out when the next one is under way
+    whole = talk.expected("hello")[0]
+    assert talk.replies[0] == whole[:said]
+    assert "(stopped)" in talk.told
+    if said == 0:
+        assert talk.replies[1:] == talk.expected("bye"), "nothing was said: the turn is forgotten"
+    else:
+        asked = f"u:hello<|end|>a:{whole[:said]}<|end|>u:bye<|end|>a:"
+        ids = talk.tokenizer.encode(asked, parse_special=True)
+        assert talk.replies[1] == talk.tokenizer.decode(talk.model.greedy(ids, 5))
+
+
+def test_a_template_that_refuses_is_told(talk: Chat) -> None:
+    class Strict(FakeTokenizer):
+        def apply_chat_template(self, messages: list[dict[str, str]]) -> str:
+            if messages[0]["role"] == "system":
+                raise ValueError("no system messages here")
+            return super().apply_chat_template(messages)
+
+    talk.tokenizer = Strict(talk.tokenizer.pieces[3:])
+    talk("/system x", "hi", "/system", "hi")
+    assert "error: no system messages here" in talk.told
+    assert talk.replies == talk.expected("hi")
+
+
+def test_a_model_without_template_is_refused(talk: Chat) -> None:
+    talk.tokenizer = byte_tokenizer(chat=False)
+    assert talk("hello") == 1
+    assert talk.told.startswith("error: smollm2-135m has no chat template")
+    assert talk.told.count("\n") == 1
+
+
+def typed(keys: str, history: Path) -> str:
+    """What the terminal reader returns when these keys are pressed."""
+    with create_pipe_input() as pipe, create_app_session(input=pipe, output=DummyOutput()):
+        pipe.send_text(keys)
+        return read_message(terminal_lines(history))
+
+
+def test_keys_in_a_terminal(tmp_path: Path) -> None:
+    history = tmp_path / "state" / "history"
+    enter, up, newline, left = "\r", "\x1b[A", "\x1b\r", "\x1b[D"
+    assert typed("hello" + left + left + "p" + enter, history) == "helplo"
+    assert typed(f"one{newline}two" + enter, history) == "one\ntwo"
+    assert typed(up + enter, history) == "one\ntwo", "the history outlives the session"
+    assert history.stat().st_mode & 0o777 == 0o600
+    with pytest.raises(KeyboardInterrupt):
+        typed("half\x03", history)
+    with pytest.raises(EOFError):
+        typed("\x04", history)
+
+
+def test_a_history_that_cannot_be_kept_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    assert typed("hello\r", tmp_path / "file" / "history") == "hello"
+    assert capsys.readouterr().err.startswith("no history is kept: ")

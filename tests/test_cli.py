@@ -1,0 +1,351 @@
+"""The command lines: here with a model whose output is known, as processes with the real ones."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fakes import FakeModel, ScriptedModel, byte_tokenizer
+
+from mlx_ferrum import cli
+from mlx_ferrum import generate as generate_function
+from mlx_ferrum.generate import main
+
+# -- with a known model ------------------------------------------------------------------------
+
+Output = Any
+
+
+class Command:
+    """Runs `main` with a model that says `reply` and an end token after the prompt."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+        self.monkeypatch, self.capsys = monkeypatch, capsys
+        self.tokenizer = byte_tokenizer()
+        self.prompt = "u:hi<|end|>a:"
+        self.reply = "hello €"
+        self.model: FakeModel | None = None
+
+    def __call__(self, *flags: str, stdin: bytes = b"") -> int:
+        model = self.model
+        if model is None:
+            length = len(self.tokenizer.encode(self.prompt, parse_special=True))
+            script = [*self.tokenizer.encode(self.reply), 1]
+            model = ScriptedModel(script, 259, length)
+        self.monkeypatch.setattr(cli, "load", lambda _: (model, self.tokenizer))
+        self.monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+        try:
+            code = main(list(flags))
+        except SystemExit as stop:
+            code = int(str(stop.code))
+        self.out, self.err = self.capsys.readouterr()
+        return code
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    return Command(monkeypatch, capsys)
+
+
+def test_text_on_stdout_and_figures_on_stderr(run: Command) -> None:
+    assert run("--prompt", "hi") == 0
+    assert run.out == "hello €\n"
+    assert [line.split(":")[0] for line in run.err.splitlines()] == [
+        "load",
+        "prompt",
+        "generation",
+        "peak MLX memory",
+    ]
+    assert "prompt: 7 tokens, " in run.err
+    assert "generation: 10 tokens, " in run.err
+
+
+@pytest.mark.parametrize("newline", ["", "\n"])
+def test_quiet_prints_only_the_text(run: Command, newline: str) -> None:
+    run.prompt = f"u:hi{newline}<|end|>a:"
+    assert run("--prompt", "-", "--quiet", stdin=f"hi{newline}".encode()) == 0
+    assert (run.out, run.err) == ("hello €\n", "")
+
+
+@pytest.mark.parametrize(
+    ("flags", "prompt"),
+    [
+        (["--system", "be kind", "--prompt", "hi"], "s:be kind<|end|>u:hi<|end|>a:"),
+        (["--raw", "--prompt", "once upon"], "once upon"),
+        (["--raw", "--prompt", "<s>x<|end|>"], "<s>x<|end|>"),
+    ],
+)
+def test_what_the_model_gets(run: Command, flags: list[str], prompt: str) -> None:
+    run.prompt = prompt
+    assert run(*flags, "--json") == 0
+    report = json.loads(run.out)
+    assert report["text"] == "hello €"
+    assert report["prompt_tokens"] == len(run.tokenizer.encode(prompt, parse_special=True))
+
+
+def test_json_tells_all(run: Command) -> None:
+    assert run("--prompt", "hi", "--json", "--logprobs", "2", "--logit-bias", "0=-inf") == 0
+    report = json.loads(run.out)
+    assert run.err == ""
+    assert report["model"] == "smollm2-135m"
+    assert report["tokens"] == [*run.tokenizer.encode(run.reply), 1]
+    assert report["finish_reason"] == "stop"
+    assert report["generation_tokens"] == len(report["logprobs"]) == 10
+    assert report["cached_tokens"] == 0
+    first = report["logprobs"][0]
+    assert (first["token"], first["text"], len(first["top"])) == (3 + ord("h"), "h", 2)
+    assert first["top"][0]["logprob"] == first["logprob"] == pytest.approx(0, abs=1e-6)
+
+
+def test_a_banned_token_is_null_in_json(run: Command) -> None:
+    assert (
+        run("--prompt", "hi", "-n", "1", "--json", "--logprobs", "259", "--logit-bias", "9=-inf")
+        == 0
+    )
+    (position,) = json.loads(run.out)["logprobs"]
+    assert [top["token"] for top in position["top"] if top["logprob"] is None] == [9]
+
+
+def test_stop_and_length(run: Command) -> None:
+    assert run("--prompt", "hi", "--stop", "xyz", "--stop", "lo") == 0
+    assert run.out == "hel\n"
+    assert "length" not in run.err
+    assert run("--prompt", "hi", "--max-tokens", "4") == 0
+    assert run.out == "hell\n"
+    assert "generation: 4 tokens" in run.err
+    assert "stopped by the length" in run.err
+
+
+def test_profile_lists_stages_that_add_up(run: Command) -> None:
+    assert run("--prompt", "hi", "--profile") == 0
+    assert run.err.splitlines()[4].split()[0] == "other"
+    assert run.err.splitlines()[4].endswith("100.0 %")
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        ([], "required: -p/--prompt"),
+        (["--prompt", "x", "--wrong"], "unrecognized arguments: --wrong"),
+        (["--prompt", "x", "--max-tokens", "0"], "--max-tokens"),
+        (["--prompt", "x", "--max-tokens", "many"], "--max-tokens"),
+        (["--prompt", "x", "--temp", "-1"], "temp is -1.0, expected"),
+        (["--prompt", "x", "--temp", "1", "--top-p", "1.5"], "top_p is 1.5, expected 0 to 1"),
+        (["--prompt", "x", "--top-p", "0.9"], "--top-p: has no effect at temperature 0"),
+        (["--prompt", "x", "--seed", "-5"], "seed is -5"),
+        (["--prompt", "x", "--repetition-penalty", "0"], "repetition_penalty is 0.0"),
+        (["--prompt", "x", "--logit-bias", "5"], "'5' is not ID=BIAS"),
+        (["--prompt", "x", "--logit-bias", "5=inf"], "logit_bias of token 5 is inf"),
+        (["--prompt", "x", "--json", "--quiet"], "not allowed with"),
+        (["--prompt", "x", "--raw", "--system", "y"], "--system: needs the chat template"),
+        (["--prompt", "x", "--logprobs", "2"], "--logprobs: is printed by --json only"),
+        (["--prompt", "x", "--stop", ""], "--stop: is empty"),
+        (["--prompt", "x", "--prefill-step-size", "0"], "--prefill-step-size"),
+        (["--prompt", "x", "--backend", "abacus"], "--backend: invalid choice: 'abacus'"),
+        (["--prompt", "\udcff"], "-p/--prompt: is not valid UTF-8"),
+    ],
+)
+def test_usage_errors(run: Command, flags: list[str], told: str) -> None:
+    assert run(*flags) == 2
+    assert told in run.err
+    assert run.out == ""
+
+
+@pytest.mark.parametrize(
+    ("flags", "stdin", "told"),
+    [
+        (["--prompt", "-"], b"abc\xff", "stdin is not valid UTF-8: invalid start byte at byte 3"),
+        (["--prompt", "", "--raw"], b"", "the prompt is empty (0 tokens)"),
+        (
+            ["--prompt", "x", "--logit-bias", "259=1"],
+            b"",
+            "logit_bias has token 259, expected 0 to 258",
+        ),
+        (["--prompt", "x", "--json", "--logprobs", "-1"], b"", "top_logprobs is -1"),
+        (
+            ["--prompt", "y" * 40],
+            b"",
+            "prompt has 45 tokens; with at least one to generate that does not fit the model's "
+            "context of 32 tokens",
+        ),
+        (["--prompt", "x", "--prompt-cache", "nowhere"], b"", "no cache file nowhere"),
+    ],
+)
+def test_failures_are_one_line(run: Command, flags: list[str], stdin: bytes, told: str) -> None:
+    run.model = FakeModel(259, context=32)
+    assert run(*flags, stdin=stdin) == 1
+    assert run.err.startswith("error: ")
+    assert told in run.err
+    assert (run.err.count("\n"), run.out) == (1, "")
+
+
+def test_a_base_model_needs_raw(run: Command) -> None:
+    run.tokenizer = byte_tokenizer(chat=False)
+    assert run("--prompt", "hi") == 1
+    assert run.err == (
+        "error: smollm2-135m has no chat template (it is probably a base model): "
+        "give --raw to continue the prompt as it is\n"
+    )
+    run.prompt = "hi"
+    assert run("--prompt", "hi", "--raw") == 0
+    assert run.out == "hello €\n"
+
+
+def test_ctrl_c_keeps_what_was_printed(run: Command) -> None:
+    class Interrupted(ScriptedModel):
+        def head(self, hidden: Any) -> Any:
+            if len(self.fed) == 4:
+                raise KeyboardInterrupt
+            return super().head(hidden)
+
+    run.model = Interrupted(run.tokenizer.encode("hello"), 259, 7)
+    assert run("--prompt", "hi") == 130
+    assert (run.out, run.err) == ("he\n", "")
+
+
+def test_a_package_function_and_a_command_share_the_name() -> None:
+    import mlx_ferrum
+    import mlx_ferrum.generate.command
+
+    assert callable(mlx_ferrum.generate)
+    assert mlx_ferrum.generate is generate_function
+
+
+@pytest.mark.parametrize("module", ["generate", "chat"])
+def test_help_teaches(module: str) -> None:
+    done = start(module, "--help")
+    assert done.returncode == 0
+    for words in (
+        "--model",
+        "--top-p",
+        "--seed",
+        "--logit-bias",
+        "penalties",
+        f"mlx_ferrum.{module}",
+    ):
+        assert words in done.stdout
+
+
+# -- as processes ------------------------------------------------------------------------------
+
+
+def start(
+    module: str, *flags: str, stdin: str = "", **options: Any
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", f"mlx_ferrum.{module}", *flags],
+        input=stdin,
+        capture_output=True,
+        encoding="utf-8",
+        timeout=300,
+        check=False,
+        **options,
+    )
+
+
+def check_failure(done: subprocess.CompletedProcess[str], told: str) -> None:
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr.startswith("error: ")
+    assert told in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("module", ["generate", "chat"])
+@pytest.mark.parametrize("content", [None, b"", b"not a model", b"GGUF"])
+def test_files_that_are_no_models(module: str, content: bytes | None, tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    if content is not None:
+        path.write_bytes(content)
+    flags = ["--prompt", "x"] if module == "generate" else []
+    check_failure(start(module, "--model", str(path), *flags), str(path))
+
+
+@pytest.mark.parametrize("name", ["nonsense", os.devnull])
+def test_names_that_are_no_models(name: str) -> None:
+    check_failure(start("generate", "--model", name, "--prompt", "x"), name)
+
+
+def test_smollm2_answers(smollm2_path: Path, tmp_path: Path) -> None:
+    saved = tmp_path / "cache"
+    question = ["--model", str(smollm2_path), "--prompt", "What is the capital of France?"]
+    done = start("generate", *question, "--save-prompt-cache", str(saved))
+    assert done.stdout == "The capital of France is Paris.\n"
+    assert done.returncode == 0
+    assert "generation: 8 tokens" in done.stderr
+    again = start("generate", *question, "--prompt-cache", str(saved), "--json", "--logprobs", "1")
+    report = json.loads(again.stdout)
+    assert report["text"] == "The capital of France is Paris."
+    assert report["cached_tokens"] == report["prompt_tokens"] - 1
+    assert [position["top"][0]["token"] for position in report["logprobs"]] == report["tokens"]
+
+
+def test_a_prompt_cache_of_another_model_is_refused(
+    smollm2_path: Path, gemma3_path: Path, tmp_path: Path
+) -> None:
+    saved = tmp_path / "cache"
+    flags = ["--prompt", "Hi", "--raw", "-n", "1"]
+    done = start("generate", "--model", str(gemma3_path), *flags, "--save-prompt-cache", str(saved))
+    assert done.returncode == 0, done.stderr
+    done = start("generate", "--model", str(smollm2_path), *flags, "--prompt-cache", str(saved))
+    check_failure(done, str(saved))
+
+
+def test_gemma_is_a_base_model(gemma3_path: Path) -> None:
+    check_failure(start("generate", "--model", str(gemma3_path), "--prompt", "Hi"), "--raw")
+    check_failure(start("chat", "--model", str(gemma3_path)), "no chat template")
+
+
+def test_a_prompt_too_long_for_smollm2(smollm2_path: Path) -> None:
+    done = start("generate", "--model", str(smollm2_path), "--prompt", "-", stdin="word " * 9000)
+    check_failure(done, "context of 8192 tokens")
+
+
+def test_a_locale_without_unicode(smollm2_path: Path) -> None:
+    plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    flags = ["--model", str(smollm2_path), "-p", "Repeat exactly: café", "-n", "1", "--quiet"]
+    command = [sys.executable, "-m", "mlx_ferrum.generate", *flags]
+    done = subprocess.run(command, capture_output=True, env={**os.environ, **plain}, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def popen(flags: Sequence[str]) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "mlx_ferrum.generate", *flags],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        encoding="utf-8",
+    )
+
+
+@pytest.mark.parametrize("how", ["interrupt", "close"])
+def test_the_end_is_clean_when_the_reader_leaves(smollm2_path: Path, how: str) -> None:
+    process = popen(
+        ["--model", str(smollm2_path), "--prompt", "Count to one hundred.", "--ignore-eos"]
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    first = process.stdout.read(1)
+    if how == "interrupt":
+        process.send_signal(signal.SIGINT)
+        rest = process.stdout.read()
+        assert (first + rest).endswith("\n")
+    process.stdout.close()
+    assert process.stderr.read() == ""
+    assert process.wait(60) == (130 if how == "interrupt" else 141)
+
+
+def test_smollm2_chats(smollm2_path: Path, tmp_path: Path) -> None:
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
+    lines = "What is the capital of France?\n/stats\n/exit\n"
+    done = start("chat", "--model", str(smollm2_path), "--temp", "0", stdin=lines, env=environment)
+    assert (done.returncode, done.stdout) == (0, "The capital of France is Paris.\n")
+    assert "generation: 8 tokens" in done.stderr

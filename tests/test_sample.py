@@ -1,0 +1,285 @@
+"""Samplers and processors against NumPy written from their definitions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from mlx_ferrum import sample
+from mlx_ferrum.generate.step import token_ids
+
+VOCAB = 50
+
+
+def random_logprobs(seed: int, banned: int = 0) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(scale=2.0, size=VOCAB)
+    logits[rng.permutation(VOCAB)[:banned]] = -np.inf
+    with np.errstate(divide="ignore"):
+        return np.asarray(np.log(softmax(logits)))
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    weights = np.exp(logits - logits.max())
+    return np.asarray(weights / weights.sum())
+
+
+def kept_by_mass(probs: np.ndarray, order: np.ndarray, mass: float) -> set[int]:
+    kept: set[int] = set()
+    total = 0.0
+    for token in order:
+        kept.add(int(token))
+        total += probs[token]
+        if total >= mass:
+            break
+    return kept
+
+
+def top_k(logprobs: np.ndarray, k: int) -> set[int]:
+    return set(np.argsort(-logprobs)[:k].tolist())
+
+
+def top_p(logprobs: np.ndarray, p: float) -> set[int]:
+    probs = softmax(logprobs)
+    return kept_by_mass(probs, np.argsort(-probs), p)
+
+
+def min_p(logprobs: np.ndarray, p: float) -> set[int]:
+    probs = softmax(logprobs)
+    return set(np.flatnonzero(probs >= p * probs.max()).tolist())
+
+
+def typical(logprobs: np.ndarray, p: float) -> set[int]:
+    probs = softmax(logprobs)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        surprise = -np.log(probs)
+        entropy = np.nansum(probs * surprise)
+    return kept_by_mass(probs, np.argsort(np.abs(surprise - entropy)), p)
+
+
+FILTERS: list[tuple[Any, Any, float]] = [
+    *[(sample.by_top_k, top_k, k) for k in (1, 2, 7, VOCAB - 1)],
+    *[(sample.by_top_p, top_p, p) for p in (0.05, 0.5, 0.9, 0.99)],
+    *[(sample.by_min_p, min_p, p) for p in (0.01, 0.2, 1.0)],
+    *[(sample.by_typical, typical, p) for p in (0.05, 0.3, 0.8, 0.95)],
+]
+
+
+@pytest.mark.parametrize(("ours", "theirs", "value"), FILTERS)
+@pytest.mark.parametrize("banned", [0, 10])
+@pytest.mark.parametrize("seed", range(5))
+def test_a_filter_keeps_what_its_definition_says(
+    ours: Callable[[float], sample.Filter],
+    theirs: Callable[..., set[int]],
+    value: float,
+    banned: int,
+    seed: int,
+) -> None:
+    logprobs = random_logprobs(seed, banned)
+    possible = set(np.flatnonzero(np.isfinite(logprobs)).tolist())
+    rows = mx.array(np.stack([logprobs, np.roll(logprobs, 3)]).astype(np.float32))
+    first, second = np.asarray(ours(value)(rows))
+    assert set(np.flatnonzero(np.isfinite(first)).tolist()) == theirs(logprobs, value) & possible
+    np.testing.assert_allclose(second, np.roll(first, 3), atol=1e-6)
+    kept = np.isfinite(first)
+    np.testing.assert_allclose(np.diff(first[kept]), np.diff(logprobs[kept]), atol=1e-5)
+
+
+@pytest.mark.parametrize("make", [sample.by_top_p, sample.by_typical])
+def test_a_mass_of_nothing_still_keeps_one_token(make: Callable[[float], sample.Filter]) -> None:
+    kept = np.isfinite(np.asarray(make(0.0)(mx.array([random_logprobs(2).tolist()]))))
+    assert kept.sum() == 1
+
+
+def test_filters_read_probabilities_of_what_the_filter_before_left() -> None:
+    logprobs = np.log(np.array([0.4, 0.3, 0.2, 0.1]))
+    # Of the two left by top-k the first has 0.4 / 0.7 = 0.57: enough for 0.5, not for 0.6.
+    for p, count in ((0.5, 1), (0.6, 2)):
+        draw = sample.make_sampler(1.0, top_k=2, top_p=p, seed=1)
+        rows = mx.array(np.tile(logprobs, (500, 1)))
+        assert set(token_ids(draw(rows))) == set(range(count))
+
+
+def chi_square(tokens: np.ndarray, probs: np.ndarray) -> tuple[float, int]:
+    """The statistic over the tokens that can occur, and its degrees of freedom."""
+    counts = np.bincount(tokens, minlength=len(probs))
+    assert not counts[probs == 0].any(), "a token was drawn that has no probability"
+    counts, expected = counts[probs > 0], len(tokens) * probs[probs > 0]
+    return float(((counts - expected) ** 2 / expected).sum()), len(expected) - 1
+
+
+DRAWS = 40_000
+CHAINS: list[tuple[dict[str, float], Callable[[np.ndarray], set[int]]]] = [
+    ({}, lambda _: set(range(8))),
+    ({"temp": 0.5}, lambda _: set(range(8))),
+    ({"temp": 2.0}, lambda _: set(range(8))),
+    ({"temp": 1.5, "top_k": 3}, lambda lp: top_k(lp, 3)),
+    ({"top_p": 0.8}, lambda lp: top_p(lp, 0.8)),
+    ({"min_p": 0.3, "temp": 0.7}, lambda lp: min_p(lp, 0.3)),
+    ({"typical_p": 0.6}, lambda lp: typical(lp, 0.6)),
+]
+
+
+@pytest.mark.parametrize(("options", "kept"), CHAINS)
+def test_draws_have_the_right_frequencies(
+    options: dict[str, float], kept: Callable[[np.ndarray], set[int]]
+) -> None:
+    logprobs = np.log(softmax(np.random.default_rng(5).normal(size=8)))
+    draw = sample.make_sampler(**{"temp": 1.0, "seed": 11, **options})  # type: ignore[arg-type]
+    tokens = np.asarray(draw(mx.array(np.tile(logprobs, (DRAWS, 1)).astype(np.float32))))
+    mask = np.isin(np.arange(8), list(kept(logprobs)))
+    probs = softmax(np.where(mask, logprobs, -np.inf) / options.get("temp", 1.0))
+    statistic, freedom = chi_square(tokens, probs)
+    assert statistic < freedom + 5 * np.sqrt(2 * max(freedom, 1))  # five standard deviations
+
+
+@pytest.mark.parametrize("probability", [0.0, 0.25, 1.0])
+def test_xtc_drops_all_top_choices_but_the_least_likely(probability: float) -> None:
+    probs = np.array([0.4, 0.05, 0.25, 0.2, 0.1])
+    draw = sample.make_sampler(
+        1.0, xtc_probability=probability, xtc_threshold=0.15, xtc_special_tokens=[2], seed=2
+    )
+    tokens = np.asarray(draw(mx.array(np.log(np.tile(probs, (DRAWS, 1))).astype(np.float32))))
+    without = np.where(np.isin(np.arange(5), [0]), 0, probs)  # 3 is the least likely, 2 is special
+    mixed = probability * without / without.sum() + (1 - probability) * probs
+    statistic, freedom = chi_square(tokens, mixed)
+    assert statistic < freedom + 5 * np.sqrt(2 * freedom)
+
+
+def test_xtc_needs_two_top_choices() -> None:
+    rows = mx.log(mx.array([[0.6, 0.3, 0.1]]))
+    kept = sample.by_xtc(1.0, 0.5, [], sample.Keys(0))(rows)
+    np.testing.assert_array_equal(np.asarray(kept), np.asarray(rows))
+
+
+def test_a_seed_fixes_the_draws_whatever_else_draws() -> None:
+    rows = mx.array(np.tile(random_logprobs(1), (20, 1)).astype(np.float32))
+    runs = []
+    for seed, noise in ((7, 0), (7, 99), (8, 0)):
+        draw = sample.make_sampler(1.0, seed=seed, xtc_probability=0.5)
+        mx.random.seed(noise)
+        runs.append([[*token_ids(draw(rows)), mx.random.uniform().item()] for _ in range(3)])
+    without_noise = [[row[:-1] for row in run] for run in runs]
+    assert without_noise[0] == without_noise[1] != without_noise[2]
+    assert without_noise[0][0] != without_noise[0][1], "each call draws anew"
+
+
+def test_without_a_seed_the_global_generator_decides() -> None:
+    rows = mx.array(np.tile(random_logprobs(1), (20, 1)).astype(np.float32))
+    draw = sample.make_sampler(1.0)
+    drawn = []
+    for seed in (3, 3, 4):
+        mx.random.seed(seed)
+        drawn.append(draw(rows).tolist())
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
+@pytest.mark.parametrize("temp", [0.0, 1e-9, 1e-6, 1e-3])
+def test_no_temperature_at_all_is_greedy(temp: float) -> None:
+    logprobs = random_logprobs(3, banned=5)
+    rows = mx.array(np.tile(logprobs, (200, 1)).astype(np.float32))
+    assert set(token_ids(sample.make_sampler(temp, seed=0)(rows))) == {int(logprobs.argmax())}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("temp", -1.0),
+        ("temp", float("nan")),
+        ("temp", float("inf")),
+        ("top_k", -1),
+        ("top_k", 1.5),
+        ("top_p", 1.1),
+        ("min_p", -0.1),
+        ("typical_p", 2.0),
+        ("xtc_probability", 1.5),
+        ("seed", -1),
+    ],
+)
+def test_a_value_out_of_range_is_named(name: str, value: float) -> None:
+    with pytest.raises(ValueError, match=rf"{name} is {value}, expected"):
+        sample.make_sampler(**{"temp": 1.0, name: value})  # type: ignore[arg-type]
+
+
+def test_an_xtc_threshold_that_finds_nothing_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"xtc_threshold is 0\.6, expected 0 to 0\.5"):
+        sample.make_sampler(1.0, xtc_probability=0.5, xtc_threshold=0.6)
+
+
+def penalized(
+    logits: np.ndarray, tokens: list[int], repetition: float, presence: float, frequency: float
+) -> np.ndarray:
+    """As llama.cpp and the OpenAI API define the three, one token at a time."""
+    out = logits.astype(np.float64)
+    for token in set(tokens):
+        out[token] = out[token] / repetition if out[token] > 0 else out[token] * repetition
+        out[token] -= presence + frequency * tokens.count(token)
+    return out
+
+
+@pytest.mark.parametrize(
+    ("repetition", "presence", "frequency"),
+    [(1.3, 0, 0), (0.8, 0, 0), (1, 0.7, 0), (1, -0.7, 0), (1, 0, 0.4), (1.2, 0.5, 0.25)],
+)
+@pytest.mark.parametrize("window", [1, 5, 64, None])
+def test_penalties(
+    repetition: float, presence: float, frequency: float, window: int | None
+) -> None:
+    rng = np.random.default_rng(4)
+    logits = rng.normal(scale=3, size=(2, VOCAB)).astype(np.float32)
+    tokens = rng.integers(0, 12, size=30).tolist()  # few ids, so that many repeat
+    (process,) = sample.make_processors(
+        repetition_penalty=repetition,
+        presence_penalty=presence,
+        frequency_penalty=frequency,
+        penalty_window=window,
+    )
+    seen = tokens if window is None else tokens[-window:]
+    ours = np.asarray(process(mx.array(tokens, mx.uint32), mx.array(logits)))
+    theirs = [penalized(row, seen, repetition, presence, frequency) for row in logits]
+    np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=1e-6)
+
+
+def test_logit_bias_adds_and_bans() -> None:
+    logits = mx.array([[1.0, 2.0, 3.0]])
+    (process,) = sample.make_processors(logit_bias={0: 4.5, 2: -float("inf")})
+    assert process(mx.array([1]), logits).tolist() == [[5.5, 2.0, -float("inf")]]
+
+
+def test_processors_that_do_nothing_are_left_out() -> None:
+    assert sample.make_processors() == sample.make_processors(logit_bias={}) == []
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"logit_bias": {1: float("inf")}},
+        {"logit_bias": {1: float("nan")}},
+        {"logit_bias": {-1: 1.0}},
+        {"repetition_penalty": 0.0},
+        {"repetition_penalty": float("inf")},
+        {"presence_penalty": float("nan")},
+        {"frequency_penalty": float("inf")},
+        {"frequency_penalty": 1.0, "penalty_window": 0},
+    ],
+)
+def test_processors_refuse_what_has_no_meaning(options: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="expected"):
+        sample.make_processors(**options)  # type: ignore[arg-type]
+
+
+def test_logit_bias_beyond_the_vocabulary_is_refused() -> None:
+    (process,) = sample.make_processors(logit_bias={3: 1.0})
+    with pytest.raises(ValueError, match="logit_bias names token 3, the vocabulary has 3"):
+        process(mx.array([1]), mx.zeros((1, 3)))
+
+
+def test_samplers_compose() -> None:
+    rows = mx.log(mx.array([[0.5, 0.3, 0.2], [0.1, 0.2, 0.7]]))
+    steps: list[sample.Filter] = [sample.by_top_k(2), lambda x: -x]
+    assert sample.compose(*steps, last=sample.greedy)(rows).tolist() == [2, 0]
+    assert sample.greedy(rows).tolist() == [0, 2]
