@@ -62,7 +62,7 @@ def test_text_on_stdout_and_figures_on_stderr(run: Command) -> None:
         "load",
         "prompt",
         "generation",
-        "peak MLX memory",
+        "peak memory",
     ]
     assert "prompt: 7 tokens, " in run.err
     assert "generation: 10 tokens, " in run.err

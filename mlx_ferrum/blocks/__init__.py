@@ -44,4 +44,27 @@ def by_name(name: str) -> type[Block]:
     return block
 
 
-__all__ = ["SUPPORTED", "TYPES", "Block", "BlockType", "by_name", *(b.name for b in SUPPORTED)]
+__all__ = [
+    "BF16",
+    "F16",
+    "F32",
+    "IQ4_NL",
+    "IQ4_XS",
+    "MXFP4",
+    "Q2_K",
+    "Q3_K",
+    "Q4_0",
+    "Q4_1",
+    "Q4_K",
+    "Q5_0",
+    "Q5_1",
+    "Q5_K",
+    "Q6_K",
+    "Q8_0",
+    "Q8_K",
+    "SUPPORTED",
+    "TYPES",
+    "Block",
+    "BlockType",
+    "by_name",
+]

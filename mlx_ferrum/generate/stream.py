@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import resource
+import sys
 import time
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -35,7 +37,8 @@ class GenerationResponse:
         prompt_tps: prompt tokens per second of wall time up to the first token.
         generation_tokens: tokens so far, an end token included.
         generation_tps: tokens after the first per second of wall time; 0 at the first.
-        peak_memory: the most memory MLX has had allocated in this process, in GB.
+        peak_memory: the most memory so far in GB: of MLX on a GPU, else of the whole process, mapped
+            weights included.
     """
 
     text: str
@@ -48,6 +51,14 @@ class GenerationResponse:
     generation_tokens: int
     generation_tps: float
     peak_memory: float
+
+
+def peak_memory() -> float:
+    """GB: MLX's peak on a GPU; elsewhere the process's, as the system counts it."""
+    if mx.default_device() == mx.gpu:
+        return mx.get_peak_memory() / 1e9
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
 
 
 def stream_generate(
@@ -127,7 +138,7 @@ def figures(last: GenerationResponse) -> list[str]:
     return [
         f"prompt: {last.prompt_tokens} tokens, {last.prompt_tps:.2f} tok/s",
         f"generation: {last.generation_tokens} tokens, {last.generation_tps:.2f} tok/s",
-        f"peak MLX memory: {last.peak_memory:.3f} GB",
+        f"peak memory: {last.peak_memory:.3f} GB",
     ]
 
 
@@ -190,7 +201,7 @@ def _responses(
             prompt_tps=clock.prompt_tps,
             generation_tokens=count,
             generation_tps=clock.generation_tps,
-            peak_memory=mx.get_peak_memory() / 1e9,
+            peak_memory=peak_memory(),
         )
         if reason is not None:
             return

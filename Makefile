@@ -1,0 +1,47 @@
+# Every target works in a fresh clone; PYTHON names the interpreter that the environment is made of.
+PYTHON ?= python3
+PROMPT ?= What is the capital of France?
+BIN := .venv/bin
+
+# What brings MLX's backend: macOS has Metal, elsewhere it is a package.
+ifeq ($(shell uname -s),Darwin)
+BACKEND :=
+else ifneq ($(shell command -v nvidia-smi 2>/dev/null),)
+BACKEND := cuda
+else
+BACKEND := cpu
+endif
+
+KERNELS := $(wildcard kernels/*.metal kernels/*.cuh kernels/*/*.h kernels/*/*.cpp)
+
+.PHONY: setup demo test lint bench backend
+
+setup: .venv/installed
+
+.venv/installed: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "error: Python 3.10 or later is needed, $(PYTHON) is " + sys.version)'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable '.[dev$(BACKEND:%=,%)]'
+	@touch $@
+
+demo: setup
+	@$(BIN)/python -m mlx_ferrum.generate --prompt '$(subst ','\'',$(value PROMPT))'
+
+test: setup
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+ifneq ($(KERNELS),)
+	$(BIN)/clang-format --dry-run --Werror $(KERNELS)
+endif
+
+bench: setup
+	$(BIN)/python bench/decode.py
+
+# The extra that installs the backend, for .ci/run.
+backend:
+	@echo $(BACKEND)

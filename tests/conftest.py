@@ -1,0 +1,35 @@
+"""The two real models of the catalog, fetched once into the user's cache folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import mlx_ferrum
+from mlx_ferrum import catalog
+
+
+@pytest.fixture(scope="session")
+def smollm2_path() -> Path:
+    """SmolLM2-135M-Instruct: `llama`, Q4_1, byte-level BPE, chat template."""
+    return catalog.resolve("smollm2-135m")
+
+
+@pytest.fixture(scope="session")
+def gemma3_path() -> Path:
+    """Gemma 3 270M: `gemma3`, Q4_K_M, SentencePiece, no chat template."""
+    return catalog.resolve("gemma3-270m")
+
+
+@pytest.fixture(scope="session")
+def smollm2(smollm2_path: Path) -> tuple[Any, Any]:
+    """(model, tokenizer) of SmolLM2."""
+    return mlx_ferrum.load(smollm2_path)
+
+
+@pytest.fixture(scope="session")
+def gemma3(gemma3_path: Path) -> tuple[Any, Any]:
+    """(model, tokenizer) of Gemma 3."""
+    return mlx_ferrum.load(gemma3_path)
