@@ -209,7 +209,6 @@ def utf8(text: str) -> str:
         return os.fsencode(text).decode()
     except UnicodeDecodeError:
         raise argparse.ArgumentTypeError("is not valid UTF-8") from None
-    return text
 
 
 def guarded(body: Callable[[], int]) -> int:

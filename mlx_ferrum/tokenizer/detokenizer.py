@@ -1,0 +1,79 @@
+"""Ids -> text, all at once or token by token.
+
+Tokens stand for bytes; those that are not UTF-8 become U+FFFD as Python's incremental decoder makes it,
+so streamed text and text decoded at once are the same.
+"""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Iterable
+from functools import lru_cache
+
+from .bpe import byte_letters
+from .spaces import SPACE
+from .vocabulary import TokenType, Vocabulary
+
+_SPECIAL = (TokenType.CONTROL, TokenType.UNKNOWN)
+
+
+class Pieces:
+    """The bytes that each token stands for."""
+
+    def __init__(self, vocabulary: Vocabulary, byte_level: bool, strip_space: bool) -> None:
+        """strip_space: encoding adds a space before text, which decoding takes away again."""
+        self.strip_space = strip_space
+        self._tokens, self._types = vocabulary.tokens, vocabulary.types.tobytes()
+        self._byte_level = byte_level
+        self._bytes = {letter: bytes([i]) for i, letter in enumerate(byte_letters())}
+        self._cached = lru_cache(maxsize=1 << 14)(self._piece)
+
+    def get(self, token: int) -> tuple[bytes, int]:
+        """Bytes of a token and its type; ValueError if the vocabulary has no such id."""
+        return self._cached(token)
+
+    def _piece(self, token: int) -> tuple[bytes, int]:
+        if not 0 <= token < len(self._tokens):
+            raise ValueError(f"token id {token} found, expected 0 <= id < {len(self._tokens)}")
+        return self._spell(self._tokens[token], self._types[token]), self._types[token]
+
+    def _spell(self, text: str, kind: int) -> bytes:
+        """Bytes of a token of some type; unused ones have none."""
+        if kind in (*_SPECIAL, TokenType.USER_DEFINED):
+            return text.encode()
+        if kind == TokenType.BYTE:
+            return bytes([int(text[3:5], 16)])
+        if kind != TokenType.NORMAL:
+            return b""
+        if self._byte_level:
+            return b"".join(self._bytes.get(letter) or letter.encode() for letter in text)
+        return text.replace(SPACE, " ").encode()
+
+
+class StreamingDetokenizer:
+    """Text of a growing list of ids, character by character as each is complete."""
+
+    def __init__(self, pieces: Pieces, skip_special: bool = False) -> None:
+        self._pieces, self._skip_special = pieces, skip_special
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._strip_space = pieces.strip_space
+
+    def add(self, token: int) -> str:
+        """The text that is certain with this token, maybe empty."""
+        piece, kind = self._pieces.get(token)
+        special = kind in _SPECIAL
+        if special and self._skip_special:
+            return ""
+        if self._strip_space and piece and not special:
+            # Encoding finds user-defined tokens before it adds the space.
+            piece = piece if kind == TokenType.USER_DEFINED else piece.removeprefix(b" ")
+            self._strip_space = False
+        return self._decoder.decode(piece)
+
+    def finish(self) -> str:
+        """The rest: U+FFFD if the last character never became complete."""
+        return self._decoder.decode(b"", final=True)
+
+    def decode(self, tokens: Iterable[int]) -> str:
+        """The whole text of some ids."""
+        return "".join(map(self.add, tokens)) + self.finish()
