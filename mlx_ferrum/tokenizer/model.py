@@ -52,9 +52,8 @@ class Tokenizer:
         for piece in self._special.partition(text, parse_special):
             if isinstance(piece, int):
                 ids.append(piece)
-                    else:
-                ids += self._kind.encoder.encode(piece, first)
-                first = False
+            else:
+                ids += self._kind.encoder.encode(piece)
         return [*ids, *self._kind.after] if add_special else ids
 
     def decode(self, ids: Iterable[int], skip_special: bool = False) -> str:
