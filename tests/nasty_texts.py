@@ -312,6 +312,7 @@ def short_texts() -> list[str]:
         "I'll DON'T x's 'Re",
         "a1b22c333 1234567",
         "1234567٣٤٥ ½Ⅷ",
+        "٣123 ½456789²12",
         "  a  b\n\n c \r\n\r\n",
         " \n \n x \t\ty  ",
         "foo_bar fooBarHTTPServer ÉcoleÀ",

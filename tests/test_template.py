@@ -171,19 +171,42 @@ def test_a_template_can_be_rendered_again_after_a_failure():
     assert template.render(n=3) == "xxx"
 
 
-def test_threads_do_not_share_a_budget():
-    template = ChatTemplate("{{ x }}" * 10, limits=Limits(text=15))
-    texts: list[str] = []
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("{% for i in range(200) %}{% endfor %}", "100 steps"),
+        ("{% for i in range(200) if false %}{% endfor %}", "100 steps"),
+        ("{% for i in range(2) %}" + "text" * 30 + "{% endfor %}", "100 steps"),
+        ("{% macro m() %}{% endmacro %}{% for i in range(40) %}{{ m() }}{% endfor %}", "100 steps"),
+        ("{% for i in range(30) %}{{ 'abcdefghij' }}{% endfor %}", "200 characters"),
+        (
+            "{% set x %}{% for i in range(30) %}{{ 'abcdefghij' }}{% endfor %}{% endset %}",
+            "200 characters",
+        ),
+        ("{{ x | join(attribute='s') }}", "200 characters"),
+        ("{% set y = [x, x, x, x] %}", "200 characters"),
+    ],
+)
+def test_each_limit_alone(source, message):
+    template = ChatTemplate(source, limits=Limits(text=200, steps=100))
+    with pytest.raises(ValueError, match=message):
+        template.render(x=[{"s": "a" * 60}] * 5)
 
-    def render(char: str) -> None:
-        texts.extend(template.render(x=char) for _ in range(50))
 
-    threads = [threading.Thread(target=render, args=(char,)) for char in "abcd"]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert sorted(texts) == sorted(char * 10 for char in "abcd" for _ in range(50))
+def test_renderings_of_one_template_take_turns():
+    template, order = ChatTemplate("{{ x }}"), []
+
+    class Outer:
+        def __str__(self) -> str:
+            inner.start()
+            inner.join(0.1)  # ends only after the outer rendering
+            order.append("outer")
+            return ""
+
+    inner = threading.Thread(target=lambda: order.append(template.render(x="inner")))
+    template.render(x=Outer())
+    inner.join()
+    assert order == ["outer", "inner"]
 
 
 def test_a_long_conversation_passes():

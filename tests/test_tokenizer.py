@@ -274,6 +274,13 @@ def test_scores_and_byte_tokens_are_checked(made):
         Tokenizer.from_metadata({**made["space prefix"], "tokenizer.ggml.tokens": tokens})
 
 
+def test_of_equal_merges_the_first_counts(metadata):
+    text = "".join(map(chr, range(0x21, 0x7F))) * 3
+    ids = Tokenizer.from_metadata(metadata).encode(text)
+    metadata["tokenizer.ggml.merges"] += metadata["tokenizer.ggml.merges"][:30000]
+    assert Tokenizer.from_metadata(metadata).encode(text) == ids
+
+
 def test_merging_takes_the_lowest_rank_and_of_equals_the_leftmost():
     ranks = {("a", "b"): 1, ("b", "c"): 0, ("a", "bc"): 5, ("a", "a"): 2, ("aa", "a"): 3}
 

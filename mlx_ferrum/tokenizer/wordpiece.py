@@ -55,7 +55,7 @@ class WordPieceEncoder:
             return " "
         if char in "\0\ufffd" or kind == "C" or (self._strip and kind == "M"):
             return ""
-        apart = kind == "P" or (kind == "S" and code < 0x7F)
+        apart = kind == "P" or (kind == "S" and code < 0x80)
         apart = apart or any(first <= code <= last for first, last in _IDEOGRAPHS)
         char = lower(char) if self._lowercase else char
         return f" {char} " if apart else char
