@@ -132,15 +132,17 @@ class WindowCache:
 Cache = KVCache | WindowCache
 
 
-def _put(stored: mx.array | None, at: int, new: mx.array) -> mx.array:
+def _put(stored: mx.array | None, at: int, new: Any) -> mx.array:
     """`stored` with `new` at position `at`, grown by whole steps if need be."""
+    # arrays are of the kind that the backend in use makes; a cache from a file is MLX's
+    kind: Any = np if isinstance(new, np.ndarray) else mx
     end = at + new.shape[2]
-    if stored is None or end > stored.shape[2]:
+    if stored is None or end > stored.shape[2] or type(stored) is not type(new):
         b, g, _, d = new.shape
         room = -(-end // STEP) * STEP
-        held = [] if stored is None else [stored[:, :, :at]]
-        grown = mx.zeros((b, g, room - at, d), dtype=new.dtype)
-        stored = mx.concatenate([*held, grown], axis=2)
+        held = [] if stored is None else [kind.array(stored[:, :, :at])]
+        grown = kind.zeros((b, g, room - at, d), dtype=new.dtype)
+        stored = kind.concatenate([*held, grown], axis=2)
     stored[:, :, at:end] = new
     return stored
 
@@ -165,7 +167,7 @@ def save(path: str | Path, caches: list[Cache], model: CacheOwner, tokens: list[
             raise ValueError(f"cache {i} holds {cache.offset} positions, expected {len(tokens)}")
     arrays = {"tokens": mx.array(np.asarray(tokens, dtype=np.int32))}
     for i, cache in enumerate(caches):
-        arrays |= {f"{i}.{j}": array for j, array in enumerate(cache.state)}
+        arrays |= {f"{i}.{j}": mx.array(array) for j, array in enumerate(cache.state)}
     kinds = json.dumps([type(cache).__name__ for cache in caches])
     _write(Path(path), arrays, {"format": FORMAT, "model": model.fingerprint, "kinds": kinds})
 

@@ -27,7 +27,7 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
 
 
 def model_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add --model and --backend."""
+    """Add --model, --backend and --threads."""
     group = parser.add_argument_group("model")
     group.add_argument(
         "--model",
@@ -40,6 +40,12 @@ def model_arguments(parser: argparse.ArgumentParser) -> None:
         "--backend",
         choices=ops.BACKENDS,
         help="what runs the operations (default: the fastest that works here)",
+    )
+    group.add_argument(
+        "--threads",
+        type=positive,
+        metavar="N",
+        help="of the cpu backend (default: the cores that this process may use)",
     )
 
 
@@ -175,8 +181,8 @@ def processors(args: argparse.Namespace) -> list[Processor]:
 
 def load_model(args: argparse.Namespace) -> tuple[LanguageModel, Tokenizer]:
     """The model and tokenizer that --model names, on the backend that --backend names."""
-    if args.backend is not None:
-        ops.use_backend(args.backend)
+    if args.backend is not None or args.threads is not None:
+        ops.use_backend(args.backend or "cpu", threads=args.threads)
     return load(args.model)
 
 
@@ -223,7 +229,7 @@ def guarded(body: Callable[[], int]) -> int:
         # What is still buffered would fail once more when Python exits.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
-    except (ValueError, NotImplementedError, OSError) as error:
+    except (ValueError, RuntimeError, OSError) as error:  # MLX and backends raise RuntimeError
         print(f"error: {describe(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

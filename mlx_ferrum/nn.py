@@ -29,6 +29,17 @@ class QLinear(nn.Module):
         return y + self.bias if "bias" in self else y
 
 
+class RMSNorm(nn.Module):
+    """x / rms(x) * weight over the last axis: x: (..., d) -> (..., d), weight: (d,)."""
+
+    def __init__(self, weight: mx.array, eps: float) -> None:
+        super().__init__()
+        self.weight, self.eps = weight, eps
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return ops.rms_norm(x, self.weight, self.eps)
+
+
 class FusedLinear(nn.Module):
     """Several linears that share their input, of mixed types, in one launch: x: (..., k) -> one (..., rows) each."""
 

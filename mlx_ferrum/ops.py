@@ -1,13 +1,15 @@
 """The operations that models are made of, and which backend runs them.
 
 Everything above speaks only these; every backend is a module with functions of the same names, and
-the reference backend defines what they mean. Shapes: b batch, l new positions, s all positions held,
-h query heads, g key-value heads, d head size.
+the reference backend defines what they mean. Activations are mx.arrays, or what a backend has in
+their place that adds, multiplies, reshapes and slices as they do (NumPy arrays on the CPU).
+Shapes: b batch, l new positions, s all positions held, h query heads, g key-value heads, d head size.
 """
 
 from __future__ import annotations
 
 import importlib
+import warnings
 from types import ModuleType
 from typing import Literal
 
@@ -16,16 +18,26 @@ import mlx.core as mx
 from .tensor import QTensor
 
 Activation = Literal["silu", "gelu"]
-BACKENDS = ("reference",)
+BACKENDS = ("cpu", "reference")
 _active: ModuleType | None = None
 
 
-def use_backend(name: str) -> None:
-    """Run all operations from now on by the backend called `name`. Raises ValueError for an unknown one."""
+def use_backend(name: str, *, threads: int | None = None) -> None:
+    """Run all operations from now on by the backend called `name`.
+
+    threads: of the cpu backend; by default as many as the cores that this process may use
+    Raises ValueError for an unknown name, OSError if the backend cannot work on this machine.
+    """
     global _active
     if name not in BACKENDS:
         raise ValueError(f"no backend is called {name!r}; there is: {', '.join(BACKENDS)}")
-    _active = importlib.import_module(f".backends.{name}", __package__)
+    if threads is not None and name != "cpu":
+        raise ValueError(f"threads can be set for the cpu backend, not for {name!r}")
+    if threads is not None and threads < 1:
+        raise ValueError(f"threads must be at least 1, found {threads}")
+    module = importlib.import_module(f".backends.{name}", __package__)
+    module.prepare(threads)
+    _active = module
 
 
 def backend_name() -> str:
@@ -33,11 +45,28 @@ def backend_name() -> str:
     return _backend().__name__.rpartition(".")[2]
 
 
+def is_lazy() -> bool:
+    """Whether operations only note what is to be done, so that steps can be put in a queue."""
+    lazy: bool = _backend().LAZY
+    return lazy
+
+
 def _backend() -> ModuleType:
     if _active is None:
-        use_backend(BACKENDS[0])
+        _use_default()
     assert _active is not None
     return _active
+
+
+def _use_default() -> None:
+    """The cpu backend where there is no GPU; without a C++ compiler the reference, and a warning."""
+    if mx.default_device() == mx.gpu:
+        return use_backend("reference")
+    try:
+        return use_backend("cpu")
+    except OSError as error:
+        warnings.warn(f"{error}; using the reference backend, which is slow", stacklevel=3)
+        return use_backend("reference")
 
 
 def matmul(x: mx.array, w: QTensor) -> mx.array:
@@ -77,6 +106,11 @@ def attend(
     return _backend().attend(q, k, v, scale=scale, window=window)
 
 
+def rms_norm(x: mx.array, weight: mx.array, eps: float) -> mx.array:
+    """x / sqrt(mean(x²) + eps) * weight: x: (..., d), weight: (d,) -> (..., d)"""
+    return _backend().rms_norm(x, weight, eps)
+
+
 def norm_rope(
     x: mx.array,
     frequencies: mx.array,
@@ -103,3 +137,8 @@ def norm_rope(
         magnitude=magnitude,
         norm=norm,
     )
+
+
+def to_mlx(x: mx.array) -> mx.array:
+    """What leaves a model, as an mx.array of float32; a backend may hold activations otherwise."""
+    return _backend().to_mlx(x)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import mmap
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 import numpy as np
@@ -71,6 +71,7 @@ class QTensor:
         self.block, self.shape = block, tuple(shape)
         self.buffer, self.offset = buffer, offset
         self.row_bytes = block.row_bytes(self.shape[-1])
+        self.kept: dict[Any, Any] = {}  # what a backend keeps with the tensor
         self.rows = int(np.prod(self.shape[:-1], dtype=np.int64))
         self.nbytes = self.rows * self.row_bytes
         if offset < 0 or offset + self.nbytes > buffer.size:

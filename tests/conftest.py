@@ -1,14 +1,37 @@
-"""The two real models of the catalog, fetched once into the user's cache folder."""
+"""The backends, and the two real models of the catalog, fetched once into the user's cache folder."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from backends import BACKENDS, REFERENCE, Backend
 
 import mlx_ferrum
-from mlx_ferrum import catalog
+from mlx_ferrum import catalog, ops
+
+
+@pytest.fixture(params=BACKENDS, ids=str)
+def backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
+    """Each backend in turn, in use."""
+    with request.param.in_use() as backend:
+        yield backend
+
+
+@pytest.fixture
+def reference() -> Iterator[Backend]:
+    """The reference backend, in use."""
+    with REFERENCE.in_use() as backend:
+        yield backend
+
+
+@pytest.fixture(params=[True, False], ids=["lazy", "eager"])
+def lazy(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Whether the backend says that it is lazy, so that the token loop computes a step ahead."""
+    monkeypatch.setattr(ops, "is_lazy", lambda: request.param)
+    return bool(request.param)
 
 
 @pytest.fixture(scope="session")

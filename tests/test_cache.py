@@ -13,6 +13,12 @@ from mlx_ferrum.cache import STEP, KVCache, WindowCache
 HEADS, GROUPS, SIZE = 4, 2, 8
 
 
+@pytest.fixture(autouse=True)
+def each_backend(backend):
+    """Every test here, on every backend: what caches hold is what the backend makes."""
+    return backend
+
+
 class Owner:
     """Stands for a model of one full and one sliding layer."""
 
@@ -22,23 +28,28 @@ class Owner:
         return [KVCache(), WindowCache(5)]
 
 
-def random_qkv(length: int, seed: int) -> list[mx.array]:
+def random_qkv(length: int, seed: int) -> list[np.ndarray]:
     rng = np.random.default_rng(seed)
     sizes = (HEADS, GROUPS, GROUPS)
-    return [mx.array(rng.normal(size=(1, n, length, SIZE)).astype(np.float32)) for n in sizes]
+    return [rng.normal(size=(1, n, length, SIZE)).astype(np.float32) for n in sizes]
+
+
+def activation(x: np.ndarray):
+    """As the backend in use makes it."""
+    return x if ops.backend_name() == "cpu" else mx.array(x)
 
 
 def run(held, qkv, cuts) -> np.ndarray:
     """Feed positions to a cache in chunks that end at `cuts`."""
     out = []
     for start, stop in itertools.pairwise(cuts):
-        q, k, v = (a[:, :, start:stop] for a in qkv)
+        q, k, v = (activation(a[:, :, start:stop]) for a in qkv)
         out.append(np.asarray(held.attend(q, k, v, scale=0.4)))
     return np.concatenate(out, axis=2)
 
 
 def whole(qkv, window=None) -> np.ndarray:
-    return np.asarray(ops.attend(*qkv, scale=0.4, window=window))
+    return np.asarray(ops.attend(*map(activation, qkv), scale=0.4, window=window))
 
 
 CUTS = [[0, 40], [0, 1, 2, 3, 40], [0, *range(17, 41)], [0, 30, 31, 40]]
@@ -82,7 +93,7 @@ def test_trim_then_continue(make):
     run(held, qkv, [0, 10, *range(11, 21)])
     assert held.trim(4) and held.offset == 16
     joined = tuple(
-        mx.concatenate([a[:, :, :16], b[:, :, 16:]], axis=2)
+        np.concatenate([a[:, :, :16], b[:, :, 16:]], axis=2)
         for a, b in zip(qkv, other, strict=True)
     )
     found = run(held, joined, [16, 30])
@@ -166,7 +177,9 @@ def test_bad_files_are_refused(tmp_path):
 def test_missing_arrays_are_refused(drop, tmp_path):
     caches, _ = filled()
     arrays = {"tokens": mx.arange(20, dtype=mx.int32)}
-    arrays |= {f"{i}.{j}": a for i, held in enumerate(caches) for j, a in enumerate(held.state)}
+    arrays |= {
+        f"{i}.{j}": mx.array(a) for i, held in enumerate(caches) for j, a in enumerate(held.state)
+    }
     del arrays[drop]
     kinds = json.dumps(["KVCache", "WindowCache"])
     metadata = {"format": cache.FORMAT, "model": "a model", "kinds": kinds}

@@ -199,7 +199,7 @@ def test_a_base_model_needs_raw(run: Command) -> None:
     assert run.out == "hello €\n"
 
 
-def test_ctrl_c_keeps_what_was_printed(run: Command) -> None:
+def test_ctrl_c_keeps_what_was_printed(run: Command, lazy: bool) -> None:
     class Interrupted(ScriptedModel):
         def head(self, hidden: Any) -> Any:
             if len(self.fed) == 4:
@@ -208,7 +208,7 @@ def test_ctrl_c_keeps_what_was_printed(run: Command) -> None:
 
     run.model = Interrupted(run.tokenizer.encode("hello"), 259, 7)
     assert run("--prompt", "hi") == 130
-    assert (run.out, run.err) == ("he\n", "")
+    assert (run.out, run.err) == ("he\n" if lazy else "hel\n", "")
 
 
 def test_a_package_function_and_a_command_share_the_name() -> None:

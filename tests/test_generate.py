@@ -23,6 +23,12 @@ from mlx_ferrum.generate.stream import peak_memory
 PROMPT = [5, 9, 3, 17, 22, 9, 31]
 
 
+@pytest.fixture(autouse=True)
+def each_loop(lazy: bool) -> bool:
+    """Every test here, with a step ahead and without."""
+    return lazy
+
+
 def tokens_of(steps: Any) -> list[int]:
     return [token for token, _ in steps]
 
@@ -53,10 +59,14 @@ def test_the_prompt_is_fed_in_chunks_and_only_its_end_gets_logits() -> None:
     assert seen == [(0, 7), (5, 7), (7, 7)]
 
 
-def test_the_next_step_is_under_way_when_a_token_is_handed_out() -> None:
+def test_on_a_lazy_backend_the_next_step_is_under_way_when_a_token_is_handed_out(
+    lazy: bool,
+) -> None:
     model: Any = FakeModel()
-    steps = generate_step(PROMPT, model, max_tokens=3)
-    assert [len(model.fed) for _ in steps] == [2, 3, 3]
+    cache = model.make_cache()
+    steps = generate_step(PROMPT, model, max_tokens=3, cache=cache)
+    found = [(len(model.fed), cache[0].offset - len(PROMPT)) for _ in steps]
+    assert found == ([(2, 1), (3, 2), (3, 2)] if lazy else [(1, 0), (2, 1), (3, 2)])
 
 
 def test_a_prompt_may_be_an_array() -> None:

@@ -9,13 +9,13 @@ import mlx.core as mx
 import numpy as np
 import pytest
 import random_models
+from backends import REFERENCE, Backend
 from divergence import MAX_KL, coarsen, kl, log_softmax
 
 import mlx_ferrum
 
 GOLDEN = Path(__file__).parent / "golden"
 SEED = 2026  # of make_logits.py
-MAX_DIFFERENCE = 2e-3  # of a logit; both sides are float32, and agree to about 1e-4
 PIECES = (17, 1, 9, 1, 12)  # the golden texts' 40 tokens
 
 
@@ -39,46 +39,48 @@ def run(model: Any, tokens: np.ndarray, cache: list[Any] | None = None) -> np.nd
     return np.array(model(mx.array(tokens), cache=cache))
 
 
-def check(expected: np.ndarray, found: np.ndarray) -> None:
+def check(expected: np.ndarray, found: np.ndarray, backend: Backend = REFERENCE) -> None:
     """Both (l, vocab) logits."""
     assert kl(log_softmax(expected), log_softmax(found)).max() < MAX_KL
-    np.testing.assert_allclose(found, expected, rtol=0, atol=MAX_DIFFERENCE)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=backend.logit)
 
 
 @pytest.mark.parametrize("name", random_models.CASES)
-def test_random_model(name: str, tmp_path: Path, random_goldens: Any) -> None:
+def test_random_model(backend: Backend, name: str, tmp_path: Path, random_goldens: Any) -> None:
     """A whole text at once, in a batch with another one."""
     tokens = random_goldens[f"{name}.tokens"]
     found = run(load_case(tmp_path, name), np.stack([tokens, tokens[::-1]]))
-    check(random_goldens[f"{name}.logits"], found[0])
+    check(random_goldens[f"{name}.logits"], found[0], backend)
 
 
 @pytest.mark.parametrize("name", random_models.CASES)
-def test_random_model_in_pieces(name: str, tmp_path: Path, random_goldens: Any) -> None:
+def test_random_model_in_pieces(
+    backend: Backend, name: str, tmp_path: Path, random_goldens: Any
+) -> None:
     """Keys and values come from the cache, over the edge of the window too."""
     tokens = random_goldens[f"{name}.tokens"]
     model = load_case(tmp_path, name)
     cache = model.make_cache()
     pieces = np.split(tokens, np.cumsum(PIECES)[:-1])
     found = [run(model, piece[None], cache)[0] for piece in pieces]
-    check(random_goldens[f"{name}.logits"], np.concatenate(found))
+    check(random_goldens[f"{name}.logits"], np.concatenate(found), backend)
 
 
-def test_window_slides(tmp_path: Path) -> None:
+def test_window_slides(backend: Backend, tmp_path: Path) -> None:
     """A text many times the window, at once and with a cache that must drop old keys."""
     model = load_case(tmp_path, "gemma3")
     tokens = np.random.default_rng(SEED).integers(0, 300, 700)
     cache = model.make_cache()
     pieces = [300, 301, 302, 560, 561, 568, 577]
     found = [run(model, piece[None], cache)[0] for piece in np.split(tokens, pieces)]
-    check(run(model, tokens[None])[0], np.concatenate(found))
+    check(run(model, tokens[None])[0], np.concatenate(found), backend)
 
 
 @pytest.mark.parametrize(
     ("name", "fixture"), [("smollm2-135m", "smollm2"), ("gemma3-270m", "gemma3")]
 )
 def test_real_model(
-    name: str, fixture: str, real_goldens: Any, request: pytest.FixtureRequest
+    backend: Backend, name: str, fixture: str, real_goldens: Any, request: pytest.FixtureRequest
 ) -> None:
     """Code and text in several scripts: the 512 most likely tokens, 512 others, and the rest together."""
     model, _ = request.getfixturevalue(fixture)
@@ -89,4 +91,4 @@ def test_real_model(
     logits = np.array(model.head(hidden[:, mx.array(positions)])[0])
     found = coarsen(log_softmax(logits), ids)
     assert kl(expected, found).max() < MAX_KL
-    np.testing.assert_allclose(found, expected, rtol=0, atol=MAX_DIFFERENCE)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=backend.logit)

@@ -12,8 +12,13 @@ from mlx import nn
 from ..ops import Activation
 from ..tensor import QTensor
 
+LAZY = True
 TILE_WEIGHTS = 1 << 20
 _ACTIVATIONS = {"silu": nn.silu, "gelu": nn.gelu_approx}
+
+
+def prepare(threads: int | None) -> None:
+    """Nothing to prepare."""
 
 
 def matmul(x: mx.array, w: QTensor) -> mx.array:
@@ -61,6 +66,10 @@ def attend(
     return (weights @ v[:, :, None]).reshape(b, h, length, -1)
 
 
+def rms_norm(x: mx.array, weight: mx.array, eps: float) -> mx.array:
+    return mx.fast.rms_norm(x, weight, eps)
+
+
 def norm_rope(
     x: mx.array,
     frequencies: mx.array,
@@ -72,7 +81,7 @@ def norm_rope(
 ) -> mx.array:
     length = x.shape[1]
     if norm is not None:
-        x = mx.fast.rms_norm(x, *norm)
+        x = rms_norm(x, *norm)
     x = x.swapaxes(1, 2)  # (b, h, l, d)
     positions = mx.array(offset).reshape(-1, 1) + mx.arange(length)  # (b or 1, l)
     angles = positions[:, None, :, None].astype(mx.float32) * frequencies
@@ -86,3 +95,7 @@ def norm_rope(
     pair = [first * cos - second * sin, first * sin + second * cos]
     out = mx.stack(pair, axis=-1) if interleaved else mx.concatenate(pair, axis=-1)
     return mx.concatenate([out.reshape(rotated.shape), rest], axis=-1)
+
+
+def to_mlx(x: mx.array) -> mx.array:
+    return x.astype(mx.float32)

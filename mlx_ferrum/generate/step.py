@@ -7,6 +7,7 @@ from collections.abc import Callable, Generator, Sequence
 import mlx.core as mx
 import numpy as np
 
+from mlx_ferrum import ops
 from mlx_ferrum.cache import Cache
 from mlx_ferrum.models.base import LanguageModel
 from mlx_ferrum.sample import Processor, Sampler, greedy, log_softmax
@@ -35,14 +36,15 @@ def generate_step(
         sampler: log-probabilities (1, vocab) to token (1,); greedy by default.
         logits_processors: applied in order before the log-probabilities are taken.
         cache: from `model.make_cache()`, updated in place; a new one by default. When the n-th
-            token is handed out it holds the prompt and n tokens, or n - 1 at the last one.
+            token is handed out it holds the prompt and n - 1 tokens; on a lazy backend the n-th
+            too, unless that is the last one.
         history: the tokens that `cache` holds, for the processors' eyes only.
         prefill_step_size: prompt tokens per forward pass.
         progress: called with (prompt tokens done, all prompt tokens), first and after each pass.
 
     Yields:
         (token, logprobs): logprobs is (vocab,) float32, after the processors, before the sampler.
-        The next step is under way then.
+        On a lazy backend (`ops.is_lazy`) the next step is under way then.
 
     Raises:
         ValueError: at the call, when the prompt is empty or does not fit; later, from the model,
@@ -110,10 +112,12 @@ class _Chooser:
         for process in self.processors:
             logits = process(self.seen, logits)
         logprobs = log_softmax(logits)
-        token = self.sampler(logprobs).astype(mx.uint32)
+        # a sum over the whole vocabulary, which the likeliest token does not need
+        scores = logits if self.sampler is greedy else logprobs
+        token = self.sampler(scores).astype(mx.uint32)
         if self.processors:
             self.seen = mx.concatenate([self.seen, token])
-        mx.async_eval(token, logprobs)
+        mx.async_eval(token)
         return token, logprobs[0]
 
 
@@ -135,13 +139,18 @@ def _steps(
         progress(done, len(tokens))
     rest = tokens[(len(tokens) - 1) // size * size :]
     token, logprobs = choose(model.body(mx.array([rest], mx.uint32), cache))
+    ahead = None
     for count in range(1, limit + 1):
-        ahead = choose(model.body(token[None], cache)) if count < limit else (token, logprobs)
+        if ahead is not None:
+            token, logprobs = ahead
+        elif count > 1:
+            token, logprobs = choose(model.body(token[None], cache))
+        # a lazy backend works on the next step while the caller looks at this one
+        ahead = choose(model.body(token[None], cache)) if ops.is_lazy() and count < limit else None
         (value,) = token_ids(token)
         if count == 1:
             progress(len(tokens), len(tokens))
         yield value, logprobs
-        token, logprobs = ahead
 
 
 def _ignore(done: int, total: int) -> None:

@@ -16,7 +16,7 @@ from mlx import nn
 
 from .. import ops
 from ..cache import Cache, KVCache
-from ..nn import GatedMLP, QEmbedding, QLinear
+from ..nn import GatedMLP, QEmbedding, QLinear, RMSNorm
 from ..profile import stage
 from ..rope import RopeArgs
 from ..tensor import QTensor
@@ -187,7 +187,7 @@ class Weights:
 
     def vector(self, name: str, size: int) -> mx.array:
         """A small tensor, (size,) float32."""
-        return ops.dequantize(self.tensor(name, size))
+        return mx.array(ops.dequantize(self.tensor(name, size)))
 
     def embedding(self, name: str, rows: int, k: int) -> QEmbedding:
         """`NAME.weight` (rows, k) as a table of rows."""
@@ -199,11 +199,9 @@ class Weights:
         has_bias = f"{name}.bias" in self
         return QLinear(weight, self.vector(f"{name}.bias", rows) if has_bias else None)
 
-    def norm(self, name: str, size: int, eps: float) -> nn.RMSNorm:
+    def norm(self, name: str, size: int, eps: float) -> RMSNorm:
         """`NAME.weight` (size,) as an RMS norm."""
-        norm = nn.RMSNorm(size, eps)
-        norm.weight = self.vector(f"{name}.weight", size)
-        return norm
+        return RMSNorm(self.vector(f"{name}.weight", size), eps)
 
     def rope_factors(self, pairs: int) -> np.ndarray | None:
         """`rope_freqs.weight`, (pairs,) divisors of the rotary frequencies, where the file has it."""
@@ -258,7 +256,7 @@ class LanguageModel(nn.Module):
     def head(self, x: mx.array) -> mx.array:
         """x: (b, l, hidden) -> logits (b, l, vocabulary)"""
         logits = self.body.embed_tokens.as_linear(x) if self.output is None else self.output(x)
-        return self.finish(logits.astype(mx.float32))
+        return self.finish(ops.to_mlx(logits))
 
     def finish(self, logits: mx.array) -> mx.array:
         """logits: (b, l, vocabulary), as the architecture ends them."""

@@ -1,0 +1,6 @@
+// BF16: one weight, not quantized.
+
+struct BF16 {
+    enum { WEIGHTS = 1, GROUP = 1 };
+    bfloat value;
+};

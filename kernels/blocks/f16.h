@@ -1,0 +1,6 @@
+// F16: one weight, not quantized.
+
+struct F16 {
+    enum { WEIGHTS = 1, GROUP = 1 };
+    half value;
+};

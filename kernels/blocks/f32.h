@@ -1,0 +1,6 @@
+// F32: one weight, not quantized.
+
+struct F32 {
+    enum { WEIGHTS = 1, GROUP = 1 };
+    float value;
+};

@@ -1,0 +1,29 @@
+// Q3_K: 256 weights in 110 bytes, 16 groups of 16, w = d (s - 32) (q - 4).
+//
+// byte   0 ...... 31 | 32 ...... 95 | 96 .... 107 | 108 109
+//        hmask       | qs           | scales      | d
+// qs: two halves of 32 bytes; bits 2 j .. 2 j + 1 of byte i in half h: the low bits of weight
+//     128 h + 32 j + i; hmask: bit 4 h + j of byte i: the third bit of the same weight
+// scales, 6 bits each: the low nibble of s[g] is nibble g / 8 of byte g % 8; its top bits are bits
+//     2 (g / 4) .. of byte 8 + g % 4
+
+struct Q3_K {
+    enum { WEIGHTS = 256, GROUP = 16 };
+    uchar hmask[32];
+    uchar qs[64];
+    uchar scales[12];
+    half d;
+};
+
+inline uint4 codes(const device Q3_K& b, int i) {
+    uint4 low = (load16(b.qs + 32 * (i >> 3) + 16 * (i & 1)) >> (i & 6)) & 0x03030303;
+    uint4 high = (load16(b.hmask + 16 * (i & 1)) >> (i >> 1)) & 0x01010101;
+    return low | (high << 2);
+}
+
+inline float2 affine(const device Q3_K& b, int g) {
+    int low = (b.scales[g & 7] >> (4 * (g >> 3))) & 15;
+    int top = (b.scales[8 + (g & 3)] >> (2 * (g >> 2))) & 3;
+    float scale = float(b.d) * ((low | (top << 4)) - 32);
+    return float2{scale, -4 * scale};
+}

@@ -1,0 +1,19 @@
+// Q4_0: 32 weights in 18 bytes, w = d (q - 8).
+//
+// byte   0  1 | 2 ............ 17
+//        d    | qs             qs[i] = q[i + 16] << 4 | q[i]
+
+struct Q4_0 {
+    enum { WEIGHTS = 32, GROUP = 32 };
+    half d;
+    uchar qs[16];
+};
+
+// 16 codes from weight 16 i, one a byte.
+inline uint4 codes(const device Q4_0& b, int i) { return (load16(b.qs) >> (4 * i)) & 0x0f0f0f0f; }
+
+// (scale, bias) of group g: w = scale * q + bias.
+inline float2 affine(const device Q4_0& b, int) {
+    float d = b.d;
+    return float2{d, -8 * d};
+}

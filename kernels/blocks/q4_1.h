@@ -1,0 +1,14 @@
+// Q4_1: 32 weights in 20 bytes, w = d q + m.
+//
+// byte   0  1 | 2  3 | 4 ............ 19
+//        d    | m    | qs             qs[i] = q[i + 16] << 4 | q[i]
+
+struct Q4_1 {
+    enum { WEIGHTS = 32, GROUP = 32 };
+    half d, m;
+    uchar qs[16];
+};
+
+inline uint4 codes(const device Q4_1& b, int i) { return (load16(b.qs) >> (4 * i)) & 0x0f0f0f0f; }
+
+inline float2 affine(const device Q4_1& b, int) { return float2{b.d, b.m}; }

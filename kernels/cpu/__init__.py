@@ -1,0 +1,1 @@
+"""C++ for the CPU backend: compiled on first use for the processor at hand, called by ctypes."""

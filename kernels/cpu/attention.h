@@ -1,0 +1,36 @@
+// Attention over keys and values that lie in a cache.
+#pragma once
+
+#include <cstddef>
+
+constexpr long SMALL = 1 << 16; // multiply-adds below which threads cost more than they save
+
+// Shapes: q (batch, heads, length, d) and out (batch, heads, length, dv), contiguous;
+// k (batch, groups, held, d), v (batch, groups, held, dv), with strides in floats.
+// The queries are the last `length` of `held` positions; window 0: all positions are seen.
+struct Attention {
+    const float *q, *k, *v;
+    float* out;
+    int batch, heads, groups, length, held, d, dv, window;
+    long k_batch, k_head, k_stride, v_batch, v_head, v_stride;
+    float scale;
+
+    // Query rows of one key-value head, position by position, so that neighbours see much the same.
+    int per_group() const { return heads / groups; }
+    long rows() const { return long(per_group()) * length; }
+    // Row i of key-value head bg (counted through the batch) in q and out, in rows.
+    long place(int bg, long i) const {
+        long head = long(bg) * per_group() + i % per_group();
+        return head * length + i / per_group();
+    }
+    const float* keys(int bg) const { return k + bg / groups * k_batch + bg % groups * k_head; }
+    const float* values(int bg) const { return v + bg / groups * v_batch + bg % groups * v_head; }
+    // The keys that row i sees: [first, last].
+    int last(long i) const { return held - length + int(i / per_group()); }
+    int first(long i) const {
+        int from = window > 0 ? last(i) - window + 1 : 0;
+        return from > 0 ? from : 0;
+    }
+};
+
+void attend(const Attention& a);

@@ -1,0 +1,87 @@
+// One pass over memory each; only long prompts are worth sharing between threads.
+#include "layers.h"
+
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+#include "attention.h"
+#include "exp.h"
+#include "floats.h"
+#include "pool.h"
+
+namespace {
+
+float rms_scale(const float* x, int d, float eps) { return 1 / std::sqrt(dot(x, x, d) / float(d) + eps); }
+
+// Run part(i) for i < count, on all threads if the whole takes long.
+template <typename F>
+void shared(long count, long work, const F& part) {
+    if (work < SMALL)
+        for (long i = 0; i < count; i++) part(int(i));
+    else
+        pool_run(int(count), part);
+}
+
+void rotate(const NormRope& a, const float* x, const float* cosine, const float* sine, float* out) {
+    int step = a.interleaved ? 2 : 1, apart = a.interleaved ? 1 : a.pairs;
+    for (int i = 0; i < a.pairs; i++) {
+        float first = x[i * step], second = x[i * step + apart];
+        out[i * step] = first * cosine[i] - second * sine[i];
+        out[i * step + apart] = first * sine[i] + second * cosine[i];
+    }
+    for (int i = 2 * a.pairs; i < a.d; i++) out[i] = x[i];
+}
+
+Floats sigmoid(Floats x) { return 1.0f / (1.0f + exp16(-(x < -80.0f ? Floats{} - 80.0f : x))); }
+
+Floats activated(Floats x, int act) {
+    if (act == 0) return x * sigmoid(x);
+    // (1 + tanh(y)) / 2 is the sigmoid of 2 y
+    return x * sigmoid(1.5957691216f * (x + 0.044715f * x * x * x));
+}
+
+} // namespace
+
+void rms_norm(const float* x, const float* weight, long rows, int d, float eps, float* out) {
+    shared(rows, rows * d, [&](int r) {
+        const float* in = x + long(r) * d;
+        float scale = rms_scale(in, d, eps);
+        for (int i = 0; i < d; i++) out[long(r) * d + i] = in[i] * scale * weight[i];
+    });
+}
+
+void norm_rope(const NormRope& a) {
+    shared(long(a.batch) * a.length, long(a.batch) * a.length * a.heads * a.d, [&](int job) {
+        thread_local std::vector<float> scratch;
+        scratch.resize(2 * a.pairs + a.d);
+        float *cosine = scratch.data(), *sine = cosine + a.pairs, *normed = sine + a.pairs;
+        int b = job / a.length, l = job % a.length;
+        for (int i = 0; i < a.pairs; i++) {
+            float angle = float(a.offset[b] + l) * a.frequencies[i];
+            cosine[i] = std::cos(angle) * a.magnitude;
+            sine[i] = std::sin(angle) * a.magnitude;
+        }
+        for (int h = 0; h < a.heads; h++) {
+            const float* x = a.x + (long(job) * a.heads + h) * a.d;
+            if (a.weight) {
+                float scale = rms_scale(x, a.d, a.eps);
+                for (int i = 0; i < a.d; i++) normed[i] = x[i] * scale * a.weight[i];
+                x = normed;
+            }
+            long at = (long(b) * a.heads + h) * a.length + l;
+            rotate(a, x, cosine, sine, a.out + at * a.d);
+        }
+    });
+}
+
+void activate(float* gate, const float* up, long count, int act) {
+    for (long i = 0; i < count; i += 16) {
+        Floats g = {}, u = {};
+        size_t size = sizeof(float) * std::min(16L, count - i);
+        std::memcpy(&g, gate + i, size);
+        std::memcpy(&u, up + i, size);
+        g = activated(g, act) * u;
+        std::memcpy(gate + i, &g, size);
+    }
+}

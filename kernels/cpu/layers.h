@@ -1,0 +1,20 @@
+// The small operations between the products.
+#pragma once
+
+// out[i] = x[i] / rms(x[i]) * weight, rows of d.
+void rms_norm(const float* x, const float* weight, long rows, int d, float eps, float* out);
+
+// x: (batch, length, heads, d) -> out: (batch, heads, length, d): RMS norm of each head, if there is
+// a weight (d,), then rotation of the first 2 pairs values by the position times frequencies (pairs,).
+struct NormRope {
+    const float *x, *weight, *frequencies;
+    const long* offset; // (batch,) position of the first
+    float* out;
+    int batch, length, heads, d, pairs, interleaved;
+    float magnitude, eps;
+};
+
+void norm_rope(const NormRope& a);
+
+// gate[i] = act(gate[i]) * up[i]; act 0: SiLU, 1: GELU, tanh form.
+void activate(float* gate, const float* up, long count, int act);

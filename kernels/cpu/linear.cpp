@@ -1,0 +1,113 @@
+// Few rows of activations: a row of weights is unpacked chunk by chunk and multiplied with each. The
+// weights are read once, and that bounds the speed: unpacking 256 codes takes some 100 instructions
+// and multiplying them 35.
+// Many rows: see tile.h.
+#include "linear.h"
+
+#include "tile.h"
+
+namespace {
+
+constexpr int AT_ONCE = 8; // rows of activations that share one unpacking
+// Bytes: how far ahead of use weights are fetched. The processor's own prefetching stops at every page
+// of a mapped file, so far enough to hide that; but not past what the caller will read.
+constexpr long AHEAD_LEAST = 4 << 10, AHEAD_MOST = 32 << 10;
+
+template <typename B>
+long ahead(long rows, int k) {
+    long bytes = rows * (k / B::WEIGHTS) * long(sizeof(B));
+    return std::min(AHEAD_MOST, std::max(AHEAD_LEAST, bytes / 8));
+}
+
+template <typename B>
+void prefetch(const B* row, int c, long ahead) {
+    const char* here = (const char*)(row + c * (CHUNK / B::WEIGHTS)) + ahead;
+    for (size_t at = 0; at < sizeof(B) * CHUNK / B::WEIGHTS; at += 64) __builtin_prefetch(here + at);
+}
+
+// One row of weights with `count` rows of x.
+template <typename B>
+void multiply_row(const B* row, const Input& in, int first, int count, float* out, long stride) {
+    const Activations& x = *in.integers;
+    Floats sums[AT_ONCE] = {};
+    Unpacked chunk;
+    for (int c = 0; c < in.k / CHUNK; c++) {
+        prefetch(row, c, AHEAD_LEAST);
+        take_chunk(row, in.k, c, chunk);
+        for (int i = 0; i < count; i++) add_product(chunk, x, first + i, c, sums[i]);
+    }
+    for (int i = 0; i < count; i++) {
+        float rest = add_rest(row, in.k, x, first + i, sums[i]);
+        out[(first + i) * stride] = total(sums[i]) + rest;
+    }
+}
+
+// Several rows of weights with one row of x, side by side: a sum alone would wait for itself.
+template <typename B, int ROWS>
+void multiply_one(const B* rows, const Input& in, float* out, long ahead) {
+    const Activations& x = *in.integers;
+    long blocks = in.k / B::WEIGHTS;
+    Floats sums[ROWS] = {};
+    Unpacked chunk;
+    for (int c = 0; c < in.k / CHUNK; c++)
+#pragma GCC unroll 4
+        for (int r = 0; r < ROWS; r++) {
+            prefetch(rows + r * blocks, c, ahead);
+            take_chunk(rows + r * blocks, in.k, c, chunk);
+            add_product(chunk, x, 0, c, sums[r]);
+        }
+#pragma GCC unroll 4
+    for (int r = 0; r < ROWS; r++) {
+        float rest = add_rest(rows + r * blocks, in.k, x, 0, sums[r]);
+        out[r] = total(sums[r]) + rest;
+    }
+}
+
+template <typename B>
+void multiply_quantized(const B* w, const Input& in, int first, int last, float* out, long stride) {
+    long blocks = in.k / B::WEIGHTS;
+    int row = first;
+#ifdef FERRUM_VNNI
+    if (in.n > AT_ONCE)
+        for (; row + Tile::ROWS <= last; row += Tile::ROWS) {
+            thread_local Tile tile;
+            tile.pack(w + row * blocks, in.k);
+            tile.multiply(*in.integers, out + row, stride);
+        }
+#endif
+    if (in.n == 1)
+        for (; row + 4 <= last; row += 4)
+            multiply_one<B, 4>(w + row * blocks, in, out + row, ahead<B>(last - first, in.k));
+    for (; row < last; row++)
+        for (int i = 0; i < in.n; i += AT_ONCE) {
+            int count = std::min(AT_ONCE, in.n - i);
+            multiply_row(w + row * blocks, in, i, count, out + row, stride);
+        }
+}
+
+template <typename B>
+void multiply_floats(const B* w, const Input& in, int first, int last, float* out, long stride) {
+    thread_local std::vector<float> wide;
+    wide.resize(in.k);
+    for (int row = first; row < last; row++) {
+        widen(w + long(row) * in.k, in.k, wide.data());
+        for (int i = 0; i < in.n; i++) out[i * stride + row] = dot(wide.data(), in.x + long(i) * in.k, in.k);
+    }
+}
+
+} // namespace
+
+void multiply_rows(const Weight& w, const Input& in, int first, int last, float* out, long stride) {
+    with_block(int(w.type), [&](auto type) {
+        using B = typename decltype(type)::type;
+        if constexpr (is_float<B>)
+            multiply_floats((const B*)w.data, in, first, last, out, stride);
+        else
+            multiply_quantized((const B*)w.data, in, first, last, out, stride);
+    });
+}
+
+int rows_per_part(long rows, int threads) {
+    long per_thread = (rows + threads * 4 - 1) / (threads * 4);
+    return int((per_thread + 31) / 32 * 32);
+}

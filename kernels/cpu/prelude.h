@@ -1,0 +1,86 @@
+// What the block decoders in ../blocks need, in C++: Metal's names, and 16 bytes as one vector.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#if defined(__x86_64__) && !defined(FERRUM_PORTABLE)
+#include <immintrin.h>
+#endif
+
+#define device
+#define constant static const
+
+using uchar = std::uint8_t;
+using uint = std::uint32_t;
+typedef uint uint4 __attribute__((vector_size(16)));
+
+struct float2 {
+    float x, y;
+};
+
+inline float as_float(uint bits) {
+    float value;
+    std::memcpy(&value, &bits, 4);
+    return value;
+}
+
+inline uint as_uint(float value) {
+    uint bits;
+    std::memcpy(&bits, &value, 4);
+    return bits;
+}
+
+// IEEE half precision.
+struct half {
+    std::uint16_t bits;
+
+    operator float() const {
+#if defined(__F16C__) && !defined(FERRUM_PORTABLE)
+        return _cvtsh_ss(bits);
+#else
+        uint sign = uint(bits & 0x8000) << 16, rest = bits & 0x7fff;
+        if (rest >= 0x7c00) return as_float(sign | 0x7f800000 | rest << 13);
+        // the exponent of a float is 112 larger; the product makes subnormal numbers normal
+        return as_float(sign | as_uint(as_float(rest << 13) * 0x1p112f));
+#endif
+    }
+};
+
+// The upper half of a float.
+struct bfloat {
+    std::uint16_t bits;
+
+    operator float() const { return as_float(uint(bits) << 16); }
+};
+
+inline uint4 load16(const uchar* p) {
+    uint4 v;
+    std::memcpy(&v, p, 16);
+    return v;
+}
+
+inline uint load4(const uchar* p) {
+    uint v;
+    std::memcpy(&v, p, 4);
+    return v;
+}
+
+// The low 16 bits of `bits` as 16 bytes, each bit at position `shift` of its byte.
+inline uint4 spread16(uint bits, int shift) {
+    uint4 nibbles = uint4{bits, bits >> 4, bits >> 8, bits >> 12} & 15;
+    // the four products do not overlap: bit j of a nibble lands in bit 8 j
+    return ((nibbles * 0x00204081) & 0x01010101) << shift;
+}
+
+// table[b] for each byte b < 16 of `index`.
+inline uint4 look_up16(uint4 index, const uchar* table) {
+#if defined(__SSSE3__) && !defined(FERRUM_PORTABLE)
+    return (uint4)_mm_shuffle_epi8((__m128i)load16(table), (__m128i)index);
+#else
+    uchar bytes[16];
+    std::memcpy(bytes, &index, 16);
+    for (uchar& b : bytes) b = table[b];
+    return load16(bytes);
+#endif
+}

@@ -1,0 +1,73 @@
+"""The backends that the tests run, and what exactness each promises."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from mlx_ferrum import ops
+from mlx_ferrum.kernels.cpu import native
+
+FLOAT_ERROR = 5e-7
+SHARED, LARGEST = 32, 16256  # of activations.h
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A backend as the tests choose it.
+
+    integers: whether products take activations as integers, 32 of them with a scale
+    logit: how far a logit of a small random model may lie from float32's
+    """
+
+    name: str
+    portable: bool = False
+    integers: bool = True
+    logit: float = 2e-2
+
+    def __str__(self) -> str:
+        return f"{self.name}-portable" if self.portable else self.name
+
+    def array(self, x: Any) -> Any:
+        """An activation of the kind that this backend makes."""
+        return mx.array(x) if self.name == "reference" else np.asarray(x)
+
+    def product_error(self, x: np.ndarray, w: np.ndarray) -> np.ndarray:
+        """How far x wᵀ may be off: x: (..., k), w: (rows, k) float64 -> (..., rows).
+
+        Float32 sums: rounding a term, and the parts of a weight that cancel in it, costs 2^-24 of the largest.
+        Integers: the largest of 32 is 16,256, so errors are uniform in half a step to either side; six standard
+        deviations of their sum.
+        """
+        terms = np.abs(x).sum(-1)[..., None] * np.abs(w).max(-1)
+        rounded = FLOAT_ERROR * terms
+        if not self.integers:
+            return rounded
+        k = x.shape[-1]
+        padded = np.pad(np.abs(x), [*[(0, 0)] * (x.ndim - 1), (0, -k % SHARED)])
+        largest = padded.reshape(*x.shape[:-1], -1, SHARED).max(-1).repeat(SHARED, -1)[..., :k]
+        variance = (largest / LARGEST) ** 2 / 12 @ (w**2).T
+        return rounded + 6 * np.sqrt(variance)
+
+    @contextmanager
+    def in_use(self) -> Iterator[Backend]:
+        """Use this backend, and then again the one that was in use."""
+        before = ops.backend_name()
+        try:
+            native.choose(portable=self.portable)
+            ops.use_backend(self.name)
+            yield self
+        finally:
+            native.choose()
+            ops.use_backend(before)
+
+
+REFERENCE = Backend("reference", integers=False, logit=2e-3)  # both sides are float32
+CPU = Backend("cpu")
+CPU_PORTABLE = Backend("cpu", portable=True)
+BACKENDS = (REFERENCE, CPU, CPU_PORTABLE)

@@ -1,0 +1,160 @@
+// Calls every function of the CPU library on random bytes over odd shapes, from two threads at once.
+// Buffers are exactly as large as they are said to be, so that a sanitizer sees any step outside;
+// the numbers are the business of the Python tests.
+#include <cstdio>
+#include <cstdlib>
+#include <random>
+#include <thread>
+
+#include "attention.h"
+#include "layers.h"
+#include "linear.h"
+
+extern "C" {
+const char* ferrum_simd();
+void ferrum_set_threads(int n);
+void ferrum_matmuls(const float* x, int n, int k, const Weight* w, int count, float* out);
+void ferrum_gate_up(const float* x, int n, int k, const Weight* w, int act, float* out);
+void ferrum_rows(const Weight* w, const long* ids, int n, int k, float* out);
+void ferrum_attend(const Attention* a);
+void ferrum_norm_rope(const NormRope* a);
+void ferrum_rms_norm(const float* x, const float* weight, long rows, int d, float eps, float* out);
+}
+
+namespace {
+
+constexpr int TYPES = 64; // ids are smaller
+constexpr uint UNTOUCHED = 0x7fc0beef;
+
+using Random = std::mt19937;
+using Floats = std::vector<float>;
+
+Floats floats(Random& random, size_t count) {
+    Floats out(count);
+    for (float& x : out) x = std::normal_distribution<float>()(random);
+    return out;
+}
+
+// An output in which values that are never written are seen.
+class Output {
+public:
+    explicit Output(size_t count) : values_(count, as_float(UNTOUCHED)) {}
+    ~Output() {
+        for (float x : values_)
+            if (as_uint(x) == UNTOUCHED) {
+                std::fprintf(stderr, "a value was not written\n");
+                std::abort();
+            }
+    }
+    operator float*() { return values_.data(); }
+
+private:
+    Floats values_;
+};
+
+struct Matrix {
+    std::vector<uchar> bytes;
+    Weight weight;
+};
+
+// Rows of `blocks` blocks, of random bytes.
+template <typename B>
+Matrix matrix(Random& random, int id, int rows, int blocks) {
+    Matrix m{std::vector<uchar>(sizeof(B) * rows * blocks), {nullptr, id, rows}};
+    for (uchar& byte : m.bytes) byte = uchar(random());
+    m.weight.data = m.bytes.data();
+    return m;
+}
+
+template <typename B>
+void products(Random& random, int id, int n, int rows, int blocks) {
+    int k = blocks * B::WEIGHTS;
+    Floats x = floats(random, size_t(n) * k);
+    Matrix a = matrix<B>(random, id, rows, blocks), b = matrix<B>(random, id, rows, blocks);
+    Matrix floating = matrix<F16>(random, 1, rows + 2, k);
+    Weight three[] = {a.weight, floating.weight, b.weight}, two[] = {a.weight, b.weight};
+    ferrum_matmuls(x.data(), n, k, three, 3, Output(size_t(n) * (3 * rows + 2)));
+    ferrum_gate_up(x.data(), n, k, two, n % 2, Output(size_t(n) * rows));
+    std::vector<long> ids(n);
+    for (long& row : ids) row = random() % rows;
+    ferrum_rows(&a.weight, ids.data(), n, k, Output(size_t(n) * k));
+}
+
+void all_products(Random& random) {
+    for (int id = 0; id < TYPES; id++)
+        with_block(id, [&](auto type) {
+            using B = typename decltype(type)::type;
+            int width = std::max(1, 32 / B::WEIGHTS); // floats: 32 weights stand for a block
+            for (int n : {1, 3, 18})
+                for (int rows : {1, 33, 70})
+                    for (int blocks : {1, 9}) products<B>(random, id, n, rows, blocks * width - (width > 1));
+        });
+}
+
+// One layer's attention over a cache with room for more than it holds.
+void attention(Random& random, int groups, int per_group, int length, int held, int window) {
+    constexpr int batch = 2, d = 20, dv = 36;
+    int heads = groups * per_group, room = held + 3;
+    Floats q = floats(random, size_t(batch) * heads * length * d);
+    // nothing lies behind the last position that is held
+    Floats k = floats(random, size_t(batch) * groups * room * d - 3 * d);
+    Floats v = floats(random, size_t(batch) * groups * room * dv - 3 * dv);
+    Output out(size_t(batch) * heads * length * dv);
+    Attention a{q.data(), k.data(), v.data(), out, batch, heads, groups, length, held, d, dv, window};
+    a.k_stride = d, a.k_head = long(room) * d, a.k_batch = groups * a.k_head;
+    a.v_stride = dv, a.v_head = long(room) * dv, a.v_batch = groups * a.v_head;
+    a.scale = 0.2f;
+    ferrum_attend(&a);
+}
+
+void all_attention(Random& random) {
+    for (int window : {0, 1, 70})
+        for (int held : {1, 63, 64, 65, 300})
+            for (int length : {1, 7, 40})
+                if (length <= held) {
+                    attention(random, 1, 3, length, held, window);
+                    attention(random, 3, 1, length, held, window);
+                }
+}
+
+void norms(Random& random, int length, int heads, int d, int pairs) {
+    constexpr int batch = 2;
+    size_t size = size_t(batch) * length * heads * d;
+    Floats x = floats(random, size), weight = floats(random, d), frequencies = floats(random, pairs);
+    ferrum_rms_norm(x.data(), weight.data(), size / d, d, 1e-5f, Output(size));
+    std::vector<long> offset = {0, 1000};
+    for (int interleaved : {0, 1})
+        for (const float* w : {(const float*)nullptr, (const float*)weight.data()}) {
+            Output out(size);
+            NormRope a{x.data(), w, frequencies.data(), offset.data(), out};
+            a.batch = batch, a.length = length, a.heads = heads, a.d = d;
+            a.pairs = pairs, a.interleaved = interleaved, a.magnitude = 1, a.eps = 1e-5f;
+            ferrum_norm_rope(&a);
+        }
+}
+
+void all_norms(Random& random) {
+    for (int length : {1, 5, 70})
+        for (int pairs : {1, 7, 16}) norms(random, length, 3, 33, pairs);
+}
+
+void everything(unsigned seed) {
+    Random random(seed);
+    all_norms(random);
+    all_attention(random);
+    all_products(random);
+}
+
+} // namespace
+
+int main() {
+    std::thread other(everything, 1);
+    everything(2);
+    for (int threads : {1, 2, 5, 3}) {
+        ferrum_set_threads(threads);
+        Random random(threads);
+        all_attention(random);
+    }
+    other.join();
+    std::printf("%s\n", ferrum_simd());
+}
