@@ -39,8 +39,14 @@ ifneq ($(KERNELS),)
 	$(BIN)/clang-format --dry-run --Werror $(KERNELS)
 endif
 
-bench: setup
-	$(BIN)/python bench/decode.py
+# LLAMA_BENCH=PATH compares with llama.cpp; MODELS names others than the catalog's.
+bench: .venv/bench
+	$(BIN)/python bench/speed.py $(MODELS) $(LLAMA_BENCH:%=--llama-bench %)
+	$(BIN)/python bench/kernels.py
+
+.venv/bench: .venv/installed
+	$(BIN)/python -m pip install --quiet --editable '.[bench]'
+	@touch $@
 
 # The extra that installs the backend, for .ci/run.
 backend:

@@ -1,47 +1,99 @@
-"""One way to time things: repeat, take the median and the spread, say on what."""
+"""One way to time things: runs in turn, the median and the spread, and what they ran on."""
 
 from __future__ import annotations
 
 import platform
 import statistics
+import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import mlx.core as mx
 
+from mlx_ferrum.kernels.cpu import native
 
-class Timing(NamedTuple):
-    """Seconds: median, shortest and longest of the runs."""
+HERE = Path(__file__).parent
+
+
+class Spread(NamedTuple):
+    """The median, lowest and highest of several runs; the unit is the caller's."""
 
     median: float
     low: float
     high: float
 
-    def per_second(self, n: int) -> str:
-        """`n` things in this time, as a rate with its range."""
-        return f"{n / self.median:.1f} ({n / self.high:.1f} to {n / self.low:.1f})"
+    @classmethod
+    def of(cls, values: Iterable[float]) -> Spread:
+        """Sum up the values of all runs, at least one."""
+        values = list(values)
+        return cls(statistics.median(values), min(values), max(values))
+
+    def rate(self, n: float) -> Spread:
+        """For seconds: `n` things in this time, a second."""
+        return Spread(n / self.median, n / self.high, n / self.low)
+
+    def __str__(self) -> str:
+        digits = 0 if self.median >= 100 else 1 if self.median >= 10 else 2
+        return f"{self.median:.{digits}f} ({self.low:.{digits}f} to {self.high:.{digits}f})"
 
 
-def measure(run: Callable[[], None], runs: int) -> Timing:
-    """Time `run`, after one run that is not counted."""
+def once(run: Callable[[], object]) -> float:
+    """The seconds that one run takes."""
+    start = time.perf_counter()
     run()
-    seconds = []
+    return time.perf_counter() - start
+
+
+def measure(run: Callable[[], object], runs: int) -> Spread:
+    """Seconds of `run`, after one run that is not counted."""
+    run()
+    return Spread.of(once(run) for _ in range(runs))
+
+
+def alternate(
+    programs: Mapping[str, Callable[[], Mapping[str, float]]], runs: int
+) -> dict[str, dict[str, Spread]]:
+    """Let several programs do the same tests in turn, A B A B, so that all meet the same machine.
+
+    programs: by name, a call that does every test once and gives the seconds of each, by name
+    returns: by program, by test
+    """
+    seconds: dict[str, dict[str, list[float]]] = {name: {} for name in programs}
     for _ in range(runs):
-        start = time.perf_counter()
-        run()
-        seconds.append(time.perf_counter() - start)
-    return Timing(statistics.median(seconds), min(seconds), max(seconds))
+        for name, program in programs.items():
+            for test, taken in program().items():
+                seconds[name].setdefault(test, []).append(taken)
+    return {
+        name: {test: Spread.of(all_) for test, all_ in tests.items()}
+        for name, tests in seconds.items()
+    }
 
 
-def hardware() -> str:
-    """The processor or chip, its threads, and the MLX version."""
+def hardware() -> dict[str, str | int]:
+    """The processor, how many of its cores this process may use, the system, the versions."""
+    found = {"cpu": processor(), "cores": native.cores(), "system": platform.platform(terse=True)}
+    found |= {"python": platform.python_version(), "mlx": mx.__version__}
+    found |= {"kernels": native.library().ferrum_simd().decode(), "revision": revision()}
+    return found
+
+
+def processor() -> str:
+    """The name of the processor, as the system says it."""
     info = Path("/proc/cpuinfo")
-    names = []
     if info.exists():
-        lines = info.read_text().splitlines()
-        names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    name = names[0] if names else platform.processor() or platform.machine()
-    threads = f"{len(names)} threads, " if names else ""
-    return f"{name}, {threads}{platform.system()}, MLX {mx.__version__} on {mx.default_device()}"
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def revision() -> str:
+    """The commit of this checkout, with a + if files differ from it."""
+    command = ["git", "-C", str(HERE), "describe", "--always", "--dirty=+", "--exclude=*"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        return "unknown"
+    return done.stdout.strip() or "unknown"
