@@ -23,7 +23,7 @@ import memory
 import mlx.core as mx
 import numpy as np
 import plot
-from timing import Spread, alternate, hardware, once
+from timing import Others, Spread, alternate, hardware, once
 
 import mlx_ferrum
 from mlx_ferrum import catalog, cli, gguf, ops
@@ -156,11 +156,20 @@ def measure_model(name: str, plan: Plan, limits: dict[int, Spread]) -> dict[str,
         "file_gb_s": bandwidth.read(threads, buffer=file.parts[0])._asdict(),
     }
     print(f"\n## {found['name']}\n", flush=True)
+    others = Others()
     measured = rows(path, plan, limits)
+    found["others"] = others.share()
     print_rows(measured)
     found |= {"rows": [row.as_dict() for row in measured], "memory": footprint(path, plan.runs)}
     print_footprint(found, threads)
+    print_others(found["others"])
     return found
+
+
+def print_others(share: float | None) -> None:
+    """Say how much of the machine others had, for the figures mean little if that is much."""
+    if share is not None:
+        print(f"Other processes and guests took {share:.0%} of the cores meanwhile.", flush=True)
 
 
 def print_rows(measured: list[Row]) -> None:

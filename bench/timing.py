@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import statistics
 import subprocess
@@ -69,6 +70,35 @@ def alternate(
         name: {test: Spread.of(all_) for test, all_ in tests.items()}
         for name, tests in seconds.items()
     }
+
+
+class Others:
+    """How much of the machine others take from its creation on: processes, and guests beside this one.
+
+    A program that waits at barriers loses far more to them than one that does not, so a comparison
+    means little unless this is near 0.
+    """
+
+    def __init__(self) -> None:
+        self.start, self.busy = time.perf_counter(), _busy_elsewhere()
+
+    def share(self) -> float | None:
+        """Of all cores, 0 to 1; None where the system does not say."""
+        busy = _busy_elsewhere()
+        if busy is None or self.busy is None:
+            return None
+        cores = (os.cpu_count() or 1) * (time.perf_counter() - self.start)
+        return max(0.0, (busy - self.busy) / cores)
+
+
+def _busy_elsewhere() -> float | None:
+    """Seconds that cores have worked for others than this process and its finished children."""
+    stat = Path("/proc/stat")
+    if not stat.exists():
+        return None
+    user, nice, system, _idle, _wait, *rest = map(int, stat.read_text().split()[1:9])
+    ticks = user + nice + system + sum(rest)
+    return ticks / os.sysconf("SC_CLK_TCK") - sum(os.times()[:4])
 
 
 def hardware() -> dict[str, str | int]:

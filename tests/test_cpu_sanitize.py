@@ -29,6 +29,8 @@ def test_sanitizers_are_content(sanitizers: str, portable: bool, tmp_path: Path)
         "ASAN_OPTIONS": "detect_leaks=0",  # the pool is never destroyed: see pool.cpp
         "DYLD_LIBRARY_PATH": str(library.parent),  # macOS: the library was renamed after linking
     }
-    done = subprocess.run([driver], env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [driver], env=environment, capture_output=True, text=True, check=False, timeout=300
+    )
     assert done.returncode == 0, done.stderr[-4000:]
     assert (done.stdout.strip() == "portable") is portable
