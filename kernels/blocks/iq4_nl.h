@@ -2,9 +2,10 @@
 //
 // byte   0  1 | 2 ............ 17
 //        d    | qs             qs[i] = q[i + 16] << 4 | q[i]
+#pragma once
 
 struct IQ4_NL {
-    enum { WEIGHTS = 32, GROUP = 32 };
+    enum { WEIGHTS = 32, GROUP = 32, APART = 1 };
     half d;
     uchar qs[16];
 };
@@ -12,7 +13,7 @@ struct IQ4_NL {
 constant uchar IQ4_LEVELS[16] = {1, 24, 45, 63, 79, 93, 106, 118, 129, 141, 153, 166, 181, 197, 217, 241};
 
 inline uint4 codes(const device IQ4_NL& b, int i) {
-    return look_up16((load16(b.qs) >> (4 * i)) & 0x0f0f0f0f, IQ4_LEVELS);
+    return look_up16((load16<2>(b.qs) >> (4 * i)) & 0x0f0f0f0f, IQ4_LEVELS);
 }
 
 inline float2 affine(const device IQ4_NL& b, int) {

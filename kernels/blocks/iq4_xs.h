@@ -4,9 +4,12 @@
 //        d    | scales_h | scales_l | qs
 // scales_l[i] = s[2 i + 1] & 15 << 4 | s[2 i] & 15      bits 2 g .. of scales_h = s[g] >> 4
 // qs: eight runs of 16 bytes; byte i of run g = q[32 g + 16 + i] << 4 | q[32 g + i]
+#pragma once
+
+#include "iq4_nl.h"
 
 struct IQ4_XS {
-    enum { WEIGHTS = 256, GROUP = 32 };
+    enum { WEIGHTS = 256, GROUP = 32, APART = 1 };
     half d;
     uchar scales_h[2];
     uchar scales_l[4];
@@ -14,7 +17,7 @@ struct IQ4_XS {
 };
 
 inline uint4 codes(const device IQ4_XS& b, int i) {
-    uint4 q = (load16(b.qs + 16 * (i >> 1)) >> (4 * (i & 1))) & 0x0f0f0f0f;
+    uint4 q = (load16<4>(b.qs + 16 * (i >> 1)) >> (4 * (i & 1))) & 0x0f0f0f0f;
     return look_up16(q, IQ4_LEVELS);
 }
 

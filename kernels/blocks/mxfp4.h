@@ -3,9 +3,10 @@
 //
 // byte   0 | 1 ............ 16
 //        e | qs             qs[i] = q[i + 16] << 4 | q[i]
+#pragma once
 
 struct MXFP4 {
-    enum { WEIGHTS = 32, GROUP = 32 };
+    enum { WEIGHTS = 32, GROUP = 32, APART = 1 };
     uchar e;
     uchar qs[16];
 };
@@ -13,7 +14,7 @@ struct MXFP4 {
 constant uchar E2M1_LEVELS[16] = {12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0};
 
 inline uint4 codes(const device MXFP4& b, int i) {
-    return look_up16((load16(b.qs) >> (4 * i)) & 0x0f0f0f0f, E2M1_LEVELS);
+    return look_up16((load16<1>(b.qs) >> (4 * i)) & 0x0f0f0f0f, E2M1_LEVELS);
 }
 
 inline float2 affine(const device MXFP4& b, int) {

@@ -4,18 +4,24 @@
 //        scales        | qs             | d     | dmin
 // scales[g] = m << 4 | s
 // qs: two halves of 32 bytes; bits 2 j .. 2 j + 1 of byte i in half h hold weight 128 h + 32 j + i
+#pragma once
 
 struct Q2_K {
-    enum { WEIGHTS = 256, GROUP = 16 };
+    enum { WEIGHTS = 256, GROUP = 16, APART = 2 };
     uchar scales[16];
     uchar qs[64];
     half d, dmin;
 };
 
 inline uint4 codes(const device Q2_K& b, int i) {
-    return (load16(b.qs + 32 * (i >> 3) + 16 * (i & 1)) >> (i & 6)) & 0x03030303;
+    return (load16<4>(b.qs + 32 * (i >> 3) + 16 * (i & 1)) >> (i & 6)) & 0x03030303;
 }
 
 inline float2 affine(const device Q2_K& b, int g) {
     return float2{float(b.d) * (b.scales[g] & 15), -(float(b.dmin) * (b.scales[g] >> 4))};
 }
+
+// Bytes with the codes of run i, and the bits where they lie in each.
+inline uint4 words(const device Q2_K& b, int i) { return load16<4>(b.qs + 32 * (i >> 3) + 16 * (i & 1)); }
+
+inline uint mask(const device Q2_K&, int i) { return 0x03030303u << (i & 6); }

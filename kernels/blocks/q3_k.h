@@ -6,9 +6,10 @@
 //     128 h + 32 j + i; hmask: bit 4 h + j of byte i: the third bit of the same weight
 // scales, 6 bits each: the low nibble of s[g] is nibble g / 8 of byte g % 8; its top bits are bits
 //     2 (g / 4) .. of byte 8 + g % 4
+#pragma once
 
 struct Q3_K {
-    enum { WEIGHTS = 256, GROUP = 16 };
+    enum { WEIGHTS = 256, GROUP = 16, APART = 2 };
     uchar hmask[32];
     uchar qs[64];
     uchar scales[12];
@@ -16,8 +17,8 @@ struct Q3_K {
 };
 
 inline uint4 codes(const device Q3_K& b, int i) {
-    uint4 low = (load16(b.qs + 32 * (i >> 3) + 16 * (i & 1)) >> (i & 6)) & 0x03030303;
-    uint4 high = (load16(b.hmask + 16 * (i & 1)) >> (i >> 1)) & 0x01010101;
+    uint4 low = (load16<2>(b.qs + 32 * (i >> 3) + 16 * (i & 1)) >> (i & 6)) & 0x03030303;
+    uint4 high = (load16<2>(b.hmask + 16 * (i & 1)) >> (i >> 1)) & 0x01010101;
     return low | (high << 2);
 }
 

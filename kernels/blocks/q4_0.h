@@ -2,18 +2,24 @@
 //
 // byte   0  1 | 2 ............ 17
 //        d    | qs             qs[i] = q[i + 16] << 4 | q[i]
+#pragma once
 
 struct Q4_0 {
-    enum { WEIGHTS = 32, GROUP = 32 };
+    enum { WEIGHTS = 32, GROUP = 32, APART = 1 };
     half d;
     uchar qs[16];
 };
 
 // 16 codes from weight 16 i, one a byte.
-inline uint4 codes(const device Q4_0& b, int i) { return (load16(b.qs) >> (4 * i)) & 0x0f0f0f0f; }
+inline uint4 codes(const device Q4_0& b, int i) { return (load16<2>(b.qs) >> (4 * i)) & 0x0f0f0f0f; }
 
 // (scale, bias) of group g: w = scale * q + bias.
 inline float2 affine(const device Q4_0& b, int) {
     float d = b.d;
     return float2{d, -8 * d};
 }
+
+// Bytes with the codes of run i, and the bits where they lie in each.
+inline uint4 words(const device Q4_0& b, int) { return load16<2>(b.qs); }
+
+inline uint mask(const device Q4_0&, int i) { return 0x0f0f0f0fu << (4 * i); }

@@ -2,13 +2,19 @@
 //
 // byte   0  1 | 2  3 | 4 ............ 19
 //        d    | m    | qs             qs[i] = q[i + 16] << 4 | q[i]
+#pragma once
 
 struct Q4_1 {
-    enum { WEIGHTS = 32, GROUP = 32 };
+    enum { WEIGHTS = 32, GROUP = 32, APART = 1 };
     half d, m;
     uchar qs[16];
 };
 
-inline uint4 codes(const device Q4_1& b, int i) { return (load16(b.qs) >> (4 * i)) & 0x0f0f0f0f; }
+inline uint4 codes(const device Q4_1& b, int i) { return (load16<4>(b.qs) >> (4 * i)) & 0x0f0f0f0f; }
 
 inline float2 affine(const device Q4_1& b, int) { return float2{b.d, b.m}; }
+
+// Bytes with the codes of run i, and the bits where they lie in each.
+inline uint4 words(const device Q4_1& b, int) { return load16<4>(b.qs); }
+
+inline uint mask(const device Q4_1&, int i) { return 0x0f0f0f0fu << (4 * i); }

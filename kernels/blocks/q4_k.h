@@ -6,25 +6,49 @@
 // scales, 6 bits each: byte i     = s[i + 4] top bits << 6 | s[i]      (i = 0..3)
 //                      byte i + 4 = m[i + 4] top bits << 6 | m[i]
 //                      byte i + 8 = m[i + 4] low nibble << 4 | s[i + 4] low nibble
+#pragma once
 
 struct Q4_K {
-    enum { WEIGHTS = 256, GROUP = 32 };
+    enum { WEIGHTS = 256, GROUP = 32, APART = 2 };
     half d, dmin;
     uchar scales[12];
     uchar qs[128];
 };
 
 inline uint4 codes(const device Q4_K& b, int i) {
-    return (load16(b.qs + 32 * (i >> 2) + 16 * (i & 1)) >> (2 * (i & 2))) & 0x0f0f0f0f;
+    return (load16<4>(b.qs + 32 * (i >> 2) + 16 * (i & 1)) >> (2 * (i & 2))) & 0x0f0f0f0f;
 }
 
-// d s and -dmin m of group g; Q5_K packs its scales in the same way.
+// d s and -dmin m of group g; Q5_K packs its scales in the same way. Without a branch, and with as much as
+// possible that depends on g alone.
 template <typename B>
 inline float2 packed_affine(const device B& b, int g) {
-    const device uchar* p = b.scales;
-    int s = g < 4 ? p[g] & 63 : (p[g + 4] & 15) | (p[g - 4] >> 6 << 4);
-    int m = g < 4 ? p[g + 4] & 63 : (p[g + 4] >> 4) | (p[g] >> 6 << 4);
-    return float2{float(b.d) * s, -(float(b.dmin) * m)};
+    uint s = load4<4>(b.scales), m = load4<4>(b.scales + 4), low = load4<4>(b.scales + 8);
+    int at = 8 * (g & 3);
+    uint mask = g < 4 ? 63 : 15, top = g < 4 ? 0 : 48;
+    uint scale = (((g < 4 ? s : low) >> at) & mask) | ((s >> (at + 2)) & top);
+    uint minimum = (((g < 4 ? m : low >> 4) >> at) & mask) | ((m >> (at + 2)) & top);
+    return float2{float(b.d) * float(scale), -(float(b.dmin) * float(minimum))};
 }
 
 inline float2 affine(const device Q4_K& b, int g) { return packed_affine(b, g); }
+
+// (scale, bias) of the groups of runs i and i + APART, which are neighbours: g and g + 1, g even.
+template <typename B>
+inline float4 packed_affines(const device B& b, int i) {
+    uint s = load4<4>(b.scales), m = load4<4>(b.scales + 4), low = load4<4>(b.scales + 8);
+    int g = i >> 1, at = 8 * (g & 2);
+    uint mask = g < 4 ? 0x3f3f : 0x0f0f, top = g < 4 ? 0 : 0x3030;
+    uint scale = (((g < 4 ? s : low) >> at) & mask) | ((s >> (at + 2)) & top);
+    uint minimum = (((g < 4 ? m : low >> 4) >> at) & mask) | ((m >> (at + 2)) & top);
+    float d = b.d, dmin = b.dmin;
+    return float4{d * float(scale & 255), -(dmin * float(minimum & 255)), d * float(scale >> 8),
+                  -(dmin * float(minimum >> 8))};
+}
+
+inline float4 affines(const device Q4_K& b, int i) { return packed_affines(b, i); }
+
+// Bytes with the codes of run i, and the bits where they lie in each.
+inline uint4 words(const device Q4_K& b, int i) { return load16<4>(b.qs + 32 * (i >> 2) + 16 * (i & 1)); }
+
+inline uint mask(const device Q4_K&, int i) { return 0x0f0f0f0fu << (2 * (i & 2)); }

@@ -3,9 +3,12 @@
 // byte   0  1 | 2  3 | 4 ..... 15 | 16 ..... 47 | 48 ............ 175
 //        d    | dmin | scales     | qh          | qs
 // qs and scales as in Q4_K; bit g of qh[i] = q[32 g + i] >> 4
+#pragma once
+
+#include "q4_k.h"
 
 struct Q5_K {
-    enum { WEIGHTS = 256, GROUP = 32 };
+    enum { WEIGHTS = 256, GROUP = 32, APART = 2 };
     half d, dmin;
     uchar scales[12];
     uchar qh[32];
@@ -13,9 +16,11 @@ struct Q5_K {
 };
 
 inline uint4 codes(const device Q5_K& b, int i) {
-    uint4 low = (load16(b.qs + 32 * (i >> 2) + 16 * (i & 1)) >> (2 * (i & 2))) & 0x0f0f0f0f;
-    uint4 high = (load16(b.qh + 16 * (i & 1)) >> (i >> 1)) & 0x01010101;
+    uint4 low = (load16<4>(b.qs + 32 * (i >> 2) + 16 * (i & 1)) >> (2 * (i & 2))) & 0x0f0f0f0f;
+    uint4 high = (load16<4>(b.qh + 16 * (i & 1)) >> (i >> 1)) & 0x01010101;
     return low | (high << 4);
 }
 
 inline float2 affine(const device Q5_K& b, int g) { return packed_affine(b, g); }
+
+inline float4 affines(const device Q5_K& b, int i) { return packed_affines(b, i); }

@@ -4,9 +4,10 @@
 //        ql           | qh          | scales, i8   | d
 // ql: two halves of 64 bytes; byte i of half h = q[128 h + 64 + i] & 15 << 4 | q[128 h + i] & 15
 // qh: two halves of 32 bytes; bits 2 j .. 2 j + 1 of byte i in half h = q[128 h + 32 j + i] >> 4
+#pragma once
 
 struct Q6_K {
-    enum { WEIGHTS = 256, GROUP = 16 };
+    enum { WEIGHTS = 256, GROUP = 16, APART = 4 };
     uchar ql[128];
     uchar qh[64];
     char scales[16];
@@ -14,8 +15,8 @@ struct Q6_K {
 };
 
 inline uint4 codes(const device Q6_K& b, int i) {
-    uint4 low = (load16(b.ql + 64 * (i >> 3) + 16 * (i & 3)) >> (i & 4)) & 0x0f0f0f0f;
-    uint4 high = (load16(b.qh + 32 * (i >> 3) + 16 * (i & 1)) >> (i & 6)) & 0x03030303;
+    uint4 low = (load16<2>(b.ql + 64 * (i >> 3) + 16 * (i & 3)) >> (i & 4)) & 0x0f0f0f0f;
+    uint4 high = (load16<2>(b.qh + 32 * (i >> 3) + 16 * (i & 1)) >> (i & 6)) & 0x03030303;
     return low | (high << 4);
 }
 

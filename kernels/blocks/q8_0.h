@@ -2,14 +2,15 @@
 //
 // byte   0  1 | 2 ............ 33
 //        d    | q, signed
+#pragma once
 
 struct Q8_0 {
-    enum { WEIGHTS = 32, GROUP = 32 };
+    enum { WEIGHTS = 32, GROUP = 32, APART = 1 };
     half d;
     uchar q[32];
 };
 
-inline uint4 codes(const device Q8_0& b, int i) { return load16(b.q + 16 * i) ^ 0x80808080; }
+inline uint4 codes(const device Q8_0& b, int i) { return load16<2>(b.q + 16 * i) ^ 0x80808080; }
 
 inline float2 affine(const device Q8_0& b, int) {
     float d = b.d;

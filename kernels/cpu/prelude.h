@@ -19,6 +19,10 @@ struct float2 {
     float x, y;
 };
 
+struct float4 {
+    float x, y, z, w;
+};
+
 inline float as_float(uint bits) {
     float value;
     std::memcpy(&value, &bits, 4);
@@ -54,12 +58,15 @@ struct bfloat {
     operator float() const { return as_float(uint(bits) << 16); }
 };
 
+// ALIGNED: what the address is a multiple of, for processors that care.
+template <int ALIGNED = 1>
 inline uint4 load16(const uchar* p) {
     uint4 v;
     std::memcpy(&v, p, 16);
     return v;
 }
 
+template <int ALIGNED = 1>
 inline uint load4(const uchar* p) {
     uint v;
     std::memcpy(&v, p, 4);

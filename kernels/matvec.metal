@@ -1,0 +1,113 @@
+// y = x w^T for up to 8 rows of x, as a token or a few cost it: every byte of w from memory, once.
+//
+// Memory: a simdgroup takes ROWS rows of w, and its 32 lanes neighbouring slices, 16 bytes each, so that an
+// access is one stretch of a row. Loads of all rows stand before their use: 2 KiB in flight for 4 rows.
+// Cache: x comes from there, 4 bytes a weight against 0.5 of w itself; with ROWS rows a lane loads it once.
+// Arithmetic: codes become numbers by masks alone (runs.metal), at one multiply-add a weight and row of x;
+// scales meet a sum of 16 products, biases the sum of 16 activations, which all rows share.
+// Registers: 8 for the codes of a row, 16 for activations, one a sum; runs follow one another, so that
+// 4 rows with 8 rows of x stay within the 128 at which an M1 core still holds a dozen simdgroups.
+#pragma once
+
+#include "runs.metal"
+
+constant constexpr int SIMDGROUPS = 2; // of a threadgroup; each for itself
+
+template <typename B, int ROWS>
+struct Rows {
+    const device B* at[ROWS];
+};
+
+// Rows [first, first + ROWS) of w (rows, k); past the end the last one again.
+template <int ROWS, typename B>
+METAL_FUNC Rows<B, ROWS> rows_of(const device B* w, int first, int rows, int k) {
+    Rows<B, ROWS> out;
+    UNROLL for (int r = 0; r < ROWS; r++) out.at[r] = w + size_t(min(first + r, rows - 1)) * (k / B::WEIGHTS);
+    return out;
+}
+
+template <int ROWS, int BATCH>
+struct Sums {
+    float v[BATCH][ROWS];
+};
+
+// A lane's part of the products of rows of w with x (BATCH, k), in units of product_unit.
+template <int BATCH, typename B, int ROWS, typename X>
+METAL_FUNC Sums<ROWS, BATCH> run_products(Rows<B, ROWS> row, X x, int k, uint lane) {
+    constexpr int SLICES = B::WEIGHTS / 32;
+    int blocks = k / B::WEIGHTS, i = first_run<B>(lane % SLICES);
+    Sums<ROWS, BATCH> sums = {};
+    for (int b = lane / SLICES; b < blocks; b += 32 / SLICES) {
+        float4 scale[ROWS];
+        UNROLL for (int r = 0; r < ROWS; r++) scale[r] = slice_affine(row.at[r][b], i);
+        UNROLL for (int h = 0; h < 2; h++) {
+            int run = i + h * B::APART;
+            Codes codes[ROWS];
+            UNROLL for (int r = 0; r < ROWS; r++) codes[r] = run_codes(row.at[r][b], run);
+            UNROLL for (int n = 0; n < BATCH; n++) {
+                Run values = load_run(x + n * k + b * B::WEIGHTS + run * 16);
+                float sum = run_sum(values) * CODE_UNIT;
+                UNROLL for (int r = 0; r < ROWS; r++) {
+                    sums.v[n][r] = fma(scale[r][2 * h], run_dot(codes[r], values), sums.v[n][r]);
+                    sums.v[n][r] = fma(scale[r][2 * h + 1], sum, sums.v[n][r]);
+                }
+            }
+        }
+    }
+    return sums;
+}
+
+// The same for weights that are numbers, of which a row has any count.
+template <int BATCH, typename B, int ROWS, typename X>
+METAL_FUNC Sums<ROWS, BATCH> number_products(Rows<B, ROWS> row, X x, int k, uint lane) {
+    Sums<ROWS, BATCH> sums = {};
+    for (int i = 4 * lane; i < k; i += 128) {
+        int count = min(k - i, 4);
+        float4 weights[ROWS];
+        UNROLL for (int r = 0; r < ROWS; r++) weights[r] = load_up_to_4(&row.at[r][i].value, count);
+        UNROLL for (int n = 0; n < BATCH; n++) {
+            float4 values = load_up_to_4(x + n * k + i, count);
+            UNROLL for (int r = 0; r < ROWS; r++) sums.v[n][r] += dot(weights[r], values);
+        }
+    }
+    return sums;
+}
+
+template <int BATCH, typename B, int ROWS, typename X>
+METAL_FUNC Sums<ROWS, BATCH> products(Rows<B, ROWS> row, X x, int k, uint lane) {
+    if constexpr (B::WEIGHTS == 1)
+        return number_products<BATCH>(row, x, k, lane);
+    else
+        return run_products<BATCH>(row, x, k, lane);
+}
+
+template <typename B>
+METAL_FUNC float product_unit() {
+    return B::WEIGHTS == 1 ? 1 : CODE_UNIT;
+}
+
+// In lane n * ROWS + r: the sum of v[n][r] over all lanes.
+template <int ROWS, int BATCH>
+METAL_FUNC float whole_sum(Sums<ROWS, BATCH> sums, uint lane) {
+    float mine = 0;
+    UNROLL for (int n = 0; n < BATCH; n++) {
+        UNROLL for (int r = 0; r < ROWS; r++) {
+            float sum = simd_sum(sums.v[n][r]);
+            if (lane == uint(n * ROWS + r)) mine = sum;
+        }
+    }
+    return mine;
+}
+
+// One simdgroup: ROWS rows of w (rows, k) from `first` on, times x (BATCH, k) -> y (BATCH, rows).
+// bias: (rows,), add: (BATCH, rows); read if BIAS and ADD say so.
+template <int ROWS, int BATCH, bool BIAS, bool ADD, typename B, typename X, typename P, typename Q, typename T>
+METAL_FUNC void matvec(const device B* w, X x, P bias, Q add, device T* y, int rows, int k, int first, uint lane) {
+    if (first >= rows) return;
+    float sum = whole_sum(products<BATCH>(rows_of<ROWS>(w, first, rows, k), x, k, lane), lane) / product_unit<B>();
+    int n = lane / ROWS, row = first + lane % ROWS;
+    if (n >= BATCH || row >= rows) return;
+    if (BIAS) sum += float(bias[row]);
+    if (ADD) sum += float(add[n * rows + row]);
+    y[n * rows + row] = T(sum);
+}
