@@ -1,0 +1,160 @@
+"""Kernels: Metal text, and who runs it.
+
+A kernel is a header of functions, from files of kernels/, and a short body that calls them; MLX writes
+the signature around the body. Metal runs it through mx.fast.metal_kernel; another runner can take its
+place for as long as a `with use_runner(...)` lasts.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+from . import kernels
+
+FOLDER = Path(next(iter(kernels.__path__)))
+_INCLUDE = re.compile(r'\s*#\s*include\s+"([^"]+)"\s*$')
+
+Triple = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One call of a kernel.
+
+    arrays: the inputs, in the order of their names
+    template: name -> int, bool or mx.Dtype
+    grid: threads, not threadgroups, along each axis
+    threadgroup: threads of one threadgroup along each axis
+    init_value: what outputs hold before the kernel writes; None: anything
+    """
+
+    arrays: Sequence[mx.array]
+    template: Mapping[str, Any]
+    grid: Triple
+    threadgroup: Triple
+    output_shapes: Sequence[Sequence[int]]
+    output_dtypes: Sequence[mx.Dtype]
+    init_value: float | None
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A kernel of one library.
+
+    name: unique; MLX caches the compiled library under it
+    source: the body; names its inputs, outputs and thread attributes as in mx.fast.metal_kernel
+    header: the text before it, see `expand`
+    """
+
+    name: str
+    source: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    header: str = field(default="", repr=False)
+
+    def __call__(
+        self,
+        arrays: Sequence[mx.array],
+        *,
+        grid: Triple,
+        threadgroup: Triple,
+        output_shapes: Sequence[Sequence[int]],
+        output_dtypes: Sequence[mx.Dtype],
+        template: Mapping[str, Any] | None = None,
+        init_value: float | None = None,
+    ) -> list[mx.array]:
+        """Launch it: one array an output. See `Launch` for the arguments."""
+        return _runner(
+            self,
+            Launch(
+                arrays,
+                template or {},
+                grid,
+                threadgroup,
+                output_shapes,
+                output_dtypes,
+                init_value,
+            ),
+        )
+
+
+Runner = Callable[[Kernel, Launch], list[mx.array]]
+
+
+def metal(kernel: Kernel, launch: Launch) -> list[mx.array]:
+    """The default runner: the GPU, through MLX; lazy. Raises RuntimeError where there is no Metal."""
+    outputs: list[mx.array] = _built(kernel)(
+        inputs=list(launch.arrays),
+        template=list(launch.template.items()),
+        grid=launch.grid,
+        threadgroup=launch.threadgroup,
+        output_shapes=launch.output_shapes,
+        output_dtypes=launch.output_dtypes,
+        init_value=launch.init_value,
+    )
+    return outputs
+
+
+_runner: Runner = metal
+
+
+@contextmanager
+def use_runner(runner: Runner) -> Iterator[None]:
+    """Let `runner` take all launches within."""
+    global _runner
+    before, _runner = _runner, runner
+    try:
+        yield
+    finally:
+        _runner = before
+
+
+@functools.cache
+def expand(*files: str) -> str:
+    """The text of files of kernels/ one after another, with what they include, each file once.
+
+    Line directives let compilers name the files. Raises ValueError if a file is not there.
+    """
+    seen: set[Path] = set()
+    return "".join(_expanded(FOLDER / name, seen) for name in files)
+
+
+def _expanded(path: Path, seen: set[Path]) -> str:
+    path = path.resolve()
+    if path in seen:
+        return ""
+    seen.add(path)
+    if not path.is_file() or not path.is_relative_to(FOLDER.resolve()):
+        raise ValueError(f"no kernel text {path}")
+    name = f"kernels/{path.relative_to(FOLDER.resolve()).as_posix()}"
+    out = [f'#line 1 "{name}"\n']
+    for number, line in enumerate(path.read_text().splitlines(keepends=True), 1):
+        included = _INCLUDE.match(line)
+        if included:
+            out.append(_expanded(path.parent / included[1], seen))
+            out.append(f'#line {number + 1} "{name}"\n')
+        elif line.strip() != "#pragma once":
+            out.append(line)
+        else:
+            out.append("\n")
+    return "".join(out)
+
+
+@functools.cache
+def _built(kernel: Kernel) -> Callable[..., Any]:
+    built: Callable[..., Any] = mx.fast.metal_kernel(
+        name=kernel.name,
+        input_names=list(kernel.inputs),
+        output_names=list(kernel.outputs),
+        source=kernel.source,
+        header=kernel.header,
+    )
+    return built

@@ -1,0 +1,135 @@
+"""A runner for mlx_ferrum.launch that executes kernels on this CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import mlx.core as mx
+import numpy as np
+
+from mlx_ferrum import launch
+from mlx_ferrum.launch import Kernel, Launch
+
+from . import compiler, native
+from .findings import Finding, located
+from .native import INITIALISED, INPUT, OUTPUT, Memory
+from .signature import Signature, signature
+
+MAX_THREADS = 1024
+_OS_THREADS = 2
+
+
+class KernelError(RuntimeError):
+    """What a GPU would not run, or what went wrong in plain mode."""
+
+
+@dataclass
+class Host:
+    """Runs kernels; in checked mode notes what is wrong with them, in plain mode raises KernelError.
+
+    seed: 0 runs simdgroups and threadgroups in their order, others mix them
+    """
+
+    checked: bool = False
+    seed: int = 0
+    findings: list[Finding] = field(default_factory=list)
+
+    def __call__(self, kernel: Kernel, call: Launch) -> list[mx.array]:
+        """Run one launch now. Raises SourceError, KernelError, ValueError."""
+        arrays = [mx.array(x) for x in call.arrays]
+        call = launch.Launch(**{**call.__dict__, "arrays": arrays})
+        made = signature(kernel, call)
+        _check_sizes(kernel, call)
+        library = compiler.library(made, checked=self.checked)
+        outputs = [
+            _fresh(s, d, call.init_value)
+            for s, d in zip(call.output_shapes, call.output_dtypes, strict=True)
+        ]
+        raw = native.run(
+            library,
+            _memory(made, call, [_contiguous(x) for x in arrays], outputs, self.checked),
+            grid=call.grid,
+            group=call.threadgroup,
+            seed=self.seed,
+            checked=self.checked,
+            threads=1 if self.checked else _OS_THREADS,
+        )
+        self._note([located(made, library, r) for r in raw])
+        return [_array(o, d) for o, d in zip(outputs, call.output_dtypes, strict=True)]
+
+    def _note(self, found: list[Finding]) -> None:
+        if found and not self.checked:
+            raise KernelError("; ".join(map(str, found)))
+        self.findings += [f for f in found if f not in self.findings]
+
+
+@contextmanager
+def metal_on_cpu(checked: bool = False, seed: int = 0) -> Iterator[Host]:
+    """Within, launches run on this CPU; where there is Metal, on the GPU, and nothing is ever found.
+
+    Yields the host, whose `findings` are what checked mode found.
+    """
+    host = Host(checked, seed)
+    with launch.use_runner(launch.metal if mx.metal.is_available() else host):
+        yield host
+
+
+def _check_sizes(kernel: Kernel, call: Launch) -> None:
+    x, y, z = call.threadgroup
+    if min(*call.grid, *call.threadgroup) < 1:
+        raise ValueError(f"{kernel.name}: grid {call.grid}, threadgroup {call.threadgroup}")
+    if x * y * z > MAX_THREADS:
+        raise KernelError(
+            f"{kernel.name}: a threadgroup of {x * y * z} threads, {MAX_THREADS} is the limit"
+        )
+
+
+def _memory(
+    made: Signature,
+    call: Launch,
+    inputs: list[np.ndarray],
+    outputs: list[np.ndarray],
+    checked: bool,
+) -> list[Memory]:
+    """The buffers in the order of the parameters."""
+    role = OUTPUT if call.init_value is None else INITIALISED
+    out = []
+    for b in made.buffers:
+        if b.role == "output":
+            out.append(Memory(outputs[b.source], role))
+            continue
+        x = inputs[b.source]
+        described = {
+            "input": x,
+            "shape": np.array(x.shape, np.int32),
+            "strides": np.array([s // x.itemsize for s in x.strides], np.int64),
+            "ndim": np.array(x.ndim, np.int32),
+        }[b.role]
+        out.append(Memory(native.padded(described) if checked else described, INPUT))
+    return out
+
+
+def _contiguous(x: mx.array) -> np.ndarray:
+    """The values in row order; bfloat16 as its bits."""
+    return np.ascontiguousarray(np.asarray(x.view(mx.uint16) if x.dtype == mx.bfloat16 else x))
+
+
+def _fresh(shape: launch.Sequence[int], dtype: mx.Dtype, init: float | None) -> np.ndarray:
+    """An output as it is before the launch; without an initial value all bits are set, which is no number."""
+    if init is None:
+        start = np.full(int(np.prod(shape)) * dtype.size, 0xFF, np.uint8)
+    else:
+        bits = mx.full(shape, init, dtype)
+        start = _contiguous(bits).reshape(-1).view(np.uint8)
+    return native.padded(start).view(_numpy(dtype)).reshape(shape)
+
+
+def _numpy(dtype: mx.Dtype) -> np.dtype:
+    return np.asarray(mx.zeros(0, mx.uint16 if dtype == mx.bfloat16 else dtype)).dtype
+
+
+def _array(x: np.ndarray, dtype: mx.Dtype) -> mx.array:
+    out = mx.array(x)
+    return out.view(dtype) if out.dtype != dtype else out

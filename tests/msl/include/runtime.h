@@ -1,0 +1,13 @@
+// What runtime.cpp does for kernels.
+#pragma once
+
+// nomerge: the return address tells the calls of a simdgroup's threads apart
+extern "C" {
+void msl_collective(ulong function, __private void* argument) __attribute__((nomerge));
+void msl_barrier(int flags) __attribute__((nomerge));
+void msl_simdgroup_barrier(int flags) __attribute__((nomerge));
+uint msl_lane(void);
+__local void* msl_threadgroup(int index, ulong size, ulong align);
+void msl_inactive(int lane);
+void msl_atomic(ulong address, uint size, uint how);
+}

@@ -1,0 +1,83 @@
+// Conversions and constructors: the translator makes msl_make<T4>(a, b, ...) of T4(a, b, ...).
+#pragma once
+
+namespace metal {
+template <typename R, typename T>
+METAL_FUNC R as_type(T x) {
+    static_assert(sizeof(R) == sizeof(T), "as_type: the sizes differ");
+    return __builtin_bit_cast(R, x);
+}
+
+// clang refuses half to bfloat and back, which Metal takes where it is written as a conversion.
+template <typename R, typename T>
+METAL_FUNC constexpr R msl_convert(T x) {
+    if constexpr ((is_same_v<R, bfloat> && is_same_v<T, half>) || (is_same_v<R, half> && is_same_v<T, bfloat>))
+        return static_cast<R>(static_cast<float>(x));
+    else return static_cast<R>(x);
+}
+
+template <typename R, int I>
+METAL_FUNC constexpr void msl_fill(__private R&) {
+    static_assert(I == msl_vector<R>::size, "wrong number of elements for a vector");
+}
+template <typename R, int I, typename A, typename... Rest>
+METAL_FUNC constexpr void msl_fill(__private R& r, A a, Rest... rest) {
+    using E = typename msl_vector<R>::element;
+    if constexpr (msl_vector<A>::size == 1) {
+        r[I] = msl_convert<E>(a);
+    } else {
+        for (int i = 0; i < msl_vector<A>::size; i++) r[I + i] = msl_convert<E>(a[i]);
+    }
+    msl_fill<R, I + msl_vector<A>::size>(r, rest...);
+}
+
+template <typename R>
+METAL_FUNC constexpr R msl_make() {
+    return R{};
+}
+template <typename R, typename A, typename... Rest>
+METAL_FUNC constexpr R msl_make(A a, Rest... rest) {
+    using E = typename msl_vector<R>::element;
+    if constexpr (msl_vector<R>::size == 1) {
+        static_assert(sizeof...(Rest) == 0, "more than one value for a scalar");
+        return msl_convert<R>(a);
+    } else if constexpr (sizeof...(Rest) == 0 && msl_vector<A>::size == 1) {
+        R r = msl_convert<E>(a);
+        return r;
+    } else {
+        R r = R{};
+        msl_fill<R, 0>(r, a, rest...);
+        return r;
+    }
+}
+
+template <typename T, size_t N>
+struct array {
+    T msl_elements[N];
+    constexpr __private T& operator[](size_t i) __private { return msl_elements[i]; }
+    constexpr const __private T& operator[](size_t i) const __private { return msl_elements[i]; }
+    constexpr const __constant T& operator[](size_t i) const __constant { return msl_elements[i]; }
+    constexpr size_t size() const { return N; }
+};
+
+// C columns of R rows.
+template <typename T, int C, int R>
+struct matrix {
+    vec<T, R> msl_columns[C];
+    matrix() = default;
+    template <typename... A>
+    matrix(vec<T, R> a, A... rest) : msl_columns{a, rest...} {}
+    __private vec<T, R>& operator[](int i) __private { return msl_columns[i]; }
+    const __private vec<T, R>& operator[](int i) const __private { return msl_columns[i]; }
+};
+#define MSL_MATRIX(C, R)                                                                                               \
+    typedef matrix<float, C, R> float##C##x##R;                                                                        \
+    typedef matrix<half, C, R> half##C##x##R;
+MSL_MATRIX(2, 2)
+MSL_MATRIX(2, 4)
+MSL_MATRIX(4, 2)
+MSL_MATRIX(4, 4)
+#undef MSL_MATRIX
+}
+using metal::as_type;
+using metal::vec;

@@ -1,0 +1,115 @@
+"""The runtime's data, through ctypes."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from . import compiler
+from .translate import ENTRY
+
+PAD = 64 << 10  # bytes on either side of a buffer
+INPUT, OUTPUT, INITIALISED = range(3)  # Role in runtime.h
+_CAPACITY = 64
+_Triple = ctypes.c_uint32 * 3
+
+
+class _Buffer(ctypes.Structure):
+    _fields_ = [
+        ("data", ctypes.c_void_p),
+        ("bytes", ctypes.c_uint64),
+        ("role", ctypes.c_uint32),
+    ]
+
+
+class _Finding(ctypes.Structure):
+    _fields_ = [
+        ("site", ctypes.c_uint64),
+        ("kind", ctypes.c_char * 40),
+        ("detail", ctypes.c_char * 88),
+    ]
+
+
+class _Launch(ctypes.Structure):
+    _fields_ = [
+        ("entry", ctypes.c_void_p),
+        ("buffers", ctypes.POINTER(_Buffer)),
+        ("findings", ctypes.POINTER(_Finding)),
+        ("buffer_count", ctypes.c_uint32),
+        ("capacity", ctypes.c_uint32),
+        ("finding_count", ctypes.c_uint32),
+        ("grid", _Triple),
+        ("group", _Triple),
+        ("seed", ctypes.c_uint32),
+        ("checked", ctypes.c_uint32),
+        ("threads", ctypes.c_uint32),
+    ]
+
+
+@dataclass(frozen=True)
+class Raw:
+    """A finding as the runtime has it; site: offset in the library, 0 if it has no place there."""
+
+    site: int
+    kind: str
+    detail: str
+
+
+@dataclass(frozen=True)
+class Memory:
+    """A buffer: its bytes, and what the kernel may do with it (INPUT, OUTPUT or INITIALISED)."""
+
+    data: np.ndarray
+    role: int
+
+
+def run(
+    library: Path,
+    memory: Sequence[Memory],
+    *,
+    grid: tuple[int, int, int],
+    group: tuple[int, int, int],
+    seed: int,
+    checked: bool,
+    threads: int,
+) -> list[Raw]:
+    """Run a kernel; it writes into the memory it is given."""
+    buffers = (_Buffer * len(memory))(
+        *(_Buffer(m.data.ctypes.data, m.data.nbytes, m.role) for m in memory)
+    )
+    findings = (_Finding * _CAPACITY)()
+    launch = _Launch(
+        ctypes.cast(getattr(_loaded(library), ENTRY), ctypes.c_void_p),
+        buffers,
+        findings,
+        len(memory),
+        _CAPACITY,
+        0,
+        _Triple(*grid),
+        _Triple(*group),
+        seed,
+        checked,
+        threads,
+    )
+    _loaded(compiler.runtime()).msl_run(ctypes.byref(launch))
+    return [
+        Raw(f.site, f.kind.decode(), f.detail.decode()) for f in findings[: launch.finding_count]
+    ]
+
+
+def padded(data: np.ndarray) -> np.ndarray:
+    """A copy of the bytes with room on either side, for what goes past the ends."""
+    room = np.full(data.nbytes + 2 * PAD, 0xFF, np.uint8)
+    inside = room[PAD : PAD + data.nbytes]
+    inside[:] = data.reshape(-1).view(np.uint8)
+    return inside
+
+
+@functools.cache
+def _loaded(library: Path) -> ctypes.CDLL:
+    return ctypes.CDLL(str(library))

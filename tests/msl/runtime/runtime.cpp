@@ -1,0 +1,329 @@
+// Runs a compiled kernel: threadgroups one after another on each OS thread, their threads as fibers.
+//
+// The threads of a simdgroup run until each waits. Those that wait for a simdgroup operation at one place take part
+// in it together; of several places the first in the code goes first, so that threads that left a branch early wait
+// for the others where the branch ends. When all wait at a barrier, the threadgroup goes on.
+
+#include "runtime.h"
+
+#include <cstdio>
+#include <cstdlib>
+#include <dlfcn.h>
+#include <link.h>
+#include <sys/mman.h>
+#include <thread>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+thread_local Worker* worker;
+
+namespace {
+std::uint32_t count_of(const std::uint32_t* v) { return v[0] * v[1] * v[2]; }
+
+void wait(State state, void* site) {
+    Fiber* fiber = worker->current;
+    fiber->state = state;
+    fiber->site = site;
+    msl_switch(&fiber->top, worker->scheduler);
+}
+
+void boot() {
+    Fiber* fiber = worker->current;
+    const Launch& launch = *worker->run->launch;
+    launch.entry(worker->run->pointers.data(), &fiber->position);
+    wait(State::done, nullptr);
+    std::abort(); // a finished thread is never resumed
+}
+
+// Subnormal floats count as zero, as on the GPU.
+void flush_subnormals() {
+#if defined(__x86_64__)
+    _mm_setcsr(_mm_getcsr() | 0x8040);
+#elif defined(__aarch64__)
+    std::uint64_t control;
+    asm volatile("mrs %0, fpcr" : "=r"(control));
+    asm volatile("msr fpcr, %0" : : "r"(control | 1ull << 24));
+#endif
+}
+
+int library_end(dl_phdr_info* info, std::size_t, void* data) {
+    auto* range = static_cast<std::pair<char*, char*>*>(data);
+    if (reinterpret_cast<char*>(info->dlpi_addr) != range->first) return 0;
+    for (int i = 0; i < info->dlpi_phnum; i++) {
+        const auto& header = info->dlpi_phdr[i];
+        if (header.p_type == PT_LOAD)
+            range->second = std::max(range->second, range->first + header.p_vaddr + header.p_memsz);
+    }
+    return 1;
+}
+}
+
+Run::Run(Launch* l) : launch(l), next(0) {
+    for (int i = 0; i < 3; i++) {
+        group[i] = std::min(l->group[i], l->grid[i]);
+        groups[i] = (l->grid[i] + group[i] - 1) / group[i];
+    }
+    Dl_info info;
+    dladdr(reinterpret_cast<void*>(l->entry), &info);
+    library = {static_cast<char*>(info.dli_fbase), static_cast<char*>(info.dli_fbase)};
+    dl_iterate_phdr(library_end, &library);
+    for (std::uint32_t i = 0; i < l->buffer_count; i++) {
+        const Buffer& b = l->buffers[i];
+        pointers.push_back(b.data);
+        bool shadowed = l->checked && b.role != Role::input;
+        shadows.emplace_back(shadowed ? b.bytes : 0, b.role == Role::initialised, false);
+    }
+}
+
+void Run::report(const char* kind, const void* site, const std::string& detail) {
+    std::lock_guard<std::mutex> lock(mutex);
+    std::uint64_t offset = site ? std::uint64_t(static_cast<const char*>(site) - library.first) : 0;
+    if (!seen.insert({kind, offset}).second || launch->finding_count == launch->capacity) return;
+    Finding& f = launch->findings[launch->finding_count++];
+    f.site = offset;
+    std::snprintf(f.kind, sizeof f.kind, "%s", kind);
+    std::snprintf(f.detail, sizeof f.detail, "%s", detail.c_str());
+}
+
+Worker::Worker()
+    : shadow(0, false, true), arena(static_cast<char*>(std::aligned_alloc(4096, ARENA))), stacks(nullptr), capacity(0) {}
+
+Worker::~Worker() {
+    std::free(arena);
+    if (stacks) munmap(stacks, capacity * STACK);
+}
+
+void Worker::start(Run* r, std::uint32_t seed) {
+    run = r;
+    random = seed * 2654435761u | 1;
+    std::size_t threads = count_of(r->group);
+    if (threads > capacity) {
+        if (stacks) munmap(stacks, capacity * STACK);
+        int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
+        stacks = static_cast<char*>(mmap(nullptr, threads * STACK, PROT_READ | PROT_WRITE, flags, -1, 0));
+        if (stacks == MAP_FAILED) std::abort();
+        capacity = threads;
+    }
+    fibers.resize(threads);
+    if (r->launch->checked) shadow = Shadow(ARENA, false, true);
+    worker = this;
+    flush_subnormals();
+}
+
+void Worker::place(std::uint32_t index) {
+    const std::uint32_t* groups = run->groups;
+    Uint3 at = {index % groups[0], index / groups[0] % groups[1], index / (groups[0] * groups[1])};
+    const std::uint32_t *grid = run->launch->grid, *full = run->group;
+    // the last threadgroup of an axis is smaller where the grid is no multiple of it
+    Uint3 size = {std::min(full[0], grid[0] - at.x * full[0]), std::min(full[1], grid[1] - at.y * full[1]),
+                  std::min(full[2], grid[2] - at.z * full[2])};
+    count = int(size.x * size.y * size.z);
+    msl_position p = {};
+    p.dispatch_threads_per_threadgroup = {full[0], full[1], full[2]};
+    p.grid_size = p.threads_per_grid = {grid[0], grid[1], grid[2]};
+    p.threadgroup_position_in_grid = at;
+    p.threadgroups_per_grid = {groups[0], groups[1], groups[2]};
+    p.threads_per_threadgroup = size;
+    p.dispatch_simdgroups_per_threadgroup = (count_of(full) + 31) / 32;
+    p.dispatch_quadgroups_per_threadgroup = (count_of(full) + 3) / 4;
+    p.simdgroups_per_threadgroup = std::uint32_t(count + 31) / 32;
+    p.quadgroups_per_threadgroup = std::uint32_t(count + 3) / 4;
+    p.thread_execution_width = p.threads_per_simdgroup = 32;
+    for (std::uint32_t i = 0; i < std::uint32_t(count); i++) {
+        Uint3 in = {i % size.x, i / size.x % size.y, i / (size.x * size.y)};
+        p.thread_position_in_threadgroup = in;
+        p.thread_position_in_grid = {at.x * full[0] + in.x, at.y * full[1] + in.y, at.z * full[2] + in.z};
+        p.thread_index_in_threadgroup = i;
+        p.thread_index_in_simdgroup = i % 32;
+        p.simdgroup_index_in_threadgroup = i / 32;
+        p.thread_index_in_quadgroup = i % 4;
+        p.quadgroup_index_in_threadgroup = i / 4;
+        fibers[i].position = p;
+        fibers[i].state = State::ready;
+        // neighbours start on other cache lines than each other
+        fibers[i].top = fresh_stack(stacks + i * STACK, STACK - i % 16 * 320, boot);
+    }
+}
+
+void Worker::run_group(std::uint32_t index) {
+    place(index);
+    group = index + 1;
+    std::memset(arena, 0xff, std::max<std::size_t>(used, 64)); // no number, so that reading it shows
+    used = demanded = 0;
+    slots.clear();
+    threadgroup_epoch = device_epoch = 0;
+    int simdgroups = (count + 31) / 32;
+    steps.assign(std::size_t(simdgroups), {0, 0});
+    std::vector<int> order;
+    for (int i = 0; i < simdgroups; i++) order.push_back(i);
+    do {
+        if (run->launch->seed)
+            for (int i = simdgroups - 1; i > 0; i--) std::swap(order[std::size_t(i)], order[next_random() % (i + 1u)]);
+        for (int s : order) {
+            run_simdgroup(s * 32, std::min(s * 32 + 32, count));
+            if (run->stopped) return;
+        }
+    } while (pass_barrier());
+    if (demanded > THREADGROUP_LIMIT)
+        run->report("threadgroup memory", nullptr, std::to_string(demanded) + " bytes, 32768 is the limit");
+}
+
+void Worker::run_simdgroup(int first, int last) {
+    for (;;) {
+        for (int i = first; i < last; i++) {
+            if (fibers[i].state != State::ready) continue;
+            current = &fibers[i];
+            msl_switch(&scheduler, current->top);
+            current = nullptr;
+            if (run->stopped) return;
+        }
+        if (!release(first, last)) return;
+    }
+}
+
+bool Worker::release(int first, int last) {
+    Fiber* leader = nullptr;
+    int live = 0, together = 0;
+    for (int i = first; i < last; i++) {
+        Fiber& f = fibers[i];
+        live += f.state != State::done;
+        bool waits = f.state == State::collective || f.state == State::simdgroup_barrier;
+        if (waits && (!leader || f.site < leader->site)) leader = &f;
+    }
+    if (!leader) return false;
+    std::uint32_t mask = 0;
+    void* records[32] = {};
+    for (int i = first; i < last; i++) {
+        Fiber& f = fibers[i];
+        if (f.state != leader->state || f.site != leader->site || f.function != leader->function) continue;
+        mask |= 1u << (i - first);
+        records[i - first] = f.record;
+        together++;
+    }
+    site = leader->site;
+    if (leader->state == State::collective) leader->function(records, mask);
+    else pass_simdgroup_barrier(first / 32, leader->flags, together, live);
+    for (int i = first; i < last; i++)
+        if (mask >> (i - first) & 1) fibers[i].state = State::ready;
+    return true;
+}
+
+void Worker::pass_simdgroup_barrier(int simdgroup, int flags, int together, int live) {
+    if (together != live) run->report("divergent simdgroup_barrier", site, missing(live - together));
+    auto& step = steps[std::size_t(simdgroup)];
+    step.threadgroup += flags & MEM_THREADGROUP ? 1 : 0;
+    step.device += flags & MEM_DEVICE ? 1 : 0;
+}
+
+bool Worker::pass_barrier() {
+    Fiber* first = nullptr;
+    int finished = 0;
+    for (int i = 0; i < count; i++) {
+        if (fibers[i].state == State::done) finished++;
+        else if (!first) first = &fibers[i];
+    }
+    if (!first) return false;
+    if (finished) run->report("divergent barrier", first->site, missing(finished));
+    for (int i = 0; i < count; i++) {
+        if (fibers[i].state == State::done) continue;
+        if (fibers[i].site != first->site) run->report("divergent barrier", first->site, "others wait elsewhere");
+        fibers[i].state = State::ready;
+    }
+    threadgroup_epoch += first->flags & MEM_THREADGROUP ? 1 : 0;
+    device_epoch += first->flags & MEM_DEVICE ? 1 : 0;
+    return true;
+}
+
+std::string Worker::missing(int n) { return std::to_string(n) + (n == 1 ? " thread does" : " threads do") + " not come"; }
+
+void* Worker::threadgroup_memory(int index, std::size_t bytes, std::size_t align, void* from) {
+    for (const Slot& s : slots)
+        if (s.index == index) return arena + s.offset;
+    // room between variables, for what is read or written past their ends
+    std::size_t offset = (used + MARGIN + align - 1) / align * align;
+    demanded = (demanded + align - 1) / align * align + bytes;
+    if (offset + bytes + MARGIN > ARENA) {
+        run->report("threadgroup memory", from, std::to_string(demanded) + " bytes, 32768 is the limit");
+        stop();
+    }
+    used = offset + bytes + MARGIN;
+    slots.push_back({index, offset, bytes});
+    return arena + offset;
+}
+
+void Worker::stop() {
+    run->stopped = true;
+    msl_switch(&current->top, scheduler);
+    std::abort(); // the run is over
+}
+
+namespace {
+void work(Run* run, Worker* w, std::uint32_t seed) {
+    w->start(run, seed);
+    std::uint32_t total = count_of(run->groups);
+    while (!run->stopped) {
+        std::uint32_t i = run->next++;
+        if (i >= total) break;
+        // with a seed, threadgroups go backwards every other time
+        w->run_group(seed & 1 ? total - 1 - i : i);
+    }
+    worker = nullptr;
+}
+
+void report_unwritten(Run& run) {
+    const Launch& launch = *run.launch;
+    for (std::uint32_t i = 0; i < launch.buffer_count; i++) {
+        const Buffer& b = launch.buffers[i];
+        if (b.role != Role::output) continue;
+        std::size_t at = run.shadows[i].first_unwritten();
+        if (at < b.bytes)
+            run.report("unwritten output", nullptr, "buffer " + std::to_string(i) + ", first at byte " + std::to_string(at));
+    }
+}
+}
+
+#define EXPORT extern "C" __attribute__((noinline, visibility("default")))
+#define SITE __builtin_return_address(0)
+
+EXPORT void msl_run(Launch* launch) {
+    static Worker workers[16]; // kept, for their stacks
+    Run run(launch);
+    std::uint32_t threads = std::min({launch->threads, count_of(run.groups), 16u});
+    std::vector<std::thread> others;
+    for (std::uint32_t i = 0; i < threads; i++) others.emplace_back(work, &run, &workers[i], launch->seed + i * 2);
+    for (std::thread& t : others) t.join();
+    if (launch->checked && !run.stopped) report_unwritten(run);
+}
+
+EXPORT void msl_collective(Collective function, void* record) {
+    worker->current->function = function;
+    worker->current->record = record;
+    wait(State::collective, SITE);
+}
+EXPORT void msl_barrier(int flags) {
+    worker->current->flags = flags;
+    wait(State::barrier, SITE);
+}
+EXPORT void msl_simdgroup_barrier(int flags) {
+    worker->current->function = nullptr;
+    worker->current->flags = flags;
+    wait(State::simdgroup_barrier, SITE);
+}
+EXPORT std::uint32_t msl_lane() { return worker->current->position.thread_index_in_simdgroup; }
+EXPORT void* msl_threadgroup(int index, std::size_t bytes, std::size_t align) {
+    return worker->threadgroup_memory(index, bytes, align, SITE);
+}
+EXPORT void msl_inactive(int lane) {
+    worker->run->report("inactive lane", worker->site, "lane " + std::to_string(lane) + " takes no part");
+}
+
+// Called where clang rounds to bfloat; returned as the low half of the register that a float is returned in.
+EXPORT float __truncsfbf2(float x) {
+    std::uint32_t bits;
+    std::memcpy(&bits, &x, 4);
+    bool quiet = (bits & 0x7fffffff) > 0x7f800000; // rounding could make an infinity of a NaN
+    bits = quiet ? (bits >> 16) | 0x40 : (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+    std::memcpy(&x, &bits, 4);
+    return x;
+}

@@ -1,0 +1,281 @@
+"""Metal text -> text for clang's C++ for OpenCL, which has the same address spaces and vectors.
+
+Only what that language takes differently is rewritten; what is left over is an error of the compiler.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from .scopes import scopes
+from .signature import ATTRIBUTES, Buffer, Signature
+from .tokens import (
+    Token,
+    closing,
+    closing_angle,
+    is_mark,
+    is_name,
+    join,
+    split,
+    tokenize,
+)
+
+ENTRY = "msl_entry"
+_ELEMENTS = "bool char uchar short ushort int uint long ulong half float bfloat".split()
+VECTORS = frozenset(f"{t}{n}" for t in _ELEMENTS for n in "234")
+SPACES = ("device", "constant", "thread", "threadgroup")
+BODY, END = "msl_body_begins", "msl_body_ends"
+
+
+def source(signature: Signature) -> str:
+    """The text to be preprocessed: header and kernel, with marks around the body."""
+    parameters = [f"{b.type} {b.name}" for b in signature.buffers]
+    parameters += [f"{ATTRIBUTES[a]} {a}" for a in signature.attributes]
+    return (
+        f'#line 1 "{signature.kernel} header"\n{signature.header}\n{signature.template_line}'
+        f"void {signature.name}({', '.join(parameters)}) {{ {BODY}\n"
+        f'#line 1 "{signature.kernel} body"\n{signature.source}\n'
+        f'#line 1 "generated"\n{END} }}\n'
+    )
+
+
+def translate(preprocessed: Sequence[Token], signature: Signature) -> str:
+    """The text to be compiled; it has one function, ENTRY(pointers, position)."""
+    tokens = list(preprocessed)
+    tokens = _threadgroup_variables(tokens)
+    tokens = _methods(tokens)
+    tokens = _temporaries(tokens)
+    tokens = _literals(tokens)
+    tokens = _constructors(tokens)
+    # one place in the code is one call, as on the GPU, where all is inlined
+    inline = "#pragma clang attribute {}\n"
+    push = inline.format("push(__attribute__((always_inline)), apply_to = function)")
+    return push + join(tokens) + "\n" + inline.format("pop") + _entry(signature)
+
+
+def tokens_of(preprocessed: str) -> list[Token]:
+    """The tokens of `source` after the preprocessor."""
+    return tokenize(preprocessed, "generated")
+
+
+def _entry(signature: Signature) -> str:
+    """Calls the kernel with the buffers and the position that the runtime hands over."""
+    arguments = [_argument(b, i) for i, b in enumerate(signature.buffers)]
+    arguments += [f"position->{a}" for a in signature.attributes]
+    return (
+        '# 1 "generated"\n'
+        f'extern "C" void {ENTRY}(thread void* thread* pointers, '
+        "const thread msl_position* position) {\n"
+        f"    {signature.name}{signature.arguments}({', '.join(arguments)});\n}}\n"
+    )
+
+
+def _argument(buffer: Buffer, index: int) -> str:
+    pointer = f"({buffer.type[:-1]}*)(ulong)pointers[{index}]"
+    return f"*{pointer}" if buffer.type.endswith("&") else pointer
+
+
+def _threadgroup_variables(tokens: list[Token]) -> list[Token]:
+    """`threadgroup T a[n];` in the kernel -> a reference into the threadgroup's memory."""
+    begin = next(i for i in range(len(tokens)) if is_name(tokens, i, BODY))
+    end = next(i for i in range(len(tokens)) if is_name(tokens, i, END))
+    out = [*tokens[:begin], tokens[begin].becomes("")]
+    count = 0
+    i = begin + 1
+    while i < end:
+        if not (is_name(tokens, i, "threadgroup") and _starts_statement(tokens, i)):
+            out.append(tokens[i])
+            i += 1
+            continue
+        stop = i
+        while not is_mark(tokens, stop, ";"):
+            stop = closing(tokens, stop) if is_mark(tokens, stop, "(", "[", "{") else stop
+            stop += 1
+        declared = _declared(tokens[i:stop])
+        if declared is None:
+            out += tokens[i : stop + 1]
+        for name, kind, dimensions in declared or []:
+            count += 1
+            alias = f"msl_variable{count}"
+            text = (
+                f"typedef {kind} {alias}{dimensions}; threadgroup {alias}& {name} = "
+                f"*(threadgroup {alias}*)msl_threadgroup({count}, sizeof({alias}), alignof({alias}));"
+            )
+            out.append(tokens[i].becomes(text))
+        i = stop + 1
+    return [*out, tokens[end].becomes(""), *tokens[end + 1 :]]
+
+
+def _starts_statement(tokens: list[Token], i: int) -> bool:
+    return is_mark(tokens, i - 1, ";", "{", "}") or tokens[i - 1].kind == "directive"
+
+
+def _declared(tokens: list[Token]) -> list[tuple[str, str, str]] | None:
+    """(name, type, dimensions) of each variable; None if the declaration is of pointers or references."""
+    parts = list(split(tokens[1:]))
+    # the commas of a template's arguments are none of the declaration's
+    while len(parts) > 1 and _open_angles(parts[0]):
+        comma = parts[1][0].becomes(",") if parts[1] else tokens[0].becomes(",")
+        parts[:2] = [[*parts[0], comma, *parts[1]]]
+    head = parts[0]
+    at = next((i for i in range(len(head)) if is_mark(head, i, "[", "=", "(", "{")), len(head))
+    if any(is_mark(head, i, "*", "&") for i in range(at)):
+        return None
+    if at < len(head) and not is_mark(head, at, "["):
+        raise tokens[0].error("a threadgroup variable cannot have an initial value")
+    if at < 2 or not is_name(head, at - 1):
+        raise tokens[0].error("a threadgroup declaration that the host does not understand")
+    kind = join(head[: at - 1]).strip()
+    out = [(head[at - 1].text, kind, join(head[at:]))]
+    for part in parts[1:]:
+        if not is_name(part, 0) or (len(part) > 1 and not is_mark(part, 1, "[")):
+            raise tokens[0].error("a threadgroup declaration that the host does not understand")
+        out.append((part[0].text, kind, join(part[1:])))
+    return out
+
+
+def _open_angles(tokens: list[Token]) -> bool:
+    return sum(is_mark(tokens, i, "<") - is_mark(tokens, i, ">") for i in range(len(tokens))) > 0
+
+
+def _methods(tokens: list[Token]) -> list[Token]:
+    """Methods without an address space are of `thread` objects; constructors take none."""
+    scope = scopes(tokens)
+    names = {
+        tokens[i + 1].text
+        for i in range(len(tokens) - 1)
+        if is_name(tokens, i, "struct", "class", "union") and is_name(tokens, i + 1)
+    }
+    out = list(tokens)
+    initialisers = False  # of a constructor
+    for i in range(len(tokens)):
+        initialisers &= not is_mark(tokens, i, "{")
+        if scope[i] != "class" or initialisers or not is_mark(tokens, i, "("):
+            continue
+        if is_mark(tokens, closing(tokens, i) + 1, "(") or is_name(tokens, i - 1, "alignas"):
+            continue  # operator()(...)
+        stop = closing(tokens, i) + 1
+        while is_name(tokens, stop, "const", *SPACES):
+            stop += 1
+        qualified = [k for k in range(closing(tokens, i), stop) if is_name(tokens, k, *SPACES)]
+        if is_name(tokens, i - 1, *names):
+            initialisers = is_mark(tokens, stop, ":")
+            for k in qualified:
+                out[k] = tokens[k].becomes("")
+        elif not qualified and not _is_static(tokens, scope, i) and not _is_value(tokens, scope, i):
+            out[stop - 1] = tokens[stop - 1].becomes(tokens[stop - 1].text + " thread")
+    return out
+
+
+def _is_static(tokens: list[Token], scope: list[str], i: int) -> bool:
+    """Whether the declaration around the parenthesis at i is static or a friend."""
+    k = i - 1
+    while k >= 0 and scope[k] == "class" and not is_mark(tokens, k, ";", "{", "}"):
+        if is_name(tokens, k, "static", "friend", "static_assert", "using", "typedef"):
+            return True
+        k -= 1
+    return False
+
+
+def _is_value(tokens: list[Token], scope: list[str], i: int) -> bool:
+    """Whether the parenthesis at i is in an initial value or an array's length, not after a method's name."""
+    k = i - 1
+    while k >= 0 and not is_mark(tokens, k, ";", "{", "}"):
+        if is_mark(tokens, k, "=", "[", "(") and not is_name(tokens, k - 1, "operator"):
+            return True
+        k -= 1
+    return False
+
+
+def _temporaries(tokens: list[Token]) -> list[Token]:
+    """`const thread T&` -> `const T&`, to which clang binds temporaries too."""
+    out = list(tokens)
+    for i in range(len(tokens)):
+        pair = {tokens[k].text for k in (i, i + 1) if is_name(tokens, k)}
+        if pair != {"const", "thread"}:
+            continue
+        k = i + 2
+        while is_name(tokens, k) or is_mark(tokens, k, "::"):
+            k += 1
+        if is_mark(tokens, k, "<"):
+            k = (closing_angle(tokens, k) or k) + 1
+        if is_mark(tokens, k, "&"):
+            thread = i if tokens[i].text == "thread" else i + 1
+            out[thread] = tokens[thread].becomes("")
+    return out
+
+
+def _literals(tokens: list[Token]) -> list[Token]:
+    """`1.5bf` -> bfloat(1.5f)"""
+    return [
+        t.becomes(f"bfloat({t.text[:-2]}f)") if t.kind == "number" and _is_bfloat(t.text) else t
+        for t in tokens
+    ]
+
+
+def _is_bfloat(number: str) -> bool:
+    return number.lower().endswith("bf") and not number.lower().startswith("0x")
+
+
+def _constructors(tokens: list[Token]) -> list[Token]:
+    """T4(...) and static_cast<T4>(...) -> msl_make<T4>(...) for vector types; T4 v(...) -> T4 v = msl_make<T4>(...)"""
+    names = VECTORS | {"bfloat", "bfloat16_t"} | _aliases(tokens)
+    scope = scopes(tokens)
+    out = list(tokens)
+    for i in range(len(tokens)):
+        stop = _vector_type(tokens, i, names)
+        if stop is None or _is_qualified(tokens, i):
+            continue
+        first = i - 2 if is_mark(tokens, i - 1, "::") and is_name(tokens, i - 2, "metal") else i
+        kind = join(tokens[first:stop]).strip()
+        if is_mark(tokens, stop, "(") and not is_name(tokens, first - 1, "operator"):
+            out[first] = tokens[first].becomes("metal::msl_make<" + tokens[first].text)
+            out[stop - 1] = out[stop - 1].becomes(out[stop - 1].text + ">")
+        elif is_name(tokens, stop) and is_mark(tokens, stop + 1, "(") and scope[i] == "function":
+            out[stop] = tokens[stop].becomes(f"{tokens[stop].text} = metal::msl_make<{kind}>")
+        elif _is_cast(tokens, first, stop):
+            out[first - 2] = tokens[first - 2].becomes("metal::msl_make")
+    return out
+
+
+def _is_cast(tokens: list[Token], first: int, stop: int) -> bool:
+    return (
+        is_mark(tokens, stop, ">")
+        and is_mark(tokens, first - 1, "<")
+        and is_name(tokens, first - 2, "static_cast")
+    )
+
+
+def _is_qualified(tokens: list[Token], i: int) -> bool:
+    """Whether the name at i belongs to something else than namespace metal."""
+    if is_mark(tokens, i - 1, ".", "->"):
+        return True
+    return is_mark(tokens, i - 1, "::") and not is_name(tokens, i - 2, "metal")
+
+
+def _vector_type(tokens: list[Token], i: int, names: frozenset[str] | set[str]) -> int | None:
+    """Where the vector type that starts at i ends; None if there is none."""
+    if is_name(tokens, i, "vec") and is_mark(tokens, i + 1, "<"):
+        end = closing_angle(tokens, i + 1)
+        return None if end is None else end + 1
+    return i + 1 if is_name(tokens, i, *names) else None
+
+
+def _aliases(tokens: list[Token]) -> set[str]:
+    """Names that `using` and `typedef` give to vector types."""
+    found: set[str] = set()
+    for i in range(len(tokens)):
+        if is_name(tokens, i, "using") and is_mark(tokens, i + 2, "="):
+            name, start = tokens[i + 1].text, i + 3
+        elif is_name(tokens, i, "typedef"):
+            name, start = "", i + 1
+        else:
+            continue
+        while is_name(tokens, start, "typename", "metal") or is_mark(tokens, start, "::"):
+            start += 1
+        stop = _vector_type(tokens, start, VECTORS | found)
+        if stop is not None and name and is_mark(tokens, stop, ";"):
+            found.add(name)
+        elif stop is not None and is_name(tokens, stop) and is_mark(tokens, stop + 1, ";"):
+            found.add(tokens[stop].text)
+    return found
