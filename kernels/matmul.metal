@@ -1,0 +1,178 @@
+// y = x w^T for many rows of x: tiles of 64 rows of w and COLUMNS rows of x, 128 threads.
+//
+// A step is a slice of each row: the two runs of 16 that share bytes, so that a byte is loaded once; which weights
+// meet in a step does not matter to a sum. Each thread expands one run to halves and stores it as vectors. Tiles
+// lie as 8x8 blocks of 128 bytes, which simdgroup_load takes without conflicts. 64x64 needs 8 KiB of
+// threadgroup memory, so that an M1 core holds four groups, and expands a weight once for 64 rows of x:
+// some 80 instructions a thread and step, against 64 8x8 products a simdgroup. The loads of a step are under way during
+// the products of the one before. Sums are float32; each simdgroup has 32 x COLUMNS / 2 of them in registers.
+#pragma once
+
+#include "activation.metal"
+#include "runs.metal"
+
+constant constexpr int TILE_ROWS = 64;
+constant constexpr int DEPTH = 32; // weights of a row in a step
+
+// What a thread brings to a step: eight weights or activations each.
+struct Eight {
+    half4 v[2];
+};
+
+METAL_FUNC Eight halves_of(float4 a, float4 b) { return Eight{{half4(a), half4(b)}}; }
+
+// Where in a row run h of a step starts.
+template <typename B>
+METAL_FUNC int run_start(int step, int h) {
+    if constexpr (B::WEIGHTS == 1)
+        return DEPTH * step + 16 * h;
+    else {
+        constexpr int SLICES = B::WEIGHTS / DEPTH;
+        return step / SLICES * B::WEIGHTS + 16 * (first_run<B>(step % SLICES) + h * B::APART);
+    }
+}
+
+// Eight of the numbers of a row of k, zeros past its end.
+template <typename P>
+METAL_FUNC Eight load_eight(P row, int start, int k) {
+    return halves_of(load_up_to_4(row + start, max(k - start, 0)),
+                     load_up_to_4(row + start + 4, max(k - start - 4, 0)));
+}
+
+// Run h of a step of a row of w, as halves.
+template <typename B>
+METAL_FUNC void expand_run(const device B* row, int step, int h, int k, thread Eight* out) {
+    if constexpr (B::WEIGHTS == 1) {
+        int start = run_start<B>(step, h);
+        UNROLL for (int j = 0; j < 2; j++) out[j] = load_eight(&row->value, start + 8 * j, k);
+    } else {
+        constexpr int SLICES = B::WEIGHTS / DEPTH;
+        const device B& b = row[step / SLICES];
+        int i = first_run<B>(step % SLICES) + h * B::APART;
+        Codes c = run_codes(b, i);
+        float2 a = affine(b, i * 16 / B::GROUP);
+        float4 scale = a.x * place(b, i) / CODE_UNIT, bias = a.y;
+        UNROLL for (int j = 0; j < 2; j++) {
+            float4 low = float4(c.even[2 * j].x, c.odd[2 * j].x, c.even[2 * j].y, c.odd[2 * j].y);
+            float4 high = float4(c.even[2 * j + 1].x, c.odd[2 * j + 1].x, c.even[2 * j + 1].y, c.odd[2 * j + 1].y);
+            out[j] = halves_of(fma(scale, low, bias), fma(scale, high, bias));
+        }
+    }
+}
+
+// The tiles of a step, as 8x8 blocks of halves: block (part, j) has numbers 8 part .. of rows 8 j ...
+// A thread takes half of what a row of w has, and COLUMNS / 32 eighths of rows of x.
+template <typename B, int COLUMNS, typename X>
+struct Tiles {
+    static constexpr constant int EIGHTHS = COLUMNS / 32;
+    const device B* row;
+    X x;
+    threadgroup half4 *weights, *activations;
+    int k, n, start, thread_index;
+    Eight w[2], a[EIGHTHS];
+
+    void load(int step) {
+        expand_run(row, step, thread_index % 2, k, w);
+        UNROLL for (int j = 0; j < EIGHTHS; j++) {
+            int piece = thread_index + 128 * j, part = piece % 4;
+            X from = x + size_t(min(start + piece / 4, n - 1)) * k;
+            a[j] = load_eight(from, run_start<B>(step, part / 2) + 8 * (part % 2), k);
+        }
+    }
+
+    void store() {
+        int r = thread_index / 2;
+        UNROLL for (int j = 0; j < 2; j++) {
+            int block = (2 * (thread_index % 2) + j) * (TILE_ROWS / 8) + r / 8;
+            put(weights + 16 * block + 2 * (r % 8), w[j]);
+        }
+        UNROLL for (int j = 0; j < EIGHTHS; j++) {
+            int piece = thread_index + 128 * j, c = piece / 4, block = piece % 4 * (COLUMNS / 8) + c / 8;
+            put(activations + 16 * block + 2 * (c % 8), a[j]);
+        }
+    }
+
+    static void put(threadgroup half4* to, Eight from) {
+        to[0] = from.v[0];
+        to[1] = from.v[1];
+    }
+};
+
+// What becomes of a sum: bias (rows,), add (n, rows), gate (n, rows); the ones that the flags name are read.
+template <bool BIAS, bool ADD, int ACT, typename P, typename Q, typename G>
+struct Finish {
+    P bias;
+    Q add;
+    G gate;
+
+    float operator()(float sum, int row, size_t at) const {
+        if (BIAS) sum += float(bias[row]);
+        if (ADD) sum += float(add[at]);
+        if (ACT >= 0) sum *= activation<ACT>(float(gate[at]));
+        return sum;
+    }
+};
+
+template <bool BIAS, bool ADD, int ACT, typename P, typename Q, typename G>
+METAL_FUNC Finish<BIAS, ADD, ACT, P, Q, G> finish(P bias, Q add, G gate) {
+    return Finish<BIAS, ADD, ACT, P, Q, G>{bias, add, gate};
+}
+
+template <int COLUMNS>
+struct Accumulators {
+    simdgroup_float8x8 v[COLUMNS / 16][4];
+};
+
+template <int COLUMNS>
+METAL_FUNC void add_products(thread Accumulators<COLUMNS>& sums, const threadgroup half* weights,
+                             const threadgroup half* activations) {
+    UNROLL for (int part = 0; part < DEPTH / 8; part++) {
+        simdgroup_half8x8 a[COLUMNS / 16], w[4];
+        UNROLL for (int i = 0; i < 4; i++)
+            simdgroup_load(w[i], weights + 64 * (part * (TILE_ROWS / 8) + i), 8, ulong2(0, 0), true);
+        UNROLL for (int j = 0; j < COLUMNS / 16; j++)
+            simdgroup_load(a[j], activations + 64 * (part * (COLUMNS / 8) + j), 8);
+        UNROLL for (int j = 0; j < COLUMNS / 16; j++) {
+            UNROLL for (int i = 0; i < 4; i++) simdgroup_multiply_accumulate(sums.v[j][i], a[j], w[i], sums.v[j][i]);
+        }
+    }
+}
+
+// One threadgroup of 128: rows [first, first + 64) of w (rows, k), rows [start, start + COLUMNS) of x (n, k)
+// -> y (n, rows). memory: (64 + COLUMNS) * 32 halves.
+template <int COLUMNS, typename B, typename X, typename F, typename T>
+METAL_FUNC void matmul(const device B* w, X x, F finished, device T* y, int rows, int n, int k, int first, int start,
+                       threadgroup half4* memory, uint thread_index) {
+    uint simdgroup = thread_index / 32, lane = thread_index % 32;
+    int blocks = k / B::WEIGHTS, steps = (k + DEPTH - 1) / DEPTH;
+    const device B* row = w + size_t(min(first + int(thread_index) / 2, rows - 1)) * blocks;
+    threadgroup half4* activations = memory + TILE_ROWS * DEPTH / 4;
+    Tiles<B, COLUMNS, X> tiles = {row, x, memory, activations, k, n, start, int(thread_index)};
+    // a simdgroup has a quarter of the tile
+    const threadgroup half* my_weights = (const threadgroup half*)memory + simdgroup % 2 * 4 * 64;
+    const threadgroup half* my_activations = (const threadgroup half*)activations + simdgroup / 2 * (COLUMNS / 16) * 64;
+    Accumulators<COLUMNS> sums;
+    UNROLL for (int j = 0; j < COLUMNS / 16; j++) {
+        UNROLL for (int i = 0; i < 4; i++) sums.v[j][i] = make_filled_simdgroup_matrix<float, 8, 8>(0);
+    }
+    tiles.load(0);
+    for (int step = 0; step < steps; step++) {
+        tiles.store();
+        threadgroup_barrier(mem_flags::mem_threadgroup);
+        if (step + 1 < steps) tiles.load(step + 1);
+        add_products(sums, my_weights, my_activations);
+        threadgroup_barrier(mem_flags::mem_threadgroup);
+    }
+    // eight rows of x at a time go through 1 KiB of each simdgroup's own
+    threadgroup float* out = (threadgroup float*)memory + 256 * simdgroup;
+    int m = first + int(simdgroup % 2) * 32 + int(lane), c = start + int(simdgroup / 2) * (COLUMNS / 2);
+    UNROLL for (int j = 0; j < COLUMNS / 16; j++) {
+        UNROLL for (int i = 0; i < 4; i++) simdgroup_store(sums.v[j][i], out + 8 * i, 32);
+        simdgroup_barrier(mem_flags::mem_threadgroup);
+        for (int i = 0; i < 8; i++) {
+            size_t at = size_t(c + 8 * j + i) * rows + m;
+            if (m < rows && c + 8 * j + i < n) y[at] = T(finished(out[32 * i + lane], m, at));
+        }
+        simdgroup_barrier(mem_flags::mem_threadgroup);
+    }
+}

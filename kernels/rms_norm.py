@@ -1,0 +1,49 @@
+"""rms_norm: RMS norm over the last axis, plus a residual."""
+
+from __future__ import annotations
+
+import functools
+
+import mlx.core as mx
+
+from mlx_ferrum.launch import Kernel
+
+from .header import header
+
+LANES = 32
+MOST = 1024  # threads of a threadgroup
+BODY = """
+    threadgroup float part[32];
+    int d = weight_shape[0], row = threadgroup_position_in_grid.x;
+    rms_norm(x + size_t(row) * d, weight, add + size_t(row) * d, y + size_t(row) * d, d, eps[0], part,
+             thread_index_in_threadgroup, threads_per_threadgroup.x);
+"""
+
+
+def rms_norm(x: mx.array, weight: mx.array, eps: float, add: mx.array) -> mx.array:
+    """x / sqrt(mean(x²) + eps) * weight + add, in the type of x: x, add: (..., d), weight: (d,) -> (..., d)"""
+    d = x.shape[-1]
+    if weight.shape != (d,) or add.shape != x.shape:
+        raise ValueError(
+            f"rms_norm: x of shape {x.shape} does not fit a weight of {weight.shape} and add of {add.shape}"
+        )
+    threads = min(MOST, LANES * -(-d // (4 * LANES)))
+    (y,) = _kernel()(
+        [x, weight, mx.array([eps], mx.float32), add],
+        grid=(threads * (x.size // d), 1, 1),
+        threadgroup=(threads, 1, 1),
+        output_shapes=[x.shape],
+        output_dtypes=[x.dtype],
+    )
+    return y
+
+
+@functools.cache
+def _kernel() -> Kernel:
+    return Kernel(
+        name="rms_norm",
+        source=BODY,
+        inputs=("x", "weight", "eps", "add"),
+        outputs=("y",),
+        header=header("rms_norm.metal"),
+    )

@@ -1,0 +1,171 @@
+"""Our kernels on Apple GPUs: which one for which shape. All of it is lazy.
+
+Activations keep their type: float32, float16 or bfloat16. MLX's own fast operations serve where they are
+as fast: attention over a contiguous cache, and norms without a residual.
+"""
+
+from __future__ import annotations
+
+import functools
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import mlx.core as mx
+from mlx import nn
+
+from ..kernels import gate_up as gate_up_kernel
+from ..kernels import matmul as matmul_kernel
+from ..kernels import matvec as matvec_kernel
+from ..kernels import matvecs as matvecs_kernel
+from ..kernels import norm_rope as norm_rope_kernel
+from ..kernels import rms_norm as rms_norm_kernel
+from ..kernels import rows as rows_kernel
+from ..ops import Activation
+from ..tensor import QTensor
+
+LAZY = True
+_ACTIVATIONS = {"silu": nn.silu, "gelu": nn.gelu_approx}
+MATVEC_ROWS = 8  # of x: up to here weights are read once for all of them, and no tile would be full
+FEW_ROWS = 1024  # of w: below, a simdgroup takes fewer of them, so that there are enough simdgroups
+LEAST_WORDS = 8  # MLX hands smaller arrays over as constants; such weights are expanded
+
+
+def prepare(threads: int | None) -> None:
+    """Nothing to prepare: kernels are compiled when they are first used."""
+
+
+def matmul(
+    x: mx.array, w: QTensor, *, bias: mx.array | None = None, add: mx.array | None = None
+) -> mx.array:
+    flat = _flat(x, w)
+    residual = None if add is None else add.reshape(-1, w.rows)
+    if _is_tiny(w):
+        y = _sum(flat @ dequantize(w).T, bias, residual).astype(x.dtype)
+    elif flat.shape[0] <= MATVEC_ROWS:
+        rows = _rows_a_simdgroup(w.rows)
+        y = matvec_kernel.matvec(flat, w, bias=bias, add=residual, rows=rows)
+    else:
+        y = matmul_kernel.matmul(flat, w, bias=bias, add=residual, columns=_columns(flat))
+    return y.reshape(*x.shape[:-1], w.rows)
+
+
+def matmuls(
+    x: mx.array, ws: Sequence[QTensor], biases: Sequence[mx.array | None] | None = None
+) -> list[mx.array]:
+    biases = [None] * len(ws) if biases is None else biases
+    flat = _flat(x, *ws)
+    together = 2 <= len(ws) <= matvecs_kernel.MOST and flat.shape[0] <= MATVEC_ROWS
+    if not together or any(map(_is_tiny, ws)):
+        return [matmul(x, w, bias=bias) for w, bias in zip(ws, biases, strict=True)]
+    rows = _rows_a_simdgroup(sum(w.rows for w in ws))
+    products = matvecs_kernel.matvecs(flat, ws, biases, rows=rows)
+    return [y.reshape(*x.shape[:-1], -1) for y in products]
+
+
+def gate_up(x: mx.array, gate: QTensor, up: QTensor, act: Activation) -> mx.array:
+    flat = _flat(x, gate, up)
+    if _is_tiny(gate) or _is_tiny(up):
+        y = _ACTIVATIONS[act](matmul(flat, gate)) * matmul(flat, up)
+    elif flat.shape[0] <= MATVEC_ROWS:
+        rows = _rows_a_simdgroup(2 * gate.rows) // 2  # of either matrix
+        y = gate_up_kernel.gate_up(flat, gate, up, act, rows=rows)
+    else:
+        columns = _columns(flat)
+        gated = matmul_kernel.matmul(flat, gate, columns=columns)
+        y = matmul_kernel.matmul(flat, up, gate=(gated, act), columns=columns)
+    return y.reshape(*x.shape[:-1], gate.rows)
+
+
+def rows(w: QTensor, ids: mx.array, scale: float = 1.0) -> mx.array:
+    flat = ids.reshape(-1)
+    y = dequantize(w)[flat] * scale if _is_tiny(w) else rows_kernel.rows(w, flat, scale)
+    return y.reshape(*ids.shape, w.shape[-1])
+
+
+def dequantize(w: QTensor) -> mx.array:
+    if _is_tiny(w):
+        return w.block.dequantize(w.array.view(mx.uint8)).reshape(w.shape)
+    return rows(w, mx.arange(w.rows)).reshape(w.shape)
+
+
+def cache_dtype(x: mx.array) -> mx.Dtype:
+    return mx.float16 if x.dtype == mx.float32 else x.dtype
+
+
+def put(stored: mx.array, at: int, new: mx.array) -> mx.array:
+    return mx.slice_update(stored, new.astype(stored.dtype), mx.array([at]), axes=[2])
+
+
+def attend(
+    q: mx.array, k: mx.array, v: mx.array, *, scale: float, window: int | None = None
+) -> mx.array:
+    length, held = q.shape[2], k.shape[2]
+    mask: mx.array | str | None = None
+    if window is not None and window < held:
+        behind = mx.arange(held - length, held)[:, None] - mx.arange(held)
+        mask = (behind >= 0) & (behind < window)
+    elif length > 1:
+        mask = "causal"
+    out = mx.fast.scaled_dot_product_attention(q.astype(k.dtype), k, v, scale=scale, mask=mask)
+    return out.astype(q.dtype)
+
+
+def rms_norm(x: mx.array, weight: mx.array, eps: float, *, add: mx.array | None = None) -> mx.array:
+    if add is None:
+        return mx.fast.rms_norm(x, weight, eps)
+    return rms_norm_kernel.rms_norm(x, weight, eps, add)
+
+
+def norm_rope(
+    x: mx.array,
+    frequencies: mx.array,
+    *,
+    offset: int | mx.array,
+    interleaved: bool,
+    magnitude: float = 1.0,
+    norm: tuple[mx.array, float] | None = None,
+) -> mx.array:
+    return norm_rope_kernel.norm_rope(
+        x,
+        frequencies,
+        offset=offset,
+        interleaved=interleaved,
+        magnitude=magnitude,
+        norm=norm,
+    )
+
+
+def to_mlx(x: mx.array) -> mx.array:
+    return x.astype(mx.float32)
+
+
+def stepper(
+    body: Callable[[mx.array, Any], mx.array], cache: Any
+) -> Callable[[mx.array], mx.array]:
+    return lambda tokens: body(tokens, cache)
+
+
+def _flat(x: mx.array, *ws: QTensor) -> mx.array:
+    """x: (..., k) -> (n, k). Raises ValueError if a weight has another width."""
+    for w in ws:
+        if len(w.shape) != 2 or w.shape[1] != x.shape[-1]:
+            raise ValueError(f"matmul: x of shape {x.shape} does not fit {w}")
+    return x.reshape(-1, x.shape[-1])
+
+
+def _is_tiny(w: QTensor) -> bool:
+    return w.array.size < LEAST_WORDS
+
+
+def _columns(x: mx.array) -> int:
+    """Rows of x in a tile: the smaller one where it holds all of them."""
+    return 32 if x.shape[0] <= 32 else 64
+
+
+def _sum(*parts: mx.array | None) -> mx.array:
+    return functools.reduce(operator.add, (part for part in parts if part is not None))
+
+
+def _rows_a_simdgroup(rows: int) -> int:
+    return 2 if rows < FEW_ROWS else 4
