@@ -15,9 +15,9 @@ import ziglang
 
 from mlx_ferrum.kernels.cpu.build import _cache_folder as cache_folder
 
-from . import translate
+from . import lint, translate
 from .signature import Signature
-from .tokens import SourceError
+from .tokens import SourceError, tokenize
 
 HERE = Path(__file__).parent
 INCLUDE = HERE / "include"
@@ -48,9 +48,15 @@ _CODE = [
     # every operation rounds to its own type
     *("-ffp-contract=off", "-ffloat16-excess-precision=none", "-fbfloat16-excess-precision=none"),
     *("-debug-info-kind=line-tables-only", "-dwarf-version=4"),
+    # remarks, for _check
+    *("-Wno-everything", "-Wimplicit-float-conversion", "-Wimplicit-int-float-conversion"),
+    "-Rpass-missed=inline",
     # code in the order of the text: of two waiting places the runtime takes the first
     *("-mllvm", "-disable-block-placement"),
 ]
+_REMARK = re.compile(
+    r"(?m)^(.+:\d+):\d+: (?:warning: .* to '(bfloat)'.*|remark: .*recursive call.*)$"
+)
 PLAIN = ["-O2"]
 CHECKED = [
     *("-O1", "-DMSL_CHECKED"),
@@ -58,6 +64,8 @@ CHECKED = [
     *("-fsanitize=kernel-address", "-mllvm", "-asan-instrumentation-with-call-threshold=0"),
     *("-mllvm", "-asan-stack=0", "-mllvm", "-asan-globals=0", "-mllvm", "-asan-opt=0"),
     *("-mllvm", "-asan-instrument-atomics=0", "-mllvm", "-asan-kernel-mem-intrinsic-prefix=1"),
+    "-fsanitize=alignment,array-bounds,integer-divide-by-zero",
+    "-fsanitize-recover=alignment,array-bounds,integer-divide-by-zero",
 ]
 
 
@@ -74,7 +82,7 @@ def library(signature: Signature, *, checked: bool) -> Path:
             written, built, linked = (Path(folder) / f"kernel.{s}" for s in ("cl", "o", "so"))
             written.write_text(text)
             header = ["-include-pch", str(_header(checked=checked))]
-            _zig(*_flags(mode), *header, "-emit-obj", str(written), "-o", str(built))
+            _check(_zig(*_flags(mode), *header, "-emit-obj", str(written), "-o", str(built))[1])
             _zig("ld.lld", "-shared", str(built), str(runtime()), "-o", str(linked))
             linked.replace(path)
     return path
@@ -82,8 +90,21 @@ def library(signature: Signature, *, checked: bool) -> Path:
 
 def translated(signature: Signature) -> str:
     """The kernel as clang gets it."""
-    text = _zig(*_LANGUAGE, "-E", "-", text=_without_includes(translate.source(signature)))
-    return translate.translate(translate.tokens_of(text), signature)
+    text, _ = _zig(*_LANGUAGE, "-E", "-", text=_without_includes(translate.source(signature)))
+    tokens = tokenize(text, "generated")
+    lint.check(tokens)
+    return translate.translate(tokens, signature)
+
+
+def _check(remarks: str) -> None:
+    """Raises SourceError for what clang takes, and remarks on, and Apple's compiler refuses."""
+    found = [
+        f"{place}: {'an implicit conversion to bfloat' if bfloat else 'recursion'}"
+        for place, bfloat in _REMARK.findall(remarks)
+        if not place.startswith(str(INCLUDE))
+    ]
+    if found:
+        raise SourceError("\n".join(dict.fromkeys(found)))
 
 
 @functools.cache
@@ -142,12 +163,13 @@ def _tools() -> str:
     return digest.hexdigest()
 
 
-def _zig(*arguments: str, text: str | None = None) -> str:
+def _zig(*arguments: str, text: str | None = None) -> tuple[str, str]:
     return _run(str(ZIG), *arguments, text=text)
 
 
-def _run(*command: str, text: str | None = None) -> str:
+def _run(*command: str, text: str | None = None) -> tuple[str, str]:
+    """What the command writes to its two outputs."""
     done = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SourceError(done.stderr.strip() or f"{command[0]} failed with {done.returncode}")
-    return done.stdout
+    return done.stdout, done.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -49,7 +50,7 @@ class Host:
         ]
         raw = native.run(
             library,
-            _memory(made, call, [_contiguous(x) for x in arrays], outputs, self.checked),
+            _memory(made, call, [_contiguous(x) for x in arrays], outputs),
             grid=call.grid,
             group=call.threadgroup,
             seed=self.seed,
@@ -91,7 +92,6 @@ def _memory(
     call: Launch,
     inputs: list[np.ndarray],
     outputs: list[np.ndarray],
-    checked: bool,
 ) -> list[Memory]:
     """The buffers in the order of the parameters."""
     role = OUTPUT if call.init_value is None else INITIALISED
@@ -107,8 +107,20 @@ def _memory(
             "strides": np.array([s // x.itemsize for s in x.strides], np.int64),
             "ndim": np.array(x.ndim, np.int32),
         }[b.role]
-        out.append(Memory(native.padded(described) if checked else described, INPUT))
+        offset = _offset(described) if b.role == "input" else 0
+        out.append(Memory(native.padded(described, offset), INPUT))
     return out
+
+
+def _offset(x: np.ndarray) -> int:
+    """How far, modulo 16, a slice is from the start of its MLX array, which a GPU has on a page of its own."""
+    return 0 if x.flags.owndata else (x.ctypes.data - _mlx_start()) % 16
+
+
+@functools.cache
+def _mlx_start() -> int:
+    """Where MLX lets arrays start on this machine, modulo 16."""
+    return int(np.asarray(mx.zeros(64)).ctypes.data % 16)
 
 
 def _contiguous(x: mx.array) -> np.ndarray:

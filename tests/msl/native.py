@@ -102,12 +102,14 @@ def run(
     ]
 
 
-def padded(data: np.ndarray) -> np.ndarray:
-    """A copy of the bytes with room on either side, for what goes past the ends."""
-    room = np.full(data.nbytes + 2 * PAD, 0xFF, np.uint8)
-    inside = room[PAD : PAD + data.nbytes]
-    inside[:] = data.reshape(-1).view(np.uint8)
-    return inside
+def padded(data: np.ndarray, offset: int = 0) -> np.ndarray:
+    """A copy of the bytes, `offset` past a multiple of 64, with room on either side for what goes past the ends."""
+    room = np.empty(data.nbytes + 2 * PAD + 128, np.uint8)
+    start = PAD + -(room.ctypes.data + PAD) % 64 + offset
+    stop = start + data.nbytes
+    room[:start] = room[stop:] = 0xFF
+    room[start:stop] = data.reshape(-1).view(np.uint8)
+    return room[start:stop]
 
 
 @functools.cache

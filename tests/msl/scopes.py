@@ -36,7 +36,7 @@ def _opened(tokens: Sequence[Token], start: int, brace: int, around: str) -> str
         return "function"
     if is_mark(tokens, brace - 1, "=", ",", "(", "[", "return", ">") or around == "values":
         return "values"
-    head = range(_after_template(tokens, start), brace)
+    head = range(after_template(tokens, start), brace)
     if any(is_name(tokens, i, "enum") for i in head):
         return "enum"
     if around in ("file", "class"):
@@ -60,7 +60,7 @@ def _opened_in_function(tokens: Sequence[Token], start: int, brace: int) -> str:
     return "values"  # float4{...}
 
 
-def _after_template(tokens: Sequence[Token], start: int) -> int:
+def after_template(tokens: Sequence[Token], start: int) -> int:
     """Past `template <...>`."""
     while is_name(tokens, start, "template") and is_mark(tokens, start + 1, "<"):
         depth = 0

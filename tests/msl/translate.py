@@ -17,7 +17,6 @@ from .tokens import (
     is_name,
     join,
     split,
-    tokenize,
 )
 
 ENTRY = "msl_entry"
@@ -51,11 +50,6 @@ def translate(preprocessed: Sequence[Token], signature: Signature) -> str:
     inline = "#pragma clang attribute {}\n"
     push = inline.format("push(__attribute__((always_inline)), apply_to = function)")
     return push + join(tokens) + "\n" + inline.format("pop") + _entry(signature)
-
-
-def tokens_of(preprocessed: str) -> list[Token]:
-    """The tokens of `source` after the preprocessor."""
-    return tokenize(preprocessed, "generated")
 
 
 def _entry(signature: Signature) -> str:
@@ -219,7 +213,7 @@ def _is_bfloat(number: str) -> bool:
 
 def _constructors(tokens: list[Token]) -> list[Token]:
     """T4(...) and static_cast<T4>(...) -> msl_make<T4>(...) for vector types; T4 v(...) -> T4 v = msl_make<T4>(...)"""
-    names = VECTORS | {"bfloat", "bfloat16_t"} | _aliases(tokens)
+    names = VECTORS | {"half", "float16_t", "bfloat", "bfloat16_t"} | _aliases(tokens)
     scope = scopes(tokens)
     out = list(tokens)
     for i in range(len(tokens)):

@@ -6,7 +6,7 @@ extern "C" {
 void msl_collective(ulong function, __private void* argument) __attribute__((nomerge));
 void msl_barrier(int flags) __attribute__((nomerge));
 void msl_simdgroup_barrier(int flags) __attribute__((nomerge));
-uint msl_lane(void);
+uint msl_lane(void) __attribute__((const));
 __local void* msl_threadgroup(int index, ulong size, ulong align);
 void msl_inactive(int lane);
 void msl_atomic(ulong address, uint size, uint how);

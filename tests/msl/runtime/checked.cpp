@@ -105,3 +105,15 @@ EXPORT void* __asan_memset(char* to, int value, std::size_t n) {
     return std::memset(to, value, n);
 }
 EXPORT void __asan_handle_no_return() {}
+
+// clang calls these where it sees the mistake itself; the first argument tells types and places, which the site does.
+EXPORT void __ubsan_handle_type_mismatch_v1(void*, std::uintptr_t address) {
+    worker->run->report("misaligned", SITE, "the address is " + std::to_string(address % 16) + " modulo 16");
+}
+EXPORT void __ubsan_handle_out_of_bounds(void*, std::uintptr_t index) {
+    worker->run->report("out of bounds", SITE, "index " + std::to_string(std::intptr_t(index)) + " of an array");
+}
+EXPORT void __ubsan_handle_divrem_overflow(void*, std::uintptr_t, std::uintptr_t) {
+    worker->run->report("division by zero", SITE, "of integers");
+    worker->stop(); // this processor would trap
+}

@@ -76,6 +76,8 @@ class Worker {
     void* threadgroup_memory(int index, std::size_t bytes, std::size_t align, void* from);
     // An access of a kernel to memory, in checked mode.
     void access(char* address, std::size_t bytes, Access, void* from);
+    // Ends the run, from within a kernel.
+    [[noreturn]] void stop();
 
   private:
     struct Slot {
@@ -106,7 +108,6 @@ class Worker {
     bool access_device(char* address, std::size_t bytes, Access, void* from);
     void out_of_bounds(char* address, std::size_t bytes, Access, void* from);
     Stamp stamp(bool device) const;
-    [[noreturn]] void stop();
     static std::string missing(int n);
     std::uint32_t next_random() {
         random ^= random << 13;
