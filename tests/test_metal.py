@@ -1,0 +1,150 @@
+"""The metal backend against the reference and the float32 goldens, on the GPU or on the host."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+import random_models
+from backends import REFERENCE
+from divergence import kl, log_softmax
+from msl import metal_on_cpu
+from test_ops import float64, random_tensor
+
+import mlx_ferrum
+from mlx_ferrum import blocks, launch, ops
+from mlx_ferrum.backends import metal, reference
+
+GOLDEN = Path(__file__).parent / "golden"
+SEED = 2026  # of golden/make_logits.py
+MAX_KL = 1e-4  # nats; tiles round activations to float16, the cache keeps keys and values in it
+
+
+@pytest.fixture
+def on_metal():
+    """The metal backend, in use; afterwards again the one before."""
+    before = ops.backend_name()
+    with metal_on_cpu():
+        ops.use_backend("metal")
+        yield
+    ops.use_backend(before)
+
+
+@pytest.fixture
+def normals():
+    rng = np.random.default_rng(7)
+    return lambda *shape: mx.array(rng.normal(size=shape), mx.float32)
+
+
+def assert_near(found: mx.array, wanted: mx.array, relative: float) -> None:
+    assert found.shape == wanted.shape
+    found, wanted = np.array(found.astype(mx.float32)), np.array(wanted.astype(mx.float32))
+    assert np.abs(found - wanted).max() <= relative * np.abs(wanted).max()
+
+
+@pytest.mark.parametrize("n", [1, 8, 9, 33])
+def test_products_of_any_number_of_rows(on_metal, normals, n):
+    """Kernels change with the number of rows, results only by rounding."""
+    w, up = random_tensor(blocks.Q6_K, 70, 256, seed=1), random_tensor(blocks.Q4_K, 70, 256, seed=2)
+    x, bias, add = normals(n, 1, 256), normals(70), normals(n, 1, 70)
+    bound = 1e-5 if n <= metal.MATVEC_ROWS else 2e-3
+    for found, wanted in [
+        (ops.matmul(x, w, bias=bias, add=add), reference.matmul(x, w, bias=bias, add=add)),
+        (ops.matmuls(x, [w, up])[1], reference.matmul(x, up)),
+        (ops.gate_up(x, w, up, "gelu"), reference.gate_up(x, w, up, "gelu")),
+    ]:
+        assert_near(found, wanted, bound)
+
+
+@pytest.mark.parametrize("block", [blocks.Q4_1, blocks.F32, blocks.BF16], ids=lambda b: b.name)
+def test_tiny_weights(on_metal, block):
+    """Of fewer words than a Metal buffer of MLX's has at least."""
+    w, x = random_tensor(block, 1, block.weights, seed=1), mx.ones((3, block.weights))
+    assert_near(ops.matmul(x, w, bias=mx.ones(1)), reference.matmul(x, w, bias=mx.ones(1)), 1e-5)
+    assert_near(ops.matmuls(x, [w, w])[1], reference.matmul(x, w), 1e-5)
+    assert_near(ops.gate_up(x, w, w, "silu"), reference.gate_up(x, w, w, "silu"), 1e-5)
+    assert np.array_equal(np.array(ops.rows(w, mx.array([0]), 2.0)), 2 * float64(w))
+
+
+@pytest.mark.parametrize("shape", [(7,), (96,), (5, 64)])
+def test_dequantize(on_metal, shape):
+    w = random_tensor(blocks.F16 if shape == (7,) else blocks.Q8_0, *shape, seed=3)
+    assert np.array_equal(np.array(ops.dequantize(w)), float64(w))
+
+
+@pytest.mark.parametrize("dtype, bound", [(mx.float32, 2e-6), (mx.float16, 1e-3)])
+@pytest.mark.parametrize("shape", [(1, 5), (3, 64), (2, 2, 1000), (1, 5000)])
+def test_rms_norm_with_a_residual(on_metal, normals, shape, dtype, bound):
+    x, add, weight = (
+        normals(*shape).astype(dtype),
+        normals(*shape).astype(dtype),
+        normals(shape[-1]),
+    )
+    found = ops.rms_norm(x, weight, 1e-5, add=add)
+    assert found.dtype == dtype
+    assert_near(found, reference.rms_norm(x.astype(mx.float32), weight, 1e-5, add=add), bound)
+
+
+@pytest.mark.parametrize("interleaved", [True, False])
+@pytest.mark.parametrize(
+    "shape, pairs", [((1, 1, 1, 2), 1), ((2, 3, 5, 80), 40), ((2, 9, 2, 256), 32)]
+)
+@pytest.mark.parametrize("normed", [True, False])
+def test_norm_rope(on_metal, normals, shape, pairs, interleaved, normed):
+    x, frequencies = normals(*shape), mx.array(10.0 ** -np.linspace(0, 4, pairs), mx.float32)
+    norm = (normals(shape[-1]), 1e-6) if normed else None
+    for offset in (3, 100_000, mx.arange(shape[0]) * 700):
+        kwargs: dict[str, Any] = {"offset": offset, "interleaved": interleaved, "magnitude": 1.2}
+        found = ops.norm_rope(x, frequencies, norm=norm, **kwargs)
+        assert_near(found, reference.norm_rope(x, frequencies, norm=norm, **kwargs), 2e-6)
+
+
+@pytest.mark.parametrize("window", [None, 3, 50])
+@pytest.mark.parametrize("length", [1, 4])
+def test_attention_over_a_cache_of_halves(on_metal, normals, window, length):
+    q, k, v = normals(2, 6, length, 16), normals(2, 2, length, 16), normals(2, 2, length, 8)
+    held_k, held_v = normals(2, 2, 24, 16), normals(2, 2, 24, 8)
+    stored = [x.astype(ops.cache_dtype(x)) for x in (held_k, held_v)]
+    stored = [ops.put(s, 9, new)[:, :, : 9 + length] for s, new in zip(stored, (k, v), strict=True)]
+    full = [reference.put(+s, 9, new)[:, :, : 9 + length] for s, new in ((held_k, k), (held_v, v))]
+    found = ops.attend(q, *stored, scale=0.25, window=window)
+    assert_near(found, reference.attend(q, *full, scale=0.25, window=window), 2e-3)
+
+
+@pytest.mark.parametrize("name", random_models.CASES)
+def test_random_models(on_metal, name, tmp_path):
+    """A whole text by tiles, then the same text in a few tokens at a time, from the cache."""
+    goldens = np.load(GOLDEN / "random_logits.npz")
+    tokens, wanted = goldens[f"{name}.tokens"], goldens[f"{name}.logits"]
+    model, _ = mlx_ferrum.load(random_models.write_case(tmp_path / "m.gguf", name, SEED))
+    cache = model.make_cache()
+    pieces = [model(mx.array(piece[None]), cache) for piece in np.split(tokens, (8, 9, 17, 25, 32))]
+    for logits in (model(mx.array(tokens[None])), mx.concatenate(pieces, axis=1)):
+        found = np.array(logits)[0]
+        assert kl(log_softmax(wanted), log_softmax(found)).max() < MAX_KL
+
+
+def _outlined(kernel: launch.Kernel, call: launch.Launch) -> list[mx.array]:
+    """Outputs of the right shapes that depend on all inputs, lazily."""
+    parts = (x.astype(mx.float32).sum() for x in call.arrays)
+    total = sum(parts, start=mx.array(0.0))
+    shaped = zip(call.output_shapes, call.output_dtypes, strict=True)
+    return [mx.zeros(shape, dtype) + total.astype(dtype) for shape, dtype in shaped]
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3"])
+def test_a_step_can_be_traced(name, tmp_path):
+    """Nothing in it evaluates, or needs a value: mx.compile takes it as it is."""
+    model, _ = mlx_ferrum.load(random_models.write_case(tmp_path / "m.gguf", name, SEED))
+    with REFERENCE.in_use(), launch.use_runner(_outlined):
+        ops.use_backend("metal")
+        cache = model.make_cache()
+        mx.eval(model(mx.array([[1, 2, 3]]), cache))
+
+        def step(token: mx.array) -> mx.array:
+            return model(token[None], cache)
+
+        assert mx.compile(step)(mx.array([5])).shape == (1, 1, model.args.vocab_size)

@@ -1,0 +1,192 @@
+"""Each Metal kernel and block type against float64, on the GPU or on the host that executes Metal text."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from msl import metal_on_cpu
+from test_ops import float64, random_tensor
+
+from mlx_ferrum import blocks
+from mlx_ferrum.kernels.gate_up import gate_up
+from mlx_ferrum.kernels.matmul import matmul
+from mlx_ferrum.kernels.matvec import matvec
+from mlx_ferrum.kernels.matvecs import matvecs
+from mlx_ferrum.kernels.rows import rows
+from mlx_ferrum.tensor import QTensor
+
+BLOCKS = pytest.mark.parametrize("block", blocks.SUPPORTED, ids=lambda b: b.name)
+# Of |x| |w|, which is what a product can be. A float32 sum of thousands of terms, whose codes have an offset to take
+# away again, stays below the first; halves round x and w by 2^-11 each.
+FLOATS, HALVES = 1e-5, 2e-3
+# Of the result, which is rounded to the type of x.
+ROUNDING = {mx.float32: 0, mx.float16: 2.0**-11, mx.bfloat16: 2.0**-8}
+
+
+@pytest.fixture(autouse=True)
+def host():
+    with metal_on_cpu() as host:
+        yield host
+
+
+def activations(rows: int, k: int, dtype: mx.Dtype = mx.float32) -> mx.array:
+    return mx.array(np.random.default_rng(k).normal(size=(rows, k)), mx.float32).astype(dtype)
+
+
+def wide(x: mx.array) -> np.ndarray:
+    return np.array(x.astype(mx.float32)).astype(np.float64)
+
+
+def size(x: np.ndarray, w: np.ndarray) -> np.ndarray:
+    """|x| |w| of each row of x (n, k) with each of w (rows, k)."""
+    return np.linalg.norm(x, axis=-1)[:, None] * np.linalg.norm(w, axis=-1)
+
+
+def assert_product(
+    found: mx.array, x: mx.array, w: QTensor, bound: float, added: float = 0
+) -> None:
+    """found is x wᵀ + added."""
+    wanted = wide(x) @ float64(w).T + added
+    allowed = bound * size(wide(x), float64(w)) + ROUNDING[found.dtype] * np.abs(wanted)
+    assert found.shape == wanted.shape
+    assert found.dtype == x.dtype
+    worst = (np.abs(wide(found) - wanted) / allowed).max()
+    assert worst <= 1, f"{worst:.2f} times the error allowed"
+
+
+@BLOCKS
+@pytest.mark.parametrize("batch", [1, 3, 8])
+def test_matvec(block, batch):
+    for n_rows, n in [(9, 1), (1, 9), (70, 37)]:
+        w = random_tensor(block, n_rows, n * block.weights, seed=n)
+        if w.array.size >= 8:
+            x = activations(batch, n * block.weights)
+            assert_product(matvec(x, w), x, w, FLOATS)
+
+
+@pytest.mark.parametrize("block", [blocks.Q4_K, blocks.Q6_K, blocks.F16], ids=lambda b: b.name)
+@pytest.mark.parametrize("dtype", [mx.float16, mx.bfloat16], ids=["float16", "bfloat16"])
+def test_matvec_of_shorter_types(block, dtype):
+    w = random_tensor(block, 7, 512, seed=1)
+    x = activations(2, 512, dtype)
+    assert_product(matvec(x, w), x, w, FLOATS)
+
+
+@BLOCKS
+def test_matvec_of_a_slice(block):
+    """Weights, x and bias lie anywhere that their own elements may."""
+    k = 8 * max(block.weights, 4)
+    w, x = random_tensor(block, 6, k, seed=2), activations(2, k)
+    words = w.array.reshape(-1)
+    for skip in (1, 2, 3):
+        w.array = mx.concatenate([mx.zeros(skip, words.dtype), words])[skip:].reshape(6, -1)
+        shifted = mx.concatenate([mx.zeros(skip), x.reshape(-1)])[skip:].reshape(2, k)
+        assert_product(matvec(shifted, w), x, w, FLOATS)
+
+
+@pytest.mark.parametrize("rows_a_simdgroup", [1, 2, 4])
+def test_bias_and_residual(rows_a_simdgroup):
+    w, x = random_tensor(blocks.Q5_K, 11, 256, seed=3), activations(3, 256)
+    bias, add = activations(1, 11)[0], activations(3, 11)
+    found = matvec(x, w, bias=bias, add=add, rows=rows_a_simdgroup)
+    assert_product(found, x, w, FLOATS, wide(bias) + wide(add))
+    assert_product(matvec(x, w, bias=bias, rows=rows_a_simdgroup), x, w, FLOATS, wide(bias))
+
+
+def test_several_weights_of_mixed_types():
+    ws = [
+        random_tensor(block, n_rows, 256, seed=n_rows)
+        for block, n_rows in ((blocks.Q4_K, 33), (blocks.Q6_K, 7), (blocks.F16, 9))
+    ]
+    bias = activations(1, 7)[0]
+    for batch, count in [(1, 3), (3, 2), (8, 3)]:
+        x, biases = activations(batch, 256), [None, bias, None][:count]
+        found = matvecs(x, ws[:count], biases, rows=2)
+        for y, w, b in zip(found, ws, biases, strict=False):
+            assert_product(y, x, w, FLOATS, 0 if b is None else wide(b))
+
+
+def activated(g: np.ndarray, act: str) -> np.ndarray:
+    if act == "silu":
+        return g * (1 + np.tanh(g / 2)) / 2
+    return 0.5 * g * (1 + np.tanh(np.sqrt(2 / np.pi) * (g + 0.044715 * g**3)))
+
+
+@BLOCKS
+@pytest.mark.parametrize("act", ["silu", "gelu"])
+def test_gate_up(block, act):
+    k = 3 * max(block.weights, 32)
+    for kinds, batch in [((block, block), 1), ((block, blocks.Q4_0), 2)]:
+        gate, up = (random_tensor(b, 9, k, seed=i) for i, b in enumerate(kinds))
+        x = activations(batch, k) * 4
+        g, u = (wide(x) @ float64(w).T for w in (gate, up))
+        # activations are at most 1.13 times as steep as their argument
+        error = 1.13 * size(wide(x), float64(gate)) * np.abs(u)
+        error += size(wide(x), float64(up)) * np.abs(activated(g, act))
+        found = wide(gate_up(x, gate, up, act))
+        assert (np.abs(found - activated(g, act) * u) <= FLOATS * error).all()
+
+
+def test_activations_of_large_numbers():
+    eye = QTensor(blocks.F32, (8, 8), np.eye(8, dtype=np.float32).view(np.uint8).reshape(-1))
+    x = np.array([[-3e4, -200, -20, 0, 20, 200, 3e4, 1e-3]], np.float32)
+    for act in ("silu", "gelu"):
+        wanted = activated(x.astype(np.float64), act) * x
+        np.testing.assert_allclose(
+            np.array(gate_up(mx.array(x), eye, eye, act)), wanted, rtol=1e-5, atol=1e-5
+        )
+
+
+@BLOCKS
+def test_rows_have_the_bits_of_the_definition(block):
+    w = random_tensor(block, 13, 3 * max(block.weights, 4), seed=4)
+    for ids in ([12, 0, 5], [3] * 9):
+        assert np.array_equal(np.array(rows(w, mx.array(ids))), float64(w)[ids])
+    tripled = float64(w)[[7]].astype(np.float32) * np.float32(3)
+    assert np.array_equal(np.array(rows(w, mx.array([7]), 3.0)), tripled)
+
+
+@pytest.mark.parametrize("block", [blocks.Q8_0, blocks.BF16], ids=lambda b: b.name)
+def test_rows_that_are_not_there(block):
+    w = random_tensor(block, 5, 32, seed=5)
+    found = np.array(rows(w, mx.array([4, -1, 5, 1 << 30])))
+    assert np.isnan(found[1:]).all()
+    assert np.array_equal(found[0], float64(w)[4])
+
+
+@BLOCKS
+@pytest.mark.parametrize("columns", [32, 64])
+def test_matmul(block, columns):
+    for n_rows, n, batch in [(64, 1, columns), (33, 3, columns + 1), (131, 2, 9)]:
+        w = random_tensor(block, n_rows, n * block.weights, seed=n)
+        x = activations(batch, n * block.weights)
+        assert_product(matmul(x, w, columns=columns), x, w, HALVES)
+
+
+@pytest.mark.parametrize("dtype", ROUNDING, ids=["float32", "float16", "bfloat16"])
+def test_matmul_finishes(dtype):
+    w, x = random_tensor(blocks.Q4_K, 70, 512, seed=6), activations(40, 512, dtype)
+    bias, add, gate = activations(1, 70)[0], activations(40, 70, dtype), activations(40, 70, dtype)
+    found = matmul(x, w, bias=bias, add=add)
+    assert_product(found, x, w, HALVES, wide(bias) + wide(add))
+    factor = activated(wide(gate), "gelu")
+    wanted = factor * (wide(x) @ float64(w).T)
+    allowed = HALVES * np.abs(factor) * size(wide(x), float64(w)) + ROUNDING[dtype] * np.abs(wanted)
+    found = matmul(x, w, gate=(gate, "gelu"))
+    assert (np.abs(wide(found) - wanted) <= allowed).all()
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda x, w: matvec(x, w),
+        lambda x, w: matvec(x[:, :32], w),
+        lambda x, w: gate_up(x[:2], w, random_tensor(blocks.Q8_0, 5, 64, seed=1), "silu"),
+        lambda x, w: matmul(x[:, :32], w),
+        lambda x, w: rows(w, x),
+    ],
+)
+def test_what_does_not_fit_is_refused(call):
+    with pytest.raises(ValueError, match=r"fit|rows|ids"):
+        call(activations(9, 64), random_tensor(blocks.Q8_0, 4, 64, seed=1))
