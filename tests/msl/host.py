@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import mlx.core as mx
 import numpy as np
@@ -31,26 +31,31 @@ class Host:
     """Runs kernels; in checked mode notes what is wrong with them, in plain mode raises KernelError.
 
     seed: 0 runs simdgroups and threadgroups in their order, others mix them
+    edit: what is run in a kernel's place, for mutation tests
+    kernels: those that ran
     """
 
     checked: bool = False
     seed: int = 0
+    edit: Callable[[Kernel], Kernel] | None = None
     findings: list[Finding] = field(default_factory=list)
+    kernels: dict[Kernel, None] = field(default_factory=dict)
 
     def __call__(self, kernel: Kernel, call: Launch) -> list[mx.array]:
         """Run one launch now. Raises SourceError, KernelError, ValueError."""
-        arrays = [mx.array(x) for x in call.arrays]
-        call = launch.Launch(**{**call.__dict__, "arrays": arrays})
+        self.kernels[kernel] = None
+        kernel = self.edit(kernel) if self.edit else kernel
+        call = replace(call, arrays=[_as_array(x) for x in call.arrays])
         made = signature(kernel, call)
         _check_sizes(kernel, call)
-        library = compiler.library(made, checked=self.checked)
+        library = compiler.library(made, compiler.CHECKED if self.checked else compiler.PLAIN)
         outputs = [
-            _fresh(s, d, call.init_value)
-            for s, d in zip(call.output_shapes, call.output_dtypes, strict=True)
+            _fresh(shape, dtype, call.init_value)
+            for shape, dtype in zip(call.output_shapes, call.output_dtypes, strict=True)
         ]
         raw = native.run(
             library,
-            _memory(made, call, [_contiguous(x) for x in arrays], outputs),
+            _memory(made, call, outputs),
             grid=call.grid,
             group=call.threadgroup,
             seed=self.seed,
@@ -77,6 +82,11 @@ def metal_on_cpu(checked: bool = False, seed: int = 0) -> Iterator[Host]:
         yield host
 
 
+def _as_array(x: mx.array | float) -> mx.array:
+    """Numbers count as 0-d arrays; an array stays itself, for a copy would start elsewhere in memory."""
+    return x if isinstance(x, mx.array) else mx.array(x)
+
+
 def _check_sizes(kernel: Kernel, call: Launch) -> None:
     x, y, z = call.threadgroup
     if min(*call.grid, *call.threadgroup) < 1:
@@ -87,13 +97,9 @@ def _check_sizes(kernel: Kernel, call: Launch) -> None:
         )
 
 
-def _memory(
-    made: Signature,
-    call: Launch,
-    inputs: list[np.ndarray],
-    outputs: list[np.ndarray],
-) -> list[Memory]:
+def _memory(made: Signature, call: Launch, outputs: list[np.ndarray]) -> list[Memory]:
     """The buffers in the order of the parameters."""
+    inputs = [_contiguous(x) for x in call.arrays]
     role = OUTPUT if call.init_value is None else INITIALISED
     out = []
     for b in made.buffers:
@@ -128,16 +134,16 @@ def _contiguous(x: mx.array) -> np.ndarray:
     return np.ascontiguousarray(np.asarray(x.view(mx.uint16) if x.dtype == mx.bfloat16 else x))
 
 
-def _fresh(shape: launch.Sequence[int], dtype: mx.Dtype, init: float | None) -> np.ndarray:
+def _fresh(shape: Sequence[int], dtype: mx.Dtype, init: float | None) -> np.ndarray:
     """An output as it is before the launch; without an initial value all bits are set, which is no number."""
     if init is None:
         start = np.full(int(np.prod(shape)) * dtype.size, 0xFF, np.uint8)
     else:
-        bits = mx.full(shape, init, dtype)
-        start = _contiguous(bits).reshape(-1).view(np.uint8)
+        start = _contiguous(mx.full(shape, init, dtype)).reshape(-1).view(np.uint8)
     return native.padded(start).view(_numpy(dtype)).reshape(shape)
 
 
+@functools.cache
 def _numpy(dtype: mx.Dtype) -> np.dtype:
     return np.asarray(mx.zeros(0, mx.uint16 if dtype == mx.bfloat16 else dtype)).dtype
 

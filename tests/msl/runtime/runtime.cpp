@@ -36,16 +36,21 @@ void boot() {
     std::abort(); // a finished thread is never resumed
 }
 
-// Subnormal floats count as zero, as on the GPU.
-void flush_subnormals() {
+// Within, subnormal floats count as zero, as on the GPU.
+struct FlushSubnormals {
 #if defined(__x86_64__)
-    _mm_setcsr(_mm_getcsr() | 0x8040);
+    unsigned before = _mm_getcsr();
+    FlushSubnormals() { _mm_setcsr(before | 0x8040); }
+    ~FlushSubnormals() { _mm_setcsr(before); }
 #elif defined(__aarch64__)
-    std::uint64_t control;
-    asm volatile("mrs %0, fpcr" : "=r"(control));
-    asm volatile("msr fpcr, %0" : : "r"(control | 1ull << 24));
+    std::uint64_t before;
+    FlushSubnormals() {
+        asm volatile("mrs %0, fpcr" : "=r"(before));
+        asm volatile("msr fpcr, %0" : : "r"(before | 1ull << 24));
+    }
+    ~FlushSubnormals() { asm volatile("msr fpcr, %0" : : "r"(before)); }
 #endif
-}
+};
 
 int library_end(dl_phdr_info* info, std::size_t, void* data) {
     auto* range = static_cast<std::pair<char*, char*>*>(data);
@@ -106,9 +111,8 @@ void Worker::start(Run* r, std::uint32_t seed) {
         capacity = threads;
     }
     fibers.resize(threads);
-    if (r->launch->checked) shadow = Shadow(ARENA, false, true);
+    if (r->launch->checked && shadow.size() == 0) shadow = Shadow(ARENA, false, true);
     worker = this;
-    flush_subnormals();
 }
 
 void Worker::place(std::uint32_t index) {
@@ -148,7 +152,7 @@ void Worker::place(std::uint32_t index) {
 
 void Worker::run_group(std::uint32_t index) {
     place(index);
-    group = index + 1;
+    group++;
     std::memset(arena, 0xff, std::max<std::size_t>(used, 64)); // no number, so that reading it shows
     used = demanded = 0;
     slots.clear();
@@ -260,6 +264,7 @@ void Worker::stop() {
 
 namespace {
 void work(Run* run, Worker* w, std::uint32_t seed) {
+    FlushSubnormals flush;
     w->start(run, seed);
     std::uint32_t total = count_of(run->groups);
     while (!run->stopped) {
@@ -291,7 +296,8 @@ EXPORT void msl_run(Launch* launch) {
     Run run(launch);
     std::uint32_t threads = std::min({launch->threads, count_of(run.groups), 16u});
     std::vector<std::thread> others;
-    for (std::uint32_t i = 0; i < threads; i++) others.emplace_back(work, &run, &workers[i], launch->seed + i * 2);
+    for (std::uint32_t i = 1; i < threads; i++) others.emplace_back(work, &run, &workers[i], launch->seed + i * 2);
+    work(&run, &workers[0], launch->seed);
     for (std::thread& t : others) t.join();
     if (launch->checked && !run.stopped) report_unwritten(run);
 }

@@ -92,7 +92,8 @@ class Worker {
     std::size_t capacity;
     std::vector<Fiber> fibers;
     int count = 0;
-    std::uint32_t group = 0, random = 1;
+    std::uint32_t group = 0; // threadgroups so far: none has the number of another
+    std::uint32_t random = 1;
     std::size_t used = ARENA, demanded = 0;
     std::vector<Slot> slots;
     std::uint32_t threadgroup_epoch = 0, device_epoch = 0;

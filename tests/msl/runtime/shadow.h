@@ -63,6 +63,8 @@ class Shadow {
         return found;
     }
 
+    std::size_t size() const { return cells.size(); }
+
     // The first byte that nothing wrote, or the size.
     std::size_t first_unwritten() const {
         auto empty = [](const Cell& c) { return !c.initialised; };
