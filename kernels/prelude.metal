@@ -11,6 +11,9 @@ using namespace metal;
 
 inline float as_float(uint bits) { return as_type<float>(bits); }
 
+// The half whose bits are the low 16.
+inline float half_float(uint bits) { return float(as_type<half>(ushort(bits))); }
+
 // 16 bytes from an address that is a multiple of ALIGNED.
 template <int ALIGNED>
 inline uint4 load16(const device uchar* p) {

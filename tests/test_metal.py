@@ -148,3 +148,16 @@ def test_a_step_can_be_traced(name, tmp_path):
             return model(token[None], cache)
 
         assert mx.compile(step)(mx.array([5])).shape == (1, 1, model.args.vocab_size)
+
+
+def test_positions_may_be_arrays(normals):
+    """So that a traced step serves every position."""
+    stored, x = mx.zeros((1, 2, 16, 4)), normals(1, 1, 2, 4)
+
+    def step(at: mx.array) -> mx.array:
+        turned = metal.norm_rope(x, mx.ones(2), offset=at, interleaved=False)
+        return metal.put(stored, at, turned)
+
+    with launch.use_runner(_outlined):
+        found = mx.compile(step)(mx.array(7))
+    assert np.array_equal(np.abs(np.array(found)).sum((0, 1, 3)) > 0, np.arange(16) == 7)

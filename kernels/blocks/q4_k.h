@@ -19,16 +19,16 @@ inline uint4 codes(const device Q4_K& b, int i) {
     return (load16<4>(b.qs + 32 * (i >> 2) + 16 * (i & 1)) >> (2 * (i & 2))) & 0x0f0f0f0f;
 }
 
-// d s and -dmin m of group g; Q5_K packs its scales in the same way. Without a branch, and with as much as
-// possible that depends on g alone.
+// d s and -dmin m of group g; Q5_K begins in the same way. One load, no branch, and much that depends on g alone.
 template <typename B>
 inline float2 packed_affine(const device B& b, int g) {
-    uint s = load4<4>(b.scales), m = load4<4>(b.scales + 4), low = load4<4>(b.scales + 8);
+    uint4 head = load16<4>((const device uchar*)&b);
+    uint s = head[1], m = head[2], low = head[3];
     int at = 8 * (g & 3);
     uint mask = g < 4 ? 63 : 15, top = g < 4 ? 0 : 48;
     uint scale = (((g < 4 ? s : low) >> at) & mask) | ((s >> (at + 2)) & top);
     uint minimum = (((g < 4 ? m : low >> 4) >> at) & mask) | ((m >> (at + 2)) & top);
-    return float2{float(b.d) * float(scale), -(float(b.dmin) * float(minimum))};
+    return float2{half_float(head[0]) * float(scale), -(half_float(head[0] >> 16) * float(minimum))};
 }
 
 inline float2 affine(const device Q4_K& b, int g) { return packed_affine(b, g); }
@@ -36,12 +36,13 @@ inline float2 affine(const device Q4_K& b, int g) { return packed_affine(b, g); 
 // (scale, bias) of the groups of runs i and i + APART, which are neighbours: g and g + 1, g even.
 template <typename B>
 inline float4 packed_affines(const device B& b, int i) {
-    uint s = load4<4>(b.scales), m = load4<4>(b.scales + 4), low = load4<4>(b.scales + 8);
+    uint4 head = load16<4>((const device uchar*)&b);
+    uint s = head[1], m = head[2], low = head[3];
     int g = i >> 1, at = 8 * (g & 2);
     uint mask = g < 4 ? 0x3f3f : 0x0f0f, top = g < 4 ? 0 : 0x3030;
     uint scale = (((g < 4 ? s : low) >> at) & mask) | ((s >> (at + 2)) & top);
     uint minimum = (((g < 4 ? m : low >> 4) >> at) & mask) | ((m >> (at + 2)) & top);
-    float d = b.d, dmin = b.dmin;
+    float d = half_float(head[0]), dmin = half_float(head[0] >> 16);
     return float4{d * float(scale & 255), -(dmin * float(minimum & 255)), d * float(scale >> 8),
                   -(dmin * float(minimum >> 8))};
 }

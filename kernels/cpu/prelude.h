@@ -51,6 +51,9 @@ struct half {
     }
 };
 
+// The half whose bits are the low 16.
+inline float half_float(uint bits) { return half{std::uint16_t(bits)}; }
+
 // The upper half of a float.
 struct bfloat {
     std::uint16_t bits;

@@ -93,8 +93,8 @@ def cache_dtype(x: mx.array) -> mx.Dtype:
     return mx.float16 if x.dtype == mx.float32 else x.dtype
 
 
-def put(stored: mx.array, at: int, new: mx.array) -> mx.array:
-    return mx.slice_update(stored, new.astype(stored.dtype), mx.array([at]), axes=[2])
+def put(stored: mx.array, at: int | mx.array, new: mx.array) -> mx.array:
+    return mx.slice_update(stored, new.astype(stored.dtype), mx.array(at).reshape(1), axes=[2])
 
 
 def attend(
