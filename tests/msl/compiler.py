@@ -46,8 +46,6 @@ _CODE = (
     # remarks, for _check
     *("-Wno-everything", "-Wimplicit-float-conversion", "-Wimplicit-int-float-conversion"),
     "-Rpass-missed=inline",
-    # code in the order of the text: of two waiting places the runtime takes the first
-    *("-mllvm", "-disable-block-placement"),
 )
 _UNDEFINED = "alignment,array-bounds,integer-divide-by-zero"
 

@@ -77,15 +77,19 @@ def _threadgroup_variables(tokens: list[Token]) -> list[Token]:
     count = 0
     i = begin + 1
     while i < end:
-        if not (is_name(tokens, i, "threadgroup") and _starts_statement(tokens, i)):
+        start = i
+        if is_name(tokens, i, "alignas") and is_mark(tokens, i + 1, "("):
+            start = closing(tokens, i + 1) + 1
+        if not (is_name(tokens, start, "threadgroup") and _starts_statement(tokens, i)):
             out.append(tokens[i])
             i += 1
             continue
-        stop = i
+        align = join(tokens[i + 2 : start - 1])
+        stop = start
         while not is_mark(tokens, stop, ";"):
             stop = closing(tokens, stop) if is_mark(tokens, stop, "(", "[", "{") else stop
             stop += 1
-        declared = _declared(tokens[i:stop])
+        declared = _declared(tokens[start:stop])
         if declared is None:
             out += tokens[i : stop + 1]
         for name, kind, dimensions in declared or []:
@@ -93,7 +97,8 @@ def _threadgroup_variables(tokens: list[Token]) -> list[Token]:
             alias = f"msl_variable{count}"
             text = (
                 f"typedef {kind} {alias}{dimensions}; threadgroup {alias}& {name} = "
-                f"*(threadgroup {alias}*)msl_threadgroup({count}, sizeof({alias}), alignof({alias}));"
+                f"*(threadgroup {alias}*)msl_threadgroup({count}, sizeof({alias}), "
+                f"{align or f'alignof({alias})'});"
             )
             out.append(tokens[i].becomes(text))
         i = stop + 1

@@ -29,8 +29,7 @@ template <typename T, typename F>
 METAL_FUNC T msl_modify(ulong address, uint how, F f) {
     msl_atomic(address, sizeof(T), how);
     __private T* p = (__private T*)address;
-    T before;
-    __atomic_load(p, &before, 0);
+    T before = T(0); // a guess; a wrong one is put right by the exchange
     for (;;) {
         T after = f(before);
         if (__atomic_compare_exchange(p, &before, &after, false, 0, 0)) return before;

@@ -130,9 +130,9 @@ METAL_FUNC bool simd_is_first() { return simd_broadcast_first(msl_lane()) == msl
 struct simd_vote {
     ulong msl_votes;
     explicit simd_vote(ulong votes = 0) : msl_votes(votes) {}
-    explicit operator ulong() const __private { return msl_votes; }
-    bool any() const __private { return msl_votes != 0; }
-    bool all() const __private { return msl_votes == 0xffffffff; }
+    explicit operator ulong() const { return msl_votes; }
+    bool any() const { return msl_votes != 0; }
+    bool all() const { return msl_votes == 0xffffffff; }
 };
 METAL_FUNC simd_vote simd_ballot(bool x) { return simd_vote(simd_or(uint(x) << msl_lane())); }
 METAL_FUNC simd_vote simd_active_threads_mask() { return simd_ballot(true); }

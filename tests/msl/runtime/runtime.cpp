@@ -1,8 +1,8 @@
 // Runs a compiled kernel: threadgroups one after another on each OS thread, their threads as fibers.
 //
 // The threads of a simdgroup run until each waits. Those that wait for a simdgroup operation at one place take part
-// in it together; of several places the first in the code goes first, so that threads that left a branch early wait
-// for the others where the branch ends. When all wait at a barrier, the threadgroup goes on.
+// in it together. Where some wait at another place, who would meet whom on a GPU hangs on where branches come
+// together, which is not known here: that is reported. When all wait at a barrier, the threadgroup goes on.
 
 #include "runtime.h"
 
@@ -188,11 +188,12 @@ void Worker::run_simdgroup(int first, int last) {
 
 bool Worker::release(int first, int last) {
     Fiber* leader = nullptr;
-    int live = 0, together = 0;
+    int live = 0, waiting = 0, together = 0;
     for (int i = first; i < last; i++) {
         Fiber& f = fibers[i];
         live += f.state != State::done;
         bool waits = f.state == State::collective || f.state == State::simdgroup_barrier;
+        waiting += waits;
         if (waits && (!leader || f.site < leader->site)) leader = &f;
     }
     if (!leader) return false;
@@ -206,6 +207,7 @@ bool Worker::release(int first, int last) {
         together++;
     }
     site = leader->site;
+    if (together != waiting) run->report("divergent simd operation", site, "other threads wait for another one");
     if (leader->state == State::collective) leader->function(records, mask);
     else pass_simdgroup_barrier(first / 32, leader->flags, together, live);
     for (int i = first; i < last; i++)
