@@ -68,7 +68,7 @@ class Host:
     def _note(self, found: list[Finding]) -> None:
         if found and not self.checked:
             raise KernelError("; ".join(map(str, found)))
-        self.findings += [f for f in found if f not in self.findings]
+        self.findings = list(dict.fromkeys([*self.findings, *found]))
 
 
 @contextmanager

@@ -92,15 +92,18 @@ def _threadgroup_variables(tokens: list[Token]) -> list[Token]:
         declared = _declared(tokens[start:stop])
         if declared is None:
             out += tokens[i : stop + 1]
+        texts = []
         for name, kind, dimensions in declared or []:
             count += 1
             alias = f"msl_variable{count}"
-            text = (
+            texts.append(
                 f"typedef {kind} {alias}{dimensions}; threadgroup {alias}& {name} = "
                 f"*(threadgroup {alias}*)msl_threadgroup({count}, sizeof({alias}), "
                 f"{align or f'alignof({alias})'});"
             )
-            out.append(tokens[i].becomes(text))
+        if texts:
+            lines = sum(t.before.count("\n") for t in tokens[i + 1 : stop + 1])
+            out.append(tokens[i].becomes(" ".join(texts) + "\n" * lines))
         i = stop + 1
     return [*out, tokens[end].becomes(""), *tokens[end + 1 :]]
 
@@ -205,9 +208,9 @@ def _temporaries(tokens: list[Token]) -> list[Token]:
 
 
 def _literals(tokens: list[Token]) -> list[Token]:
-    """`1.5bf` -> bfloat(1.5f)"""
+    """`1.5bf` -> bfloat(1.5)"""
     return [
-        t.becomes(f"bfloat({t.text[:-2]}f)") if t.kind == "number" and _is_bfloat(t.text) else t
+        t.becomes(f"bfloat({t.text[:-2]})") if t.kind == "number" and _is_bfloat(t.text) else t
         for t in tokens
     ]
 

@@ -35,7 +35,13 @@ using vec = T __attribute__((ext_vector_type(N)));
         packed_##NAME##3() = default;                                                                                  \
         packed_##NAME##3(NAME##3 v) : x(v.x), y(v.y), z(v.z) {}                                                        \
         operator NAME##3() const { return NAME##3{x, y, z}; }                                                          \
-    };
+    };                                                                                                                 \
+    namespace metal {                                                                                                  \
+    using ::NAME##2;                                                                                                   \
+    using ::NAME##3;                                                                                                   \
+    using ::NAME##4;                                                                                                   \
+    METAL_FUNC NAME##3 msl_unpacked(packed_##NAME##3 v) { return v; }                                                  \
+    }
 MSL_VECTORS(char, char)
 MSL_VECTORS(uchar, uchar)
 MSL_VECTORS(short, short)

@@ -31,12 +31,13 @@ METAL_FUNC constexpr void msl_fill(__private R& r, A a, Rest... rest) {
     msl_fill<R, I + msl_vector<A>::size>(r, rest...);
 }
 
-template <typename R>
-METAL_FUNC constexpr R msl_make() {
-    return R{};
+template <typename T>
+METAL_FUNC constexpr T msl_unpacked(T x) {
+    return x;
 }
+
 template <typename R, typename A, typename... Rest>
-METAL_FUNC constexpr R msl_make(A a, Rest... rest) {
+METAL_FUNC constexpr R msl_build(A a, Rest... rest) {
     using E = typename msl_vector<R>::element;
     if constexpr (msl_vector<R>::size == 1) {
         static_assert(sizeof...(Rest) == 0, "more than one value for a scalar");
@@ -49,6 +50,11 @@ METAL_FUNC constexpr R msl_make(A a, Rest... rest) {
         msl_fill<R, 0>(r, a, rest...);
         return r;
     }
+}
+template <typename R, typename... A>
+METAL_FUNC constexpr R msl_make(A... a) {
+    if constexpr (sizeof...(A) == 0) return R{};
+    else return msl_build<R>(msl_unpacked(a)...);
 }
 
 template <typename T, size_t N>

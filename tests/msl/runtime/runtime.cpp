@@ -5,6 +5,7 @@
 // together, which is not known here: that is reported. When all wait at a barrier, the threadgroup goes on.
 
 #include "runtime.h"
+#include "faults.h"
 
 #include <cstdio>
 #include <cstdlib>
@@ -296,6 +297,7 @@ void report_unwritten(Run& run) {
 EXPORT void msl_run(Launch* launch) {
     static Worker workers[16]; // kept, for their stacks
     Run run(launch);
+    FaultsAreFindings within;
     std::uint32_t threads = std::min({launch->threads, count_of(run.groups), 16u});
     std::vector<std::thread> others;
     for (std::uint32_t i = 1; i < threads; i++) others.emplace_back(work, &run, &workers[i], launch->seed + i * 2);
