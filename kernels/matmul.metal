@@ -28,7 +28,7 @@ METAL_FUNC int run_start(int step, int h) {
         return DEPTH * step + 16 * h;
     else {
         constexpr int SLICES = B::WEIGHTS / DEPTH;
-        return step / SLICES * B::WEIGHTS + 16 * (first_run<B>(step % SLICES) + h * B::APART);
+        return step / SLICES * B::WEIGHTS + 16 * ((first_run<B>(step % SLICES) | (h * B::APART)));
     }
 }
 
@@ -48,8 +48,8 @@ METAL_FUNC void expand_run(const device B* row, int step, int h, int k, thread E
     } else {
         constexpr int SLICES = B::WEIGHTS / DEPTH;
         const device B& b = row[step / SLICES];
-        int i = first_run<B>(step % SLICES) + h * B::APART;
-        Codes c = run_codes(b, i);
+        int start = first_run<B>(step % SLICES), i = start | (h * B::APART);
+        Codes c = split(words(b, start, h), mask(b, i));
         float2 a = affine(b, i * 16 / B::GROUP);
         float4 scale = a.x * place(b, i) / CODE_UNIT, bias = a.y;
         UNROLL for (int j = 0; j < 2; j++) {

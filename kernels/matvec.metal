@@ -38,18 +38,18 @@ METAL_FUNC Sums<ROWS, BATCH> run_products(Rows<B, ROWS> row, X x, int k, uint la
     int blocks = k / B::WEIGHTS, i = first_run<B>(lane % SLICES);
     Sums<ROWS, BATCH> sums = {};
     for (int b = lane / SLICES; b < blocks; b += 32 / SLICES) {
-        float4 scale[ROWS];
-        UNROLL for (int r = 0; r < ROWS; r++) scale[r] = slice_affine(row.at[r][b], i);
+        Slice slice[ROWS];
+        UNROLL for (int r = 0; r < ROWS; r++) slice[r] = load_slice(row.at[r][b], i);
         UNROLL for (int h = 0; h < 2; h++) {
-            int run = i + h * B::APART;
             Codes codes[ROWS];
-            UNROLL for (int r = 0; r < ROWS; r++) codes[r] = run_codes(row.at[r][b], run);
+            uint bits = mask(row.at[0][b], i | (h * B::APART));
+            UNROLL for (int r = 0; r < ROWS; r++) codes[r] = split(slice[r].words[h], bits);
             UNROLL for (int n = 0; n < BATCH; n++) {
-                Run values = load_run(x + n * k + b * B::WEIGHTS + run * 16);
+                Run values = load_run(x + n * k + b * B::WEIGHTS + 16 * (i + h * B::APART));
                 float sum = run_sum(values) * CODE_UNIT;
                 UNROLL for (int r = 0; r < ROWS; r++) {
-                    sums.v[n][r] = fma(scale[r][2 * h], run_dot(codes[r], values), sums.v[n][r]);
-                    sums.v[n][r] = fma(scale[r][2 * h + 1], sum, sums.v[n][r]);
+                    sums.v[n][r] = fma(slice[r].affine[2 * h], run_dot(codes[r], values), sums.v[n][r]);
+                    sums.v[n][r] = fma(slice[r].affine[2 * h + 1], sum, sums.v[n][r]);
                 }
             }
         }

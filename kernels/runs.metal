@@ -21,11 +21,11 @@ struct Codes {
     half2 even[4], odd[4];
 };
 
-// What a block type may say better: where its codes lie, so that a mask takes them without a shift; and the
-// affines of the two runs of a slice together.
+// What a block type may say better: bytes of both runs of the slice from run i, loaded once, with the bits where
+// the codes of run h lie, so that a mask takes them without a shift; and the affines of both runs together.
 template <typename B>
-METAL_FUNC uint4 words(const device B& b, int i) {
-    return codes(b, i);
+METAL_FUNC uint4 words(const device B& b, int i, int h) {
+    return codes(b, i | (h * B::APART));
 }
 
 template <typename B>
@@ -35,7 +35,11 @@ METAL_FUNC uint mask(const device B&, int) {
 
 template <typename B>
 METAL_FUNC float4 affines(const device B& b, int i) {
-    return float4(affine(b, i * 16 / B::GROUP), affine(b, (i + B::APART) * 16 / B::GROUP));
+    float2 a = affine(b, i * 16 / B::GROUP);
+    if constexpr (B::APART * 16 < B::GROUP)
+        return float4(a, a); // of one group
+    else
+        return float4(a, affine(b, (i | B::APART) * 16 / B::GROUP));
 }
 
 // What codes in place are to be multiplied by.
@@ -44,30 +48,35 @@ METAL_FUNC float place(const device B& b, int i) {
     return as_float((127 - ctz(mask(b, i))) << 23);
 }
 
-// Run i of a block: its bytes are shared with run i + B::APART.
+// The slice of a block from run i: scales and biases of its runs, for codes in place, and their words.
+struct Slice {
+    float4 affine;
+    uint4 words[2];
+};
+
 template <typename B>
-METAL_FUNC Codes run_codes(const device B& b, int i) {
-    uint4 w = words(b, i);
-    uint bits = mask(b, i) & 0x00ff00ff;
+METAL_FUNC Slice load_slice(const device B& b, int i) {
+    float4 a = affines(b, i);
+    a.x *= place(b, i);
+    a.z *= place(b, i | B::APART);
+    return Slice{a, {words(b, i, 0), words(b, i, 1)}};
+}
+
+// Codes from their words; bits: the mask of the run.
+METAL_FUNC Codes split(uint4 words, uint bits) {
+    uint4 even = words & (bits & 0x00ff00ff), odd = (words >> 8) & (bits & 0x00ff00ff);
     Codes c;
     UNROLL for (int j = 0; j < 4; j++) {
-        c.even[j] = as_type<half2>(w[j] & bits);
-        c.odd[j] = as_type<half2>((w[j] >> 8) & bits);
+        c.even[j] = as_type<half2>(even[j]);
+        c.odd[j] = as_type<half2>(odd[j]);
     }
     return c;
 }
 
-// The first run of slice t of a block; the other is B::APART further.
+// The first run of slice t of a block; the other is that | B::APART.
 template <typename B>
 METAL_FUNC int first_run(int t) {
-    return t / B::APART * (2 * B::APART) + t % B::APART;
-}
-
-// Scales and biases of the runs of a slice, for codes in place.
-template <typename B>
-METAL_FUNC float4 slice_affine(const device B& b, int i) {
-    float4 a = affines(b, i);
-    return float4(a.x * place(b, i), a.y, a.z * place(b, i + B::APART), a.w);
+    return ((t & -B::APART) << 1) | (t & (B::APART - 1));
 }
 
 // 16 activations.

@@ -14,14 +14,14 @@ struct Q2_K {
 };
 
 inline uint4 codes(const device Q2_K& b, int i) {
-    return (load16<4>(b.qs + 32 * (i >> 3) + 16 * (i & 1)) >> (i & 6)) & 0x03030303;
+    return (load16<4>(b.qs + 4 * (i & 8) + 16 * (i & 1)) >> (i & 6)) & 0x03030303;
 }
 
 inline float2 affine(const device Q2_K& b, int g) {
     return float2{float(b.d) * (b.scales[g] & 15), -(float(b.dmin) * (b.scales[g] >> 4))};
 }
 
-// Bytes with the codes of run i, and the bits where they lie in each.
-inline uint4 words(const device Q2_K& b, int i) { return load16<4>(b.qs + 32 * (i >> 3) + 16 * (i & 1)); }
+// Bytes with the codes of both runs of the slice from run i, and the bits where those of run i lie.
+inline uint4 words(const device Q2_K& b, int i, int) { return load16<4>(b.qs + 4 * (i & 8) + 16 * (i & 1)); }
 
 inline uint mask(const device Q2_K&, int i) { return 0x03030303u << (i & 6); }

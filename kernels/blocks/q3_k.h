@@ -16,11 +16,14 @@ struct Q3_K {
     half d;
 };
 
-inline uint4 codes(const device Q3_K& b, int i) {
-    uint4 low = (load16<2>(b.qs + 32 * (i >> 3) + 16 * (i & 1)) >> (i & 6)) & 0x03030303;
-    uint4 high = (load16<2>(b.hmask + 16 * (i & 1)) >> (i >> 1)) & 0x01010101;
+// Codes of run i + APART h, where i is the first of a slice: both runs from the same bytes.
+inline uint4 words(const device Q3_K& b, int i, int h) {
+    uint4 low = (load16<2>(b.qs + 4 * (i & 8) + 16 * (i & 1)) >> ((i & 4) + 2 * h)) & 0x03030303;
+    uint4 high = (load16<2>(b.hmask + 16 * (i & 1)) >> ((i >> 1) + h)) & 0x01010101;
     return low | (high << 2);
 }
+
+inline uint4 codes(const device Q3_K& b, int i) { return words(b, i & ~2, (i >> 1) & 1); }
 
 inline float2 affine(const device Q3_K& b, int g) {
     int low = (b.scales[g & 7] >> (4 * (g >> 3))) & 15;

@@ -19,7 +19,7 @@ inline float2 affine(const device Q4_0& b, int) {
     return float2{d, -8 * d};
 }
 
-// Bytes with the codes of run i, and the bits where they lie in each.
-inline uint4 words(const device Q4_0& b, int) { return load16<2>(b.qs); }
+// Bytes with the codes of both runs of the slice from run i, and the bits where those of run i lie.
+inline uint4 words(const device Q4_0& b, int, int) { return load16<2>(b.qs); }
 
 inline uint mask(const device Q4_0&, int i) { return 0x0f0f0f0fu << (4 * i); }

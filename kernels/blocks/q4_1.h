@@ -14,7 +14,7 @@ inline uint4 codes(const device Q4_1& b, int i) { return (load16<4>(b.qs) >> (4 
 
 inline float2 affine(const device Q4_1& b, int) { return float2{b.d, b.m}; }
 
-// Bytes with the codes of run i, and the bits where they lie in each.
-inline uint4 words(const device Q4_1& b, int) { return load16<4>(b.qs); }
+// Bytes with the codes of both runs of the slice from run i, and the bits where those of run i lie.
+inline uint4 words(const device Q4_1& b, int, int) { return load16<4>(b.qs); }
 
 inline uint mask(const device Q4_1&, int i) { return 0x0f0f0f0fu << (4 * i); }

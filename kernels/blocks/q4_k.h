@@ -16,7 +16,7 @@ struct Q4_K {
 };
 
 inline uint4 codes(const device Q4_K& b, int i) {
-    return (load16<4>(b.qs + 32 * (i >> 2) + 16 * (i & 1)) >> (2 * (i & 2))) & 0x0f0f0f0f;
+    return (load16<4>(b.qs + 8 * (i & 12) + 16 * (i & 1)) >> (2 * (i & 2))) & 0x0f0f0f0f;
 }
 
 // d s and -dmin m of group g; Q5_K begins in the same way. One load, no branch, and much that depends on g alone.
@@ -49,7 +49,7 @@ inline float4 packed_affines(const device B& b, int i) {
 
 inline float4 affines(const device Q4_K& b, int i) { return packed_affines(b, i); }
 
-// Bytes with the codes of run i, and the bits where they lie in each.
-inline uint4 words(const device Q4_K& b, int i) { return load16<4>(b.qs + 32 * (i >> 2) + 16 * (i & 1)); }
+// Bytes with the codes of both runs of the slice from run i, and the bits where those of run i lie.
+inline uint4 words(const device Q4_K& b, int i, int) { return load16<4>(b.qs + 8 * (i & 12) + 16 * (i & 1)); }
 
 inline uint mask(const device Q4_K&, int i) { return 0x0f0f0f0fu << (2 * (i & 2)); }

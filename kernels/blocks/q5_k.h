@@ -15,11 +15,14 @@ struct Q5_K {
     uchar qs[128];
 };
 
-inline uint4 codes(const device Q5_K& b, int i) {
-    uint4 low = (load16<4>(b.qs + 32 * (i >> 2) + 16 * (i & 1)) >> (2 * (i & 2))) & 0x0f0f0f0f;
-    uint4 high = (load16<4>(b.qh + 16 * (i & 1)) >> (i >> 1)) & 0x01010101;
+// Codes of run i + APART h, where i is the first of a slice: both runs from the same bytes.
+inline uint4 words(const device Q5_K& b, int i, int h) {
+    uint4 low = (load16<4>(b.qs + 8 * (i & 12) + 16 * (i & 1)) >> (4 * h)) & 0x0f0f0f0f;
+    uint4 high = (load16<4>(b.qh + 16 * (i & 1)) >> ((i >> 1) + h)) & 0x01010101;
     return low | (high << 4);
 }
+
+inline uint4 codes(const device Q5_K& b, int i) { return words(b, i & ~2, (i >> 1) & 1); }
 
 inline float2 affine(const device Q5_K& b, int g) { return packed_affine(b, g); }
 
