@@ -15,6 +15,9 @@ from mlx_ferrum.launch import Kernel
 HAS_METAL = mx.metal.is_available()
 needs_host = pytest.mark.skipif(HAS_METAL, reason="about the host, which stands in for Metal")
 
+# What the host claims of Metal is put to the GPU where there is one; no Mac has confirmed it yet.
+also_on_metal = pytest.mark.xfail(HAS_METAL, reason="not yet confirmed on a GPU", strict=False)
+
 Output = tuple[Sequence[int], mx.Dtype]
 
 

@@ -2,129 +2,50 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import mlx.core as mx
 import numpy as np
 import pytest
 from metal_call import findings, kernel, launch, needs_host, results
 from msl import KernelError, metal_on_cpu, mutations, survivors
+from msl_faults import FAULTS, HEADER, RIGHT, around
 
 pytestmark = needs_host
 
-# (the fault in its line, what is found there); the rest of the kernel is right
-FAULTS = {
-    "write after read": ("int v = t[(i + 1) % 64]; t[i] = v;", "race: threadgroup memory"),
-    "two writes": ("t[i / 2] = i;", "race: threadgroup memory"),
-    "read of another simdgroup's": ("t[i] = 1; y[i] = t[(i + 32) % 64];", "race: threadgroup memory"),
-    "read of a neighbour's": ("t[i] = 1; y[i] = t[i ^ 1];", "race: threadgroup memory"),
-    "barrier of a simdgroup for two":
-        ("t[i] = 1; simdgroup_barrier(mem_flags::mem_threadgroup); y[i] = t[i ^ 32];", "race: threadgroup memory"),
-    "barrier of other memory":
-        ("t[i] = 1; threadgroup_barrier(mem_flags::mem_device); y[i] = t[i ^ 32];", "race: threadgroup memory"),
-    "shuffle as a barrier": ("t[i] = 1; y[i] = simd_sum(1) + t[i ^ 1];", "race: threadgroup memory"),
-    "atomic and not": ("if (i) atomic_fetch_add_explicit((threadgroup atomic_int*)t, 1, memory_order_relaxed); else t[0] = 5;",
-                       "race: threadgroup memory"),
-    "device memory in a threadgroup": ("y[i] = 1; y[i ^ 1] = 2;", "race: y"),
-    "barrier of threadgroup memory for device memory":
-        ("y[i] = 1; threadgroup_barrier(mem_flags::mem_threadgroup); y[i ^ 1] = 2;", "race: y"),
-    "device memory between threadgroups":
-        ("threadgroup_barrier(mem_flags::mem_device); y[i + 64 * (1 - g)] = 3;", "race: y, between threadgroups"),
-    "read past the end": ("y[i] = a[128 + i];", "out of bounds: read of a, byte 512 of 512"),
-    "read before the start": ("y[i] = a[int(i) - 1];", "out of bounds: read of a, byte -4 of 512"),
-    "write past the end": ("z[1] = 1;", "out of bounds: write of z, byte 4 of 4"),
-    "read far away": ("y[i] = a[int(b[0]) * 100000000];", "out of bounds: read far from any buffer"),
-    "wide read past the end": ("if (i == 63) { int4 v = *(const device packed_int4*)(a + 126); v *= v; y[i] = v.x + v.y + v.z + v.w; }", "out of bounds: read of a, byte 504 of 512"),
-    "struct past the end": ("if (i == 0) { Wide w = *(const device Wide*)(a + 120); y[i] = w.v[7 + n]; }",
-                            "out of bounds: read of a, byte 480 of 512"),
-    "constant past the end": ("y[i] = b[2];", "out of bounds: read of b, byte 8 of 8"),
-    "threadgroup read past the end": ("y[i] = t[64 + n];", "out of bounds: index 64 of an array"),
-    "threadgroup pointer past the end": ("threadgroup int* p = t + i; p[1] = 0;", "out of bounds: write of threadgroup memory"),
-    "thread array past the end": ("int v[2] = {1, 2}; y[i] = v[2 + n];", "out of bounds: index 2 of an array"),
-    "write to an input": ("((device int*)a)[i + 64 * g] = 1;", "write to an input: a"),
-    "threadgroup memory not written": ("y[i] = u[i];", "uninitialised read: threadgroup memory"),
-    "threadgroup memory of the last": ("if (g == 0) u[i] = 1; y[i] = u[i];", "uninitialised read: threadgroup memory"),
-    "threadgroup memory added to": ("u[i] += 1;", "uninitialised read: threadgroup memory"),
-    "atomic not set": ("atomic_fetch_add_explicit((threadgroup atomic_int*)u, 1, memory_order_relaxed);",
-                       "uninitialised read: threadgroup memory"),
-    "output not written": ("y[i + 64 * g] += 1;", "uninitialised read: y"),
-    "barrier in a branch": ("if (i < 40) threadgroup_barrier(mem_flags::mem_none);", "divergent barrier: others wait elsewhere"),
-    "barrier after a return":
-        ("if (i >= 40) return; threadgroup_barrier(mem_flags::mem_none);", "divergent barrier: 24 threads do not come"),
-    "one of two barriers": ("if (i < 40) threadgroup_barrier(mem_flags::mem_none); else threadgroup_barrier(mem_flags::mem_none);",
-                            "divergent barrier: others wait elsewhere"),
-    "simdgroup barrier in a branch": ("if (i % 2) simdgroup_barrier(mem_flags::mem_none);",
-                                      "divergent simdgroup_barrier: 16 threads do not come"),
-    "one of two operations": ("int s; if (i % 2) s = simd_sum(1); else s = simd_max(1); y[i] = s;",
-                              "divergent simd operation: other threads wait for another one"),
-    "operation in a branch, and after": ("if (i % 2) y[i] = simd_sum(1); else y[i] = 2; y[i] += simd_sum(2);",
-                                         "divergent simd operation: other threads wait for another one"),
-    "shuffle in a branch": ("if (i % 32 < 16) y[i] = simd_shuffle_down(int(i), 1);", "inactive lane: lane 16 takes no part"),
-    "broadcast in a branch": ("if (i % 32 < 16) y[i] = simd_broadcast(int(i), 20);", "inactive lane: lane 20 takes no part"),
-    "matrix in a branch": ("simdgroup_float8x8 m; if (i % 32 < 16) simdgroup_multiply(m, m, m);", "inactive lane: lane 16 takes no part"),
-    "matrix load in a branch": ("simdgroup_float8x8 m; if (i % 32 < 16) simdgroup_load(m, (const device float*)a);",
-                                "inactive lane: lane 16 takes no part"),
-    "misaligned": ("if (i == 0) y[0] = *(const device int*)((const device uchar*)a + 2 + n);", "misaligned: the address is 2 modulo 16"),
-    "misaligned vector": ("if (i == 0) { int4 v = *(const device int4*)(a + 1 + n); y[0] = v.x; }", "misaligned: the address is 4 modulo 16"),
-    "division by zero": ("y[i] = 1 / (int(i) - 3);", "division by zero: of integers"),
-}  # fmt: skip
-HEADER = "struct Wide { int v[16]; };"
-
-
-def around(fault: str) -> str:
-    """A kernel of two threadgroups with the fault in its sixth line."""
-    return f"""
-    threadgroup int t[64], u[64];
-    uint i = thread_index_in_threadgroup, g = threadgroup_position_in_grid.x; int n = c;
-    if (g * 64 + i == 0) z[0] = 1;
-    t[i] = int(i); threadgroup_barrier(mem_flags::mem_threadgroup | mem_flags::mem_device);
-    {fault}
-    threadgroup_barrier(mem_flags::mem_threadgroup | mem_flags::mem_device);
-    y[g * 64 + i] = t[i] + a[i] + b[1];
-    """
-
-
 ARRAYS = (mx.arange(128), mx.array([7, 9]), mx.array(0))
 OUTPUTS = [((128,), mx.int32), ((1,), mx.int32)]
-HOW = {"grid": 128, "threadgroup": 64, "header": HEADER}
+HOW: dict[str, Any] = {"grid": 128, "threadgroup": 64}
 
 
 @pytest.mark.parametrize("name", FAULTS)
 def test_faults_are_found_where_they_are(name):
     fault, expected = FAULTS[name]
-    found = findings(around(fault), ARRAYS, OUTPUTS, **HOW)
+    found = findings(around(fault), ARRAYS, OUTPUTS, header=HEADER, **HOW)
     assert f"test body:6: {expected} [test]" in [str(f) for f in found]
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_without_a_fault_nothing_is_found(seed):
     text = kernel(around(""), 3, 2, HEADER)
-    how = {key: value for key, value in HOW.items() if key != "header"}
     with metal_on_cpu(checked=True, seed=seed) as host:
-        y, _ = launch(text, ARRAYS, OUTPUTS, **how)
+        y, _ = launch(text, ARRAYS, OUTPUTS, **HOW)
     assert host.findings == []
     np.testing.assert_array_equal(y, 2 * (np.arange(128) % 64) + 9)
 
 
-RIGHT = {
-    "neighbours after a simdgroup barrier":
-        "t[i] = 1; simdgroup_barrier(mem_flags::mem_threadgroup); y[i + 64 * g] = t[i ^ 1];",
-    "one writes, all read": "if (i == 5) u[0] = 3; threadgroup_barrier(mem_flags::mem_threadgroup); y[i + 64 * g] = u[0];",
-    "its own, again and again": "for (int k = 0; k < 3; k++) { u[i] = k; t[i] += u[i]; } t[i] -= 3;",
-    "a branch that all take": "if (g == 0) { y[i] = simd_sum(1); threadgroup_barrier(mem_flags::mem_none); }",
-    "device memory after a barrier":
-        "y[g * 64 + i] = 1; threadgroup_barrier(mem_flags::mem_device); y[g * 64 + (i ^ 40)] = 2;",
-    "unaligned packed loads": "y[g * 64 + i] = (*(const device packed_int4*)(a + 1 + i % 32)).w;",
-    "a matrix of whole simdgroups": "simdgroup_float8x8 m(1), p; simdgroup_multiply(p, m, m);",
-    "a shift at the edge": "y[g * 64 + i] = simd_shuffle_down(int(i), 4);",
-}  # fmt: skip
-
-
 @pytest.mark.parametrize("name", RIGHT)
 def test_what_is_right_is_left_alone(name):
-    assert findings(around(RIGHT[name]), ARRAYS, OUTPUTS, **HOW) == []
+    assert findings(around(RIGHT[name]), ARRAYS, OUTPUTS, header=HEADER, **HOW) == []
 
 
 def test_an_output_that_is_not_filled():
-    found = findings("if (thread_position_in_grid.x != 3) y[thread_position_in_grid.x] = 1;", [], [((8,), mx.float32)], grid=8)
+    found = findings(
+        "if (thread_position_in_grid.x != 3) y[thread_position_in_grid.x] = 1;",
+        [],
+        [((8,), mx.float32)],
+        grid=8,
+    )
     assert [str(f) for f in found] == ["unwritten output: y, first at byte 12 [test]"]
 
 
@@ -146,13 +67,13 @@ def test_threadgroup_memory_over_the_limit(checked):
 
 
 @pytest.mark.parametrize(
-    "name", ["barrier in a branch", "one of two barriers", "shuffle in a branch", "one of two operations"]
+    "name",
+    ["barrier in a branch", "one of two barriers", "shuffle in a branch", "one of two operations"],
 )
 def test_plain_mode_stops_at_what_it_notices(name):
     fault, expected = FAULTS[name]
-    how = {key: value for key, value in HOW.items() if key != "header"}
     with metal_on_cpu(), pytest.raises(KernelError, match=expected):
-        launch(kernel(around(fault), 3, 2, HEADER), ARRAYS, OUTPUTS, **how)
+        launch(kernel(around(fault), 3, 2, HEADER), ARRAYS, OUTPUTS, **HOW)
 
 
 @pytest.mark.parametrize(
@@ -160,13 +81,15 @@ def test_plain_mode_stops_at_what_it_notices(name):
     [
         ("y[int(b[0]) * 1000000000l] = 1;", "out of bounds: no memory there"),
         ("y[i] = a[i] / int(b[0] - 7);", "division by zero: of integers"),
-        ("int4 v = *(const device int4*)(a + 1 + n); v *= v; y[i] = v.x + v.y + v.z + v.w;", "misaligned: the address of a vector"),
+        (
+            "int4 v = *(const device int4*)(a + 1 + n); v *= v; y[i] = v.x + v.y + v.z + v.w;",
+            "misaligned: the address of a vector",
+        ),
     ],
 )
 def test_a_fault_in_plain_mode_is_an_error(fault, expected):
-    how = {key: value for key, value in HOW.items() if key != "header"}
     with metal_on_cpu(), pytest.raises(KernelError, match=f"body:6: {expected}"):
-        launch(kernel(around(fault), 3, 2, HEADER), ARRAYS, OUTPUTS, **how)
+        launch(kernel(around(fault), 3, 2, HEADER), ARRAYS, OUTPUTS, **HOW)
 
 
 @pytest.mark.parametrize("fault", ["y[i] = a[128 + i];", "y[int(b[0]) * 100000] = 1;", "z[7] = 1;"])
@@ -174,7 +97,7 @@ def test_a_fault_does_no_harm_to_the_process(fault):
     """Inputs are copies with room around them, and what goes further ends the run."""
     x = mx.arange(128)
     mx.eval(x)
-    assert findings(around(fault), (x, *ARRAYS[1:]), OUTPUTS, **HOW)
+    assert findings(around(fault), (x, *ARRAYS[1:]), OUTPUTS, header=HEADER, **HOW)
     assert x.tolist() == list(range(128))
 
 
@@ -195,7 +118,13 @@ def test_the_offset_of_a_slice_counts_for_alignment():
 
 def test_findings_name_lines_of_headers_and_parameters():
     header = '#line 40 "kernels/some.metal"\ninline int take(const device int* p, int i) {\n    return p[i];\n}\n'
-    (found,) = findings("y[0] = take(b, 9);", [mx.zeros(1), mx.zeros(9, mx.int32)], [((1,), mx.int32)], grid=1, header=header)
+    (found,) = findings(
+        "y[0] = take(b, 9);",
+        [mx.zeros(1), mx.zeros(9, mx.int32)],
+        [((1,), mx.int32)],
+        grid=1,
+        header=header,
+    )
     assert str(found) == "kernels/some.metal:41: out of bounds: read of b, byte 36 of 36 [test]"
 
 
@@ -243,7 +172,12 @@ def test_seeds_change_the_order_of_simdgroups_and_threadgroups():
     for seed in range(4):
         with metal_on_cpu(checked=True, seed=seed):
             _, z = launch(
-                kernel(source, 0, 2), [], [((1,), mx.uint32), ((16,), mx.uint32)], grid=512, threadgroup=128, init_value=0
+                kernel(source, 0, 2),
+                [],
+                [((1,), mx.uint32), ((16,), mx.uint32)],
+                grid=512,
+                threadgroup=128,
+                init_value=0,
             )
         assert sorted(z.tolist()) == list(range(16))
         orders.add(tuple(z.tolist()))
@@ -258,16 +192,29 @@ def test_address_spaces_can_be_told_apart_in_llvm_ir():
 
     from mlx_ferrum.launch import Launch
 
-    text = kernel("threadgroup float t[32]; uint i = thread_position_in_grid.x; t[i] = a[i] + b[0]; y[i] = t[i ^ 1];", 2, 1)
-    call = Launch([mx.zeros(32), mx.zeros(2)], {}, (32, 1, 1), (32, 1, 1), [(32,)], [mx.float32], None)
+    text = kernel(
+        "threadgroup float t[32]; uint i = thread_position_in_grid.x; t[i] = a[i] + b[0]; y[i] = t[i ^ 1];",
+        2,
+        1,
+    )
+    call = Launch(
+        [mx.zeros(32), mx.zeros(2)], {}, (32, 1, 1), (32, 1, 1), [(32,)], [mx.float32], None
+    )
     ir = llvm_ir(signature(text, call))
-    for access in ("load float, ptr addrspace(1)", "load float, ptr addrspace(2)", "store float %", "addrspace(3)"):
+    for access in (
+        "load float, ptr addrspace(1)",
+        "load float, ptr addrspace(2)",
+        "store float %",
+        "addrspace(3)",
+    ):
         assert access in ir
 
 
 def test_results_are_those_of_plain_mode():
     """A kernel with everything in it, in both modes and three orders."""
-    header = "template <typename T> inline T twice(threadgroup T* t, uint i) { return t[i] + t[i]; }"
+    header = (
+        "template <typename T> inline T twice(threadgroup T* t, uint i) { return t[i] + t[i]; }"
+    )
     source = """
     threadgroup half t[96];
     uint i = thread_index_in_threadgroup;

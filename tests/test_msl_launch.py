@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
 import pytest
-from metal_call import HAS_METAL, kernel, launch, needs_host, results
+from metal_call import HAS_METAL, also_on_metal, kernel, launch, needs_host, results
 from msl import KernelError, SourceError, metal_on_cpu
 from msl.signature import ATTRIBUTES, signature
 
 import mlx_ferrum.launch
 from mlx_ferrum.launch import Kernel, Launch, expand, use_runner
+
+pytestmark = also_on_metal
 
 TYPES = [
     mx.bool_, mx.int8, mx.uint8, mx.int16, mx.uint16, mx.int32, mx.uint32, mx.int64, mx.uint64,
@@ -30,11 +33,18 @@ EVERYTHING = " ".join(ATTRIBUTES) + " a_shape a_strides a_ndim b_ndim c_shape b_
 )
 def test_the_text_is_what_mlx_generates(source, template, capfd, tmp_path):
     text = kernel(source, 4, 2, "// header\n")
-    arrays = [mx.zeros((2, 4)), mx.zeros((7,), mx.float16), mx.zeros(3)[0], mx.zeros((8,), mx.bool_)]
-    call = Launch(arrays, template, (1, 1, 1), (1, 1, 1), [(1,), (2,)], [mx.int8, mx.bfloat16], None)
+    arrays = [
+        mx.zeros((2, 4)),
+        mx.zeros((7,), mx.float16),
+        mx.zeros(3)[0],
+        mx.zeros((8,), mx.bool_),
+    ]
+    call = Launch(
+        arrays, template, (1, 1, 1), (1, 1, 1), [(1,), (2,)], [mx.int8, mx.bfloat16], None
+    )
 
     def run(*inputs: mx.array) -> list[mx.array]:
-        built = mx.fast.metal_kernel("test", list("abcd"), ["y", "z"], source, "// header\n")
+        built: Any = mx.fast.metal_kernel("test", list("abcd"), ["y", "z"], source, "// header\n")
         return built(
             inputs=list(inputs),
             template=list(template.items()),
@@ -54,7 +64,9 @@ def test_the_text_is_what_mlx_generates(source, template, capfd, tmp_path):
 @pytest.mark.parametrize("n", [7, 8])
 def test_every_type_goes_in_and_out(dtype, n):
     x = mx.arange(n).astype(dtype)
-    (y,) = results("y[thread_position_in_grid.x] = a[thread_position_in_grid.x];", [x], [((n,), dtype)], grid=n)
+    (y,) = results(
+        "y[thread_position_in_grid.x] = a[thread_position_in_grid.x];", [x], [((n,), dtype)], grid=n
+    )
     np.testing.assert_array_equal(y, np.array(x.astype(mx.float32) if dtype == mx.bfloat16 else x))
 
 
@@ -219,7 +231,11 @@ def test_files_are_expanded_once_and_name_their_lines(tmp_path, monkeypatch):
     Path(tmp_path, "p.metal").write_text("#include <metal_stdlib>\nint p;\n")
     Path(tmp_path, "k.metal").write_text('#include "p.metal"\n#include "blocks/a.h"\nint k;\n')
     text = expand.__wrapped__("k.metal", "p.metal")
-    assert [line for line in text.splitlines() if line.startswith("int")] == ["int p;", "int a;", "int k;"]
+    assert [line for line in text.splitlines() if line.startswith("int")] == [
+        "int p;",
+        "int a;",
+        "int k;",
+    ]
     bad = text.replace("int a;", "int a = ;")
     with metal_on_cpu(), pytest.raises(SourceError, match=r"kernels/blocks/a\.h:3:"):
         launch(kernel("y[0] = 1;", 0, 1, bad), [], [((1,), mx.float32)], grid=1)

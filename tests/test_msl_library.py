@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import mlx.core as mx
 import numpy as np
 import pytest
-from metal_call import results
+from metal_call import also_on_metal, results
+
+pytestmark = also_on_metal
 
 N = 64
 RNG = np.random.default_rng(7)
 ANY = np.clip(RNG.normal(0, 3, N), -4, 4).astype(np.float32)
 POSITIVE = np.abs(ANY) + 0.01
 UNIT = np.tanh(ANY) * 0.99
-ONE = {
+ONE: dict[str, tuple[Callable[..., Any], np.ndarray]] = {
     "abs": (np.abs, ANY), "acos": (np.arccos, UNIT), "acosh": (np.arccosh, 1 + POSITIVE), "asin": (np.arcsin, UNIT),
     "asinh": (np.arcsinh, ANY), "atan": (np.arctan, ANY), "atanh": (np.arctanh, UNIT), "ceil": (np.ceil, ANY),
     "cos": (np.cos, ANY), "cosh": (np.cosh, ANY), "cospi": (lambda x: np.cos(np.pi * x), ANY), "exp": (np.exp, ANY),
@@ -23,13 +28,13 @@ ONE = {
     "sign": (np.sign, ANY), "sin": (np.sin, ANY), "sinh": (np.sinh, ANY), "sinpi": (lambda x: np.sin(np.pi * x), ANY),
     "sqrt": (np.sqrt, POSITIVE), "tan": (np.tan, UNIT), "tanh": (np.tanh, ANY), "trunc": (np.trunc, ANY),
 }  # fmt: skip
-TWO = {
+TWO: dict[str, tuple[Callable[..., Any], np.ndarray]] = {
     "atan2": (np.arctan2, ANY), "copysign": (np.copysign, ANY), "divide": (np.divide, ANY),
     "fdim": (lambda x, y: np.maximum(x - y, 0), ANY), "fmax": (np.fmax, ANY), "fmin": (np.fmin, ANY),
     "fmod": (np.fmod, ANY), "max": (np.maximum, ANY), "min": (np.minimum, ANY), "pow": (np.power, POSITIVE),
     "powr": (np.power, POSITIVE), "step": (lambda x, y: np.where(y < x, 0, 1), ANY),
 }  # fmt: skip
-THREE = {
+THREE: dict[str, Callable[..., Any]] = {
     "clamp": lambda x, y, z: np.minimum(np.maximum(x, y), z), "fma": lambda x, y, z: x * y + z,
     "mix": lambda x, y, z: x + (y - x) * z, "max3": lambda x, y, z: np.maximum(x, np.maximum(y, z)),
     "min3": lambda x, y, z: np.minimum(x, np.minimum(y, z)),
@@ -39,7 +44,9 @@ FLOATS = {mx.float32: 3e-6, mx.float16: 2e-3, mx.bfloat16: 1.6e-2}
 
 def run(source, *arrays, dtype, size=N):
     """`source` for each i."""
-    return results(f"uint i = thread_position_in_grid.x; {source}", arrays, [((size,), dtype)], grid=N)[0]
+    return results(
+        f"uint i = thread_position_in_grid.x; {source}", arrays, [((size,), dtype)], grid=N
+    )[0]
 
 
 def rounded(x, dtype):
@@ -61,7 +68,9 @@ def test_functions_of_one_number(dtype):
     x = mx.concatenate([x for x, _ in inputs])
     source = f"uint i = thread_position_in_grid.x; switch (i / {N}) {{ {' '.join(calls)} }}"
     (y,) = results(source, [x], [((x.size,), dtype)], grid=x.size)
-    for (name, (f, _)), (_, values), found in zip(ONE.items(), inputs, y.reshape(-1, N), strict=True):
+    for (name, (f, _)), (_, values), found in zip(
+        ONE.items(), inputs, y.reshape(-1, N), strict=True
+    ):
         print(name)
         assert_near(found, f(values), dtype)
 
@@ -72,7 +81,11 @@ def test_functions_of_two_and_three_numbers(dtype):
     first = [*(x for _, x in TWO.values()), *[ANY] * len(THREE)]
     (a, x), (b, y), (c, z) = (
         rounded(v, dtype)
-        for v in (np.stack(first), RNG.normal(0, 2, (len(names), N)), RNG.normal(0, 2, (len(names), N)))
+        for v in (
+            np.stack(first),
+            RNG.normal(0, 2, (len(names), N)),
+            RNG.normal(0, 2, (len(names), N)),
+        )
     )
     calls = [
         f"case {k}: y[i] = metal::{n}(a[i], b[i]{', c[i]' if n in THREE else ''}); break;"
@@ -106,7 +119,9 @@ def test_functions_of_vectors(scalar, size):
 
 @pytest.mark.parametrize("space", ["fast", "precise"])
 def test_fast_and_precise_functions(space):
-    found = run(f"y[i] = {space}::exp(a[i]) + {space}::tanh(a[i]);", mx.array(UNIT), dtype=mx.float32)
+    found = run(
+        f"y[i] = {space}::exp(a[i]) + {space}::tanh(a[i]);", mx.array(UNIT), dtype=mx.float32
+    )
     assert_near(found, np.exp(UNIT) + np.tanh(UNIT), mx.float32)
 
 
@@ -114,7 +129,12 @@ def test_what_kind_of_number_it_is():
     values = np.array([0, -0.0, 1, -2, np.inf, -np.inf, np.nan, 5e-39] * 8, np.float32)
     source = "float x = a[i]; y[i] = isnan(x) | isinf(x) << 1 | isfinite(x) << 2 | signbit(x) << 3;"
     found = run(source, mx.array(values), dtype=mx.int32)
-    bits = np.isnan(values) | np.isinf(values) << 1 | np.isfinite(values) << 2 | np.signbit(values) << 3
+    bits = (
+        np.isnan(values)
+        | np.isinf(values) << 1
+        | np.isfinite(values) << 2
+        | np.signbit(values) << 3
+    )
     np.testing.assert_array_equal(found[~np.isnan(values)], bits[~np.isnan(values)])
     assert (found[np.isnan(values)] & 7 == 1).all()
 
@@ -128,11 +148,15 @@ def test_numbers_taken_apart():
 
 
 @pytest.mark.parametrize(
-    "dtype", [mx.int8, mx.uint8, mx.int16, mx.uint16, mx.int32, mx.uint32, mx.int64, mx.uint64], ids=str
+    "dtype",
+    [mx.int8, mx.uint8, mx.int16, mx.uint16, mx.int32, mx.uint32, mx.int64, mx.uint64],
+    ids=str,
 )
 def test_integer_functions(dtype):
     kind = np.dtype(str(dtype).removeprefix("mlx.core."))
-    x = np.concatenate([[0, 1], RNG.integers(np.iinfo(kind).min // 2, np.iinfo(kind).max // 2, N - 2)]).astype(kind)
+    x = np.concatenate(
+        [[0, 1], RNG.integers(np.iinfo(kind).min // 2, np.iinfo(kind).max // 2, N - 2)]
+    ).astype(kind)
     v = x.view(f"u{kind.itemsize}")
     bits = 8 * kind.itemsize
     text = [format(int(n), f"0{bits}b") for n in v]
@@ -154,7 +178,9 @@ def test_integer_functions(dtype):
             f"uint i = thread_position_in_grid.x; T x = a[i]; y[i] = {call};",
             [mx.array(x)], [((N,), dtype)], grid=N, template={"T": dtype},
         )  # fmt: skip
-        np.testing.assert_array_equal(y.view(v.dtype), np.array([int(n) % 2**bits for n in values], v.dtype), call)
+        np.testing.assert_array_equal(
+            y.view(v.dtype), np.array([int(n) % 2**bits for n in values], v.dtype), call
+        )
 
 
 def test_integer_functions_of_32_bits():
@@ -180,7 +206,11 @@ def test_limits_and_constants():
     y[2] = isinf(float(numeric_limits<T>::infinity())); y[3] = numeric_limits<uchar>::max() == 255;
     y[4] = numeric_limits<int>::min() == INT_MIN; y[5] = abs(M_PI_F - 3.14159265f) < 1e-6f; y[6] = FLT_MAX < INFINITY;
     """
-    for dtype, high in ((mx.float32, "FLT_MAX"), (mx.float16, "HALF_MAX"), (mx.bfloat16, "3.3895314e38f")):
+    for dtype, high in (
+        (mx.float32, "FLT_MAX"),
+        (mx.float16, "HALF_MAX"),
+        (mx.bfloat16, "3.3895314e38f"),
+    ):
         text = source.replace("HIGH", high)
         (y,) = results(text, [], [((7,), mx.int32)], grid=1, template={"T": dtype})
         assert y.all()
@@ -199,5 +229,7 @@ def test_half_and_bfloat_round_after_each_operation():
 
 def test_subnormal_floats_are_zero_and_subnormal_halves_are_not():
     source = "y[0] = a[0] * 0.5f * 2.0f; y[1] = float(half(3e-6f)) > 0; y[2] = float(b[0]) > 0;"
-    (y,) = results(source, [mx.array([2e-38]), mx.array([3e-6], mx.float16)], [((3,), mx.float32)], grid=1)
+    (y,) = results(
+        source, [mx.array([2e-38]), mx.array([3e-6], mx.float16)], [((3,), mx.float32)], grid=1
+    )
     assert y.tolist() == [0, 1, 1]

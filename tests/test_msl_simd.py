@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import functools
 import operator
+from collections.abc import Callable
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
 import pytest
-from metal_call import kernel, launch, results
+from metal_call import also_on_metal, kernel, launch, results
 from msl import metal_on_cpu
 
+pytestmark = also_on_metal
+
 LANES = np.arange(32)
-BITS = {"and": operator.and_, "or": operator.or_, "xor": operator.xor}
+BITS: dict[str, Callable[..., Any]] = {
+    "and": operator.and_,
+    "or": operator.or_,
+    "xor": operator.xor,
+}
 RNG = np.random.default_rng(5)
 FLOATS = {mx.float32: 1e-5, mx.float16: 2e-2, mx.bfloat16: 1e-1}
 ALL_TYPES = [*FLOATS, mx.int32, mx.uint32, mx.int16, mx.uint16]
@@ -38,7 +46,8 @@ def assert_near(found, expected, dtype):
 def test_reductions(dtype):
     x, values = draw(dtype)
     groups = values.reshape(2, 32)
-    for name, f in {"sum": np.sum, "max": np.max, "min": np.min}.items():
+    functions: dict[str, Any] = {"sum": np.sum, "max": np.max, "min": np.min}
+    for name, f in functions.items():
         found = run(f"y[i] = simd_{name}(a[i]);", x, dtype=dtype)
         assert_near(found, f(groups, 1).repeat(32), dtype)
     small = x[:64] if dtype in FLOATS else mx.where(mx.arange(64) % 8 == 0, 2, 1).astype(dtype)
@@ -53,7 +62,9 @@ def test_bits(dtype):
     x = RNG.integers(0, 30000, 64)
     for name, f in BITS.items():
         found = run(f"y[i] = simd_{name}(a[i]);", mx.array(x).astype(dtype), dtype=dtype)
-        np.testing.assert_array_equal(found, np.repeat([functools.reduce(f, g) for g in x.reshape(2, 32)], 32))
+        np.testing.assert_array_equal(
+            found, np.repeat([functools.reduce(f, g) for g in x.reshape(2, 32)], 32)
+        )
 
 
 @pytest.mark.parametrize("dtype", ALL_TYPES, ids=str)
@@ -63,7 +74,12 @@ def test_prefixes(dtype):
     found = run("y[i] = simd_prefix_inclusive_sum(a[i]);", x, dtype=dtype)
     assert_near(found, sums.reshape(-1), dtype)
     found = run("y[i] = simd_prefix_exclusive_sum(a[i]);", x, dtype=dtype)
-    np.testing.assert_allclose(found, (sums - values.reshape(2, 32)).reshape(-1), rtol=FLOATS.get(dtype, 0), atol=FLOATS.get(dtype, 0))
+    np.testing.assert_allclose(
+        found,
+        (sums - values.reshape(2, 32)).reshape(-1),
+        rtol=FLOATS.get(dtype, 0),
+        atol=FLOATS.get(dtype, 0),
+    )
 
 
 def test_prefix_products():
@@ -86,14 +102,20 @@ def test_shuffles(dtype):
         "simd_broadcast_first(a[i])": groups[:, LANES * 0],
         "simd_shuffle_rotate_down(a[i], 3)": groups[:, (LANES + 3) % 32],
         "simd_shuffle_rotate_up(a[i], 3)": groups[:, (LANES - 3) % 32],
-        "simd_shuffle_and_fill_down(a[i], a[63 - i], 4)": np.hstack([groups, groups[::-1, ::-1]])[:, LANES + 4],
-        "simd_shuffle_and_fill_up(a[i], a[63 - i], 4)": np.hstack([groups[::-1, ::-1], groups])[:, 28 + LANES],
+        "simd_shuffle_and_fill_down(a[i], a[63 - i], 4)": np.hstack([groups, groups[::-1, ::-1]])[
+            :, LANES + 4
+        ],
+        "simd_shuffle_and_fill_up(a[i], a[63 - i], 4)": np.hstack([groups[::-1, ::-1], groups])[
+            :, 28 + LANES
+        ],
         "quad_broadcast(a[i], 2)": groups[:, LANES // 4 * 4 + 2],
         "quad_shuffle(a[i], 3 - lane % 4)": groups[:, LANES ^ 3],
         "quad_shuffle_xor(a[i], 1)": groups[:, LANES ^ 1],
     }
     for call, expected in calls.items():
-        np.testing.assert_array_equal(run(f"y[i] = {call};", x, dtype=dtype), expected.reshape(-1), call)
+        np.testing.assert_array_equal(
+            run(f"y[i] = {call};", x, dtype=dtype), expected.reshape(-1), call
+        )
 
 
 def test_shifts_leave_the_edge_undefined():
@@ -105,7 +127,9 @@ def test_shifts_leave_the_edge_undefined():
     ):
         found = run(f"y[i] = {call};", x, dtype=mx.float32).reshape(2, 32)
         np.testing.assert_array_equal(found[:, found_at], groups[:, from_at])
-    found = run("y[i] = quad_shuffle_down(a[i], 1) - quad_shuffle_up(a[i], 1);", x, dtype=mx.float32)
+    found = run(
+        "y[i] = quad_shuffle_down(a[i], 1) - quad_shuffle_up(a[i], 1);", x, dtype=mx.float32
+    )
     inner = groups.reshape(-1, 4)
     np.testing.assert_allclose(found.reshape(-1, 4)[:, 1:3], inner[:, 2:] - inner[:, :2], rtol=1e-6)
 
@@ -142,14 +166,14 @@ def test_votes():
 @pytest.mark.parametrize("name", ["sum", "product", "min", "max", "and", "or", "xor"])
 def test_quads(name):
     x = RNG.integers(1, 9, 64)
-    f = {"sum": np.sum, "product": np.prod, "min": np.min, "max": np.max}.get(name)
+    f: Any = {"sum": np.sum, "product": np.prod, "min": np.min, "max": np.max}.get(name)
     quads = x.reshape(-1, 4)
     expected = f(quads, 1) if f else [functools.reduce(BITS[name], q) for q in quads]
     found = run(f"y[i] = quad_{name}(a[i]);", mx.array(x).astype(mx.int32), dtype=mx.int32)
     np.testing.assert_array_equal(found, np.repeat(expected, 4))
 
 
-BRANCHES = {
+BRANCHES: dict[str, tuple[str, Callable[..., Any]]] = {
     "if": ("int s = 0; if (lane % 3 == 0) s = simd_sum(1); y[i] = s;", lambda x: 11 * (x % 3 == 0)),
     "else if": (
         "int s = 7; if (lane < 4) s = 0; else if (lane >= 10) s = simd_sum(1); y[i] = s;",
@@ -239,7 +263,12 @@ def test_matrices(dtype):
     a, x = draw(dtype, 8 * 24 + 3)
     b, w = draw(dtype, 16 * 16)
     y, z = results(
-        MATRIX, [a, b], [((8 * 12,), mx.float32), ((64,), dtype)], grid=32, template={"A": dtype}, init_value=0
+        MATRIX,
+        [a, b],
+        [((8 * 12,), mx.float32), ((64,), dtype)],
+        grid=32,
+        template={"A": dtype},
+        init_value=0,
     )
     left = x[3:].reshape(8, 24)[:, :8]
     right = w.reshape(16, 16)[1:9, 2:10]
@@ -266,7 +295,7 @@ def test_matrix_elements_and_constants():
     np.testing.assert_array_equal(z[rows, columns + 1], LANES + 100)
 
 
-ATOMICS = {
+ATOMICS: dict[str, Callable[..., Any]] = {
     "fetch_add": lambda x: x.sum(), "fetch_sub": lambda x: -x.sum(), "fetch_max": lambda x: x.max(initial=0),
     "fetch_min": lambda x: x.min(initial=0), "fetch_or": np.bitwise_or.reduce,
     "fetch_xor": np.bitwise_xor.reduce, "fetch_and": lambda x: 0,
@@ -287,7 +316,10 @@ def test_atomics_in_threadgroup_memory_and_on_floats():
     source = """
     threadgroup atomic_uint count; threadgroup atomic_float total;
     uint t = thread_index_in_threadgroup;
-    if (t == 0) { atomic_store_explicit(&count, 0u, memory_order_relaxed); atomic_store_explicit(&total, 0.0f, memory_order_relaxed); }
+    if (t == 0) {
+        atomic_store_explicit(&count, 0u, memory_order_relaxed);
+        atomic_store_explicit(&total, 0.0f, memory_order_relaxed);
+    }
     threadgroup_barrier(mem_flags::mem_threadgroup);
     uint at = atomic_fetch_add_explicit(&count, 1u, memory_order_relaxed);
     atomic_fetch_add_explicit(&total, 0.5f, memory_order_relaxed);
@@ -315,5 +347,7 @@ def test_compare_exchange():
     while (seen < mine &&
            !atomic_compare_exchange_weak_explicit(top, &seen, mine, memory_order_relaxed, memory_order_relaxed)) {}
     """
-    (y,) = results(source, [mx.array(x)], [((1,), mx.uint32)], grid=512, threadgroup=256, init_value=0)
+    (y,) = results(
+        source, [mx.array(x)], [((1,), mx.uint32)], grid=512, threadgroup=256, init_value=0
+    )
     assert y[0] == x.max()

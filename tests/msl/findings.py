@@ -15,7 +15,12 @@ from .signature import Signature
 
 @dataclass(frozen=True)
 class Finding:
-    """kind: "race", "out of bounds", …; detail: what and where in memory; file and line: empty and 0 if it has no place."""
+    """A fault of a kernel.
+
+    kind: "race", "out of bounds" …
+    detail: what memory, or how many threads
+    file, line: empty and 0 if it has no place in the text
+    """
 
     kind: str
     detail: str

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import mlx.core as mx
 
+from .constructors import VECTORS
 from .scopes import after_template, scopes
 from .tokens import SourceError, Token, closing, closing_angle, is_mark, is_name, split, tokenize
-from .translate import BODY, END, SPACES, VECTORS
+from .translate import BODY, END, SPACES
 
 _FORBIDDEN = {
     "double": "Metal has no double",
@@ -111,11 +112,9 @@ def _type_start(tokens: Sequence[Token], end: int, types: frozenset[str]) -> int
 def _declared_types(tokens: Sequence[Token]) -> frozenset[str]:
     found = {"atomic_uint", "atomic_int", "atomic_float", "simdgroup_matrix"}
     for i in range(len(tokens)):
-        if is_name(tokens, i, "struct", "class", "union", "enum", "typename") and is_name(
-            tokens, i + 1
-        ):
-            found.add(tokens[i + 1].text)
-        elif is_name(tokens, i, "using") and is_mark(tokens, i + 2, "="):
+        named = is_name(tokens, i, "struct", "class", "union", "enum", "typename")
+        aliased = is_name(tokens, i, "using") and is_mark(tokens, i + 2, "=")
+        if (named or aliased) and is_name(tokens, i + 1):
             found.add(tokens[i + 1].text)
         elif is_name(tokens, i, "typedef"):
             end = next(k for k in range(i, len(tokens)) if is_mark(tokens, k, ";"))
@@ -166,9 +165,9 @@ def _bfloat_constants(tokens: Sequence[Token]) -> Iterator[SourceError]:
             continue
         k = i + 3 if is_mark(tokens, i + 3, "-") else i + 2
         value = tokens[k + 1] if k + 1 < len(tokens) else tokens[k]
-        if is_mark(tokens, i + 2, "=") and value.kind == "number":
-            if not value.text.lower().endswith("bf"):
-                yield value.error("an implicit conversion to bfloat")
+        other = value.kind == "number" and not value.text.lower().endswith("bf")
+        if is_mark(tokens, i + 2, "=") and other:
+            yield value.error("an implicit conversion to bfloat")
 
 
 def _lists(tokens: Sequence[Token]) -> Iterator[SourceError]:

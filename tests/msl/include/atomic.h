@@ -36,24 +36,24 @@ METAL_FUNC T msl_modify(ulong address, uint how, F f) {
     }
 }
 
-#define MSL_MODIFY(SPACE, NAME, HOW, ...)                                                                                   \
+#define MSL_MODIFY(SPACE, NAME, HOW, ...)                                                                              \
     template <typename T, typename U>                                                                                  \
     METAL_FUNC T atomic_##NAME##_explicit(volatile SPACE atomic<T>* object, U operand, memory_order) {                 \
         T b = T(operand);                                                                                              \
-        return msl_modify<T>((ulong)object, HOW, [b](T a) { return T(__VA_ARGS__); });                                      \
+        return msl_modify<T>((ulong)object, HOW, [b](T a) { return T(__VA_ARGS__); });                                 \
     }
 #define MSL_ATOMIC(SPACE)                                                                                              \
-    MSL_MODIFY(SPACE, exchange, msl_atomic_write, b)                                                                                     \
-    MSL_MODIFY(SPACE, fetch_add, msl_atomic_modify, a + b)                                                                                \
-    MSL_MODIFY(SPACE, fetch_sub, msl_atomic_modify, a - b)                                                                                \
-    MSL_MODIFY(SPACE, fetch_min, msl_atomic_modify, b < a ? b : a)                                                                        \
-    MSL_MODIFY(SPACE, fetch_max, msl_atomic_modify, a < b ? b : a)                                                                        \
-    MSL_MODIFY(SPACE, fetch_and, msl_atomic_modify, a& b)                                                                                 \
-    MSL_MODIFY(SPACE, fetch_or, msl_atomic_modify, a | b)                                                                                 \
-    MSL_MODIFY(SPACE, fetch_xor, msl_atomic_modify, a ^ b)                                                                                \
+    MSL_MODIFY(SPACE, exchange, msl_atomic_write, b)                                                                   \
+    MSL_MODIFY(SPACE, fetch_add, msl_atomic_modify, a + b)                                                             \
+    MSL_MODIFY(SPACE, fetch_sub, msl_atomic_modify, a - b)                                                             \
+    MSL_MODIFY(SPACE, fetch_min, msl_atomic_modify, b < a ? b : a)                                                     \
+    MSL_MODIFY(SPACE, fetch_max, msl_atomic_modify, a < b ? b : a)                                                     \
+    MSL_MODIFY(SPACE, fetch_and, msl_atomic_modify, a& b)                                                              \
+    MSL_MODIFY(SPACE, fetch_or, msl_atomic_modify, a | b)                                                              \
+    MSL_MODIFY(SPACE, fetch_xor, msl_atomic_modify, a ^ b)                                                             \
     template <typename T>                                                                                              \
     METAL_FUNC T atomic_load_explicit(const volatile SPACE atomic<T>* object, memory_order) {                          \
-        return msl_modify<T>((ulong)object, msl_atomic_read, [](T a) { return a; });                                                    \
+        return msl_modify<T>((ulong)object, msl_atomic_read, [](T a) { return a; });                                   \
     }                                                                                                                  \
     template <typename T, typename U>                                                                                  \
     METAL_FUNC void atomic_store_explicit(volatile SPACE atomic<T>* object, U desired, memory_order order) {           \
@@ -62,7 +62,7 @@ METAL_FUNC T msl_modify(ulong address, uint how, F f) {
     template <typename T, typename U>                                                                                  \
     METAL_FUNC bool atomic_compare_exchange_weak_explicit(volatile SPACE atomic<T>* object, __private T* expected,     \
                                                           U desired, memory_order, memory_order) {                     \
-        msl_atomic((ulong)object, sizeof(T), msl_atomic_modify);                                                                          \
+        msl_atomic((ulong)object, sizeof(T), msl_atomic_modify);                                                       \
         T after = T(desired);                                                                                          \
         return __atomic_compare_exchange((__private T*)(ulong)object, expected, &after, false, 0, 0);                  \
     }
@@ -74,4 +74,4 @@ MSL_ATOMIC(__local)
 METAL_FUNC void atomic_thread_fence(mem_flags, memory_order, thread_scope = thread_scope_device) {
     __atomic_thread_fence(5);
 }
-}
+} // namespace metal

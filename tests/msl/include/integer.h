@@ -53,4 +53,4 @@ METAL_FUNC uint mul24(uint a, uint b) { return (a & 0xffffff) * (b & 0xffffff); 
 METAL_FUNC uint mad24(uint a, uint b, uint c) { return mul24(a, b) + c; }
 METAL_FUNC uint absdiff(int a, int b) { return a < b ? uint(b) - uint(a) : uint(a) - uint(b); }
 METAL_FUNC uint absdiff(uint a, uint b) { return a < b ? b - a : a - b; }
-}
+} // namespace metal

@@ -208,7 +208,7 @@ MSL_MATH2(fmax, __builtin_fmaxf(x, y))
 MSL_MATH
 MSL_MIN_MAX_FLOAT(float)
 MSL_MIN_MAX_FLOAT(half)
-}
+} // namespace fast
 namespace precise {
 MSL_MATH2(fmin, __builtin_fminf(x, y))
 MSL_MATH2(fmax, __builtin_fmaxf(x, y))
@@ -216,5 +216,5 @@ MSL_MATH3(fma, __builtin_fmaf(x, y, z))
 MSL_MATH
 MSL_MIN_MAX_FLOAT(float)
 MSL_MIN_MAX_FLOAT(half)
-}
-}
+} // namespace precise
+} // namespace metal

@@ -57,8 +57,7 @@ struct msl_product {
             for (int k = 0; k < 8; k++)
                 for (int j = 0; j < 8; j++) c[i][j] += a[i][k] * b[k][j];
         for (int i = 0; i < 32; i++)
-            for (int j = 0; j < 2; j++)
-                (*((__private msl_product*)p[i])->d)[j] = D(c[msl_row(i)][msl_column(i) + j]);
+            for (int j = 0; j < 2; j++) (*((__private msl_product*)p[i])->d)[j] = D(c[msl_row(i)][msl_column(i) + j]);
     }
 };
 template <typename D, typename A, typename B, typename C>
@@ -94,24 +93,22 @@ METAL_FUNC void msl_check_whole() {
     template <typename T>                                                                                              \
     METAL_FUNC void simdgroup_load(__private simdgroup_matrix<T, 8, 8>& m, const SPACE T* source,                      \
                                    ulong elements_per_row = 8, ulong2 origin = 0, bool transpose = false) {            \
-        msl_check_whole();                                                                     \
+        msl_check_whole();                                                                                             \
         ulong r = msl_row(msl_lane()), c = msl_column(msl_lane());                                                     \
         const SPACE T* from = source + origin.y * elements_per_row + origin.x;                                         \
         for (ulong j = 0; j < 2; j++)                                                                                  \
-            m.msl_elements[j] =                                                                                        \
-                from[transpose ? (c + j) * elements_per_row + r : r * elements_per_row + c + j];                       \
+            m.msl_elements[j] = from[transpose ? (c + j) * elements_per_row + r : r * elements_per_row + c + j];       \
     }                                                                                                                  \
     template <typename T>                                                                                              \
     METAL_FUNC void simdgroup_store(simdgroup_matrix<T, 8, 8> m, SPACE T* target, ulong elements_per_row = 8,          \
                                     ulong2 origin = 0, bool transpose = false) {                                       \
-        msl_check_whole();                                                                     \
+        msl_check_whole();                                                                                             \
         ulong r = msl_row(msl_lane()), c = msl_column(msl_lane());                                                     \
         SPACE T* to = target + origin.y * elements_per_row + origin.x;                                                 \
         for (ulong j = 0; j < 2; j++)                                                                                  \
-            to[transpose ? (c + j) * elements_per_row + r : r * elements_per_row + c + j] =                            \
-                m.msl_elements[j];                                                                                     \
+            to[transpose ? (c + j) * elements_per_row + r : r * elements_per_row + c + j] = m.msl_elements[j];         \
     }
 MSL_MOVE(__global)
 MSL_MOVE(__local)
 #undef MSL_MOVE
-}
+} // namespace metal

@@ -1,5 +1,5 @@
 // Metal's standard library for clang's C++ for OpenCL, which has MSL's address spaces and vectors.
-// Names that start with msl_ are the host's; the functions among them are in runtime.cpp.
+// Names that start with msl_ are the host's; the functions among them are in ../runtime.
 #pragma once
 #pragma OPENCL EXTENSION cl_khr_fp16 : enable
 #pragma OPENCL EXTENSION __cl_clang_function_pointers : enable

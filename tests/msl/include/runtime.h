@@ -1,4 +1,4 @@
-// What runtime.cpp does for kernels.
+// What ../runtime does for kernels.
 #pragma once
 
 // nomerge: the return address tells the calls of a simdgroup's threads apart

@@ -236,4 +236,4 @@ MSL_QUAD(xor, T(a ^ b))
 #undef MSL_QUAD
 METAL_FUNC bool quad_any(bool x) { return quad_or(uint(x)); }
 METAL_FUNC bool quad_all(bool x) { return quad_and(uint(x)); }
-}
+} // namespace metal

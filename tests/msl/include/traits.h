@@ -102,8 +102,8 @@ struct numeric_limits;
 #define MSL_INTEGER(T, MIN, MAX) MSL_LIMITS(T, (T)(MIN), (T)(MAX), (T)(MIN), (T)0, (T)0, (T)0)
 MSL_LIMITS(float, FLT_MIN, FLT_MAX, -FLT_MAX, INFINITY, FLT_EPSILON, NAN)
 MSL_LIMITS(half, half(6.103515625e-5f), half(65504.f), half(-65504.f), half(INFINITY), half(9.765625e-4f), half(NAN))
-MSL_LIMITS(bfloat, bfloat(FLT_MIN), bfloat(3.3895314e38f), bfloat(-3.3895314e38f), bfloat(INFINITY),
-           bfloat(7.8125e-3f), bfloat(NAN))
+MSL_LIMITS(bfloat, bfloat(FLT_MIN), bfloat(3.3895314e38f), bfloat(-3.3895314e38f), bfloat(INFINITY), bfloat(7.8125e-3f),
+           bfloat(NAN))
 MSL_INTEGER(bool, 0, 1)
 MSL_INTEGER(char, -128, 127)
 MSL_INTEGER(signed char, -128, 127)
@@ -133,4 +133,4 @@ MSL_VECTOR(2)
 MSL_VECTOR(3)
 MSL_VECTOR(4)
 #undef MSL_VECTOR
-}
+} // namespace metal

@@ -34,7 +34,7 @@ using vec = T __attribute__((ext_vector_type(N)));
         T x, y, z;                                                                                                     \
         packed_##NAME##3() = default;                                                                                  \
         packed_##NAME##3(NAME##3 v) : x(v.x), y(v.y), z(v.z) {}                                                        \
-        operator NAME##3() const { return NAME##3{x, y, z}; }                                                          \
+        operator NAME##3() const { return NAME##3 {x, y, z}; }                                                         \
     };                                                                                                                 \
     namespace metal {                                                                                                  \
     using ::NAME##2;                                                                                                   \

@@ -13,7 +13,8 @@ template <typename R, typename T>
 METAL_FUNC constexpr R msl_convert(T x) {
     if constexpr ((is_same_v<R, bfloat> && is_same_v<T, half>) || (is_same_v<R, half> && is_same_v<T, bfloat>))
         return static_cast<R>(static_cast<float>(x));
-    else return static_cast<R>(x);
+    else
+        return static_cast<R>(x);
 }
 
 template <typename R, int I>
@@ -53,8 +54,10 @@ METAL_FUNC constexpr R msl_build(A a, Rest... rest) {
 }
 template <typename R, typename... A>
 METAL_FUNC constexpr R msl_make(A... a) {
-    if constexpr (sizeof...(A) == 0) return R{};
-    else return msl_build<R>(msl_unpacked(a)...);
+    if constexpr (sizeof...(A) == 0)
+        return R{};
+    else
+        return msl_build<R>(msl_unpacked(a)...);
 }
 
 template <typename T, size_t N>
@@ -84,6 +87,6 @@ MSL_MATRIX(2, 4)
 MSL_MATRIX(4, 2)
 MSL_MATRIX(4, 4)
 #undef MSL_MATRIX
-}
+} // namespace metal
 using metal::as_type;
 using metal::vec;

@@ -81,7 +81,7 @@ EXPORT void msl_atomic(char* address, std::uint32_t bytes, std::uint32_t how) {
 }
 
 #define SIZED(N)                                                                                                       \
-    EXPORT void __asan_load##N(char* a) { worker->access(a, N, Access::read, SITE); }                        \
+    EXPORT void __asan_load##N(char* a) { worker->access(a, N, Access::read, SITE); }                                  \
     EXPORT void __asan_store##N(char* a) { worker->access(a, N, Access::write, SITE); }
 SIZED(1)
 SIZED(2)

@@ -22,11 +22,13 @@ void on_fault(int signal, siginfo_t* info, void* context) {
     Run& run = *worker->run;
     if (signal == SIGFPE) run.report("division by zero", after, "of integers");
     // a vector instruction that needs 16 bytes of alignment faults without an address
-    else if (info->si_addr == nullptr) run.report("misaligned", after, "the address of a vector");
-    else run.report("out of bounds", after, "no memory there");
+    else if (info->si_addr == nullptr)
+        run.report("misaligned", after, "the address of a vector");
+    else
+        run.report("out of bounds", after, "no memory there");
     worker->stop();
 }
-}
+} // namespace
 
 FaultsAreFindings::FaultsAreFindings() {
     struct sigaction ours = {};

@@ -4,10 +4,10 @@
 #include <csignal>
 
 class FaultsAreFindings {
-  public:
+public:
     FaultsAreFindings();
     ~FaultsAreFindings();
 
-  private:
+private:
     struct sigaction segment, bus, arithmetic; // who had these signals before
 };

@@ -17,6 +17,8 @@ constexpr std::size_t THREADGROUP_LIMIT = 32 << 10;
 constexpr std::size_t MARGIN = 64;
 constexpr int MEM_DEVICE = 1, MEM_THREADGROUP = 2;
 
+inline std::uint32_t count_of(const std::uint32_t* v) { return v[0] * v[1] * v[2]; }
+
 using Entry = void (*)(void** pointers, const msl_position*);
 
 enum class Role : std::uint32_t { input, output, initialised };
@@ -56,14 +58,14 @@ struct Run {
     // Notes a finding, once a kind and place.
     void report(const char* kind, const void* site, const std::string& detail);
 
-  private:
+private:
     std::mutex mutex;
     std::set<std::pair<std::string, std::uint64_t>> seen;
 };
 
 // What one OS thread needs to run threadgroups.
 class Worker {
-  public:
+public:
     Run* run = nullptr;
     Fiber* current = nullptr;
     void* scheduler = nullptr;
@@ -79,7 +81,7 @@ class Worker {
     // Ends the run, from within a kernel.
     [[noreturn]] void stop();
 
-  private:
+private:
     struct Slot {
         int index;
         std::size_t offset, bytes;

@@ -47,7 +47,7 @@ struct Verdict {
 
 // Memory of one kind. private_to_group: threadgroup memory, which starts uninitialised in every threadgroup.
 class Shadow {
-  public:
+public:
     Shadow(std::size_t bytes, bool initialised, bool private_to_group)
         : cells(bytes), private_to_group(private_to_group) {
         if (initialised)
@@ -71,7 +71,7 @@ class Shadow {
         return std::size_t(std::find_if(cells.begin(), cells.end(), empty) - cells.begin());
     }
 
-  private:
+private:
     std::vector<Cell> cells;
     bool private_to_group;
 
@@ -80,9 +80,12 @@ class Shadow {
         std::uint32_t mark = private_to_group ? now.group : 1;
         if (reads(how) && c.initialised != mark) v = {"uninitialised read"};
         if (writes(how)) c.initialised = mark;
-        if (is_atomic(how)) c.atomic = now;
-        else if (how == Access::write) c.write = now;
-        else c.add_reader(now);
+        if (is_atomic(how))
+            c.atomic = now;
+        else if (how == Access::write)
+            c.write = now;
+        else
+            c.add_reader(now);
         return v;
     }
 
