@@ -17,9 +17,9 @@ from typing import Any
 
 import mlx.core as mx
 
-from . import kernels
+from .kernels import __path__ as _folders
 
-FOLDER = Path(next(iter(kernels.__path__)))
+FOLDER = Path(next(iter(_folders)))
 _INCLUDE = re.compile(r'\s*#\s*include\s+"([^"]+)"\s*$')
 
 Triple = tuple[int, int, int]
@@ -150,7 +150,7 @@ def _expanded(path: Path, seen: set[Path]) -> str:
 
 @functools.cache
 def _built(kernel: Kernel) -> Callable[..., Any]:
-    built: Callable[..., Any] = mx.fast.metal_kernel(
+    built: Any = mx.fast.metal_kernel(
         name=kernel.name,
         input_names=list(kernel.inputs),
         output_names=list(kernel.outputs),

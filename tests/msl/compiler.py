@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -47,6 +48,7 @@ _CODE = (
     *("-Wno-everything", "-Wimplicit-float-conversion", "-Wimplicit-int-float-conversion"),
     "-Rpass-missed=inline",
 )
+_KEPT_SECONDS = 7 * 24 * 3600
 _UNDEFINED = "alignment,array-bounds,integer-divide-by-zero"
 
 
@@ -161,9 +163,8 @@ def _without_includes(text: str) -> str:
 
 
 def _kept(content: str, suffix: str, build: Callable[[Path, Path], None]) -> Path:
-    """What `build` makes in a temporary folder, named after its content and the tools that make it."""
-    digest = hashlib.sha256(f"{_tools()}\n{content}".encode())
-    path = _folder() / f"msl-{digest.hexdigest()[:32]}{suffix}"
+    """What `build` makes in a temporary folder, named after its content."""
+    path = _folder() / f"{hashlib.sha256(content.encode()).hexdigest()[:32]}{suffix}"
     if not path.exists():
         with tempfile.TemporaryDirectory(dir=path.parent, prefix="build-") as folder:
             built = Path(folder) / path.name
@@ -174,7 +175,14 @@ def _kept(content: str, suffix: str, build: Callable[[Path, Path], None]) -> Pat
 
 @functools.cache
 def _folder() -> Path:
-    return cache_folder()
+    """Where products are kept: a folder for the tools as they are; those of other tools go when they are old."""
+    folder = cache_folder() / f"msl-{_tools()[:32]}"
+    if not folder.exists():
+        for other in cache_folder().glob("msl-*"):
+            if time.time() - other.stat().st_mtime > _KEPT_SECONDS:
+                shutil.rmtree(other, ignore_errors=True)
+    folder.mkdir(mode=0o700, exist_ok=True)
+    return folder
 
 
 @functools.cache
