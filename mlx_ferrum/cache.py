@@ -56,6 +56,11 @@ class KVCache:
         """Bytes of storage."""
         return sum(a.nbytes for a in (self.keys, self.values) if a is not None)
 
+    @property
+    def room(self) -> int:
+        """Further positions that fit where the storage lies."""
+        return 0 if self.keys is None else self.keys.shape[2] - self.offset
+
     def trim(self, n: int) -> bool:
         """Forget the last n positions. False, and nothing changed, if that cannot be done."""
         if not 0 <= n <= self.offset:
@@ -120,6 +125,11 @@ class WindowCache:
         """Bytes of storage."""
         return sum(a.nbytes for a in (self.keys, self.values) if a is not None)
 
+    @property
+    def room(self) -> int:
+        """Further positions that fit where the storage lies."""
+        return 0 if self.keys is None else self.keys.shape[2] - (self.offset - self.first)
+
     def trim(self, n: int) -> bool:
         """Forget the last n positions. False, and nothing changed, if the window before them is gone."""
         end = self.offset - n
@@ -143,8 +153,7 @@ def _put(stored: mx.array | None, at: int, new: Any) -> mx.array:
         held = [] if stored is None else [kind.array(stored[:, :, :at])]
         grown = kind.zeros((b, g, room - at, d), dtype=new.dtype)
         stored = kind.concatenate([*held, grown], axis=2)
-    stored[:, :, at:end] = new
-    return stored
+    return ops.put(stored, at, new)
 
 
 class CacheOwner(Protocol):

@@ -43,11 +43,13 @@ Floats activated(Floats x, int act) {
 
 } // namespace
 
-void rms_norm(const float* x, const float* weight, long rows, int d, float eps, float* out) {
-    shared(rows, rows * d, [&](int r) {
-        const float* in = x + long(r) * d;
-        float scale = rms_scale(in, d, eps);
-        for (int i = 0; i < d; i++) out[long(r) * d + i] = in[i] * scale * weight[i];
+void rms_norm(const RmsNorm& a) {
+    shared(a.rows, a.rows * a.d, [&](int r) {
+        long at = long(r) * a.d;
+        float scale = rms_scale(a.x + at, a.d, a.eps);
+        for (int i = 0; i < a.d; i++) a.out[at + i] = a.x[at + i] * scale * a.weight[i];
+        if (a.add)
+            for (int i = 0; i < a.d; i++) a.out[at + i] += a.add[at + i];
     });
 }
 
@@ -58,7 +60,7 @@ void norm_rope(const NormRope& a) {
         float *cosine = scratch.data(), *sine = cosine + a.pairs, *normed = sine + a.pairs;
         int b = job / a.length, l = job % a.length;
         for (int i = 0; i < a.pairs; i++) {
-            float angle = float(a.offset[b] + l) * a.frequencies[i];
+            float angle = float(a.offset[b] + a.later + l) * a.frequencies[i];
             cosine[i] = std::cos(angle) * a.magnitude;
             sine[i] = std::sin(angle) * a.magnitude;
         }

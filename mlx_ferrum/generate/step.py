@@ -112,13 +112,19 @@ class _Chooser:
         for process in self.processors:
             logits = process(self.seen, logits)
         logprobs = log_softmax(logits)
-        # a sum over the whole vocabulary, which the likeliest token does not need
-        scores = logits if self.sampler is greedy else logprobs
-        token = self.sampler(scores).astype(mx.uint32)
+        token = self._sample(logits, logprobs)
         if self.processors:
             self.seen = mx.concatenate([self.seen, token])
-        mx.async_eval(token)
         return token, logprobs[0]
+
+    def _sample(self, logits: mx.array, logprobs: mx.array) -> mx.array:
+        """The next token (1,); log-probabilities cost a sum over the vocabulary, which greedy does without."""
+        if self.sampler is greedy and not ops.is_lazy():
+            return mx.array(np.argmax(np.asarray(logits), axis=-1).astype(np.uint32))
+        scores = logits if self.sampler is greedy else logprobs
+        token = self.sampler(scores).astype(mx.uint32)
+        mx.async_eval(token)
+        return token
 
 
 def _steps(
@@ -139,14 +145,15 @@ def _steps(
         progress(done, len(tokens))
     rest = tokens[(len(tokens) - 1) // size * size :]
     token, logprobs = choose(model.body(mx.array([rest], mx.uint32), cache))
+    step = ops.stepper(model.body, cache)
     ahead = None
     for count in range(1, limit + 1):
         if ahead is not None:
             token, logprobs = ahead
         elif count > 1:
-            token, logprobs = choose(model.body(token[None], cache))
+            token, logprobs = choose(step(token[None]))
         # a lazy backend works on the next step while the caller looks at this one
-        ahead = choose(model.body(token[None], cache)) if ops.is_lazy() and count < limit else None
+        ahead = choose(step(token[None])) if ops.is_lazy() and count < limit else None
         (value,) = token_ids(token)
         if count == 1:
             progress(len(tokens), len(tokens))

@@ -1,0 +1,121 @@
+// Products of whole matrices: the input as integers, the rows shared out between the threads.
+#include <vector>
+
+#include "ahead.h"
+#include "calls.h"
+#include "pool.h"
+
+namespace {
+
+// x as integers, quantized on all threads; kept by the calling thread for its next call.
+const Activations& integers(const float* x, int n, int k) {
+    thread_local Activations kept;
+    Activations& out = kept;
+    out.resize(n, k);
+    if (n < 8)
+        for (int i = 0; i < n; i++) out.quantize(i, x + long(i) * k, k);
+    else
+        pool_run(n, [&](int i) { out.quantize(i, x + long(i) * k, k); });
+    return out;
+}
+
+bool any_quantized(const Weight* w, int count) {
+    bool found = false;
+    for (int i = 0; i < count; i++)
+        with_block(int(w[i].type), [&](auto type) { found = found || !is_float<typename decltype(type)::type>; });
+    return found;
+}
+
+Input input(const float* x, int n, int k, const Weight* w, int count) {
+    return {x, n, k, any_quantized(w, count) ? &integers(x, n, k) : nullptr};
+}
+
+// While it lives, a product runs; after it, the next one's weights are fetched. Only where reading
+// weights is what takes the time.
+class Expected {
+public:
+    Expected(const Weight* w, int count, int n, int k) : few_(n <= 8) {
+        if (few_) ahead_begin(w, count, k);
+    }
+    ~Expected() {
+        if (few_) ahead_end();
+    }
+
+private:
+    bool few_;
+};
+
+// Rows [first, last) of one weight.
+struct Part {
+    const Weight* w;
+    int first, last;
+    float* out;       // of the whole weight
+    const float* add; // shaped as out, or null
+};
+
+void finish(const Part& p, int n) {
+    for (int i = 0; i < n; i++) {
+        float* out = p.out + i * p.w->rows;
+        if (p.w->bias)
+            for (int r = p.first; r < p.last; r++) out[r] += p.w->bias[r];
+        if (p.add)
+            for (int r = p.first; r < p.last; r++) out[r] += p.add[i * p.w->rows + r];
+    }
+}
+
+} // namespace
+
+void run(const Matmuls& a) {
+    Expected expected(a.w, a.count, a.n, a.k);
+    Input in = input(a.x, a.n, a.k, a.w, a.count);
+    thread_local std::vector<Part> kept;
+    std::vector<Part>& parts = kept;
+    parts.clear();
+    long done = 0;
+    for (const Weight* w = a.w; w < a.w + a.count; done += a.n * w->rows, w++) {
+        int step = rows_per_part(w->rows, pool_threads());
+        for (int r = 0; r < w->rows; r += step)
+            parts.push_back(
+                {w, r, int(std::min(w->rows, long(r) + step)), a.out + done, a.add ? a.add + done : nullptr});
+    }
+    pool_run(int(parts.size()), [&](int i) {
+        const Part& p = parts[i];
+        multiply_rows(*p.w, in, p.first, p.last, p.out, p.w->rows);
+        finish(p, a.n);
+    });
+}
+
+void run(const GateUp& a) {
+    Expected expected(a.w, 2, a.n, a.k);
+    Input in = input(a.x, a.n, a.k, a.w, 2);
+    long rows = a.w[0].rows;
+    int step = rows_per_part(rows, pool_threads());
+    pool_run(int((rows + step - 1) / step), [&](int part) {
+        int first = part * step, last = int(std::min(rows, long(first) + step)), count = last - first;
+        thread_local std::vector<float> up;
+        up.resize(size_t(a.n) * count);
+        multiply_rows(a.w[0], in, first, last, a.out, rows);
+        multiply_rows(a.w[1], in, first, last, up.data() - first, count);
+        for (int i = 0; i < a.n; i++) activate(a.out + i * rows + first, up.data() + long(i) * count, count, a.act);
+    });
+}
+
+void run(const Rows& a) {
+    with_block(int(a.w->type), [&](auto type) {
+        using B = typename decltype(type)::type;
+        for (int i = 0; i < a.n; i++) {
+            float* out = a.out + long(i) * a.k;
+            read_row((const B*)a.w->data + a.ids[i] * (a.k / B::WEIGHTS), a.k, out);
+            for (int j = 0; j < a.k && a.scale != 1; j++) out[j] *= a.scale;
+        }
+    });
+}
+
+void run(const Put& a) {
+    for (int b = 0; b < a.batch; b++)
+        for (int h = 0; h < a.heads; h++)
+            for (int l = 0; l < a.length; l++)
+                std::memcpy(a.to + b * a.to_stride[0] + h * a.to_stride[1] + (a.at + l) * a.to_stride[2],
+                            a.from + b * a.from_stride[0] + h * a.from_stride[1] + l * a.from_stride[2],
+                            sizeof(float) * a.d);
+}
