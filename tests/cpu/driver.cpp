@@ -117,7 +117,7 @@ void norms(Random& random, int length, int heads, int d, int pairs) {
     constexpr int batch = 2;
     size_t size = size_t(batch) * length * heads * d;
     Floats x = floats(random, size), weight = floats(random, d), frequencies = floats(random, pairs);
-    for (const float* add : {(const float*)nullptr, x.data()})
+    for (const float* add : {(const float*)nullptr, (const float*)x.data()})
         run(RmsNorm{x.data(), weight.data(), add, Output(size), long(size) / d, d, 1e-5f});
     std::vector<long> offset = {0, 1000};
     for (int interleaved : {0, 1})
