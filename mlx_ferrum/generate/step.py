@@ -11,6 +11,7 @@ from mlx_ferrum import ops
 from mlx_ferrum.cache import Cache
 from mlx_ferrum.models.base import LanguageModel
 from mlx_ferrum.sample import Processor, Sampler, greedy, log_softmax
+from mlx_ferrum.sample.arrays import at_hand, tokens
 
 Progress = Callable[[int, int], None]
 
@@ -111,20 +112,18 @@ class _Chooser:
         logits = self.model.head(hidden[:, -1:])[:, -1]  # (1, vocab)
         for process in self.processors:
             logits = process(self.seen, logits)
-        logprobs = log_softmax(logits)
-        token = self._sample(logits, logprobs)
+        token, logprobs = self._sample(logits)
         if self.processors:
             self.seen = mx.concatenate([self.seen, token])
+        mx.async_eval(token)
         return token, logprobs[0]
 
-    def _sample(self, logits: mx.array, logprobs: mx.array) -> mx.array:
-        """The next token (1,); log-probabilities cost a sum over the vocabulary, which greedy does without."""
-        if self.sampler is greedy and not ops.is_lazy():
-            return mx.array(np.argmax(np.asarray(logits), axis=-1).astype(np.uint32))
-        scores = logits if self.sampler is greedy else logprobs
-        token = self.sampler(scores).astype(mx.uint32)
-        mx.async_eval(token)
-        return token
+    def _sample(self, logits: mx.array) -> tuple[mx.array, mx.array]:
+        """The next token (1,) and log-probabilities (1, vocab), a sum over the vocabulary that greedy does without."""
+        if self.sampler is greedy:
+            return greedy(logits), log_softmax(logits)
+        logprobs = mx.array(log_softmax(at_hand(logits)))
+        return tokens(self.sampler(logprobs)), logprobs
 
 
 def _steps(
