@@ -109,7 +109,7 @@ class _Chooser:
 
     def __call__(self, hidden: mx.array) -> tuple[mx.array, mx.array]:
         """hidden: (1, n, hidden) -> token (1,), logprobs (vocab,), both for the last position."""
-        logits = self.model.head(hidden[:, -1:])[:, -1]  # (1, vocab)
+        logits = self.model.head(hidden[:, -1])  # (1, vocab)
         for process in self.processors:
             logits = process(self.seen, logits)
         token, logprobs = self._sample(logits)
@@ -145,12 +145,13 @@ def _steps(
     rest = tokens[(len(tokens) - 1) // size * size :]
     token, logprobs = choose(model.body(mx.array([rest], mx.uint32), cache))
     step = ops.stepper(model.body, cache)
-    ahead = None
+    ahead, value = None, -1
     for count in range(1, limit + 1):
         if ahead is not None:
             token, logprobs = ahead
         elif count > 1:
-            token, logprobs = choose(step(token[None]))
+            # made of the number: any operation on the array would have to be waited for
+            token, logprobs = choose(step(mx.array([[value]], mx.uint32)))
         # a lazy backend works on the next step while the caller looks at this one
         ahead = choose(step(token[None])) if ops.is_lazy() and count < limit else None
         (value,) = token_ids(token)

@@ -254,12 +254,12 @@ class LanguageModel(nn.Module):
 
     @stage("head")
     def head(self, x: mx.array) -> mx.array:
-        """x: (b, l, hidden) -> logits (b, l, vocabulary)"""
+        """x: (..., hidden) -> logits (..., vocabulary)"""
         logits = self.body.embed_tokens.as_linear(x) if self.output is None else self.output(x)
         return self.finish(ops.to_mlx(logits))
 
     def finish(self, logits: mx.array) -> mx.array:
-        """logits: (b, l, vocabulary), as the architecture ends them."""
+        """logits: (..., vocabulary), as the architecture ends them."""
         return logits
 
     def make_cache(self) -> list[Cache]:
