@@ -149,9 +149,9 @@ def _put(stored: mx.array | None, at: int, new: Any) -> mx.array:
     end = at + new.shape[2]
     if stored is None or end > stored.shape[2] or type(stored) is not type(new):
         b, g, _, d = new.shape
-        room = -(-end // STEP) * STEP
-        held = [] if stored is None else [kind.array(stored[:, :, :at])]
-        grown = kind.zeros((b, g, room - at, d), dtype=new.dtype)
+        room, dtype = -(-end // STEP) * STEP, ops.cache_dtype(new)
+        held = [] if stored is None else [kind.array(stored[:, :, :at]).astype(dtype)]
+        grown = kind.zeros((b, g, room - at, d), dtype=dtype)
         stored = kind.concatenate([*held, grown], axis=2)
     return ops.put(stored, at, new)
 

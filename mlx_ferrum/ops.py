@@ -99,6 +99,11 @@ def dequantize(w: QTensor) -> mx.array:
     return _backend().dequantize(w)
 
 
+def cache_dtype(x: mx.array) -> Any:
+    """The type in which a cache keeps keys and values like x."""
+    return _backend().cache_dtype(x)
+
+
 def put(stored: mx.array, at: int, new: mx.array) -> mx.array:
     """stored: (b, g, s, d) with new: (b, g, l, d) at positions at … at + l - 1; changed in place where that can be."""
     return _backend().put(stored, at, new)

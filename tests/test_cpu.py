@@ -233,6 +233,12 @@ def test_attend(
     wanted = by_reference(ops.attend, q, k, v, **options)
     # scores of up to some ten units, exact to 1e-6
     assert np.allclose(ops.attend(q, k, v, **options), wanted, atol=2e-5)
+    halves, rounded = (
+        [x.astype("f2") for x in (k, v)],
+        [x.astype("f2").astype("f4") for x in (k, v)],
+    )
+    wanted = by_reference(ops.attend, q, *rounded, **options)
+    assert np.allclose(ops.attend(q, *halves, **options), wanted, atol=2e-5)
 
 
 def test_attend_reads_a_cache_in_place(native: Backend) -> None:
@@ -241,6 +247,22 @@ def test_attend_reads_a_cache_in_place(native: Backend) -> None:
     inner_k, inner_v = k[:, :, 7:29], v[:, :, 20:42]
     wanted = by_reference(ops.attend, q, inner_k.copy(), inner_v.copy(), scale=0.3)
     assert np.allclose(ops.attend(q, inner_k, inner_v, scale=0.3), wanted, atol=1e-5)
+
+
+def test_caches_hold_the_nearest_halves(native: Backend) -> None:
+    """Ties go to even; what is too large becomes infinite; NaN stays."""
+    halves = np.arange(1 << 16, dtype=np.uint16).view(np.float16).astype(np.float32)
+    with np.errstate(invalid="ignore", over="ignore"):
+        middles = (halves[:-1] + halves[1:]) / 2
+        near = [np.nextafter(middles, np.float32(to)) for to in (-np.inf, np.inf)]
+        numbers = np.concatenate([halves, middles, *near, normal(1 << 16)])
+        x: Any = numbers[: numbers.size // 37 * 37].reshape(1, 1, -1, 37)
+        wanted = x.astype(np.float16)
+    stored: Any = np.zeros(x.shape, np.float16)
+    found = np.asarray(ops.put(stored, 0, x))
+    assert np.array_equal(found, wanted, equal_nan=True)
+    known = ~np.isnan(wanted)
+    assert np.array_equal(found[known].view(np.uint16), wanted[known].view(np.uint16))
 
 
 def test_attention_of_far_apart_scores(native: Backend) -> None:
@@ -307,7 +329,22 @@ UNFIT: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: ops.attend(
             zeros(1, 2, 1, 8), zeros(1, 2, 5, 8).astype("f2"), zeros(1, 2, 5, 8), scale=1
         ),
-        "k: expected float32",
+        "k is float16, v is float32, expected the same",
+    ),
+    "double precision keys": (
+        lambda: ops.attend(
+            zeros(1, 2, 1, 8),
+            zeros(1, 2, 5, 8).astype("f8"),
+            zeros(1, 2, 5, 8).astype("f8"),
+            scale=1,
+        ),
+        "k: expected float16 or float32, found float64",
+    ),
+    "keys that are not contiguous": (
+        lambda: ops.attend(
+            zeros(1, 2, 1, 8), zeros(1, 2, 8, 5).swapaxes(2, 3), zeros(1, 2, 5, 8), scale=1
+        ),
+        "k: expected a contiguous last axis",
     ),
     "past the end of a cache": (
         lambda: ops.put(zeros(1, 2, 9, 8), 8, zeros(1, 2, 2, 8)),

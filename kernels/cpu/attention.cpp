@@ -1,6 +1,7 @@
 // Causal attention with an online softmax, keys taken 64 at a time.
 // Many query rows: keys are turned once so that a vector holds 16 keys, then four rows are multiplied
-// at a time; all that is added up stays in registers. Few rows: turning would cost more than it saves.
+// at a time; all that is added up stays in registers. Few rows: turning would cost more than it saves;
+// the keys are shared out between the threads instead, and their softmaxes merged.
 #include "attention.h"
 
 #include <cfloat>
@@ -28,14 +29,15 @@ struct Quad {
     alignas(64) float score[QUAD][BLOCK];
 };
 
-Quad start(const Attention& a, int bg, long row, long end) {
+// Rows [row, row + 4) of [0, end). out: where row 0 goes, in rows of `stride`; null: their place in a.out.
+Quad start(const Attention& a, int bg, long row, long end, float* out, int stride) {
     Quad quad;
     quad.count = int(std::min<long>(QUAD, end - row));
     for (int r = 0; r < QUAD; r++) {
         long i = std::min(row + r, end - 1); // rows that are not there repeat the last
         long at = a.place(bg, i);
         quad.q[r] = a.q + at * a.d;
-        quad.out[r] = a.out + at * a.dv;
+        quad.out[r] = out ? out + i * stride : a.out + at * a.dv;
         quad.first[r] = a.first(i);
         quad.last[r] = a.last(i);
         quad.largest[r] = -FLT_MAX;
@@ -46,7 +48,7 @@ Quad start(const Attention& a, int bg, long row, long end) {
 }
 
 // Scores of 64 keys that were turned: (d, 64).
-void multiply_keys(const Attention& a, const float* turned, Quad& quad) {
+void multiply_turned(const Attention& a, const float* turned, Quad& quad) {
     Floats sums[QUAD][VECTORS] = {};
     for (int i = 0; i < a.d; i++) {
         Floats key[VECTORS];
@@ -61,10 +63,27 @@ void multiply_keys(const Attention& a, const float* turned, Quad& quad) {
         }
 }
 
-// Scores of keys [from, to) as they lie in the cache.
-void multiply_keys(const Attention& a, const float* k, int from, int to, Quad& quad) {
-    for (int r = 0; r < quad.count; r++)
-        for (int s = from; s < to; s++) quad.score[r][s - from] = dot(quad.q[r], k + s * a.k_stride, a.d) * a.scale;
+// Scores of keys [from, to) as they lie in the cache, 16 keys side by side.
+template <typename T>
+void multiply_keys(const Attention& a, const T* k, int from, int to, Quad& quad) {
+    for (int s = from; s < to; s += 16) {
+        const T* key[16]; // those that are not there repeat the last
+        for (int j = 0; j < 16; j++) key[j] = k + std::min(s + j, to - 1) * a.k_stride;
+        for (int r = 0; r < quad.count; r++) {
+            Floats sums[16] = {};
+            int i = 0;
+            for (; i + 16 <= a.d; i += 16) {
+                Floats q = load_floats(quad.q[r] + i);
+#pragma GCC unroll 16
+                for (int j = 0; j < 16; j++) sums[j] += q * load_floats(key[j] + i);
+            }
+            Floats score = totals(sums);
+            for (; i < a.d; i++)
+                for (int j = 0; j < 16; j++) score[j] += quad.q[r][i] * key[j][i];
+            score *= a.scale;
+            std::memcpy(quad.score[r] + s - from, &score, sizeof score);
+        }
+    }
 }
 
 // Put -infinity where a row does not see a key: outside [first, last], counted from the block's start.
@@ -98,7 +117,8 @@ void soften(const Attention& a, int from, int to, Quad& quad) {
 }
 
 // Add the weighted values of keys [from, to), 64 floats of the output at a time.
-void add_values(const Attention& a, const float* v, int from, int to, Quad& quad) {
+template <typename T>
+void add_values(const Attention& a, const T* v, int from, int to, Quad& quad) {
     int i = 0;
     for (; i + BLOCK <= a.dv; i += BLOCK) {
         Floats sums[QUAD][VECTORS] = {};
@@ -120,7 +140,8 @@ void add_values(const Attention& a, const float* v, int from, int to, Quad& quad
 }
 
 // Keys [from, from + 64) of a head as (d, 64); those that are not there are zero.
-void turn(const Attention& a, const float* k, int from, float* out) {
+template <typename T>
+void turn(const Attention& a, const T* k, int from, float* out) {
     int count = std::min(BLOCK, a.held - from);
     for (int i = 0; i < a.d; i++) {
         for (int s = 0; s < count; s++) out[i * BLOCK + s] = k[(from + s) * a.k_stride + i];
@@ -128,53 +149,118 @@ void turn(const Attention& a, const float* k, int from, float* out) {
     }
 }
 
-// Rows [row, row + 16) of a key-value head. turned: its keys in blocks of (d, 64), or null.
-void attend_rows(const Attention& a, int bg, long row, const float* turned) {
-    long end = std::min(row + PART, a.rows());
-    const float *k = a.keys(bg), *v = a.values(bg);
-    Quad quads[PART / QUAD];
-    int count = 0;
-    for (long i = row; i < end; i += QUAD) quads[count++] = start(a, bg, i, end);
-    for (int from = a.first(row) / BLOCK * BLOCK; from <= a.last(end - 1); from += BLOCK) {
+// A run of keys, from the first of a block.
+struct Keys {
+    int from, to;
+    const float* turned; // in blocks of (d, 64), or null
+};
+
+template <typename T>
+void attend_keys(const Attention& a, int bg, const Keys& keys, Quad* quads, int count) {
+    const T *k = a.keys<T>(bg), *v = a.values<T>(bg);
+    for (int from = keys.from; from < keys.to; from += BLOCK) {
         int to = std::min(from + BLOCK, a.held);
-        for (int n = 0; n < count; n++) {
-            if (turned)
-                multiply_keys(a, turned + long(from) * a.d, quads[n]);
+        for (Quad* quad = quads; quad < quads + count; quad++) {
+            if (keys.turned)
+                multiply_turned(a, keys.turned + long(from) * a.d, *quad);
             else
-                multiply_keys(a, k, from, to, quads[n]);
-            soften(a, from, to, quads[n]);
-            add_values(a, v, from, to, quads[n]);
+                multiply_keys(a, k, from, to, *quad);
+            soften(a, from, to, *quad);
+            add_values(a, v, from, to, *quad);
         }
     }
-    for (int n = 0; n < count; n++)
-        for (int r = 0; r < quads[n].count; r++)
-            for (int i = 0; i < a.dv; i++) quads[n].out[r][i] /= quads[n].weights[r];
+}
+
+// Rows [row, row + 16) of a key-value head over all keys that they see.
+template <typename T>
+void attend_rows(const Attention& a, int bg, long row, const float* turned) {
+    long end = std::min(row + PART, a.rows());
+    Quad quads[PART / QUAD];
+    int count = 0;
+    for (long i = row; i < end; i += QUAD) quads[count++] = start(a, bg, i, end, nullptr, 0);
+    attend_keys<T>(a, bg, {a.first(row) / BLOCK * BLOCK, a.last(end - 1) + 1, turned}, quads, count);
+    for (Quad* quad = quads; quad < quads + count; quad++)
+        for (int r = 0; r < quad->count; r++)
+            for (int i = 0; i < a.dv; i++) quad->out[r][i] /= quad->weights[r];
+}
+
+template <typename T>
+void attend_many(const Attention& a) {
+    int heads = a.batch * a.groups, blocks = (a.held + BLOCK - 1) / BLOCK;
+    int parts = int((a.rows() + PART - 1) / PART);
+    thread_local std::vector<float> kept;
+    std::vector<float>& turned = kept;
+    long size = long(blocks) * BLOCK * a.d;
+    turned.resize(std::max(turned.size(), size_t(size) * heads));
+    pool_run(heads * blocks, [&](int job) {
+        int bg = job / blocks, from = job % blocks * BLOCK;
+        turn(a, a.keys<T>(bg), from, turned.data() + bg * size + long(from) * a.d);
+    });
+    pool_run(parts * heads, [&](int job) {
+        int bg = job / parts;
+        long row = long(parts - 1 - job % parts) * PART; // the longest first
+        attend_rows<T>(a, bg, row, turned.data() + bg * size);
+    });
+}
+
+// One row's softmax over several runs of keys: `parts` of dv values, the largest score and the sum of
+// weights, `apart` floats from each other.
+void merge(const float* parts, int count, long apart, int dv, float* out) {
+    float largest = -FLT_MAX, weights = 0;
+    for (int n = 0; n < count; n++) largest = std::max(largest, parts[n * apart + dv]);
+    std::fill_n(out, dv, 0.0f);
+    for (int n = 0; n < count; n++) {
+        const float* part = parts + n * apart;
+        float share = std::exp(part[dv] - largest);
+        weights += share * part[dv + 1];
+        for (int i = 0; i < dv; i++) out[i] += share * part[i];
+    }
+    for (int i = 0; i < dv; i++) out[i] /= weights;
+}
+
+// All rows of a key-value head over a run of keys, for `merge`.
+template <typename T>
+void attend_run(const Attention& a, int bg, const Keys& keys, float* parts) {
+    int stride = a.dv + 2;
+    for (long i = 0; i < a.rows(); i += QUAD) {
+        Quad quad = start(a, bg, i, a.rows(), parts, stride);
+        attend_keys<T>(a, bg, keys, &quad, 1);
+        for (int r = 0; r < quad.count; r++) {
+            quad.out[r][a.dv] = quad.largest[r];
+            quad.out[r][a.dv + 1] = quad.weights[r];
+        }
+    }
+}
+
+template <typename T>
+void attend_few(const Attention& a) {
+    int heads = a.batch * a.groups, begin = a.first(0) / BLOCK * BLOCK, blocks = (a.held - begin + BLOCK - 1) / BLOCK;
+    bool shared = a.rows() * heads * (a.held - begin) * a.d >= SMALL;
+    int runs = shared ? std::min(blocks, (4 * pool_threads() + heads - 1) / heads) : 1;
+    int length = (blocks + runs - 1) / runs * BLOCK;
+    runs = (blocks * BLOCK + length - 1) / length;
+    thread_local std::vector<float> kept;
+    std::vector<float>& parts = kept;
+    long apart = a.rows() * (a.dv + 2);
+    parts.resize(size_t(apart) * runs * heads);
+    auto run = [&](int job) {
+        int from = begin + job % runs * length;
+        attend_run<T>(a, job / runs, {from, std::min(from + length, a.held), nullptr}, parts.data() + job * apart);
+    };
+    if (shared)
+        pool_run(runs * heads, run);
+    else
+        for (int job = 0; job < runs * heads; job++) run(job);
+    for (int bg = 0; bg < heads; bg++)
+        for (long i = 0; i < a.rows(); i++)
+            merge(parts.data() + bg * runs * apart + i * (a.dv + 2), runs, apart, a.dv, a.out + a.place(bg, i) * a.dv);
+}
+
+template <typename T>
+void attend_as(const Attention& a) {
+    a.rows() < MANY ? attend_few<T>(a) : attend_many<T>(a);
 }
 
 } // namespace
 
-void attend(const Attention& a) {
-    int heads = a.batch * a.groups, blocks = (a.held + BLOCK - 1) / BLOCK;
-    int parts = int((a.rows() + PART - 1) / PART);
-    long work = a.rows() * heads * a.held * a.d;
-    thread_local std::vector<float> kept;
-    std::vector<float>& turned = kept;
-    long size = long(blocks) * BLOCK * a.d;
-    bool many = a.rows() >= MANY;
-    if (many) {
-        turned.resize(std::max(turned.size(), size_t(size) * heads));
-        pool_run(heads * blocks, [&](int job) {
-            int bg = job / blocks, from = job % blocks * BLOCK;
-            turn(a, a.keys(bg), from, turned.data() + bg * size + long(from) * a.d);
-        });
-    }
-    auto part = [&](int job) {
-        int bg = job / parts;
-        long row = long(parts - 1 - job % parts) * PART; // the longest first
-        attend_rows(a, bg, row, many ? turned.data() + bg * size : nullptr);
-    };
-    if (work < SMALL)
-        for (int job = 0; job < parts * heads; job++) part(job);
-    else
-        pool_run(parts * heads, part);
-}
+void attend(const Attention& a) { a.halves ? attend_as<half>(a) : attend_as<float>(a); }

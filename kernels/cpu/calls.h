@@ -34,12 +34,12 @@ struct Rows {
 };
 
 // Rows of a cache: from (batch, heads, length, d), whose last axis is contiguous, to positions from
-// `at` on. Strides of batch, head and position in floats.
+// `at` on, float32 or, if `halves`, float16. Strides of batch, head and position in numbers.
 struct Put {
     const float* from;
-    float* to;
+    void* to;
     long at;
-    int batch, heads, length, d;
+    int batch, heads, length, d, halves;
     long from_stride[3], to_stride[3];
 };
 

@@ -52,7 +52,7 @@ class Put(Arguments):
     _fields_ = _fields(
         (c_void_p, "source to"),
         (c_long, "at"),
-        (c_int, "batch heads length d"),
+        (c_int, "batch heads length d halves"),
         (c_long, "source_batch source_head source_position to_batch to_head to_position"),
     )
 
@@ -63,7 +63,7 @@ class Attention(Arguments):
     symbol = "ferrum_attend"
     _fields_ = _fields(
         (c_void_p, "q k v out"),
-        (c_int, "batch heads groups length held d dv window"),
+        (c_int, "batch heads groups length held d dv window halves"),
         (c_long, "k_batch k_head k_position v_batch v_head v_position"),
         (c_float, "scale"),
     )

@@ -110,12 +110,3 @@ void run(const Rows& a) {
         }
     });
 }
-
-void run(const Put& a) {
-    for (int b = 0; b < a.batch; b++)
-        for (int h = 0; h < a.heads; h++)
-            for (int l = 0; l < a.length; l++)
-                std::memcpy(a.to + b * a.to_stride[0] + h * a.to_stride[1] + (a.at + l) * a.to_stride[2],
-                            a.from + b * a.from_stride[0] + h * a.from_stride[1] + l * a.from_stride[2],
-                            sizeof(float) * a.d);
-}

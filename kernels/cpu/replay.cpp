@@ -30,8 +30,9 @@ Attention moved(Attention a, long later) {
     if (a.window > 0) held = std::min(held, long(a.window));
     long dropped = a.held + later - held;
     a.held = int(held);
-    a.k += dropped * a.k_stride;
-    a.v += dropped * a.v_stride;
+    long size = a.halves ? sizeof(half) : sizeof(float);
+    a.k = (const char*)a.k + dropped * a.k_stride * size;
+    a.v = (const char*)a.v + dropped * a.v_stride * size;
     return a;
 }
 

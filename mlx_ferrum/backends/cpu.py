@@ -127,13 +127,22 @@ def norm_rope(
     return out
 
 
+def cache_dtype(_: np.ndarray) -> Any:
+    # attention over a long context is bound by reading keys and values
+    return np.float16
+
+
 def put(stored: np.ndarray, at: int, new: np.ndarray) -> np.ndarray:
     b, g, length, d = new.shape
     room = (b, g, stored.shape[2], d)
     if stored.shape != room or not 0 <= at <= stored.shape[2] - length:
         raise ValueError(f"put: {new.shape} at {at} does not fit {stored.shape}")
-    source, target = _strides("put: new", new), _strides("put: stored", stored)
-    call = calls.Put(new.ctypes.data, stored.ctypes.data, at, b, g, length, d, *source, *target)
+    call = calls.Put(
+        *(new.ctypes.data, stored.ctypes.data, at, b, g, length, d, _halves("put: stored", stored)),
+        *(*_strides("put: new", new), *_strides("put: stored", stored)),
+    )
+    if _halves("put: new", new):
+        raise ValueError("put: new keys and values are float32")
     native.run(call, new, stored)
     return stored
 
@@ -145,12 +154,13 @@ def attend(
     (b, h, length, d), (_, g, held, dv) = q.shape, v.shape
     if k.shape != (b, g, held, d) or v.shape[0] != b or h % g or length > held:
         raise ValueError(f"attend: q {q.shape}, k {k.shape} and v {v.shape} do not fit together")
-    k_strides, v_strides = _strides("attend: k", k), _strides("attend: v", v)
+    if k.dtype != v.dtype:
+        raise ValueError(f"attend: k is {k.dtype}, v is {v.dtype}, expected the same")
     out = np.empty((b, h, length, dv), np.float32)
     call = calls.Attention(
         *(_at(q), k.ctypes.data, v.ctypes.data, _at(out)),
-        *(b, h, g, length, held, d, dv, window or 0),
-        *(*k_strides, *v_strides, scale),
+        *(b, h, g, length, held, d, dv, window or 0, _halves("attend: k", k)),
+        *(*_strides("attend: k", k), *_strides("attend: v", v), scale),
     )
     native.run(call, q, k, v, out)
     return out
@@ -208,12 +218,20 @@ def _at(x: Any) -> int | None:
     return None if x is None else ctypes.addressof(c_char.from_buffer(x))
 
 
+def _halves(name: str, x: np.ndarray) -> bool:
+    """Whether x is float16. Raises ValueError if it is not float32 either."""
+    if x.dtype not in (np.float16, np.float32):
+        raise ValueError(f"{name}: expected float16 or float32, found {x.dtype}")
+    return bool(x.dtype == np.float16)
+
+
 def _strides(name: str, x: np.ndarray) -> tuple[int, int, int]:
-    """Strides of batch, head and position in floats. Raises ValueError unless the last axis is contiguous float32."""
+    """Strides of batch, head and position in numbers. Raises ValueError unless the last axis is contiguous."""
+    size = x.itemsize
     *outer, last = x.strides
-    if x.dtype != np.float32 or (last != 4 and x.shape[-1] > 1):
-        raise ValueError(f"{name}: expected float32 and a contiguous last axis, found {x.dtype}")
-    return outer[0] // 4, outer[1] // 4, outer[2] // 4
+    if last != size and x.shape[-1] > 1:
+        raise ValueError(f"{name}: expected a contiguous last axis, found strides {x.strides}")
+    return outer[0] // size, outer[1] // size, outer[2] // size
 
 
 if __name__ == "__main__":

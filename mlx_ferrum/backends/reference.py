@@ -62,6 +62,10 @@ def dequantize(w: QTensor) -> mx.array:
     return w.block.dequantize(w.tile(0, w.rows)).reshape(w.shape)
 
 
+def cache_dtype(x: mx.array) -> mx.Dtype:
+    return x.dtype
+
+
 def put(stored: mx.array, at: int, new: mx.array) -> mx.array:
     stored[:, :, at : at + new.shape[2]] = new
     return stored

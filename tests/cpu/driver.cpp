@@ -87,16 +87,17 @@ void all_products(Random& random) {
         });
 }
 
-// One layer's attention over a cache with room for more than it holds.
+// One layer's attention over a cache with room for more than it holds; T: float or half.
+template <typename T>
 void attention(Random& random, int groups, int per_group, int length, int held, int window) {
     constexpr int batch = 2, d = 20, dv = 36;
     int heads = groups * per_group, room = held + 3;
     Floats q = floats(random, size_t(batch) * heads * length * d);
     // nothing lies behind the last position that is held
-    Floats k = floats(random, size_t(batch) * groups * room * d - 3 * d);
-    Floats v = floats(random, size_t(batch) * groups * room * dv - 3 * dv);
+    std::vector<T> k(size_t(batch) * groups * room * d - 3 * d), v(size_t(batch) * groups * room * dv - 3 * dv);
     Output out(size_t(batch) * heads * length * dv);
     Attention a{q.data(), k.data(), v.data(), out, batch, heads, groups, length, held, d, dv, window};
+    a.halves = sizeof(T) == 2;
     a.k_stride = d, a.k_head = long(room) * d, a.k_batch = groups * a.k_head;
     a.v_stride = dv, a.v_head = long(room) * dv, a.v_batch = groups * a.v_head;
     a.scale = 0.2f;
@@ -108,8 +109,8 @@ void all_attention(Random& random) {
         for (int held : {1, 63, 64, 65, 300})
             for (int length : {1, 7, 40})
                 if (length <= held) {
-                    attention(random, 1, 3, length, held, window);
-                    attention(random, 3, 1, length, held, window);
+                    attention<float>(random, 1, 3, length, held, window);
+                    attention<half>(random, 3, 1, length, held, window);
                 }
 }
 
@@ -135,20 +136,19 @@ void all_norms(Random& random) {
         for (int pairs : {1, 7, 16}) norms(random, length, 3, 33, pairs);
 }
 
-// A cache of `room` positions that is filled by replaying the first: put, then attend.
+// A cache of `room` positions that is filled by replaying the first: turn, put, then attend.
+template <typename T>
 void steps(Random& random, int room, int window) {
-    constexpr int groups = 2, d = 20;
-    Floats q = floats(random, 3 * groups * d), fresh = floats(random, groups * d);
-    Floats keys(size_t(groups) * room * d), values(keys.size());
-    long head = long(room) * d;
-    Put put_keys{fresh.data(), keys.data(), 0, 1, groups, 1, d, {groups * d, d, d}, {groups * head, head, d}};
+    constexpr int groups = 2, d = 20, halves = sizeof(T) == 2;
+    Floats q = floats(random, 3 * groups * d), fresh = floats(random, groups * d), out(q.size());
+    std::vector<T> keys(size_t(groups) * room * d), values(keys.size());
+    long head = long(room) * d, offset = 5;
+    NormRope turn{q.data(), nullptr, fresh.data(), &offset, out.data(), 1, 1, 3 * groups, d, d / 2, 0, 1, 0, 0};
+    Put put_keys{fresh.data(), keys.data(), 0, 1, groups, 1, d, halves, {groups * d, d, d}, {groups * head, head, d}};
     Put put_values = put_keys;
     put_values.to = values.data();
-    Floats out(q.size());
-    Attention a{q.data(), keys.data(), values.data(), out.data(), 1, 3 * groups, groups, 1, 1, d, d, window};
+    Attention a{q.data(), keys.data(), values.data(), out.data(), 1, 3 * groups, groups, 1, 1, d, d, window, halves};
     a.k_batch = a.v_batch = groups * head, a.k_head = a.v_head = head, a.k_stride = a.v_stride = d, a.scale = 0.2f;
-    long offset = 5;
-    NormRope turn{q.data(), nullptr, fresh.data(), &offset, out.data(), 1, 1, 3 * groups, d, d / 2, 0, 1, 0, 0};
     Call calls[] = {{5, &turn}, {3, &put_keys}, {3, &put_values}, {4, &a}};
     for (long later = 0; later < room; later++) ferrum_replay(calls, 4, later);
 }
@@ -157,7 +157,10 @@ void everything(unsigned seed) {
     Random random(seed);
     all_norms(random);
     all_attention(random);
-    for (int window : {0, 1, 70, 100}) steps(random, 100, window);
+    for (int window : {0, 1, 70, 100}) {
+        steps<float>(random, 100, window);
+        steps<half>(random, 100, window);
+    }
     all_products(random);
 }
 
