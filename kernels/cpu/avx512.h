@@ -3,7 +3,10 @@
 // the same with fewer instructions for the types that most files are made of.
 #pragma once
 
-#include "activations.h"
+#include <algorithm>
+
+#include "unpack.h"
+#include "vectors.h"
 
 #ifdef FERRUM_VNNI
 
@@ -172,6 +175,32 @@ inline void unpack_chunk(const B* row, int k, int c, Registers& out) {
     B padded[per_chunk] = {};
     std::memcpy(padded, row + c * per_chunk, sizeof(B) * left);
     unpack(padded, out);
+}
+
+// Sums of each four of 64 signed bytes.
+inline __m512i add_fours(const signed char* p) {
+    return _mm512_dpbusd_epi32(_mm512_setzero_si512(), _mm512_set1_epi8(1), _mm512_loadu_si512(p));
+}
+
+// Sums of neighbours: of a, then of b.
+inline __m512i add_pairs(__m512i a, __m512i b) {
+    const __m512i even = _mm512_set_epi32(30, 28, 26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0);
+    const __m512i odd = _mm512_add_epi32(even, _mm512_set1_epi32(1));
+    return _mm512_add_epi32(_mm512_permutex2var_epi32(a, even, b), _mm512_permutex2var_epi32(a, odd, b));
+}
+
+// 16 rows of 16 numbers become columns.
+inline void transpose(__m512* rows) {
+    const __m512i low = _mm512_set_epi32(23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+    const __m512i high = _mm512_add_epi32(low, _mm512_set1_epi32(8));
+    for (int round = 0; round < 4; round++) {
+        __m512 mixed[16];
+        for (int i = 0; i < 8; i++) {
+            mixed[2 * i] = _mm512_permutex2var_ps(rows[i], low, rows[i + 8]);
+            mixed[2 * i + 1] = _mm512_permutex2var_ps(rows[i], high, rows[i + 8]);
+        }
+        std::copy_n(mixed, 16, rows);
+    }
 }
 
 // A block of 32 codes in half a vector.

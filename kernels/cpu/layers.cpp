@@ -78,12 +78,13 @@ void norm_rope(const NormRope& a) {
 }
 
 void activate(float* gate, const float* up, long count, int act) {
-    for (long i = 0; i < count; i += 16) {
-        Floats g = {}, u = {};
-        size_t size = sizeof(float) * std::min(16L, count - i);
-        std::memcpy(&g, gate + i, size);
-        std::memcpy(&u, up + i, size);
-        g = activated(g, act) * u;
-        std::memcpy(gate + i, &g, size);
-    }
+    auto next = [=](float* g, const float* u) { store_floats(g, activated(load_floats(g), act) * load_floats(u)); };
+    long i = 0;
+    for (; i + 16 <= count; i += 16) next(gate + i, up + i);
+    if (i == count) return;
+    float last[2][16] = {};
+    std::copy_n(gate + i, count - i, last[0]);
+    std::copy_n(up + i, count - i, last[1]);
+    next(last[0], last[1]);
+    std::copy_n(last[0], count - i, gate + i);
 }

@@ -1,13 +1,14 @@
 // Few rows of activations: a row of weights is unpacked chunk by chunk and multiplied with each. The
 // weights are read once, and that bounds the speed: unpacking 256 codes takes some 100 instructions
 // and multiplying them 35.
-// Many rows: see tile.h.
+// From four rows on: see tile.h.
 #include "linear.h"
 
 #include "tile.h"
 
 namespace {
 
+constexpr int TILED = 4;   // rows of activations from which on weights are packed
 constexpr int AT_ONCE = 8; // rows of activations that share one unpacking
 // Bytes: how far ahead of use weights are fetched. The processor's own prefetching stops at every page
 // of a mapped file, so far enough to hide that; but not past what the caller will read.
@@ -34,10 +35,10 @@ void multiply_row(const B* row, const Input& in, int first, int count, float* ou
     for (int c = 0; c < in.k / CHUNK; c++) {
         prefetch(row, c, AHEAD_LEAST);
         take_chunk(row, in.k, c, chunk);
-        for (int i = 0; i < count; i++) add_product(chunk, x, first + i, c, sums[i]);
+        for (int i = 0; i < count; i++) add_product(chunk, x.row(first + i)[c], sums[i]);
     }
     for (int i = 0; i < count; i++) {
-        float rest = add_rest(row, in.k, x, first + i, sums[i]);
+        float rest = add_rest(row, in.k, x.row(first + i), sums[i]);
         out[(first + i) * stride] = total(sums[i]) + rest;
     }
 }
@@ -45,7 +46,7 @@ void multiply_row(const B* row, const Input& in, int first, int count, float* ou
 // Several rows of weights with one row of x, side by side: a sum alone would wait for itself.
 template <typename B, int ROWS>
 void multiply_one(const B* rows, const Input& in, float* out, long ahead) {
-    const Activations& x = *in.integers;
+    const Whole* x = in.integers->row(0);
     long blocks = in.k / B::WEIGHTS;
     Floats sums[ROWS] = {};
     Unpacked chunk;
@@ -54,11 +55,11 @@ void multiply_one(const B* rows, const Input& in, float* out, long ahead) {
         for (int r = 0; r < ROWS; r++) {
             prefetch(rows + r * blocks, c, ahead);
             take_chunk(rows + r * blocks, in.k, c, chunk);
-            add_product(chunk, x, 0, c, sums[r]);
+            add_product(chunk, x[c], sums[r]);
         }
 #pragma GCC unroll 4
     for (int r = 0; r < ROWS; r++) {
-        float rest = add_rest(rows + r * blocks, in.k, x, 0, sums[r]);
+        float rest = add_rest(rows + r * blocks, in.k, x, sums[r]);
         out[r] = total(sums[r]) + rest;
     }
 }
@@ -68,9 +69,10 @@ void multiply_quantized(const B* w, const Input& in, int first, int last, float*
     long blocks = in.k / B::WEIGHTS;
     int row = first;
 #ifdef FERRUM_VNNI
-    if (in.n > AT_ONCE)
-        for (; row + Tile::ROWS <= last; row += Tile::ROWS) {
-            thread_local Tile tile;
+    using Fitting = Tile<B::GROUP == 16 ? 16 : 32>;
+    if (in.n >= TILED)
+        for (; row + Fitting::ROWS <= last; row += Fitting::ROWS) {
+            thread_local Fitting tile;
             tile.pack(w + row * blocks, in.k);
             tile.multiply(*in.integers, out + row, stride);
         }
@@ -108,6 +110,12 @@ void multiply_rows(const Weight& w, const Input& in, int first, int last, float*
 }
 
 int rows_per_part(long rows, int threads) {
-    long per_thread = (rows + threads * 4 - 1) / (threads * 4);
-    return int((per_thread + 31) / 32 * 32);
+    constexpr int UNIT = 32;
+    long units = (rows + UNIT - 1) / UNIT, best = units, least = units;
+    for (int share = 2; share <= 6; share++) { // parts that a thread takes
+        long step = (units + threads * share - 1) / (threads * share), parts = (units + step - 1) / step;
+        long most = (parts + threads - 1) / threads * step; // what the busiest thread does
+        if (most <= least) best = step, least = most;
+    }
+    return int(best * UNIT);
 }
