@@ -10,18 +10,19 @@
 using Unpacked = Registers;
 
 template <typename B>
-inline void take_chunk(const B* row, int k, int c, Unpacked& chunk) {
+FERRUM_INLINE void take_chunk(const B* row, int k, int c, Unpacked& chunk) {
     avx512::unpack_chunk(row, k, c, chunk);
 }
 
-// Add chunk * x.
-inline void add_product(const Unpacked& chunk, const Whole& x, Floats& sums) {
+// Add the first J vectors of a chunk times x.
+template <int J = 4>
+FERRUM_INLINE void add_product(const Unpacked& chunk, const Whole& x, Floats& sums) {
     // a vector has four groups, in each of which four lanes hold sums of four products
     const __m512i lanes = _mm512_set_epi32(3, 3, 3, 3, 2, 2, 2, 2, 1, 1, 1, 1, 0, 0, 0, 0);
     __m512 scale = _mm512_mul_ps(chunk.scale, _mm512_loadu_ps(x.scale));
     sums += (Floats)chunk.bias * load_floats(x.sum);
 #pragma GCC unroll 4
-    for (int j = 0; j < 4; j++) {
+    for (int j = 0; j < J; j++) {
         __m512i high = _mm512_loadu_si512(x.high + 64 * j);
         __m512i low = _mm512_loadu_si512(x.low + 64 * j);
         __m512i sum = _mm512_dpbusd_epi32(_mm512_setzero_si512(), chunk.code[j], high);
@@ -31,25 +32,36 @@ inline void add_product(const Unpacked& chunk, const Whole& x, Floats& sums) {
     }
 }
 
-// Add the last blocks of a row, which do not fill a chunk, times x; the biases' part is returned.
+template <int J, typename B>
+FERRUM_INLINE void add_vectors(const B* blocks, const Whole& x, Floats& sums) {
+    Unpacked part;
+    avx512::unpack<J>(blocks, part);
+    add_product<J>(part, x, sums);
+}
+
+// One block of 32 codes, half a vector, times x from `at` on; its bias's part is returned.
 template <typename B>
-inline float add_rest(const B* row, int k, const Whole* x, Floats& sums) {
-    float biases = 0;
-    if constexpr (B::WEIGHTS == SHARED)
-        for (int from = k / CHUNK * CHUNK; from < k; from += SHARED) {
-            const B& block = row[from / SHARED];
-            const Whole& part = x[from / CHUNK];
-            int at = from % CHUNK;
-            float2 a = affine(block, 0);
-            __m256i code = avx512::codes32(block);
-            __m256i sum = _mm256_dpbusd_epi32(_mm256_setzero_si256(), code, avx512::load256(part.high + at));
-            sum = _mm256_dpbusd_epi32(_mm256_slli_epi32(sum, 7), code, avx512::load256(part.low + at));
-            __m256 scale = _mm256_set1_ps(a.x * part.scale[at / GROUP]);
-            __m256 product = _mm256_mul_ps(_mm256_cvtepi32_ps(sum), scale);
-            sums += (Floats)_mm512_zextps256_ps512(product);
-            biases += a.y * (part.sum[at / GROUP] + part.sum[at / GROUP + 1]);
-        }
-    return biases;
+FERRUM_INLINE float add_block(const B& block, const Whole& x, int at, Floats& sums) {
+    float2 a = affine(block, 0);
+    __m256i code = avx512::codes32(block);
+    __m256i sum = _mm256_dpbusd_epi32(_mm256_setzero_si256(), code, avx512::load256(x.high + at));
+    sum = _mm256_dpbusd_epi32(_mm256_slli_epi32(sum, 7), code, avx512::load256(x.low + at));
+    __m256 product = _mm256_mul_ps(_mm256_cvtepi32_ps(sum), _mm256_set1_ps(a.x * x.scale[at / GROUP]));
+    sums += (Floats)_mm512_zextps256_ps512(product);
+    return a.y * (x.sum[at / GROUP] + x.sum[at / GROUP + 1]);
+}
+
+// Add the last blocks of a row, which do not fill a chunk, times x: J vectors, and maybe one block more.
+// A part that is not in `sums` is returned.
+template <int J, typename B>
+FERRUM_INLINE float add_rest(const B* row, int k, const Whole* x, Floats& sums) {
+    if constexpr (B::WEIGHTS == SHARED) {
+        const B* blocks = row + k / CHUNK * (CHUNK / SHARED);
+        const Whole& part = x[k / CHUNK];
+        if constexpr (J > 0) add_vectors<J>(blocks, part, sums);
+        if (k % 64) return add_block(blocks[2 * J], part, 64 * J, sums);
+    }
+    return 0;
 }
 
 #else
@@ -57,11 +69,11 @@ inline float add_rest(const B* row, int k, const Whole* x, Floats& sums) {
 using Unpacked = Chunk;
 
 template <typename B>
-inline void take_chunk(const B* row, int k, int c, Unpacked& chunk) {
+FERRUM_INLINE void take_chunk(const B* row, int k, int c, Unpacked& chunk) {
     unpack_chunk(row, k, c, chunk);
 }
 
-inline void add_product(const Unpacked& chunk, const Whole& x, Floats& sums) {
+FERRUM_INLINE void add_product(const Unpacked& chunk, const Whole& x, Floats& sums) {
     Floats scale = load_floats(chunk.scale) * load_floats(x.scale);
     sums += load_floats(chunk.bias) * load_floats(x.sum);
 #if defined(__AVX2__) && !defined(FERRUM_PORTABLE)
@@ -85,8 +97,8 @@ inline void add_product(const Unpacked& chunk, const Whole& x, Floats& sums) {
 }
 
 // Add the last blocks of a row, which do not fill a chunk, times x.
-template <typename B>
-inline float add_rest(const B* row, int k, const Whole* x, Floats& sums) {
+template <int, typename B>
+FERRUM_INLINE float add_rest(const B* row, int k, const Whole* x, Floats& sums) {
     if (k % CHUNK == 0) return 0;
     Chunk chunk;
     take_chunk(row, k, k / CHUNK, chunk);

@@ -26,8 +26,8 @@ void prefetch(const B* row, int c, long ahead) {
     for (size_t at = 0; at < sizeof(B) * CHUNK / B::WEIGHTS; at += 64) __builtin_prefetch(here + at);
 }
 
-// One row of weights with `count` rows of x.
-template <typename B>
+// One row of weights with `count` rows of x. J: vectors of 64 codes beyond the last whole chunk.
+template <typename B, int J>
 void multiply_row(const B* row, const Input& in, int first, int count, float* out, long stride) {
     const Activations& x = *in.integers;
     Floats sums[AT_ONCE] = {};
@@ -38,13 +38,13 @@ void multiply_row(const B* row, const Input& in, int first, int count, float* ou
         for (int i = 0; i < count; i++) add_product(chunk, x.row(first + i)[c], sums[i]);
     }
     for (int i = 0; i < count; i++) {
-        float rest = add_rest(row, in.k, x.row(first + i), sums[i]);
+        float rest = add_rest<J>(row, in.k, x.row(first + i), sums[i]);
         out[(first + i) * stride] = total(sums[i]) + rest;
     }
 }
 
 // Several rows of weights with one row of x, side by side: a sum alone would wait for itself.
-template <typename B, int ROWS>
+template <typename B, int J, int ROWS>
 void multiply_one(const B* rows, const Input& in, float* out, long ahead) {
     const Whole* x = in.integers->row(0);
     long blocks = in.k / B::WEIGHTS;
@@ -59,9 +59,23 @@ void multiply_one(const B* rows, const Input& in, float* out, long ahead) {
         }
 #pragma GCC unroll 4
     for (int r = 0; r < ROWS; r++) {
-        float rest = add_rest(rows + r * blocks, in.k, x, sums[r]);
+        float rest = add_rest<J>(rows + r * blocks, in.k, x, sums[r]);
         out[r] = total(sums[r]) + rest;
     }
+}
+
+template <typename B, int J>
+void multiply_few(const B* w, const Input& in, int first, int last, float* out, long stride) {
+    long blocks = in.k / B::WEIGHTS;
+    int row = first;
+    if (in.n == 1)
+        for (; row + 4 <= last; row += 4)
+            multiply_one<B, J, 4>(w + row * blocks, in, out + row, ahead<B>(last - first, in.k));
+    for (; row < last; row++)
+        for (int i = 0; i < in.n; i += AT_ONCE) {
+            int count = std::min(AT_ONCE, in.n - i);
+            multiply_row<B, J>(w + row * blocks, in, i, count, out + row, stride);
+        }
 }
 
 template <typename B>
@@ -77,14 +91,16 @@ void multiply_quantized(const B* w, const Input& in, int first, int last, float*
             tile.multiply(*in.integers, out + row, stride);
         }
 #endif
-    if (in.n == 1)
-        for (; row + 4 <= last; row += 4)
-            multiply_one<B, 4>(w + row * blocks, in, out + row, ahead<B>(last - first, in.k));
-    for (; row < last; row++)
-        for (int i = 0; i < in.n; i += AT_ONCE) {
-            int count = std::min(AT_ONCE, in.n - i);
-            multiply_row(w + row * blocks, in, i, count, out + row, stride);
-        }
+    switch (B::WEIGHTS == CHUNK ? 0 : in.k % CHUNK / 64) {
+    case 1:
+        return multiply_few<B, 1>(w, in, row, last, out, stride);
+    case 2:
+        return multiply_few<B, 2>(w, in, row, last, out, stride);
+    case 3:
+        return multiply_few<B, 3>(w, in, row, last, out, stride);
+    default:
+        return multiply_few<B, 0>(w, in, row, last, out, stride);
+    }
 }
 
 template <typename B>

@@ -7,6 +7,9 @@
 #define FERRUM_VNNI 1
 #endif
 
+// For what runs once a chunk: registers must not go through memory, whatever the compiler thinks of size.
+#define FERRUM_INLINE inline __attribute__((always_inline))
+
 typedef int Ints __attribute__((vector_size(64)));
 
 typedef float Floats __attribute__((vector_size(64)));

@@ -28,6 +28,7 @@ class Step:
         self._body, self._cache = body, cache
         self._recorded: _Recorded | None = None
         self._repeats = True  # until it is seen that the calls differ
+        self._trusted = False
 
     def __call__(self, tokens: mx.array | np.ndarray) -> np.ndarray:
         """tokens: (1, 1) -> (1, 1, hidden)"""
@@ -36,7 +37,7 @@ class Step:
         token = int(np.asarray(tokens)[0, 0])
         if self._recorded is None or not self._recorded.fits(token):
             return self._record(tokens)
-        if not self._recorded.trusted:
+        if not self._trusted:
             return self._check(self._recorded, tokens)
         out = self._recorded.replay(token)
         for cache in self._cache:
@@ -61,7 +62,7 @@ class Step:
         repeated = recorded.replay(token)
         out = self._body(tokens, self._cache)
         self._repeats = repeated.tobytes() == out.tobytes()
-        recorded.trusted = self._repeats and is_other
+        self._trusted = self._repeats and is_other
         return out
 
 
@@ -80,7 +81,6 @@ class _Recorded:
         cache: list[Cache],
         offset: int,
     ) -> None:
-        self.trusted = False
         self._made, self._out, self._cache, self._offset = made, out, cache, offset
         self._ids = made.memory[look_up][0]
         self._vocabulary = calls.Weight.from_address(made.calls[look_up].w).rows
