@@ -53,6 +53,12 @@ struct Part {
     const float* add; // shaped as out, or null
 };
 
+// The part that is taken as number i of `count`: threads that take turns each walk along a stretch of memory.
+int place(int i, int count, int threads) {
+    int thread = i % threads;
+    return thread * (count / threads) + std::min(thread, count % threads) + i / threads;
+}
+
 void finish(const Part& p, int n) {
     for (int i = 0; i < n; i++) {
         float* out = p.out + i * p.w->rows;
@@ -78,8 +84,9 @@ void run(const Matmuls& a) {
             parts.push_back(
                 {w, r, int(std::min(w->rows, long(r) + step)), a.out + done, a.add ? a.add + done : nullptr});
     }
-    pool_run(int(parts.size()), [&](int i) {
-        const Part& p = parts[i];
+    int count = int(parts.size()), threads = pool_threads();
+    pool_run(count, [&](int i) {
+        const Part& p = parts[place(i, count, threads)];
         multiply_rows(*p.w, in, p.first, p.last, p.out, p.w->rows);
         finish(p, a.n);
     });
@@ -90,13 +97,15 @@ void run(const GateUp& a) {
     Input in = input(a.x, a.n, a.k, a.w, 2);
     long rows = a.w[0].rows;
     int step = rows_per_part(rows, pool_threads());
-    pool_run(int((rows + step - 1) / step), [&](int part) {
-        int first = part * step, last = int(std::min(rows, long(first) + step)), count = last - first;
+    int parts = int((rows + step - 1) / step), threads = pool_threads();
+    pool_run(parts, [&](int i) {
+        int first = place(i, parts, threads) * step, last = int(std::min(rows, long(first) + step)),
+            count = last - first;
         thread_local std::vector<float> up;
         up.resize(size_t(a.n) * count);
         multiply_rows(a.w[0], in, first, last, a.out, rows);
         multiply_rows(a.w[1], in, first, last, up.data() - first, count);
-        for (int i = 0; i < a.n; i++) activate(a.out + i * rows + first, up.data() + long(i) * count, count, a.act);
+        for (int n = 0; n < a.n; n++) activate(a.out + n * rows + first, up.data() + long(n) * count, count, a.act);
     });
 }
 
