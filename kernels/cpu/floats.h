@@ -32,9 +32,11 @@ inline void read_row(const B* row, int k, float* out) {
         for (int c = 0; c * CHUNK < k; c++) {
             unpack_chunk(row, k, c, chunk);
             int count = std::min(CHUNK, k - c * CHUNK);
-            // one rounding, as in the types' definitions
-            for (int i = 0; i < count; i++)
-                out[c * CHUNK + i] = std::fma(chunk.scale[i / GROUP], float(chunk.code[i]), chunk.bias[i / GROUP]);
+            // one rounding, as in the types' definitions; zeros have their sign
+            for (int i = 0; i < count; i++) {
+                float scale = chunk.scale[i / GROUP], bias = origin<B> ? -0.0f : chunk.bias[i / GROUP];
+                out[c * CHUNK + i] = std::fma(scale, float(chunk.code[i] - origin<B>), bias);
+            }
         }
     }
 }

@@ -12,10 +12,10 @@ const Activations& integers(const float* x, int n, int k) {
     thread_local Activations kept;
     Activations& out = kept;
     out.resize(n, k);
-    if (n < 8)
-        for (int i = 0; i < n; i++) out.quantize(i, x + long(i) * k, k);
-    else
-        pool_run(n, [&](int i) { out.quantize(i, x + long(i) * k, k); });
+    constexpr int SHARE = 8; // rows worth a part of the job
+    pool_run((n + SHARE - 1) / SHARE, [&](int part) {
+        for (int i = part * SHARE; i < std::min(n, (part + 1) * SHARE); i++) out.quantize(i, x + long(i) * k, k);
+    });
     return out;
 }
 

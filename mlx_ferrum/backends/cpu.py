@@ -19,6 +19,7 @@ import numpy as np
 from ..kernels.cpu import calls, native
 from ..ops import Activation
 from ..tensor import QTensor
+from .cpu_memory import empty
 from .cpu_step import Step
 
 LAZY = False
@@ -36,7 +37,7 @@ def matmul(
     x: np.ndarray, w: QTensor, *, bias: mx.array | None = None, add: np.ndarray | None = None
 ) -> np.ndarray:
     x, n, k = _rows_of(x, [w])
-    out = np.empty((*x.shape[:-1], w.rows), np.float32)
+    out = empty(*x.shape[:-1], w.rows)
     if add is not None:
         add = _shaped("matmul: add", add, *out.shape)
     weights = _weights([w], [bias])
@@ -48,7 +49,7 @@ def matmuls(
     x: np.ndarray, ws: Sequence[QTensor], biases: Sequence[mx.array | None] | None = None
 ) -> list[np.ndarray]:
     x, n, k = _rows_of(x, ws)
-    out = np.empty(n * sum(w.rows for w in ws), np.float32)
+    out = empty(n * sum(w.rows for w in ws))
     weights = _weights(ws, biases or [None] * len(ws))
     native.run(calls.Matmuls(_at(x), _at(weights), None, _at(out), n, k, len(ws)), x, out)
     parts, start = [], 0
@@ -62,7 +63,7 @@ def gate_up(x: np.ndarray, gate: QTensor, up: QTensor, act: Activation) -> np.nd
     x, n, k = _rows_of(x, [gate, up])
     if gate.rows != up.rows:
         raise ValueError(f"gate_up: {gate} and {up} differ in rows")
-    out = np.empty((*x.shape[:-1], gate.rows), np.float32)
+    out = empty(*x.shape[:-1], gate.rows)
     pair = _weights([gate, up], [None, None])
     native.run(calls.GateUp(_at(x), _at(pair), _at(out), n, k, _ACTIVATIONS[act]), x, out)
     return out
@@ -75,7 +76,7 @@ def rows(w: QTensor, ids: mx.array | np.ndarray, scale: float = 1.0) -> np.ndarr
             f"{w}: row ids lie between 0 and {w.rows - 1}, found {index.min()} to {index.max()}"
         )
     k = w.shape[-1]
-    out = np.empty((*index.shape, k), np.float32)
+    out = empty(*index.shape, k)
     call = calls.Rows(_at(_weights([w], [None])), index.ctypes.data, _at(out), index.size, k, scale)
     native.run(call, index, out)
     return out
@@ -93,7 +94,7 @@ def rms_norm(
     weight = _shaped("rms_norm: weight", weight, d)
     if add is not None:
         add = _shaped("rms_norm: add", add, *x.shape)
-    out = np.empty(x.shape, np.float32)
+    out = empty(*x.shape)
     call = calls.RmsNorm(_at(x), _at(weight), _at(add), _at(out), x.size // d, d, eps)
     native.run(call, x, weight, add, out)
     return out
@@ -115,7 +116,7 @@ def norm_rope(
     weight, eps = (None, 0.0) if norm is None else norm
     if weight is not None:
         weight = _shaped("norm_rope: weight", weight, d)
-    out = np.empty((b, h, length, d), np.float32)
+    out = empty(b, h, length, d)
     offsets = np.empty(b, np.int64)
     offsets[:] = offset
     call = calls.NormRope(
@@ -156,7 +157,7 @@ def attend(
         raise ValueError(f"attend: q {q.shape}, k {k.shape} and v {v.shape} do not fit together")
     if k.dtype != v.dtype:
         raise ValueError(f"attend: k is {k.dtype}, v is {v.dtype}, expected the same")
-    out = np.empty((b, h, length, dv), np.float32)
+    out = empty(b, h, length, dv)
     call = calls.Attention(
         *(_at(q), k.ctypes.data, v.ctypes.data, _at(out)),
         *(b, h, g, length, held, d, dv, window or 0, _halves("attend: k", k)),
