@@ -12,7 +12,7 @@ else
 BACKEND := cpu
 endif
 
-KERNELS := $(wildcard kernels/*.metal kernels/*.cuh kernels/*/*.h kernels/*/*.cpp)
+KERNELS := $(wildcard kernels/*.metal kernels/*.cuh kernels/*/*.h kernels/*/*.cpp tests/cpu/*.cpp bench/*.cpp)
 
 .PHONY: setup demo test lint bench backend
 

@@ -71,9 +71,9 @@ def prompt(model: LanguageModel, length: int) -> None:
 
 def decode(model: LanguageModel, length: int) -> None:
     """Compute the logits of `length` tokens, one after the other."""
-    cache = model.make_cache()
+    step = ops.stepper(model.body, model.make_cache())
     for token in _random_tokens(model, length):
-        model(mx.array([[token]]), cache=cache)
+        model.head(step(mx.array([[token]])))
 
 
 def generate(model: LanguageModel, length: int) -> None:

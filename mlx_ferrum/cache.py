@@ -56,6 +56,11 @@ class KVCache:
         """Bytes of storage."""
         return sum(a.nbytes for a in (self.keys, self.values) if a is not None)
 
+    @property
+    def room(self) -> int:
+        """Further positions that fit where the storage lies."""
+        return 0 if self.keys is None else self.keys.shape[2] - self.offset
+
     def trim(self, n: int) -> bool:
         """Forget the last n positions. False, and nothing changed, if that cannot be done."""
         if not 0 <= n <= self.offset:
@@ -120,6 +125,11 @@ class WindowCache:
         """Bytes of storage."""
         return sum(a.nbytes for a in (self.keys, self.values) if a is not None)
 
+    @property
+    def room(self) -> int:
+        """Further positions that fit where the storage lies."""
+        return 0 if self.keys is None else self.keys.shape[2] - (self.offset - self.first)
+
     def trim(self, n: int) -> bool:
         """Forget the last n positions. False, and nothing changed, if the window before them is gone."""
         end = self.offset - n
@@ -139,12 +149,11 @@ def _put(stored: mx.array | None, at: int, new: Any) -> mx.array:
     end = at + new.shape[2]
     if stored is None or end > stored.shape[2] or type(stored) is not type(new):
         b, g, _, d = new.shape
-        room = -(-end // STEP) * STEP
-        held = [] if stored is None else [kind.array(stored[:, :, :at])]
-        grown = kind.zeros((b, g, room - at, d), dtype=new.dtype)
+        room, dtype = -(-end // STEP) * STEP, ops.cache_dtype(new)
+        held = [] if stored is None else [kind.array(stored[:, :, :at]).astype(dtype)]
+        grown = kind.zeros((b, g, room - at, d), dtype=dtype)
         stored = kind.concatenate([*held, grown], axis=2)
-    stored[:, :, at:end] = new
-    return stored
+    return ops.put(stored, at, new)
 
 
 class CacheOwner(Protocol):

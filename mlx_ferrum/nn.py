@@ -21,12 +21,9 @@ class QLinear(nn.Module):
         if bias is not None:
             self.bias = bias
 
-    def __call__(self, x: mx.array) -> mx.array:
-        return self.biased(ops.matmul(x, self.weight))
-
-    def biased(self, y: mx.array) -> mx.array:
-        """y: (..., rows) plus the bias, if there is one."""
-        return y + self.bias if "bias" in self else y
+    def __call__(self, x: mx.array, add: mx.array | None = None) -> mx.array:
+        """add: (..., rows), a residual to add to the product."""
+        return ops.matmul(x, self.weight, bias=self.get("bias"), add=add)
 
 
 class RMSNorm(nn.Module):
@@ -36,8 +33,9 @@ class RMSNorm(nn.Module):
         super().__init__()
         self.weight, self.eps = weight, eps
 
-    def __call__(self, x: mx.array) -> mx.array:
-        return ops.rms_norm(x, self.weight, self.eps)
+    def __call__(self, x: mx.array, add: mx.array | None = None) -> mx.array:
+        """add: (..., d), a residual to add to the normed x."""
+        return ops.rms_norm(x, self.weight, self.eps, add=add)
 
 
 class FusedLinear(nn.Module):
@@ -48,19 +46,19 @@ class FusedLinear(nn.Module):
         self.parts = list(parts)
 
     def __call__(self, x: mx.array) -> list[mx.array]:
-        products = ops.matmuls(x, [part.weight for part in self.parts])
-        return [part.biased(y) for part, y in zip(self.parts, products, strict=True)]
+        weights = [part.weight for part in self.parts]
+        return ops.matmuls(x, weights, [part.get("bias") for part in self.parts])
 
 
 class QEmbedding(nn.Module):
-    """ids: (...) -> (..., k) float32. `as_linear` is the tied output head."""
+    """ids: (...) -> (..., k) float32, times `scale`. `as_linear` is the tied output head."""
 
-    def __init__(self, weight: QTensor) -> None:
+    def __init__(self, weight: QTensor, scale: float = 1.0) -> None:
         super().__init__()
-        self.weight = weight
+        self.weight, self.scale = weight, scale
 
     def __call__(self, ids: mx.array) -> mx.array:
-        return ops.rows(self.weight, ids)
+        return ops.rows(self.weight, ids, self.scale)
 
     def as_linear(self, x: mx.array) -> mx.array:
         """x: (..., k) -> (..., rows)"""
@@ -68,7 +66,7 @@ class QEmbedding(nn.Module):
 
 
 class GatedMLP(nn.Module):
-    """down(act(gate(x)) * up(x)): x: (..., k) -> (..., k). Gate and up have no bias."""
+    """down(act(gate(x)) * up(x)) + add: x and add: (..., k) -> (..., k). Gate and up have no bias."""
 
     def __init__(
         self, gate: QTensor, up: QTensor, down: QLinear, act: ops.Activation = "silu"
@@ -76,5 +74,5 @@ class GatedMLP(nn.Module):
         super().__init__()
         self.gate, self.up, self.down_proj, self.act = gate, up, down, act
 
-    def __call__(self, x: mx.array) -> mx.array:
-        return self.down_proj(ops.gate_up(x, self.gate, self.up, self.act))
+    def __call__(self, x: mx.array, add: mx.array | None = None) -> mx.array:
+        return self.down_proj(ops.gate_up(x, self.gate, self.up, self.act), add)

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import importlib
 import warnings
+from collections.abc import Callable, Sequence
 from types import ModuleType
-from typing import Literal
+from typing import Any, Literal
 
 import mlx.core as mx
 
@@ -69,14 +70,18 @@ def _use_default() -> None:
         return use_backend("reference")
 
 
-def matmul(x: mx.array, w: QTensor) -> mx.array:
-    """x: (..., k), w: (rows, k) -> x wᵀ: (..., rows)"""
-    return _backend().matmul(x, w)
+def matmul(
+    x: mx.array, w: QTensor, *, bias: mx.array | None = None, add: mx.array | None = None
+) -> mx.array:
+    """x wᵀ + bias + add: x: (..., k), w: (rows, k), bias: (rows,), add: (..., rows) -> (..., rows)"""
+    return _backend().matmul(x, w, bias=bias, add=add)
 
 
-def matmuls(x: mx.array, ws: list[QTensor]) -> list[mx.array]:
+def matmuls(
+    x: mx.array, ws: Sequence[QTensor], biases: Sequence[mx.array | None] | None = None
+) -> list[mx.array]:
     """Several weights that share x and may differ in type: x: (..., k), each w: (rows, k) -> each (..., rows)"""
-    return _backend().matmuls(x, ws)
+    return _backend().matmuls(x, ws, biases)
 
 
 def gate_up(x: mx.array, gate: QTensor, up: QTensor, act: Activation) -> mx.array:
@@ -84,14 +89,24 @@ def gate_up(x: mx.array, gate: QTensor, up: QTensor, act: Activation) -> mx.arra
     return _backend().gate_up(x, gate, up, act)
 
 
-def rows(w: QTensor, ids: mx.array) -> mx.array:
-    """Embedding rows: w: (rows, k), ids: (...) integers -> (..., k) float32"""
-    return _backend().rows(w, ids)
+def rows(w: QTensor, ids: mx.array, scale: float = 1.0) -> mx.array:
+    """Embedding rows times scale: w: (rows, k), ids: (...) integers -> (..., k) float32"""
+    return _backend().rows(w, ids, scale)
 
 
 def dequantize(w: QTensor) -> mx.array:
     """The whole tensor: (..., rows, k) float32. For norms and biases; large weights are never expanded."""
     return _backend().dequantize(w)
+
+
+def cache_dtype(x: mx.array) -> Any:
+    """The type in which a cache keeps keys and values like x."""
+    return _backend().cache_dtype(x)
+
+
+def put(stored: mx.array, at: int, new: mx.array) -> mx.array:
+    """stored: (b, g, s, d) with new: (b, g, l, d) at positions at … at + l - 1; changed in place where that can be."""
+    return _backend().put(stored, at, new)
 
 
 def attend(
@@ -106,9 +121,9 @@ def attend(
     return _backend().attend(q, k, v, scale=scale, window=window)
 
 
-def rms_norm(x: mx.array, weight: mx.array, eps: float) -> mx.array:
-    """x / sqrt(mean(x²) + eps) * weight: x: (..., d), weight: (d,) -> (..., d)"""
-    return _backend().rms_norm(x, weight, eps)
+def rms_norm(x: mx.array, weight: mx.array, eps: float, *, add: mx.array | None = None) -> mx.array:
+    """x / sqrt(mean(x²) + eps) * weight + add: x and add: (..., d), weight: (d,) -> (..., d)"""
+    return _backend().rms_norm(x, weight, eps, add=add)
 
 
 def norm_rope(
@@ -142,3 +157,14 @@ def norm_rope(
 def to_mlx(x: mx.array) -> mx.array:
     """What leaves a model, as an mx.array of float32; a backend may hold activations otherwise."""
     return _backend().to_mlx(x)
+
+
+def stepper(
+    body: Callable[[mx.array, Any], mx.array], cache: Any
+) -> Callable[[mx.array], mx.array]:
+    """body(tokens, cache) as a function of the tokens, to be called for one new token after another.
+
+    A backend may note what the model does for a token and repeat it for the next ones; the results are the
+    same to the last bit. body and the modules that it calls must not be changed meanwhile.
+    """
+    return _backend().stepper(body, cache)

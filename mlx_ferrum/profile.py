@@ -38,18 +38,23 @@ class Profile:
         self.stages[stage] = self.stages.get(stage, 0.0) + seconds
 
 
+def is_active() -> bool:
+    """Whether a Profile is entered."""
+    return _active is not None
+
+
 def stage(name: str) -> Callable[[F], F]:
     """Mark a module's method as one stage. Costs nothing while no Profile is entered."""
 
     def mark(call: F) -> F:
         @functools.wraps(call)
-        def timed(self: Any, x: mx.array, *args: Any) -> Any:
+        def timed(self: Any, x: mx.array, *args: Any, **named: Any) -> Any:
             profile = _active
             if profile is None:
-                return call(self, x, *args)
+                return call(self, x, *args, **named)
             mx.eval(x)
             start = time.perf_counter()
-            out = call(self, x, *args)
+            out = call(self, x, *args, **named)
             mx.eval(out)
             profile.add(name, time.perf_counter() - start)
             return out

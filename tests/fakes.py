@@ -65,7 +65,7 @@ class FakeModel:
         return (weights @ mx.array(self.embedding)[held[0]])[None, -tokens.shape[1] :]
 
     def head(self, hidden: mx.array) -> mx.array:
-        self.headed.append(hidden.shape[1])
+        self.headed.append(hidden.size // hidden.shape[-1])
         return hidden @ mx.array(self.output)
 
     def logits(self, tokens: Sequence[int]) -> np.ndarray:

@@ -233,6 +233,12 @@ def test_attend(
     wanted = by_reference(ops.attend, q, k, v, **options)
     # scores of up to some ten units, exact to 1e-6
     assert np.allclose(ops.attend(q, k, v, **options), wanted, atol=2e-5)
+    halves, rounded = (
+        [x.astype("f2") for x in (k, v)],
+        [x.astype("f2").astype("f4") for x in (k, v)],
+    )
+    wanted = by_reference(ops.attend, q, *rounded, **options)
+    assert np.allclose(ops.attend(q, *halves, **options), wanted, atol=2e-5)
 
 
 def test_attend_reads_a_cache_in_place(native: Backend) -> None:
@@ -241,6 +247,22 @@ def test_attend_reads_a_cache_in_place(native: Backend) -> None:
     inner_k, inner_v = k[:, :, 7:29], v[:, :, 20:42]
     wanted = by_reference(ops.attend, q, inner_k.copy(), inner_v.copy(), scale=0.3)
     assert np.allclose(ops.attend(q, inner_k, inner_v, scale=0.3), wanted, atol=1e-5)
+
+
+def test_caches_hold_the_nearest_halves(native: Backend) -> None:
+    """Ties go to even; what is too large becomes infinite; NaN stays."""
+    halves = np.arange(1 << 16, dtype=np.uint16).view(np.float16).astype(np.float32)
+    with np.errstate(invalid="ignore", over="ignore"):
+        middles = (halves[:-1] + halves[1:]) / 2
+        near = [np.nextafter(middles, np.float32(to)) for to in (-np.inf, np.inf)]
+        numbers = np.concatenate([halves, middles, *near, normal(1 << 16)])
+        x: Any = numbers[: numbers.size // 37 * 37].reshape(1, 1, -1, 37)
+        wanted = x.astype(np.float16)
+    stored: Any = np.zeros(x.shape, np.float16)
+    found = np.asarray(ops.put(stored, 0, x))
+    assert np.array_equal(found, wanted, equal_nan=True)
+    known = ~np.isnan(wanted)
+    assert np.array_equal(found[known].view(np.uint16), wanted[known].view(np.uint16))
 
 
 def test_attention_of_far_apart_scores(native: Backend) -> None:
@@ -263,6 +285,80 @@ def test_attention_keeps_nan_and_infinity_visible(
     assert not np.isfinite(wanted).all()
     assert (~np.isfinite(found) >= ~np.isfinite(wanted)).all()
     assert np.isfinite(found[0, 1, 0]).all() or which != "q"
+
+
+# -- what does not fit -------------------------------------------------------------------------
+
+
+def zeros(*shape: int) -> Any:
+    return np.zeros(shape, np.float32)
+
+
+UNFIT: dict[str, tuple[Callable[[], Any], str]] = {
+    "bias": (
+        lambda: ops.matmul(zeros(2, 64), random_weight(blocks.Q8_0, 5, 64, 1), bias=zeros(4)),
+        r"bias: expected shape \(5,\), found \(4,\)",
+    ),
+    "residual": (
+        lambda: ops.matmul(zeros(2, 64), random_weight(blocks.Q8_0, 5, 64, 1), add=zeros(5)),
+        r"add: expected shape \(2, 5\), found \(5,\)",
+    ),
+    "gate and up": (
+        lambda: ops.gate_up(
+            zeros(64),
+            random_weight(blocks.Q8_0, 5, 64, 1),
+            random_weight(blocks.Q8_0, 6, 64, 1),
+            "silu",
+        ),
+        "differ in rows",
+    ),
+    "norm": (lambda: ops.rms_norm(zeros(2, 8), zeros(7), 1e-6), r"expected shape \(8,\)"),
+    "pairs": (
+        lambda: ops.norm_rope(zeros(1, 1, 1, 8), zeros(5), offset=0, interleaved=True),
+        "5 pairs do not fit heads of 8",
+    ),
+    "keys and values": (
+        lambda: ops.attend(zeros(1, 2, 1, 8), zeros(1, 1, 5, 8), zeros(1, 1, 6, 8), scale=1),
+        "do not fit together",
+    ),
+    "heads": (
+        lambda: ops.attend(zeros(1, 3, 1, 8), zeros(1, 2, 5, 8), zeros(1, 2, 5, 8), scale=1),
+        "do not fit together",
+    ),
+    "half precision keys": (
+        lambda: ops.attend(
+            zeros(1, 2, 1, 8), zeros(1, 2, 5, 8).astype("f2"), zeros(1, 2, 5, 8), scale=1
+        ),
+        "k is float16, v is float32, expected the same",
+    ),
+    "double precision keys": (
+        lambda: ops.attend(
+            zeros(1, 2, 1, 8),
+            zeros(1, 2, 5, 8).astype("f8"),
+            zeros(1, 2, 5, 8).astype("f8"),
+            scale=1,
+        ),
+        "k: expected float16 or float32, found float64",
+    ),
+    "keys that are not contiguous": (
+        lambda: ops.attend(
+            zeros(1, 2, 1, 8), zeros(1, 2, 8, 5).swapaxes(2, 3), zeros(1, 2, 5, 8), scale=1
+        ),
+        "k: expected a contiguous last axis",
+    ),
+    "past the end of a cache": (
+        lambda: ops.put(zeros(1, 2, 9, 8), 8, zeros(1, 2, 2, 8)),
+        r"\(1, 2, 2, 8\) at 8 does not fit \(1, 2, 9, 8\)",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", UNFIT)
+def test_what_does_not_fit_is_refused(native: Backend, name: str) -> None:
+    """The library checks nothing: it would read and write elsewhere."""
+    call, message = UNFIT[name]
+    with pytest.raises(ValueError, match=message):
+        call()
 
 
 # -- whole models ------------------------------------------------------------------------------

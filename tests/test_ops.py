@@ -75,6 +75,24 @@ def test_matmuls_of_mixed_types(backend):
         assert_product(backend, found, x, w)
 
 
+@pytest.mark.parametrize("n", [1, 3, 20])
+def test_bias_and_residual_are_added(backend, n):
+    rng = np.random.default_rng(n)
+    ws = [random_tensor(b, 45, 256, seed=b.id) for b in (blocks.Q4_K, blocks.F16, blocks.Q5_0)]
+    x = rng.normal(size=(n, 256)).astype(np.float32)
+    bias, add = (rng.normal(size=s).astype(np.float32) for s in (45, (n, 45)))
+    for w in ws:
+        plain = np.asarray(ops.matmul(backend.array(x), w))
+        found = ops.matmul(backend.array(x), w, bias=mx.array(bias), add=backend.array(add))
+        assert_close(found, plain + bias + add, relative=1e-6)
+        assert_close(ops.matmul(backend.array(x), w, add=backend.array(add)), plain + add, 1e-6)
+    biases = [mx.array(bias), None, mx.array(-bias)]
+    products = ops.matmuls(backend.array(x), ws, biases)
+    for found, w, sign in zip(products, ws, (1, 0, -1), strict=True):
+        plain = np.asarray(ops.matmul(backend.array(x), w))
+        assert_close(found, plain + sign * bias, relative=1e-6)
+
+
 @pytest.mark.parametrize("act", ["silu", "gelu"])
 def test_gate_up(backend, act):
     gate, up = (random_tensor(b, 21, 256, seed=b.id) for b in (blocks.Q5_K, blocks.Q8_0))
@@ -97,6 +115,29 @@ def test_rows_and_dequantize(backend):
     ids = np.array([[0, 39, 7], [7, 7, 1]])
     assert np.array_equal(np.asarray(ops.rows(w, mx.array(ids))), float64(w)[ids])
     assert np.array_equal(np.asarray(ops.dequantize(w)), float64(w))
+    scaled = float64(w)[ids].astype(np.float32) * np.float32(25.3)
+    assert np.array_equal(np.asarray(ops.rows(w, mx.array(ids), 25.3)), scaled)
+
+
+@pytest.mark.parametrize("shape", [(1, 7), (3, 2, 64), (130, 576)], ids=str)
+def test_rms_norm(backend, shape):
+    rng = np.random.default_rng(shape)
+    x, weight, add = (rng.normal(size=s).astype(np.float32) for s in (shape, shape[-1], shape))
+    wide = 5 * x.astype(np.float64)
+    wanted = wide / np.sqrt((wide**2).mean(-1, keepdims=True) + 1e-6) * weight
+    arguments = backend.array(5 * x), mx.array(weight), 1e-6
+    assert_close(ops.rms_norm(*arguments), wanted)
+    assert_close(ops.rms_norm(*arguments, add=backend.array(add)), wanted + add)
+
+
+def test_put(backend):
+    rng = np.random.default_rng(1)
+    stored, new = (rng.normal(size=(2, 3, n, 5)).astype(np.float32) for n in (9, 4))
+    wanted = stored.copy()
+    wanted[:, :, 2:6] = new
+    turned = backend.array(new.swapaxes(1, 2).copy()).swapaxes(1, 2)  # as a product leaves it
+    for given in (backend.array(new), turned):
+        assert np.array_equal(ops.put(backend.array(stored.copy()), 2, given), wanted)
 
 
 def test_a_wrong_width_is_refused(backend):

@@ -11,8 +11,20 @@ import pytest
 
 from mlx_ferrum import sample
 from mlx_ferrum.generate.step import token_ids
+from mlx_ferrum.sample.arrays import at_hand
 
 VOCAB = 50
+
+
+@pytest.fixture(autouse=True)
+def each_kind(lazy: bool) -> bool:
+    """Every test here with MLX's arrays, as on a lazy backend, and with NumPy's."""
+    return lazy
+
+
+def given(x: Any) -> Any:
+    """Float32 of the kind that filters are given."""
+    return at_hand(mx.array(np.asarray(x, np.float32)))
 
 
 def random_logprobs(seed: int, banned: int = 0) -> np.ndarray:
@@ -81,7 +93,7 @@ def test_a_filter_keeps_what_its_definition_says(
 ) -> None:
     logprobs = random_logprobs(seed, banned)
     possible = set(np.flatnonzero(np.isfinite(logprobs)).tolist())
-    rows = mx.array(np.stack([logprobs, np.roll(logprobs, 3)]).astype(np.float32))
+    rows = given(np.stack([logprobs, np.roll(logprobs, 3)]))
     first, second = np.asarray(ours(value)(rows))
     assert set(np.flatnonzero(np.isfinite(first)).tolist()) == theirs(logprobs, value) & possible
     np.testing.assert_allclose(second, np.roll(first, 3), atol=1e-6)
@@ -91,8 +103,22 @@ def test_a_filter_keeps_what_its_definition_says(
 
 @pytest.mark.parametrize("make", [sample.by_top_p, sample.by_typical])
 def test_a_mass_of_nothing_still_keeps_one_token(make: Callable[[float], sample.Filter]) -> None:
-    kept = np.isfinite(np.asarray(make(0.0)(mx.array([random_logprobs(2).tolist()]))))
+    kept = np.isfinite(np.asarray(make(0.0)(given([random_logprobs(2)]))))
     assert kept.sum() == 1
+
+
+@pytest.mark.parametrize("spread", [0.01, 1.0, 4.0])
+@pytest.mark.parametrize("p", [0.1, 0.6, 0.97, 0.9999])
+def test_mass_over_a_large_vocabulary(spread: float, p: float) -> None:
+    """From a few tokens to nearly all of 40,000."""
+    logits = np.random.default_rng(8).normal(scale=spread, size=(2, 40_000))
+    kept = np.isfinite(np.asarray(sample.by_top_p(p)(given(logits))))
+    for row, found in zip(logits, kept, strict=True):
+        probs = softmax(row)
+        mass = probs[found].sum()
+        # running float32 sums of 40,000 numbers
+        assert p - 1e-4 <= mass <= p + probs[found].min() + 1e-4
+        assert probs[found].min() >= probs[~found].max() * (1 - 1e-6)
 
 
 def test_filters_read_probabilities_of_what_the_filter_before_left() -> None:
@@ -151,7 +177,7 @@ def test_xtc_drops_all_top_choices_but_the_least_likely(probability: float) -> N
 
 
 def test_xtc_needs_two_top_choices() -> None:
-    rows = mx.log(mx.array([[0.6, 0.3, 0.1]]))
+    rows = given(np.log([[0.6, 0.3, 0.1]]))
     kept = sample.by_xtc(1.0, 0.5, [], sample.Keys(0))(rows)
     np.testing.assert_array_equal(np.asarray(kept), np.asarray(rows))
 
@@ -283,3 +309,4 @@ def test_samplers_compose() -> None:
     steps: list[sample.Filter] = [sample.by_top_k(2), lambda x: -x]
     assert sample.compose(*steps, last=sample.greedy)(rows).tolist() == [2, 0]
     assert sample.greedy(rows).tolist() == [0, 2]
+    assert all(isinstance(sample.make_sampler(t)(rows), mx.array) for t in (0, 1))

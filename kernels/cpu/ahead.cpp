@@ -1,7 +1,7 @@
 #include "ahead.h"
 
+#include <algorithm>
 #include <atomic>
-#include <memory>
 #include <mutex>
 #include <unordered_map>
 
@@ -11,15 +11,16 @@ constexpr int MOST = 4;             // weights of a product
 constexpr long STEP = 4 << 10;      // bytes fetched between two looks for work
 constexpr long FETCHED = 768 << 10; // bytes of a product: what a second-level cache holds
 
-// Where the weights of a product lie. Never changed once it can be seen, never freed: there are as
-// many as a model has products.
+// Where the weights of a product lie. Never freed, as other threads may be reading it: when its address
+// comes to hold another weight, it is written anew, and a mixture at worst fetches what nobody needs.
 struct Plan {
-    int count;
-    const char* from[MOST];
-    long size[MOST];
+    std::atomic<int> count{0};
+    std::atomic<const char*> from[MOST];
+    std::atomic<long> size[MOST];
     std::atomic<const Plan*> next{nullptr};
 
     bool same(const Weight* w, int n, int k) const;
+    void set(const Weight* w, int n, int k);
 };
 
 long bytes(const Weight& w, int k) {
@@ -38,23 +39,26 @@ bool Plan::same(const Weight* w, int n, int k) const {
     return true;
 }
 
+void Plan::set(const Weight* w, int n, int k) {
+    next = nullptr;
+    count = n;
+    for (int i = 0; i < n; i++) {
+        from[i] = (const char*)w[i].data;
+        size[i] = bytes(w[i], k);
+    }
+}
+
 std::mutex plans_mutex;
-std::unordered_map<const void*, Plan*> plans; // by the first weight
+std::unordered_map<const void*, Plan> plans; // by the first weight
 thread_local Plan* current = nullptr;
 std::atomic<const Plan*> wanted{nullptr};
 std::atomic<long> fetched{0};
 
 Plan* plan_of(const Weight* w, int count, int k) {
     std::lock_guard<std::mutex> lock(plans_mutex);
-    Plan*& plan = plans[w[0].data];
-    if (plan && plan->same(w, count, k)) return plan;
-    plan = new Plan;
-    plan->count = count;
-    for (int i = 0; i < count; i++) {
-        plan->from[i] = (const char*)w[i].data;
-        plan->size[i] = bytes(w[i], k);
-    }
-    return plan;
+    Plan& plan = plans[w[0].data];
+    if (!plan.same(w, count, k)) plan.set(w, count, k);
+    return &plan;
 }
 
 } // namespace
@@ -77,10 +81,13 @@ void ahead_fetch() {
     if (!plan) return;
     long at = fetched.fetch_add(STEP, std::memory_order_relaxed);
     if (at >= FETCHED) return;
-    for (int i = 0; i < plan->count; at -= plan->size[i++])
-        if (at < plan->size[i]) {
-            long end = plan->size[i] < at + STEP ? plan->size[i] : at + STEP;
-            for (long line = at; line < end; line += 64) __builtin_prefetch(plan->from[i] + line, 0, 2);
+    for (int i = 0, count = plan->count; i < count; i++) {
+        long size = plan->size[i];
+        if (at < size) {
+            const char* from = plan->from[i] + at;
+            for (long line = 0; line < std::min(size - at, STEP); line += 64) __builtin_prefetch(from + line, 0, 2);
             return;
         }
+        at -= size;
+    }
 }

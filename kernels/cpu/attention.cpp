@@ -1,6 +1,7 @@
 // Causal attention with an online softmax, keys taken 64 at a time.
-// Many query rows: keys are turned once so that a vector holds 16 keys, then four rows are multiplied
-// at a time; all that is added up stays in registers. Few rows: turning would cost more than it saves.
+// Many query rows: keys are turned once so that a vector holds 16 keys, then eight rows are multiplied
+// at a time; all that is added up stays in registers. Few rows: turning would cost more than it saves;
+// the keys are shared out between the threads instead, and their softmaxes merged.
 #include "attention.h"
 
 #include <cfloat>
@@ -13,114 +14,141 @@
 namespace {
 
 constexpr int BLOCK = 64; // keys
-constexpr int QUAD = 4;   // query rows multiplied together
+constexpr int ROWS = 8;   // query rows multiplied together
 constexpr int PART = 16;  // query rows of a part of the job
 constexpr int MANY = 16;  // query rows from which on keys are turned
-constexpr int VECTORS = BLOCK / 16;
 
-// Up to four query rows, their softmax so far and their part of the output.
-struct Quad {
+// Up to eight query rows, their softmax so far and their part of the output.
+struct Rows {
     int count;
-    const float* q[QUAD];
-    float* out[QUAD];
-    int first[QUAD], last[QUAD];
-    float largest[QUAD], weights[QUAD];
-    alignas(64) float score[QUAD][BLOCK];
+    const float* q[ROWS];
+    float* out[ROWS];
+    int first[ROWS], last[ROWS];
+    float largest[16], shrink[16]; // a whole vector
+    Floats weights[ROWS];          // 16 sums each
+    alignas(64) float score[ROWS][BLOCK];
 };
 
-Quad start(const Attention& a, int bg, long row, long end) {
-    Quad quad;
-    quad.count = int(std::min<long>(QUAD, end - row));
-    for (int r = 0; r < QUAD; r++) {
+// Rows [row, row + 8) of [0, end). parts: where row 0 goes, in rows of dv + 2; null: their place in a.out.
+void start(const Attention& a, int bg, long row, long end, float* parts, Rows& rows) {
+    rows.count = int(std::min<long>(ROWS, end - row));
+    std::fill_n(rows.largest, 16, -FLT_MAX);
+    for (int r = 0; r < ROWS; r++) {
         long i = std::min(row + r, end - 1); // rows that are not there repeat the last
         long at = a.place(bg, i);
-        quad.q[r] = a.q + at * a.d;
-        quad.out[r] = a.out + at * a.dv;
-        quad.first[r] = a.first(i);
-        quad.last[r] = a.last(i);
-        quad.largest[r] = -FLT_MAX;
-        quad.weights[r] = 0;
-        if (r < quad.count) std::fill_n(quad.out[r], a.dv, 0.0f);
+        rows.q[r] = a.q + at * a.d;
+        rows.out[r] = parts ? parts + i * (a.dv + 2) : a.out + at * a.dv;
+        rows.first[r] = a.first(i);
+        rows.last[r] = a.last(i);
+        rows.weights[r] = Floats{};
+        if (r < rows.count) std::fill_n(rows.out[r], a.dv, 0.0f);
     }
-    return quad;
 }
 
-// Scores of 64 keys that were turned: (d, 64).
-void multiply_keys(const Attention& a, const float* turned, Quad& quad) {
-    Floats sums[QUAD][VECTORS] = {};
-    for (int i = 0; i < a.d; i++) {
-        Floats key[VECTORS];
-        for (int v = 0; v < VECTORS; v++) key[v] = load_floats(turned + i * BLOCK + 16 * v);
-        for (int r = 0; r < QUAD; r++)
-            for (int v = 0; v < VECTORS; v++) sums[r][v] += key[v] * quad.q[r][i];
+// sums[r] += x[r][i] * row i of y, for i < count; a row: 16 * VECTORS floats.
+template <int N, int VECTORS, typename T>
+void multiply(const float* const* x, const T* y, long stride, int count, Floats (*sums)[VECTORS]) {
+    for (int i = 0; i < count; i++, y += stride) {
+        Floats row[VECTORS];
+#pragma GCC unroll 4
+        for (int v = 0; v < VECTORS; v++) row[v] = load_floats(y + 16 * v);
+#pragma GCC unroll 8
+        for (int r = 0; r < N; r++)
+#pragma GCC unroll 4
+            for (int v = 0; v < VECTORS; v++) sums[r][v] += row[v] * x[r][i];
     }
-    for (int r = 0; r < QUAD; r++)
-        for (int v = 0; v < VECTORS; v++) {
-            Floats scaled = sums[r][v] * a.scale;
-            std::memcpy(quad.score[r] + 16 * v, &scaled, sizeof scaled);
+}
+
+// Scores of keys [from, to), which were turned: (d, 64).
+template <int N>
+void multiply_turned(const Attention& a, const float* turned, int from, int to, Rows& rows) {
+    constexpr int VECTORS = N > 4 ? 2 : 4;
+    for (int s = 0; s < to - from; s += 16 * VECTORS) {
+        Floats sums[N][VECTORS] = {};
+        multiply<N, VECTORS>(rows.q, turned + s, BLOCK, a.d, sums);
+        for (int r = 0; r < N; r++)
+            for (int v = 0; v < VECTORS; v++) store_floats(rows.score[r] + s + 16 * v, sums[r][v] * a.scale);
+    }
+}
+
+// Scores of keys [from, to) as they lie in the cache, 16 keys side by side.
+template <typename T>
+void multiply_keys(const Attention& a, const T* k, int from, int to, Rows& rows) {
+    for (int s = from; s < to; s += 16) {
+        const T* key[16]; // those that are not there repeat the last
+        for (int j = 0; j < 16; j++) key[j] = k + std::min(s + j, to - 1) * a.k_stride;
+        for (int r = 0; r < rows.count; r++) {
+            Floats sums[16] = {};
+            int i = 0;
+            for (; i + 16 <= a.d; i += 16) {
+                Floats q = load_floats(rows.q[r] + i);
+#pragma GCC unroll 16
+                for (int j = 0; j < 16; j++) sums[j] += q * load_floats(key[j] + i);
+            }
+            Floats score = totals(sums);
+            for (; i < a.d; i++)
+                for (int j = 0; j < 16; j++) score[j] += rows.q[r][i] * key[j][i];
+            store_floats(rows.score[r] + s - from, score * a.scale);
         }
-}
-
-// Scores of keys [from, to) as they lie in the cache.
-void multiply_keys(const Attention& a, const float* k, int from, int to, Quad& quad) {
-    for (int r = 0; r < quad.count; r++)
-        for (int s = from; s < to; s++) quad.score[r][s - from] = dot(quad.q[r], k + s * a.k_stride, a.d) * a.scale;
+    }
 }
 
 // Put -infinity where a row does not see a key: outside [first, last], counted from the block's start.
-void hide(float* score, int first, int last) {
-    for (int s = 0; s < BLOCK; s++)
+void hide(float* score, int count, int first, int last) {
+    for (int s = 0; s < count; s++)
         if (s < first || s > last) score[s] = -INFINITY;
 }
 
-float largest_of(const float* score, float largest) {
+float largest_of(const float* score, int count, float largest) {
     Floats most = Floats{} + largest;
-    for (int s = 0; s < BLOCK; s += 16) {
+    for (int s = 0; s < count; s += 16) {
         Floats v = load_floats(score + s);
         most = v > most ? v : most;
     }
     return ::largest(most);
 }
 
-// Scores of keys [from, to) become weights; what is there already shrinks to the new maximum.
-void soften(const Attention& a, int from, int to, Quad& quad) {
-    for (int r = 0; r < quad.count; r++) {
-        float* score = quad.score[r];
-        int first = quad.first[r] - from, last = std::min(quad.last[r], to - 1) - from;
-        if (first > 0 || last < BLOCK - 1) hide(score, first, last);
-        float largest = largest_of(score, quad.largest[r]);
-        float shrink = std::exp(quad.largest[r] - largest);
-        quad.weights[r] = quad.weights[r] * shrink + exp_sum(score, BLOCK, largest);
-        quad.largest[r] = largest;
-        if (shrink != 1)
-            for (int i = 0; i < a.dv; i++) quad.out[r][i] *= shrink;
+// Scores of keys [from, to) become weights; what is there already is to shrink to the new maximum.
+void soften(int from, int to, Rows& rows) {
+    int count = (to - from + 15) / 16 * 16;
+    Floats before = load_floats(rows.largest);
+    for (int r = 0; r < rows.count; r++) {
+        int first = rows.first[r] - from, last = rows.last[r] - from;
+        if (first > 0 || last < count - 1) hide(rows.score[r], count, first, last);
+        rows.largest[r] = largest_of(rows.score[r], count, rows.largest[r]);
     }
+    store_floats(rows.shrink, exp16(before - load_floats(rows.largest)));
+    for (int r = 0; r < rows.count; r++)
+        rows.weights[r] = rows.weights[r] * rows.shrink[r] + exp_sums(rows.score[r], count, rows.largest[r]);
 }
 
-// Add the weighted values of keys [from, to), 64 floats of the output at a time.
-void add_values(const Attention& a, const float* v, int from, int to, Quad& quad) {
+// Shrink the output, and add the weighted values of keys [from, to).
+template <int N, typename T>
+void add_values(const Attention& a, const T* v, int from, int to, Rows& rows) {
+    constexpr int VECTORS = N > 4 ? 2 : 4, WIDTH = 16 * VECTORS;
+    const float* scores[N];
+    for (int r = 0; r < N; r++) scores[r] = rows.score[r];
     int i = 0;
-    for (; i + BLOCK <= a.dv; i += BLOCK) {
-        Floats sums[QUAD][VECTORS] = {};
-        for (int s = from; s < to; s++) {
-            Floats value[VECTORS];
-            for (int j = 0; j < VECTORS; j++) value[j] = load_floats(v + s * a.v_stride + i + 16 * j);
-            for (int r = 0; r < QUAD; r++)
-                for (int j = 0; j < VECTORS; j++) sums[r][j] += value[j] * quad.score[r][s - from];
-        }
-        for (int r = 0; r < quad.count; r++)
+    for (; i + WIDTH <= a.dv; i += WIDTH) {
+        Floats sums[N][VECTORS] = {};
+        multiply<N, VECTORS>(scores, v + from * a.v_stride + i, a.v_stride, to - from, sums);
+        for (int r = 0; r < std::min(N, rows.count); r++)
             for (int j = 0; j < VECTORS; j++) {
-                Floats whole = load_floats(quad.out[r] + i + 16 * j) + sums[r][j];
-                std::memcpy(quad.out[r] + i + 16 * j, &whole, sizeof whole);
+                float* out = rows.out[r] + i + 16 * j;
+                store_floats(out, load_floats(out) * rows.shrink[r] + sums[r][j]);
             }
     }
     for (; i < a.dv; i++)
-        for (int s = from; s < to; s++)
-            for (int r = 0; r < quad.count; r++) quad.out[r][i] += quad.score[r][s - from] * v[s * a.v_stride + i];
+        for (int r = 0; r < rows.count; r++) {
+            float sum = rows.out[r][i] * rows.shrink[r];
+            for (int s = from; s < to; s++) sum += rows.score[r][s - from] * v[s * a.v_stride + i];
+            rows.out[r][i] = sum;
+        }
 }
 
 // Keys [from, from + 64) of a head as (d, 64); those that are not there are zero.
-void turn(const Attention& a, const float* k, int from, float* out) {
+template <typename T>
+void turn(const Attention& a, const T* k, int from, float* out) {
     int count = std::min(BLOCK, a.held - from);
     for (int i = 0; i < a.d; i++) {
         for (int s = 0; s < count; s++) out[i * BLOCK + s] = k[(from + s) * a.k_stride + i];
@@ -128,53 +156,118 @@ void turn(const Attention& a, const float* k, int from, float* out) {
     }
 }
 
-// Rows [row, row + 16) of a key-value head. turned: its keys in blocks of (d, 64), or null.
+// Keys [from, to) for N rows. turned: all keys of the head in blocks of (d, 64), or null.
+template <typename T, int N>
+void attend_block(const Attention& a, int bg, const float* turned, int from, int to, Rows& rows) {
+    if (turned)
+        multiply_turned<N>(a, turned + long(from) * a.d, from, to, rows);
+    else
+        multiply_keys(a, a.keys<T>(bg), from, to, rows);
+    soften(from, to, rows);
+    add_values<N>(a, a.values<T>(bg), from, to, rows);
+}
+
+// Keys [from, to), from the first of a block, for several times eight rows.
+template <typename T>
+void attend_keys(const Attention& a, int bg, const float* turned, int from, int to, Rows* part, int count) {
+    for (; from < to; from += BLOCK)
+        for (int n = 0; n < count; n++) {
+            auto attend = part[n].count > 4 ? attend_block<T, 8> : attend_block<T, 4>;
+            attend(a, bg, turned, from, std::min(from + BLOCK, to), part[n]);
+        }
+}
+
+// Rows [row, row + 16) of a key-value head over all keys that they see.
+template <typename T>
 void attend_rows(const Attention& a, int bg, long row, const float* turned) {
     long end = std::min(row + PART, a.rows());
-    const float *k = a.keys(bg), *v = a.values(bg);
-    Quad quads[PART / QUAD];
+    Rows part[PART / ROWS];
     int count = 0;
-    for (long i = row; i < end; i += QUAD) quads[count++] = start(a, bg, i, end);
-    for (int from = a.first(row) / BLOCK * BLOCK; from <= a.last(end - 1); from += BLOCK) {
-        int to = std::min(from + BLOCK, a.held);
-        for (int n = 0; n < count; n++) {
-            if (turned)
-                multiply_keys(a, turned + long(from) * a.d, quads[n]);
-            else
-                multiply_keys(a, k, from, to, quads[n]);
-            soften(a, from, to, quads[n]);
-            add_values(a, v, from, to, quads[n]);
+    for (long i = row; i < end; i += ROWS) start(a, bg, i, end, nullptr, part[count++]);
+    attend_keys<T>(a, bg, turned, a.first(row) / BLOCK * BLOCK, a.last(end - 1) + 1, part, count);
+    for (int n = 0; n < count; n++)
+        for (int r = 0; r < part[n].count; r++) {
+            float whole = 1 / total(part[n].weights[r]);
+            for (int i = 0; i < a.dv; i++) part[n].out[r][i] *= whole;
+        }
+}
+
+template <typename T>
+void attend_many(const Attention& a) {
+    int heads = a.batch * a.groups, blocks = (a.held + BLOCK - 1) / BLOCK;
+    int parts = int((a.rows() + PART - 1) / PART);
+    thread_local std::vector<float> kept;
+    std::vector<float>& turned = kept;
+    long size = long(blocks) * BLOCK * a.d;
+    turned.resize(std::max(turned.size(), size_t(size) * heads));
+    pool_run(heads * blocks, [&](int job) {
+        int bg = job / blocks, from = job % blocks * BLOCK;
+        turn(a, a.keys<T>(bg), from, turned.data() + bg * size + long(from) * a.d);
+    });
+    pool_run(parts * heads, [&](int job) {
+        int bg = job / parts;
+        long row = long(parts - 1 - job % parts) * PART; // the longest first
+        attend_rows<T>(a, bg, row, turned.data() + bg * size);
+    });
+}
+
+// All rows of a key-value head over keys [from, to), for `merge`: dv values, the largest score, the weights.
+template <typename T>
+void attend_run(const Attention& a, int bg, int from, int to, float* parts) {
+    for (long i = 0; i < a.rows(); i += ROWS) {
+        Rows rows;
+        start(a, bg, i, a.rows(), parts, rows);
+        attend_keys<T>(a, bg, nullptr, from, to, &rows, 1);
+        for (int r = 0; r < rows.count; r++) {
+            rows.out[r][a.dv] = rows.largest[r];
+            rows.out[r][a.dv + 1] = total(rows.weights[r]);
         }
     }
-    for (int n = 0; n < count; n++)
-        for (int r = 0; r < quads[n].count; r++)
-            for (int i = 0; i < a.dv; i++) quads[n].out[r][i] /= quads[n].weights[r];
+}
+
+// One row's softmax over several runs of keys, `apart` floats from each other.
+void merge(const float* parts, int count, long apart, int dv, float* out) {
+    float largest = -FLT_MAX, weights = 0;
+    for (int n = 0; n < count; n++) largest = std::max(largest, parts[n * apart + dv]);
+    std::fill_n(out, dv, 0.0f);
+    for (int n = 0; n < count; n++) {
+        const float* part = parts + n * apart;
+        float share = std::exp(part[dv] - largest);
+        weights += share * part[dv + 1];
+        for (int i = 0; i < dv; i++) out[i] += share * part[i];
+    }
+    for (int i = 0; i < dv; i++) out[i] /= weights;
+}
+
+template <typename T>
+void attend_few(const Attention& a) {
+    int heads = a.batch * a.groups, begin = a.first(0) / BLOCK * BLOCK, blocks = (a.held - begin + BLOCK - 1) / BLOCK;
+    bool shared = a.rows() * heads * (a.held - begin) * a.d >= SMALL;
+    int runs = shared ? std::min(blocks, (4 * pool_threads() + heads - 1) / heads) : 1;
+    int length = (blocks + runs - 1) / runs * BLOCK;
+    runs = (blocks * BLOCK + length - 1) / length;
+    thread_local std::vector<float> kept;
+    std::vector<float>& parts = kept;
+    long apart = a.rows() * (a.dv + 2);
+    parts.resize(size_t(apart) * runs * heads);
+    auto run = [&](int job) {
+        int from = begin + job % runs * length;
+        attend_run<T>(a, job / runs, from, std::min(from + length, a.held), parts.data() + job * apart);
+    };
+    if (shared)
+        pool_run(runs * heads, run);
+    else
+        for (int job = 0; job < runs * heads; job++) run(job);
+    for (int bg = 0; bg < heads; bg++)
+        for (long i = 0; i < a.rows(); i++)
+            merge(parts.data() + bg * runs * apart + i * (a.dv + 2), runs, apart, a.dv, a.out + a.place(bg, i) * a.dv);
+}
+
+template <typename T>
+void attend_as(const Attention& a) {
+    a.rows() < MANY ? attend_few<T>(a) : attend_many<T>(a);
 }
 
 } // namespace
 
-void attend(const Attention& a) {
-    int heads = a.batch * a.groups, blocks = (a.held + BLOCK - 1) / BLOCK;
-    int parts = int((a.rows() + PART - 1) / PART);
-    long work = a.rows() * heads * a.held * a.d;
-    thread_local std::vector<float> kept;
-    std::vector<float>& turned = kept;
-    long size = long(blocks) * BLOCK * a.d;
-    bool many = a.rows() >= MANY;
-    if (many) {
-        turned.resize(std::max(turned.size(), size_t(size) * heads));
-        pool_run(heads * blocks, [&](int job) {
-            int bg = job / blocks, from = job % blocks * BLOCK;
-            turn(a, a.keys(bg), from, turned.data() + bg * size + long(from) * a.d);
-        });
-    }
-    auto part = [&](int job) {
-        int bg = job / parts;
-        long row = long(parts - 1 - job % parts) * PART; // the longest first
-        attend_rows(a, bg, row, many ? turned.data() + bg * size : nullptr);
-    };
-    if (work < SMALL)
-        for (int job = 0; job < parts * heads; job++) part(job);
-    else
-        pool_run(parts * heads, part);
-}
+void attend(const Attention& a) { a.halves ? attend_as<half>(a) : attend_as<float>(a); }

@@ -6,12 +6,13 @@
 constexpr long SMALL = 1 << 16; // multiply-adds below which threads cost more than they save
 
 // Shapes: q (batch, heads, length, d) and out (batch, heads, length, dv), contiguous;
-// k (batch, groups, held, d), v (batch, groups, held, dv), with strides in floats.
-// The queries are the last `length` of `held` positions; window 0: all positions are seen.
+// k (batch, groups, held, d), v (batch, groups, held, dv), float32 or, if `halves`, float16, with strides
+// in numbers. The queries are the last `length` of `held` positions; window 0: all positions are seen.
 struct Attention {
-    const float *q, *k, *v;
+    const float* q;
+    const void *k, *v;
     float* out;
-    int batch, heads, groups, length, held, d, dv, window;
+    int batch, heads, groups, length, held, d, dv, window, halves;
     long k_batch, k_head, k_stride, v_batch, v_head, v_stride;
     float scale;
 
@@ -23,8 +24,14 @@ struct Attention {
         long head = long(bg) * per_group() + i % per_group();
         return head * length + i / per_group();
     }
-    const float* keys(int bg) const { return k + bg / groups * k_batch + bg % groups * k_head; }
-    const float* values(int bg) const { return v + bg / groups * v_batch + bg % groups * v_head; }
+    template <typename T>
+    const T* keys(int bg) const {
+        return (const T*)k + bg / groups * k_batch + bg % groups * k_head;
+    }
+    template <typename T>
+    const T* values(int bg) const {
+        return (const T*)v + bg / groups * v_batch + bg % groups * v_head;
+    }
     // The keys that row i sees: [first, last].
     int last(long i) const { return held - length + int(i / per_group()); }
     int first(long i) const {

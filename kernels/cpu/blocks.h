@@ -26,6 +26,28 @@
 #undef device
 #undef constant
 
+// What a type's codes count from, w = scale * (code - origin); 0 where a block has a minimum instead.
+template <typename B>
+constexpr int origin = 0;
+template <>
+inline constexpr int origin<Q3_K> = 4;
+template <>
+inline constexpr int origin<Q4_0> = 8;
+template <>
+inline constexpr int origin<MXFP4> = 12;
+template <>
+inline constexpr int origin<Q5_0> = 16;
+template <>
+inline constexpr int origin<Q6_K> = 32;
+template <>
+inline constexpr int origin<Q8_0> = 128;
+template <>
+inline constexpr int origin<Q8_K> = 128;
+template <>
+inline constexpr int origin<IQ4_NL> = 128;
+template <>
+inline constexpr int origin<IQ4_XS> = 128;
+
 template <typename B>
 struct type_of {
     using type = B;

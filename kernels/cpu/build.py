@@ -7,6 +7,7 @@ build at once, and the last one wins with the same bytes.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import platform
@@ -15,6 +16,7 @@ import stat
 import subprocess
 import sys
 import tempfile
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -22,6 +24,7 @@ HERE = Path(__file__).parent
 COMPILERS = ("c++", "g++", "clang++")
 FLAGS = ("-std=c++17", "-O3", "-fPIC", "-ffp-contract=fast", "-pthread", "-w")
 PORTABLE = "-DFERRUM_PORTABLE"
+KEPT_DAYS = 30
 
 
 class BuildError(OSError):
@@ -42,6 +45,7 @@ def library(*, portable: bool = False, extra: tuple[str, ...] = ()) -> Path:
         print(f"compiling CPU kernels with {compiler}, once …", file=sys.stderr, flush=True)
         try:
             _build(compiler, options, path)
+            _remove_old(path.parent)
         except OSError as error:
             raise BuildError(
                 f"the CPU kernels cannot be compiled in {path.parent}: {error}"
@@ -144,6 +148,15 @@ def _build(compiler: str, options: tuple[str, ...], path: Path) -> None:
         linked = Path(folder) / path.name
         _run(compiler, *options, "-shared", *objects.values(), "-o", str(linked))
         linked.replace(path)
+
+
+def _remove_old(folder: Path) -> None:
+    """Remove libraries of sources or processors long gone; a process that still uses one keeps it."""
+    oldest = time.time() - KEPT_DAYS * 24 * 3600
+    for path in folder.glob("cpu-*.so"):
+        with contextlib.suppress(OSError):  # another process removed it
+            if path.stat().st_mtime < oldest:
+                path.unlink()
 
 
 def _run(*command: str) -> str:

@@ -10,21 +10,21 @@
 using Unpacked = Registers;
 
 template <typename B>
-inline void take_chunk(const B* row, int k, int c, Unpacked& chunk) {
+FERRUM_INLINE void take_chunk(const B* row, int k, int c, Unpacked& chunk) {
     avx512::unpack_chunk(row, k, c, chunk);
 }
 
-// Add chunk * (row i of x, from its chunk c on).
-inline void add_product(const Unpacked& chunk, const Activations& x, int i, int c, Floats& sums) {
+// Add the first J vectors of a chunk times x.
+template <int J = 4>
+FERRUM_INLINE void add_product(const Unpacked& chunk, const Whole& x, Floats& sums) {
     // a vector has four groups, in each of which four lanes hold sums of four products
     const __m512i lanes = _mm512_set_epi32(3, 3, 3, 3, 2, 2, 2, 2, 1, 1, 1, 1, 0, 0, 0, 0);
-    size_t at = size_t(i) * x.width + size_t(c) * CHUNK;
-    __m512 scale = _mm512_mul_ps(chunk.scale, _mm512_loadu_ps(&x.scale[at / GROUP]));
-    sums += (Floats)chunk.bias * load_floats(&x.sum[at / GROUP]);
+    __m512 scale = _mm512_mul_ps(chunk.scale, _mm512_loadu_ps(x.scale));
+    sums += (Floats)chunk.bias * load_floats(x.sum);
 #pragma GCC unroll 4
-    for (int j = 0; j < 4; j++) {
-        __m512i high = _mm512_loadu_si512(&x.high[at + 64 * j]);
-        __m512i low = _mm512_loadu_si512(&x.low[at + 64 * j]);
+    for (int j = 0; j < J; j++) {
+        __m512i high = _mm512_loadu_si512(x.high + 64 * j);
+        __m512i low = _mm512_loadu_si512(x.low + 64 * j);
         __m512i sum = _mm512_dpbusd_epi32(_mm512_setzero_si512(), chunk.code[j], high);
         sum = _mm512_dpbusd_epi32(_mm512_slli_epi32(sum, 7), chunk.code[j], low);
         __m512i lane = _mm512_add_epi32(lanes, _mm512_set1_epi32(4 * j));
@@ -32,25 +32,36 @@ inline void add_product(const Unpacked& chunk, const Activations& x, int i, int 
     }
 }
 
-// Add the last blocks of a row, which do not fill a chunk, times row i of x; the biases' part is
-// returned.
+template <int J, typename B>
+FERRUM_INLINE void add_vectors(const B* blocks, const Whole& x, Floats& sums) {
+    Unpacked part;
+    avx512::unpack<J>(blocks, part);
+    add_product<J>(part, x, sums);
+}
+
+// One block of 32 codes, half a vector, times x from `at` on; its bias's part is returned.
 template <typename B>
-inline float add_rest(const B* row, int k, const Activations& x, int i, Floats& sums) {
-    float biases = 0;
-    if constexpr (B::WEIGHTS == SHARED)
-        for (int from = k / CHUNK * CHUNK; from < k; from += SHARED) {
-            const B& block = row[from / SHARED];
-            size_t at = size_t(i) * x.width + from;
-            float2 a = affine(block, 0);
-            __m256i code = avx512::codes32(block);
-            __m256i sum = _mm256_dpbusd_epi32(_mm256_setzero_si256(), code, avx512::load256(&x.high[at]));
-            sum = _mm256_dpbusd_epi32(_mm256_slli_epi32(sum, 7), code, avx512::load256(&x.low[at]));
-            __m256 scale = _mm256_set1_ps(a.x * x.scale[at / GROUP]);
-            __m256 product = _mm256_mul_ps(_mm256_cvtepi32_ps(sum), scale);
-            sums += (Floats)_mm512_zextps256_ps512(product);
-            biases += a.y * (x.sum[at / GROUP] + x.sum[at / GROUP + 1]);
-        }
-    return biases;
+FERRUM_INLINE float add_block(const B& block, const Whole& x, int at, Floats& sums) {
+    float2 a = affine(block, 0);
+    __m256i code = avx512::codes32(block);
+    __m256i sum = _mm256_dpbusd_epi32(_mm256_setzero_si256(), code, avx512::load256(x.high + at));
+    sum = _mm256_dpbusd_epi32(_mm256_slli_epi32(sum, 7), code, avx512::load256(x.low + at));
+    __m256 product = _mm256_mul_ps(_mm256_cvtepi32_ps(sum), _mm256_set1_ps(a.x * x.scale[at / GROUP]));
+    sums += (Floats)_mm512_zextps256_ps512(product);
+    return a.y * (x.sum[at / GROUP] + x.sum[at / GROUP + 1]);
+}
+
+// Add the last blocks of a row, which do not fill a chunk, times x: J vectors, and maybe one block more.
+// A part that is not in `sums` is returned.
+template <int J, typename B>
+FERRUM_INLINE float add_rest(const B* row, int k, const Whole* x, Floats& sums) {
+    if constexpr (B::WEIGHTS == SHARED) {
+        const B* blocks = row + k / CHUNK * (CHUNK / SHARED);
+        const Whole& part = x[k / CHUNK];
+        if constexpr (J > 0) add_vectors<J>(blocks, part, sums);
+        if (k % 64) return add_block(blocks[2 * J], part, 64 * J, sums);
+    }
+    return 0;
 }
 
 #else
@@ -58,21 +69,20 @@ inline float add_rest(const B* row, int k, const Activations& x, int i, Floats& 
 using Unpacked = Chunk;
 
 template <typename B>
-inline void take_chunk(const B* row, int k, int c, Unpacked& chunk) {
+FERRUM_INLINE void take_chunk(const B* row, int k, int c, Unpacked& chunk) {
     unpack_chunk(row, k, c, chunk);
 }
 
-inline void add_product(const Unpacked& chunk, const Activations& x, int i, int c, Floats& sums) {
-    size_t at = size_t(i) * x.width + size_t(c) * CHUNK;
-    Floats scale = load_floats(chunk.scale) * load_floats(&x.scale[at / GROUP]);
-    sums += load_floats(chunk.bias) * load_floats(&x.sum[at / GROUP]);
+FERRUM_INLINE void add_product(const Unpacked& chunk, const Whole& x, Floats& sums) {
+    Floats scale = load_floats(chunk.scale) * load_floats(x.scale);
+    sums += load_floats(chunk.bias) * load_floats(x.sum);
 #if defined(__AVX2__) && !defined(FERRUM_PORTABLE)
     typedef float Half __attribute__((vector_size(32)));
     Half part[2] = {};
 #pragma GCC unroll 16
     for (int g = 0; g < GROUPS; g++) {
         __m128i code = _mm_load_si128((const __m128i*)(chunk.code + GROUP * g));
-        __m256i value = _mm256_loadu_si256((const __m256i*)&x.value[at + GROUP * g]);
+        __m256i value = _mm256_loadu_si256((const __m256i*)(x.value + GROUP * g));
         __m256i sum = _mm256_madd_epi16(_mm256_cvtepu8_epi16(code), value);
         part[g & 1] += (Half)_mm256_cvtepi32_ps(sum) * scale[g];
     }
@@ -80,19 +90,19 @@ inline void add_product(const Unpacked& chunk, const Activations& x, int i, int 
 #else
     for (int g = 0; g < GROUPS; g++) {
         int sum = 0;
-        for (int i = GROUP * g; i < GROUP * (g + 1); i++) sum += chunk.code[i] * x.value[at + i];
+        for (int i = GROUP * g; i < GROUP * (g + 1); i++) sum += chunk.code[i] * x.value[i];
         sums[g] += scale[g] * float(sum);
     }
 #endif
 }
 
-// Add the last blocks of a row, which do not fill a chunk, times row i of x.
-template <typename B>
-inline float add_rest(const B* row, int k, const Activations& x, int i, Floats& sums) {
+// Add the last blocks of a row, which do not fill a chunk, times x.
+template <int, typename B>
+FERRUM_INLINE float add_rest(const B* row, int k, const Whole* x, Floats& sums) {
     if (k % CHUNK == 0) return 0;
     Chunk chunk;
     take_chunk(row, k, k / CHUNK, chunk);
-    add_product(chunk, x, i, k / CHUNK, sums);
+    add_product(chunk, x[k / CHUNK], sums);
     return 0;
 }
 

@@ -8,9 +8,9 @@
 // e^x to within 2 units in the last place for -87 <= x <= 88; below that 0 (Cephes' polynomial
 // degree: x = n ln 2 + r, |r| <= ln 2 / 2).
 inline Floats exp16(Floats x) {
+    constexpr float SHIFT = 0x1.8p23f + 127; // in a sum with it, the last bits are n + 127, rounded
     Floats low = x < -87.0f ? Floats{} - 87.0f : x;
-    Floats n = __builtin_convertvector(
-        __builtin_convertvector(low * 1.44269504f + (low < 0 ? Floats{} - 0.5f : Floats{} + 0.5f), Ints), Floats);
+    Floats shifted = low * 1.44269504f + SHIFT, n = shifted - SHIFT;
     Floats r = low - n * 0.693359375f + n * 2.12194440e-4f;
     Floats p = Floats{} + 1.9875691500e-4f;
     p = p * r + 1.3981999507e-3f;
@@ -19,19 +19,21 @@ inline Floats exp16(Floats x) {
     p = p * r + 1.6666665459e-1f;
     p = p * r + 5.0000001201e-1f;
     p = p * r * r + r + 1.0f;
-    Ints power = (__builtin_convertvector(n, Ints) + 127) << 23;
+    Ints power;
+    std::memcpy(&power, &shifted, sizeof power);
+    power <<= 23;
     Floats scale;
     std::memcpy(&scale, &power, sizeof scale);
     return x < -87.0f ? Floats{} : p * scale;
 }
 
-// x[i] = e^(x[i] - shift) for i < count, a multiple of 16; their sum.
-inline float exp_sum(float* x, int count, float shift) {
+// x[i] = e^(x[i] - shift) for i < count, a multiple of 16; every 16th of them summed.
+inline Floats exp_sums(float* x, int count, float shift) {
     Floats sums = {};
     for (int i = 0; i < count; i += 16) {
         Floats v = exp16(load_floats(x + i) - shift);
-        std::memcpy(x + i, &v, sizeof v);
+        store_floats(x + i, v);
         sums += v;
     }
-    return total(sums);
+    return sums;
 }

@@ -43,11 +43,13 @@ Floats activated(Floats x, int act) {
 
 } // namespace
 
-void rms_norm(const float* x, const float* weight, long rows, int d, float eps, float* out) {
-    shared(rows, rows * d, [&](int r) {
-        const float* in = x + long(r) * d;
-        float scale = rms_scale(in, d, eps);
-        for (int i = 0; i < d; i++) out[long(r) * d + i] = in[i] * scale * weight[i];
+void rms_norm(const RmsNorm& a) {
+    shared(a.rows, a.rows * a.d, [&](int r) {
+        long at = long(r) * a.d;
+        float scale = rms_scale(a.x + at, a.d, a.eps);
+        for (int i = 0; i < a.d; i++) a.out[at + i] = a.x[at + i] * scale * a.weight[i];
+        if (a.add)
+            for (int i = 0; i < a.d; i++) a.out[at + i] += a.add[at + i];
     });
 }
 
@@ -58,7 +60,7 @@ void norm_rope(const NormRope& a) {
         float *cosine = scratch.data(), *sine = cosine + a.pairs, *normed = sine + a.pairs;
         int b = job / a.length, l = job % a.length;
         for (int i = 0; i < a.pairs; i++) {
-            float angle = float(a.offset[b] + l) * a.frequencies[i];
+            float angle = float(a.offset[b] + a.later + l) * a.frequencies[i];
             cosine[i] = std::cos(angle) * a.magnitude;
             sine[i] = std::sin(angle) * a.magnitude;
         }
@@ -76,12 +78,13 @@ void norm_rope(const NormRope& a) {
 }
 
 void activate(float* gate, const float* up, long count, int act) {
-    for (long i = 0; i < count; i += 16) {
-        Floats g = {}, u = {};
-        size_t size = sizeof(float) * std::min(16L, count - i);
-        std::memcpy(&g, gate + i, size);
-        std::memcpy(&u, up + i, size);
-        g = activated(g, act) * u;
-        std::memcpy(gate + i, &g, size);
-    }
+    auto next = [=](float* g, const float* u) { store_floats(g, activated(load_floats(g), act) * load_floats(u)); };
+    long i = 0;
+    for (; i + 16 <= count; i += 16) next(gate + i, up + i);
+    if (i == count) return;
+    float last[2][16] = {};
+    std::copy_n(gate + i, count - i, last[0]);
+    std::copy_n(up + i, count - i, last[1]);
+    next(last[0], last[1]);
+    std::copy_n(last[0], count - i, gate + i);
 }

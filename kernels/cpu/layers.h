@@ -1,8 +1,16 @@
 // The small operations between the products.
 #pragma once
 
-// out[i] = x[i] / rms(x[i]) * weight, rows of d.
-void rms_norm(const float* x, const float* weight, long rows, int d, float eps, float* out);
+// out[i] = x[i] / rms(x[i]) * weight + add[i], rows of d; add: shaped as x, or null.
+struct RmsNorm {
+    const float *x, *weight, *add;
+    float* out;
+    long rows;
+    int d;
+    float eps;
+};
+
+void rms_norm(const RmsNorm& a);
 
 // x: (batch, length, heads, d) -> out: (batch, heads, length, d): RMS norm of each head, if there is
 // a weight (d,), then rotation of the first 2 pairs values by the position times frequencies (pairs,).
@@ -12,6 +20,7 @@ struct NormRope {
     float* out;
     int batch, length, heads, d, pairs, interleaved;
     float magnitude, eps;
+    long later; // positions to add to each offset
 };
 
 void norm_rope(const NormRope& a);

@@ -1,13 +1,14 @@
 // Few rows of activations: a row of weights is unpacked chunk by chunk and multiplied with each. The
 // weights are read once, and that bounds the speed: unpacking 256 codes takes some 100 instructions
 // and multiplying them 35.
-// Many rows: see tile.h.
+// From four rows on: see tile.h.
 #include "linear.h"
 
 #include "tile.h"
 
 namespace {
 
+constexpr int TILED = 4;   // rows of activations from which on weights are packed
 constexpr int AT_ONCE = 8; // rows of activations that share one unpacking
 // Bytes: how far ahead of use weights are fetched. The processor's own prefetching stops at every page
 // of a mapped file, so far enough to hide that; but not past what the caller will read.
@@ -25,8 +26,8 @@ void prefetch(const B* row, int c, long ahead) {
     for (size_t at = 0; at < sizeof(B) * CHUNK / B::WEIGHTS; at += 64) __builtin_prefetch(here + at);
 }
 
-// One row of weights with `count` rows of x.
-template <typename B>
+// One row of weights with `count` rows of x. J: vectors of 64 codes beyond the last whole chunk.
+template <typename B, int J>
 void multiply_row(const B* row, const Input& in, int first, int count, float* out, long stride) {
     const Activations& x = *in.integers;
     Floats sums[AT_ONCE] = {};
@@ -34,18 +35,18 @@ void multiply_row(const B* row, const Input& in, int first, int count, float* ou
     for (int c = 0; c < in.k / CHUNK; c++) {
         prefetch(row, c, AHEAD_LEAST);
         take_chunk(row, in.k, c, chunk);
-        for (int i = 0; i < count; i++) add_product(chunk, x, first + i, c, sums[i]);
+        for (int i = 0; i < count; i++) add_product(chunk, x.row(first + i)[c], sums[i]);
     }
     for (int i = 0; i < count; i++) {
-        float rest = add_rest(row, in.k, x, first + i, sums[i]);
+        float rest = add_rest<J>(row, in.k, x.row(first + i), sums[i]);
         out[(first + i) * stride] = total(sums[i]) + rest;
     }
 }
 
 // Several rows of weights with one row of x, side by side: a sum alone would wait for itself.
-template <typename B, int ROWS>
+template <typename B, int J, int ROWS>
 void multiply_one(const B* rows, const Input& in, float* out, long ahead) {
-    const Activations& x = *in.integers;
+    const Whole* x = in.integers->row(0);
     long blocks = in.k / B::WEIGHTS;
     Floats sums[ROWS] = {};
     Unpacked chunk;
@@ -54,13 +55,27 @@ void multiply_one(const B* rows, const Input& in, float* out, long ahead) {
         for (int r = 0; r < ROWS; r++) {
             prefetch(rows + r * blocks, c, ahead);
             take_chunk(rows + r * blocks, in.k, c, chunk);
-            add_product(chunk, x, 0, c, sums[r]);
+            add_product(chunk, x[c], sums[r]);
         }
 #pragma GCC unroll 4
     for (int r = 0; r < ROWS; r++) {
-        float rest = add_rest(rows + r * blocks, in.k, x, 0, sums[r]);
+        float rest = add_rest<J>(rows + r * blocks, in.k, x, sums[r]);
         out[r] = total(sums[r]) + rest;
     }
+}
+
+template <typename B, int J>
+void multiply_few(const B* w, const Input& in, int first, int last, float* out, long stride) {
+    long blocks = in.k / B::WEIGHTS;
+    int row = first;
+    if (in.n == 1)
+        for (; row + 4 <= last; row += 4)
+            multiply_one<B, J, 4>(w + row * blocks, in, out + row, ahead<B>(last - first, in.k));
+    for (; row < last; row++)
+        for (int i = 0; i < in.n; i += AT_ONCE) {
+            int count = std::min(AT_ONCE, in.n - i);
+            multiply_row<B, J>(w + row * blocks, in, i, count, out + row, stride);
+        }
 }
 
 template <typename B>
@@ -68,21 +83,24 @@ void multiply_quantized(const B* w, const Input& in, int first, int last, float*
     long blocks = in.k / B::WEIGHTS;
     int row = first;
 #ifdef FERRUM_VNNI
-    if (in.n > AT_ONCE)
-        for (; row + Tile::ROWS <= last; row += Tile::ROWS) {
-            thread_local Tile tile;
+    using Fitting = Tile<B::GROUP == 16 ? 16 : 32>;
+    if (in.n >= TILED)
+        for (; row + Fitting::ROWS <= last; row += Fitting::ROWS) {
+            thread_local Fitting tile;
             tile.pack(w + row * blocks, in.k);
             tile.multiply(*in.integers, out + row, stride);
         }
 #endif
-    if (in.n == 1)
-        for (; row + 4 <= last; row += 4)
-            multiply_one<B, 4>(w + row * blocks, in, out + row, ahead<B>(last - first, in.k));
-    for (; row < last; row++)
-        for (int i = 0; i < in.n; i += AT_ONCE) {
-            int count = std::min(AT_ONCE, in.n - i);
-            multiply_row(w + row * blocks, in, i, count, out + row, stride);
-        }
+    switch (B::WEIGHTS == CHUNK ? 0 : in.k % CHUNK / 64) {
+    case 1:
+        return multiply_few<B, 1>(w, in, row, last, out, stride);
+    case 2:
+        return multiply_few<B, 2>(w, in, row, last, out, stride);
+    case 3:
+        return multiply_few<B, 3>(w, in, row, last, out, stride);
+    default:
+        return multiply_few<B, 0>(w, in, row, last, out, stride);
+    }
 }
 
 template <typename B>
@@ -108,6 +126,12 @@ void multiply_rows(const Weight& w, const Input& in, int first, int last, float*
 }
 
 int rows_per_part(long rows, int threads) {
-    long per_thread = (rows + threads * 4 - 1) / (threads * 4);
-    return int((per_thread + 31) / 32 * 32);
+    constexpr int UNIT = 32;
+    long units = (rows + UNIT - 1) / UNIT, best = units, least = units;
+    for (int share = 2; share <= 6; share++) { // parts that a thread takes
+        long step = (units + threads * share - 1) / (threads * share), parts = (units + step - 1) / step;
+        long most = (parts + threads - 1) / threads * step; // what the busiest thread does
+        if (most <= least) best = step, least = most;
+    }
+    return int(best * UNIT);
 }

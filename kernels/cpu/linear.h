@@ -3,11 +3,12 @@
 
 #include "floats.h"
 
-// A weight matrix in the file: rows of k weights of a ggml type, and where its product goes.
+// A weight matrix in the file: rows of k weights of a ggml type; bias: (rows,), or null.
 struct Weight {
     const void* data;
     long type;
     long rows;
+    const float* bias;
 };
 
 // What is multiplied: n rows of k floats, and the same as integers (only for quantized weights).

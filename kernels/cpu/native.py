@@ -1,58 +1,18 @@
-"""The compiled library, typed for ctypes. Knows pointers and sizes; shapes are the backend's."""
+"""The compiled library: which one is in use, calling it, and recording calls to replay them."""
 
 from __future__ import annotations
 
 import ctypes
 import os
-from ctypes import POINTER, Structure, c_float, c_int, c_long, c_void_p
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from ctypes import POINTER, c_int, c_long
 from functools import cache
+from typing import Any
 
 from . import build
-
-
-class Weight(Structure):
-    """A matrix of blocks in the file."""
-
-    _fields_ = (("data", c_void_p), ("type", c_long), ("rows", c_long))
-
-
-class Attention(Structure):
-    """See attention.h."""
-
-    _fields_ = (
-        *((name, c_void_p) for name in ("q", "k", "v", "out")),
-        *(
-            (name, c_int)
-            for name in ("batch", "heads", "groups", "length", "held", "d", "dv", "window")
-        ),
-        *(
-            (name, c_long)
-            for name in ("k_batch", "k_head", "k_stride", "v_batch", "v_head", "v_stride")
-        ),
-        ("scale", c_float),
-    )
-
-
-class NormRope(Structure):
-    """See layers.h."""
-
-    _fields_ = (
-        *((name, c_void_p) for name in ("x", "weight", "frequencies", "offset", "out")),
-        *((name, c_int) for name in ("batch", "length", "heads", "d", "pairs", "interleaved")),
-        *((name, c_float) for name in ("magnitude", "eps")),
-    )
-
-
-_SIGNATURES = {
-    "ferrum_set_threads": (c_int,),
-    "ferrum_matmuls": (c_void_p, c_int, c_int, POINTER(Weight), c_int, c_void_p),
-    "ferrum_gate_up": (c_void_p, c_int, c_int, POINTER(Weight), c_int, c_void_p),
-    "ferrum_rows": (POINTER(Weight), c_void_p, c_int, c_int, c_void_p),
-    "ferrum_attend": (POINTER(Attention),),
-    "ferrum_norm_rope": (POINTER(NormRope),),
-    "ferrum_rms_norm": (c_void_p, c_void_p, c_long, c_int, c_float, c_void_p),
-}
-
+from .calls import KINDS, Arguments, Call, recorded
 
 _current: ctypes.CDLL | None = None
 
@@ -78,11 +38,16 @@ def _load(portable: bool) -> ctypes.CDLL:
         loaded = ctypes.CDLL(str(path))
     except OSError as error:  # a folder mounted noexec, for example
         raise build.BuildError(f"the compiled CPU kernels cannot be loaded: {error}") from error
-    for name, arguments in _SIGNATURES.items():
-        function = getattr(loaded, name)
-        function.argtypes, function.restype = arguments, None
+    for kind in KINDS:
+        _declare(getattr(loaded, kind.symbol), POINTER(kind))
+    _declare(loaded.ferrum_replay, POINTER(Call), c_int, c_long)
+    _declare(loaded.ferrum_set_threads, c_int)
     loaded.ferrum_simd.restype = ctypes.c_char_p
     return loaded
+
+
+def _declare(function: Any, *arguments: Any) -> None:
+    function.argtypes, function.restype = arguments, None
 
 
 def cores() -> int:
@@ -90,3 +55,47 @@ def cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+class Recording:
+    """Calls as they were made, and all that their pointers point to."""
+
+    def __init__(self) -> None:
+        self.calls: list[Arguments] = []
+        self.memory: list[Any] = []
+        self._library = library()
+        self._replayed: ctypes.Array[Call] | None = None
+
+    def replay(self, later: int) -> None:
+        """The same calls into the same memory, `later` positions further on; see replay.h."""
+        if self._replayed is None:
+            self._replayed = recorded(self.calls)
+        self._library.ferrum_replay(self._replayed, len(self.calls), later)
+
+
+class _Thread(threading.local):
+    """The recording of this thread that is being made."""
+
+    recording: Recording | None = None
+
+
+_thread = _Thread()
+
+
+def run(call: Arguments, *memory: Any) -> None:
+    """Make a call. memory: all that its pointers point to."""
+    getattr(library(), call.symbol)(ctypes.byref(call))
+    if (recording := _thread.recording) is not None:
+        recording.calls.append(call)
+        recording.memory.append(memory)
+
+
+@contextmanager
+def recording() -> Iterator[Recording]:
+    """Record the calls that this thread makes meanwhile."""
+    assert _thread.recording is None
+    _thread.recording = made = Recording()
+    try:
+        yield made
+    finally:
+        _thread.recording = None

@@ -54,6 +54,18 @@ struct half {
 // The half whose bits are the low 16.
 inline float half_float(uint bits) { return half{std::uint16_t(bits)}; }
 
+// The nearest half of a float, ties to even; too large ones become infinite.
+inline half nearest_half(float value) {
+    uint sign = as_uint(value) >> 16 & 0x8000, bits = as_uint(value) & 0x7fffffff;
+    if (bits > 0x7f800000) return {std::uint16_t(sign | 0x7e00)};
+    if (bits >= 0x477ff000) return {std::uint16_t(sign | 0x7c00)};
+    // adding 2^(e + 13), or 2^-1 for subnormal halves, makes the float's own rounding cut where a half ends
+    uint exponent = bits >> 23, least = exponent > 112 ? exponent : 113;
+    float anchor = as_float((least + 13) << 23);
+    uint rounded = as_uint(as_float(bits) + anchor) - as_uint(anchor);
+    return {std::uint16_t(sign | (((least - 113) << 10) + rounded))};
+}
+
 // The upper half of a float.
 struct bfloat {
     std::uint16_t bits;

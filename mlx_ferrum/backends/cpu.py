@@ -9,19 +9,23 @@ sum exactly; everything else is float32.
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from ctypes import c_char
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
-from ..kernels.cpu import native
-from ..kernels.cpu.native import Weight
+from ..kernels.cpu import calls, native
 from ..ops import Activation
 from ..tensor import QTensor
+from .cpu_memory import empty
+from .cpu_step import Step
 
 LAZY = False
 _ACTIVATIONS = {"silu": 0, "gelu": 1}
+
+stepper = Step
 
 
 def prepare(threads: int | None) -> None:
@@ -29,20 +33,28 @@ def prepare(threads: int | None) -> None:
     native.library().ferrum_set_threads(threads or native.cores())
 
 
-def matmul(x: np.ndarray, w: QTensor) -> np.ndarray:
-    return matmuls(x, [w])[0]
+def matmul(
+    x: np.ndarray, w: QTensor, *, bias: mx.array | None = None, add: np.ndarray | None = None
+) -> np.ndarray:
+    x, n, k = _rows_of(x, [w])
+    out = empty(*x.shape[:-1], w.rows)
+    if add is not None:
+        add = _shaped("matmul: add", add, *out.shape)
+    weights = _weights([w], [bias])
+    native.run(calls.Matmuls(_at(x), _at(weights), _at(add), _at(out), n, k, 1), x, add, out)
+    return out
 
 
-def matmuls(x: np.ndarray, ws: list[QTensor]) -> list[np.ndarray]:
+def matmuls(
+    x: np.ndarray, ws: Sequence[QTensor], biases: Sequence[mx.array | None] | None = None
+) -> list[np.ndarray]:
     x, n, k = _rows_of(x, ws)
-    lead = x.shape[:-1]
-    out = np.empty(n * sum(w.rows for w in ws), np.float32)
-    native.library().ferrum_matmuls(_address(x), n, k, _weights(ws), len(ws), _address(out))
-    if len(ws) == 1:
-        return [out.reshape(*lead, ws[0].rows)]
+    out = empty(n * sum(w.rows for w in ws))
+    weights = _weights(ws, biases or [None] * len(ws))
+    native.run(calls.Matmuls(_at(x), _at(weights), None, _at(out), n, k, len(ws)), x, out)
     parts, start = [], 0
     for w in ws:
-        parts.append(out[start : start + n * w.rows].reshape(*lead, w.rows))
+        parts.append(out[start : start + n * w.rows].reshape(*x.shape[:-1], w.rows))
         start += n * w.rows
     return parts
 
@@ -51,22 +63,22 @@ def gate_up(x: np.ndarray, gate: QTensor, up: QTensor, act: Activation) -> np.nd
     x, n, k = _rows_of(x, [gate, up])
     if gate.rows != up.rows:
         raise ValueError(f"gate_up: {gate} and {up} differ in rows")
-    out = np.empty((*x.shape[:-1], gate.rows), np.float32)
-    pair = _weights([gate, up])
-    native.library().ferrum_gate_up(_address(x), n, k, pair, _ACTIVATIONS[act], _address(out))
+    out = empty(*x.shape[:-1], gate.rows)
+    pair = _weights([gate, up], [None, None])
+    native.run(calls.GateUp(_at(x), _at(pair), _at(out), n, k, _ACTIVATIONS[act]), x, out)
     return out
 
 
-def rows(w: QTensor, ids: mx.array | np.ndarray) -> np.ndarray:
+def rows(w: QTensor, ids: mx.array | np.ndarray, scale: float = 1.0) -> np.ndarray:
     index = np.ascontiguousarray(np.asarray(ids), np.int64)
     if index.size and (index.min() < 0 or index.max() >= w.rows):
         raise ValueError(
             f"{w}: row ids lie between 0 and {w.rows - 1}, found {index.min()} to {index.max()}"
         )
-    out = np.empty((*index.shape, w.shape[-1]), np.float32)
-    native.library().ferrum_rows(
-        _weights([w]), index.ctypes.data, index.size, w.shape[-1], _address(out)
-    )
+    k = w.shape[-1]
+    out = empty(*index.shape, k)
+    call = calls.Rows(_at(_weights([w], [None])), index.ctypes.data, _at(out), index.size, k, scale)
+    native.run(call, index, out)
     return out
 
 
@@ -75,12 +87,16 @@ def dequantize(w: QTensor) -> np.ndarray:
     return rows(flat, np.arange(w.rows)).reshape(w.shape)
 
 
-def rms_norm(x: np.ndarray, weight: np.ndarray, eps: float) -> np.ndarray:
+def rms_norm(
+    x: np.ndarray, weight: np.ndarray, eps: float, *, add: np.ndarray | None = None
+) -> np.ndarray:
     x, d = _floats(x), x.shape[-1]
-    out = np.empty(x.shape, np.float32)
-    native.library().ferrum_rms_norm(
-        _address(x), _address(_floats(weight)), x.size // d, d, eps, _address(out)
-    )
+    weight = _shaped("rms_norm: weight", weight, d)
+    if add is not None:
+        add = _shaped("rms_norm: add", add, *x.shape)
+    out = empty(*x.shape)
+    call = calls.RmsNorm(_at(x), _at(weight), _at(add), _at(out), x.size // d, d, eps)
+    native.run(call, x, weight, add, out)
     return out
 
 
@@ -93,40 +109,61 @@ def norm_rope(
     magnitude: float = 1.0,
     norm: tuple[np.ndarray, float] | None = None,
 ) -> np.ndarray:
-    x = _floats(x)
+    x, frequencies = _floats(x), _floats(frequencies)
     b, length, h, d = x.shape
-    out = np.empty((b, h, length, d), np.float32)
+    if 2 * frequencies.size > d:
+        raise ValueError(f"norm_rope: {frequencies.size} pairs do not fit heads of {d}")
+    weight, eps = (None, 0.0) if norm is None else norm
+    if weight is not None:
+        weight = _shaped("norm_rope: weight", weight, d)
+    out = empty(b, h, length, d)
     offsets = np.empty(b, np.int64)
     offsets[:] = offset
-    weight, eps = (None, 0.0) if norm is None else (_floats(norm[0]), norm[1])
-    frequencies = _floats(frequencies)
-    call = native.NormRope(
-        _address(x),
-        None if weight is None else _address(weight),
-        _address(frequencies),
-        _address(offsets),
-        _address(out),
+    call = calls.NormRope(
+        *(_at(x), _at(weight), _at(frequencies), _at(offsets), _at(out)),
         *(b, length, h, d, frequencies.size, interleaved),
         *(magnitude, eps),
     )
-    native.library().ferrum_norm_rope(ctypes.byref(call))
+    native.run(call, x, weight, frequencies, offsets, out)
     return out
+
+
+def cache_dtype(_: np.ndarray) -> Any:
+    # attention over a long context is bound by reading keys and values
+    return np.float16
+
+
+def put(stored: np.ndarray, at: int, new: np.ndarray) -> np.ndarray:
+    b, g, length, d = new.shape
+    room = (b, g, stored.shape[2], d)
+    if stored.shape != room or not 0 <= at <= stored.shape[2] - length:
+        raise ValueError(f"put: {new.shape} at {at} does not fit {stored.shape}")
+    call = calls.Put(
+        *(new.ctypes.data, stored.ctypes.data, at, b, g, length, d, _halves("put: stored", stored)),
+        *(*_strides("put: new", new), *_strides("put: stored", stored)),
+    )
+    if _halves("put: new", new):
+        raise ValueError("put: new keys and values are float32")
+    native.run(call, new, stored)
+    return stored
 
 
 def attend(
     q: np.ndarray, k: np.ndarray, v: np.ndarray, *, scale: float, window: int | None = None
 ) -> np.ndarray:
-    q = _floats(q)
+    q, k, v = _floats(q), np.asarray(k), np.asarray(v)
     (b, h, length, d), (_, g, held, dv) = q.shape, v.shape
-    out = np.empty((b, h, length, dv), np.float32)
-    call = native.Attention(
-        *(_address(q), k.ctypes.data, v.ctypes.data, _address(out)),
-        *(b, h, g, length, held, d, dv, window or 0),
-        *(_strides(k)),
-        *(_strides(v)),
-        scale,
+    if k.shape != (b, g, held, d) or v.shape[0] != b or h % g or length > held:
+        raise ValueError(f"attend: q {q.shape}, k {k.shape} and v {v.shape} do not fit together")
+    if k.dtype != v.dtype:
+        raise ValueError(f"attend: k is {k.dtype}, v is {v.dtype}, expected the same")
+    out = empty(b, h, length, dv)
+    call = calls.Attention(
+        *(_at(q), k.ctypes.data, v.ctypes.data, _at(out)),
+        *(b, h, g, length, held, d, dv, window or 0, _halves("attend: k", k)),
+        *(*_strides("attend: k", k), *_strides("attend: v", v), scale),
     )
-    native.library().ferrum_attend(ctypes.byref(call))
+    native.run(call, q, k, v, out)
     return out
 
 
@@ -134,7 +171,7 @@ def to_mlx(x: np.ndarray) -> mx.array:
     return mx.array(x)
 
 
-def _rows_of(x: np.ndarray, ws: list[QTensor]) -> tuple[np.ndarray, int, int]:
+def _rows_of(x: np.ndarray, ws: Sequence[QTensor]) -> tuple[np.ndarray, int, int]:
     """x contiguous, how many rows it has, and their width. Raises ValueError if a weight differs."""
     x = _floats(x)
     k = x.shape[-1]
@@ -144,28 +181,58 @@ def _rows_of(x: np.ndarray, ws: list[QTensor]) -> tuple[np.ndarray, int, int]:
     return x, x.size // k, k
 
 
-def _weights(ws: list[QTensor]) -> ctypes.Array[Weight]:
-    """Where weights lie, as the library takes it; kept, with the tensors, on the first of them."""
-    key = tuple(map(id, ws))
+def _weights(
+    ws: Sequence[QTensor], biases: Sequence[mx.array | None]
+) -> ctypes.Array[calls.Weight]:
+    """Where weights lie, as the library takes it; kept, with all it points to, on the first of them."""
+    key = (*map(id, ws), *map(id, biases))
     kept = ws[0].kept.get(key)
     if kept is None:
-        fields = [(w.data.ctypes.data, w.block.id, w.rows) for w in ws]
-        kept = ws[0].kept[key] = ((Weight * len(ws))(*fields), ws)
+        added = [
+            None if bias is None else _shaped(f"{w}: bias", bias, w.rows)
+            for w, bias in zip(ws, biases, strict=True)
+        ]
+        fields = [
+            (w.data.ctypes.data, w.block.id, w.rows, _at(bias))
+            for w, bias in zip(ws, added, strict=True)
+        ]
+        found = (calls.Weight * len(ws))(*fields)
+        kept = ws[0].kept[key] = (found, list(ws), list(biases), added)
     return kept[0]
 
 
-def _floats(x: np.ndarray) -> np.ndarray:
+def _floats(x: Any) -> np.ndarray:
     return np.ascontiguousarray(x, np.float32)
 
 
-def _address(x: Any) -> int:
-    # an array; five times faster than x.ctypes.data
-    return ctypes.addressof(c_char.from_buffer(x))
+def _shaped(name: str, x: Any, *shape: int) -> np.ndarray:
+    """x as contiguous floats. Raises ValueError if it is shaped otherwise."""
+    x = _floats(x)
+    if x.shape != shape:
+        raise ValueError(f"{name}: expected shape {shape}, found {x.shape}")
+    return x
 
 
-def _strides(x: np.ndarray) -> tuple[int, int, int]:
-    """Strides of batch, head and position in floats; the last axis must be contiguous."""
-    return x.strides[0] // 4, x.strides[1] // 4, x.strides[2] // 4
+def _at(x: Any) -> int | None:
+    """The address of an array, which must be contiguous; None has none."""
+    # five times faster than x.ctypes.data
+    return None if x is None else ctypes.addressof(c_char.from_buffer(x))
+
+
+def _halves(name: str, x: np.ndarray) -> bool:
+    """Whether x is float16. Raises ValueError if it is not float32 either."""
+    if x.dtype not in (np.float16, np.float32):
+        raise ValueError(f"{name}: expected float16 or float32, found {x.dtype}")
+    return bool(x.dtype == np.float16)
+
+
+def _strides(name: str, x: np.ndarray) -> tuple[int, int, int]:
+    """Strides of batch, head and position in numbers. Raises ValueError unless the last axis is contiguous."""
+    size = x.itemsize
+    *outer, last = x.strides
+    if last != size and x.shape[-1] > 1:
+        raise ValueError(f"{name}: expected a contiguous last axis, found strides {x.strides}")
+    return outer[0] // size, outer[1] // size, outer[2] // size
 
 
 if __name__ == "__main__":

@@ -6,6 +6,9 @@ becomes one float32 matrix.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import mlx.core as mx
 from mlx import nn
 
@@ -21,7 +24,9 @@ def prepare(threads: int | None) -> None:
     """Nothing to prepare."""
 
 
-def matmul(x: mx.array, w: QTensor) -> mx.array:
+def matmul(
+    x: mx.array, w: QTensor, *, bias: mx.array | None = None, add: mx.array | None = None
+) -> mx.array:
     k = w.shape[-1]
     if len(w.shape) != 2 or x.shape[-1] != k:
         raise ValueError(f"matmul: x of shape {x.shape} does not fit {w}")
@@ -32,23 +37,38 @@ def matmul(x: mx.array, w: QTensor) -> mx.array:
         weights = w.block.dequantize(w.tile(start, min(start + step, w.rows)))
         out.append(flat @ weights.T)
         mx.eval(out[-1])
-    return mx.concatenate(out, axis=-1).reshape(*x.shape[:-1], w.rows)
+    product = mx.concatenate(out, axis=-1).reshape(*x.shape[:-1], w.rows)
+    if bias is not None:
+        product = product + bias
+    return product if add is None else product + add
 
 
-def matmuls(x: mx.array, ws: list[QTensor]) -> list[mx.array]:
-    return [matmul(x, w) for w in ws]
+def matmuls(
+    x: mx.array, ws: Sequence[QTensor], biases: Sequence[mx.array | None] | None = None
+) -> list[mx.array]:
+    return [matmul(x, w, bias=bias) for w, bias in zip(ws, biases or [None] * len(ws), strict=True)]
 
 
 def gate_up(x: mx.array, gate: QTensor, up: QTensor, act: Activation) -> mx.array:
     return _ACTIVATIONS[act](matmul(x, gate)) * matmul(x, up)
 
 
-def rows(w: QTensor, ids: mx.array) -> mx.array:
-    return w.block.dequantize(w.take(ids))
+def rows(w: QTensor, ids: mx.array, scale: float = 1.0) -> mx.array:
+    found = w.block.dequantize(w.take(ids))
+    return found if scale == 1 else found * scale
 
 
 def dequantize(w: QTensor) -> mx.array:
     return w.block.dequantize(w.tile(0, w.rows)).reshape(w.shape)
+
+
+def cache_dtype(x: mx.array) -> mx.Dtype:
+    return x.dtype
+
+
+def put(stored: mx.array, at: int, new: mx.array) -> mx.array:
+    stored[:, :, at : at + new.shape[2]] = new
+    return stored
 
 
 def attend(
@@ -66,8 +86,9 @@ def attend(
     return (weights @ v[:, :, None]).reshape(b, h, length, -1)
 
 
-def rms_norm(x: mx.array, weight: mx.array, eps: float) -> mx.array:
-    return mx.fast.rms_norm(x, weight, eps)
+def rms_norm(x: mx.array, weight: mx.array, eps: float, *, add: mx.array | None = None) -> mx.array:
+    normed = mx.fast.rms_norm(x, weight, eps)
+    return normed if add is None else normed + add
 
 
 def norm_rope(
@@ -99,3 +120,9 @@ def norm_rope(
 
 def to_mlx(x: mx.array) -> mx.array:
     return x.astype(mx.float32)
+
+
+def stepper(
+    body: Callable[[mx.array, Any], mx.array], cache: Any
+) -> Callable[[mx.array], mx.array]:
+    return lambda tokens: body(tokens, cache)

@@ -11,6 +11,7 @@ from mlx_ferrum import ops
 from mlx_ferrum.cache import Cache
 from mlx_ferrum.models.base import LanguageModel
 from mlx_ferrum.sample import Processor, Sampler, greedy, log_softmax
+from mlx_ferrum.sample.arrays import at_hand, tokens
 
 Progress = Callable[[int, int], None]
 
@@ -108,17 +109,21 @@ class _Chooser:
 
     def __call__(self, hidden: mx.array) -> tuple[mx.array, mx.array]:
         """hidden: (1, n, hidden) -> token (1,), logprobs (vocab,), both for the last position."""
-        logits = self.model.head(hidden[:, -1:])[:, -1]  # (1, vocab)
+        logits = self.model.head(hidden[:, -1])  # (1, vocab)
         for process in self.processors:
             logits = process(self.seen, logits)
-        logprobs = log_softmax(logits)
-        # a sum over the whole vocabulary, which the likeliest token does not need
-        scores = logits if self.sampler is greedy else logprobs
-        token = self.sampler(scores).astype(mx.uint32)
+        token, logprobs = self._sample(logits)
         if self.processors:
             self.seen = mx.concatenate([self.seen, token])
         mx.async_eval(token)
         return token, logprobs[0]
+
+    def _sample(self, logits: mx.array) -> tuple[mx.array, mx.array]:
+        """The next token (1,) and log-probabilities (1, vocab), a sum over the vocabulary that greedy does without."""
+        if self.sampler is greedy:
+            return greedy(logits), log_softmax(logits)
+        logprobs = mx.array(log_softmax(at_hand(logits)))
+        return tokens(self.sampler(logprobs)), logprobs
 
 
 def _steps(
@@ -139,14 +144,16 @@ def _steps(
         progress(done, len(tokens))
     rest = tokens[(len(tokens) - 1) // size * size :]
     token, logprobs = choose(model.body(mx.array([rest], mx.uint32), cache))
-    ahead = None
+    step = ops.stepper(model.body, cache)
+    ahead, value = None, -1
     for count in range(1, limit + 1):
         if ahead is not None:
             token, logprobs = ahead
         elif count > 1:
-            token, logprobs = choose(model.body(token[None], cache))
+            # made of the number: any operation on the array would have to be waited for
+            token, logprobs = choose(step(mx.array([[value]], mx.uint32)))
         # a lazy backend works on the next step while the caller looks at this one
-        ahead = choose(model.body(token[None], cache)) if ops.is_lazy() and count < limit else None
+        ahead = choose(step(token[None])) if ops.is_lazy() and count < limit else None
         (value,) = token_ids(token)
         if count == 1:
             progress(len(tokens), len(tokens))

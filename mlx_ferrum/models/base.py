@@ -189,9 +189,9 @@ class Weights:
         """A small tensor, (size,) float32."""
         return mx.array(ops.dequantize(self.tensor(name, size)))
 
-    def embedding(self, name: str, rows: int, k: int) -> QEmbedding:
-        """`NAME.weight` (rows, k) as a table of rows."""
-        return QEmbedding(self.tensor(f"{name}.weight", rows, k))
+    def embedding(self, name: str, rows: int, k: int, scale: float = 1.0) -> QEmbedding:
+        """`NAME.weight` (rows, k) as a table of rows, each times `scale`."""
+        return QEmbedding(self.tensor(f"{name}.weight", rows, k), scale)
 
     def linear(self, name: str, rows: int, k: int) -> QLinear:
         """`NAME.weight` (rows, k), with `NAME.bias` where the file has one."""
@@ -218,7 +218,7 @@ class Weights:
 
 
 class MLP(GatedMLP):
-    """x: (b, l, hidden) -> (b, l, hidden), from `ffn_gate`, `ffn_up`, `ffn_down`."""
+    """x and add: (b, l, hidden) -> (b, l, hidden), from `ffn_gate`, `ffn_up`, `ffn_down`."""
 
     def __init__(self, args: BaseArgs, w: Weights, act: ops.Activation = "silu") -> None:
         wide, narrow = args.intermediate_size, args.hidden_size
@@ -230,8 +230,8 @@ class MLP(GatedMLP):
         )
 
     @stage("mlp")
-    def __call__(self, x: mx.array) -> mx.array:
-        return super().__call__(x)
+    def __call__(self, x: mx.array, add: mx.array | None = None) -> mx.array:
+        return super().__call__(x, add)
 
 
 class LanguageModel(nn.Module):
@@ -254,12 +254,12 @@ class LanguageModel(nn.Module):
 
     @stage("head")
     def head(self, x: mx.array) -> mx.array:
-        """x: (b, l, hidden) -> logits (b, l, vocabulary)"""
+        """x: (..., hidden) -> logits (..., vocabulary)"""
         logits = self.body.embed_tokens.as_linear(x) if self.output is None else self.output(x)
         return self.finish(ops.to_mlx(logits))
 
     def finish(self, logits: mx.array) -> mx.array:
-        """logits: (b, l, vocabulary), as the architecture ends them."""
+        """logits: (..., vocabulary), as the architecture ends them."""
         return logits
 
     def make_cache(self) -> list[Cache]:

@@ -88,8 +88,9 @@ class DecoderLayer(nn.Module):
 
     def __call__(self, x: mx.array, cache: Cache) -> mx.array:
         attended = self.self_attn(self.input_layernorm(x), cache)
-        x = x + self.post_attention_layernorm(attended)
-        return x + self.post_feedforward_layernorm(self.mlp(self.pre_feedforward_layernorm(x)))
+        x = self.post_attention_layernorm(attended, add=x)
+        out = self.mlp(self.pre_feedforward_layernorm(x))
+        return self.post_feedforward_layernorm(out, add=x)
 
 
 class Gemma3Model(nn.Module):
@@ -97,10 +98,10 @@ class Gemma3Model(nn.Module):
 
     def __init__(self, args: ModelArgs, w: Weights) -> None:
         super().__init__()
-        self.args = args
         full = args.rope.rope(w.rope_factors(args.rope.dims // 2))
         local = args.rope_local.rope()
-        self.embed_tokens = w.embedding("token_embd", args.vocab_size, args.hidden_size)
+        scale = args.hidden_size**0.5
+        self.embed_tokens = w.embedding("token_embd", args.vocab_size, args.hidden_size, scale)
         self.layers = [
             DecoderLayer(args, w.layer(i), local if window else full)
             for i, window in enumerate(args.windows)
@@ -108,7 +109,7 @@ class Gemma3Model(nn.Module):
         self.norm = w.norm("output_norm", args.hidden_size, args.norm_eps)
 
     def __call__(self, tokens: mx.array, cache: list[Cache]) -> mx.array:
-        x = self.embed_tokens(tokens) * self.args.hidden_size**0.5
+        x = self.embed_tokens(tokens)
         for layer, layer_cache in zip(self.layers, cache, strict=True):
             x = layer(x, layer_cache)
         return self.norm(x)

@@ -23,7 +23,7 @@ class ModelArgs(BaseArgs):
 
 
 class Attention(nn.Module):
-    """x: (b, l, hidden) -> (b, l, hidden)"""
+    """x and add, a residual: (b, l, hidden) -> (b, l, hidden)"""
 
     interleaved: ClassVar[bool] = True
     head_norms: ClassVar[bool] = False
@@ -43,13 +43,13 @@ class Attention(nn.Module):
             self.k_norm = w.norm("attn_k_norm", d, args.norm_eps)
 
     @stage("attention")
-    def __call__(self, x: mx.array, cache: Cache) -> mx.array:
+    def __call__(self, x: mx.array, cache: Cache, add: mx.array | None = None) -> mx.array:
         q, k, v = self.qkv_proj(x)
         q = self._rotate(heads(q, self.args.num_heads), "q_norm", cache.offset)
         k = self._rotate(heads(k, self.args.num_kv_heads), "k_norm", cache.offset)
         v = heads(v, self.args.num_kv_heads).swapaxes(1, 2)
         out = cache.attend(q, k, v, scale=self.args.scale)  # (b, h, l, dv)
-        return self.o_proj(out.swapaxes(1, 2).reshape(*x.shape[:2], -1))
+        return self.o_proj(out.swapaxes(1, 2).reshape(*x.shape[:2], -1), add)
 
     def _rotate(self, x: mx.array, norm: str, offset: int) -> mx.array:
         """x: (b, l, h, d) -> (b, h, l, d)"""
@@ -76,8 +76,8 @@ class DecoderLayer(nn.Module):
         self.mlp = MLP(args, w)
 
     def __call__(self, x: mx.array, cache: Cache) -> mx.array:
-        x = x + self.self_attn(self.input_layernorm(x), cache)
-        return x + self.mlp(self.post_attention_layernorm(x))
+        x = self.self_attn(self.input_layernorm(x), cache, add=x)
+        return self.mlp(self.post_attention_layernorm(x), add=x)
 
 
 class LlamaModel(nn.Module):

@@ -6,19 +6,13 @@
 #include <random>
 #include <thread>
 
-#include "attention.h"
-#include "layers.h"
-#include "linear.h"
+#include "calls.h"
+#include "replay.h"
 
 extern "C" {
 const char* ferrum_simd();
 void ferrum_set_threads(int n);
-void ferrum_matmuls(const float* x, int n, int k, const Weight* w, int count, float* out);
-void ferrum_gate_up(const float* x, int n, int k, const Weight* w, int act, float* out);
-void ferrum_rows(const Weight* w, const long* ids, int n, int k, float* out);
-void ferrum_attend(const Attention* a);
-void ferrum_norm_rope(const NormRope* a);
-void ferrum_rms_norm(const float* x, const float* weight, long rows, int d, float eps, float* out);
+void ferrum_replay(const Call* calls, int count, long later);
 }
 
 namespace {
@@ -60,7 +54,7 @@ struct Matrix {
 // Rows of `blocks` blocks, of random bytes.
 template <typename B>
 Matrix matrix(Random& random, int id, int rows, int blocks) {
-    Matrix m{std::vector<uchar>(sizeof(B) * rows * blocks), {nullptr, id, rows}};
+    Matrix m{std::vector<uchar>(sizeof(B) * rows * blocks), {nullptr, id, rows, nullptr}};
     for (uchar& byte : m.bytes) byte = uchar(random());
     m.weight.data = m.bytes.data();
     return m;
@@ -72,12 +66,14 @@ void products(Random& random, int id, int n, int rows, int blocks) {
     Floats x = floats(random, size_t(n) * k);
     Matrix a = matrix<B>(random, id, rows, blocks), b = matrix<B>(random, id, rows, blocks);
     Matrix floating = matrix<F16>(random, 1, rows + 2, k);
+    Floats bias = floats(random, rows), add = floats(random, size_t(n) * (3 * rows + 2));
+    b.weight.bias = bias.data();
     Weight three[] = {a.weight, floating.weight, b.weight}, two[] = {a.weight, b.weight};
-    ferrum_matmuls(x.data(), n, k, three, 3, Output(size_t(n) * (3 * rows + 2)));
-    ferrum_gate_up(x.data(), n, k, two, n % 2, Output(size_t(n) * rows));
+    run(Matmuls{x.data(), three, n % 2 ? add.data() : nullptr, Output(add.size()), n, k, 3});
+    run(GateUp{x.data(), two, Output(size_t(n) * rows), n, k, n % 2});
     std::vector<long> ids(n);
     for (long& row : ids) row = random() % rows;
-    ferrum_rows(&a.weight, ids.data(), n, k, Output(size_t(n) * k));
+    run(Rows{&a.weight, ids.data(), Output(size_t(n) * k), n, k, n % 2 ? 1.0f : 3.0f});
 }
 
 void all_products(Random& random) {
@@ -91,20 +87,21 @@ void all_products(Random& random) {
         });
 }
 
-// One layer's attention over a cache with room for more than it holds.
+// One layer's attention over a cache with room for more than it holds; T: float or half.
+template <typename T>
 void attention(Random& random, int groups, int per_group, int length, int held, int window) {
     constexpr int batch = 2, d = 20, dv = 36;
     int heads = groups * per_group, room = held + 3;
     Floats q = floats(random, size_t(batch) * heads * length * d);
     // nothing lies behind the last position that is held
-    Floats k = floats(random, size_t(batch) * groups * room * d - 3 * d);
-    Floats v = floats(random, size_t(batch) * groups * room * dv - 3 * dv);
+    std::vector<T> k(size_t(batch) * groups * room * d - 3 * d), v(size_t(batch) * groups * room * dv - 3 * dv);
     Output out(size_t(batch) * heads * length * dv);
     Attention a{q.data(), k.data(), v.data(), out, batch, heads, groups, length, held, d, dv, window};
+    a.halves = sizeof(T) == 2;
     a.k_stride = d, a.k_head = long(room) * d, a.k_batch = groups * a.k_head;
     a.v_stride = dv, a.v_head = long(room) * dv, a.v_batch = groups * a.v_head;
     a.scale = 0.2f;
-    ferrum_attend(&a);
+    run(a);
 }
 
 void all_attention(Random& random) {
@@ -112,8 +109,8 @@ void all_attention(Random& random) {
         for (int held : {1, 63, 64, 65, 300})
             for (int length : {1, 7, 40})
                 if (length <= held) {
-                    attention(random, 1, 3, length, held, window);
-                    attention(random, 3, 1, length, held, window);
+                    attention<float>(random, 1, 3, length, held, window);
+                    attention<half>(random, 3, 1, length, held, window);
                 }
 }
 
@@ -121,7 +118,8 @@ void norms(Random& random, int length, int heads, int d, int pairs) {
     constexpr int batch = 2;
     size_t size = size_t(batch) * length * heads * d;
     Floats x = floats(random, size), weight = floats(random, d), frequencies = floats(random, pairs);
-    ferrum_rms_norm(x.data(), weight.data(), size / d, d, 1e-5f, Output(size));
+    for (const float* add : {(const float*)nullptr, (const float*)x.data()})
+        run(RmsNorm{x.data(), weight.data(), add, Output(size), long(size) / d, d, 1e-5f});
     std::vector<long> offset = {0, 1000};
     for (int interleaved : {0, 1})
         for (const float* w : {(const float*)nullptr, (const float*)weight.data()}) {
@@ -129,7 +127,7 @@ void norms(Random& random, int length, int heads, int d, int pairs) {
             NormRope a{x.data(), w, frequencies.data(), offset.data(), out};
             a.batch = batch, a.length = length, a.heads = heads, a.d = d;
             a.pairs = pairs, a.interleaved = interleaved, a.magnitude = 1, a.eps = 1e-5f;
-            ferrum_norm_rope(&a);
+            run(a);
         }
 }
 
@@ -138,10 +136,31 @@ void all_norms(Random& random) {
         for (int pairs : {1, 7, 16}) norms(random, length, 3, 33, pairs);
 }
 
+// A cache of `room` positions that is filled by replaying the first: turn, put, then attend.
+template <typename T>
+void steps(Random& random, int room, int window) {
+    constexpr int groups = 2, d = 20, halves = sizeof(T) == 2;
+    Floats q = floats(random, 3 * groups * d), fresh = floats(random, groups * d), out(q.size());
+    std::vector<T> keys(size_t(groups) * room * d), values(keys.size());
+    long head = long(room) * d, offset = 5;
+    NormRope turn{q.data(), nullptr, fresh.data(), &offset, out.data(), 1, 1, 3 * groups, d, d / 2, 0, 1, 0, 0};
+    Put put_keys{fresh.data(), keys.data(), 0, 1, groups, 1, d, halves, {groups * d, d, d}, {groups * head, head, d}};
+    Put put_values = put_keys;
+    put_values.to = values.data();
+    Attention a{q.data(), keys.data(), values.data(), out.data(), 1, 3 * groups, groups, 1, 1, d, d, window, halves};
+    a.k_batch = a.v_batch = groups * head, a.k_head = a.v_head = head, a.k_stride = a.v_stride = d, a.scale = 0.2f;
+    Call calls[] = {{5, &turn}, {3, &put_keys}, {3, &put_values}, {4, &a}};
+    for (long later = 0; later < room; later++) ferrum_replay(calls, 4, later);
+}
+
 void everything(unsigned seed) {
     Random random(seed);
     all_norms(random);
     all_attention(random);
+    for (int window : {0, 1, 70, 100}) {
+        steps<float>(random, 100, window);
+        steps<half>(random, 100, window);
+    }
     all_products(random);
 }
 

@@ -1,0 +1,52 @@
+// What Python asks for: one struct a call, mirrored in native.py, and `run` for each. Pointers are to
+// contiguous float32 unless said otherwise; shapes were checked on the other side.
+#pragma once
+
+#include "attention.h"
+#include "layers.h"
+#include "linear.h"
+
+// Several weights that share x: (n, k). out: (n, rows) of the first, then of the second …
+// add: shaped as out, or null.
+struct Matmuls {
+    const float* x;
+    const Weight* w;
+    const float* add;
+    float* out;
+    int n, k, count;
+};
+
+// act(x gateᵀ) * (x upᵀ): x (n, k), w: gate and up -> out (n, rows).
+struct GateUp {
+    const float* x;
+    const Weight* w;
+    float* out;
+    int n, k, act;
+};
+
+// Rows of w at ids: (n,), times scale -> out (n, k).
+struct Rows {
+    const Weight* w;
+    const long* ids;
+    float* out;
+    int n, k;
+    float scale;
+};
+
+// Rows of a cache: from (batch, heads, length, d), whose last axis is contiguous, to positions from
+// `at` on, float32 or, if `halves`, float16. Strides of batch, head and position in numbers.
+struct Put {
+    const float* from;
+    void* to;
+    long at;
+    int batch, heads, length, d, halves;
+    long from_stride[3], to_stride[3];
+};
+
+void run(const Matmuls& a);
+void run(const GateUp& a);
+void run(const Rows& a);
+void run(const Put& a);
+inline void run(const Attention& a) { attend(a); }
+inline void run(const NormRope& a) { norm_rope(a); }
+inline void run(const RmsNorm& a) { rms_norm(a); }

@@ -1,0 +1,105 @@
+"""The structs of calls.h for ctypes, field by field. `symbol` is the function that takes one."""
+
+from __future__ import annotations
+
+import ctypes
+from ctypes import Structure, c_float, c_int, c_long, c_void_p
+from typing import Any, ClassVar
+
+
+def _fields(*groups: tuple[Any, str]) -> tuple[tuple[str, Any], ...]:
+    """Groups of a type and the names that have it, in their order."""
+    return tuple((name, kind) for kind, names in groups for name in names.split())
+
+
+class Weight(Structure):
+    """A matrix of blocks in the file."""
+
+    _fields_ = _fields((c_void_p, "data"), (c_long, "type rows"), (c_void_p, "bias"))
+
+
+class Arguments(Structure):
+    """What one function of the library takes."""
+
+    symbol: ClassVar[str]
+
+
+class Matmuls(Arguments):
+    """Several weights that share x."""
+
+    symbol = "ferrum_matmuls"
+    _fields_ = _fields((c_void_p, "x w add out"), (c_int, "n k count"))
+
+
+class GateUp(Arguments):
+    """act(x gateᵀ) * (x upᵀ)."""
+
+    symbol = "ferrum_gate_up"
+    _fields_ = _fields((c_void_p, "x w out"), (c_int, "n k act"))
+
+
+class Rows(Arguments):
+    """Embedding rows."""
+
+    symbol = "ferrum_rows"
+    _fields_ = _fields((c_void_p, "w ids out"), (c_int, "n k"), (c_float, "scale"))
+
+
+class Put(Arguments):
+    """New keys or values into a cache."""
+
+    symbol = "ferrum_put"
+    _fields_ = _fields(
+        (c_void_p, "source to"),
+        (c_long, "at"),
+        (c_int, "batch heads length d halves"),
+        (c_long, "source_batch source_head source_position to_batch to_head to_position"),
+    )
+
+
+class Attention(Arguments):
+    """Causal attention over a cache."""
+
+    symbol = "ferrum_attend"
+    _fields_ = _fields(
+        (c_void_p, "q k v out"),
+        (c_int, "batch heads groups length held d dv window halves"),
+        (c_long, "k_batch k_head k_position v_batch v_head v_position"),
+        (c_float, "scale"),
+    )
+
+
+class NormRope(Arguments):
+    """Norm and rotation of heads."""
+
+    symbol = "ferrum_norm_rope"
+    _fields_ = _fields(
+        (c_void_p, "x weight frequencies offset out"),
+        (c_int, "batch length heads d pairs interleaved"),
+        (c_float, "magnitude eps"),
+        (c_long, "later"),
+    )
+
+
+class RmsNorm(Arguments):
+    """RMS norm of rows."""
+
+    symbol = "ferrum_rms_norm"
+    _fields_ = _fields(
+        (c_void_p, "x weight add out"), (c_long, "rows"), (c_int, "d"), (c_float, "eps")
+    )
+
+
+class Call(Structure):
+    """A recorded call: which struct, and where it lies."""
+
+    _fields_ = _fields((c_long, "kind"), (c_void_p, "arguments"))
+
+
+KINDS: tuple[type[Arguments], ...] = (Matmuls, GateUp, Rows, Put, Attention, NormRope, RmsNorm)
+
+
+def recorded(calls: list[Arguments]) -> ctypes.Array[Call]:
+    """Calls in their order, as ferrum_replay takes them; they must stay alive."""
+    entries = [Call(KINDS.index(type(call)), ctypes.addressof(call)) for call in calls]
+    return (Call * len(calls))(*entries)

@@ -1,0 +1,121 @@
+// Products of whole matrices: the input as integers, the rows shared out between the threads.
+#include <vector>
+
+#include "ahead.h"
+#include "calls.h"
+#include "pool.h"
+
+namespace {
+
+// x as integers, quantized on all threads; kept by the calling thread for its next call.
+const Activations& integers(const float* x, int n, int k) {
+    thread_local Activations kept;
+    Activations& out = kept;
+    out.resize(n, k);
+    constexpr int SHARE = 8; // rows worth a part of the job
+    pool_run((n + SHARE - 1) / SHARE, [&](int part) {
+        for (int i = part * SHARE; i < std::min(n, (part + 1) * SHARE); i++) out.quantize(i, x + long(i) * k, k);
+    });
+    return out;
+}
+
+bool any_quantized(const Weight* w, int count) {
+    bool found = false;
+    for (int i = 0; i < count; i++)
+        with_block(int(w[i].type), [&](auto type) { found = found || !is_float<typename decltype(type)::type>; });
+    return found;
+}
+
+Input input(const float* x, int n, int k, const Weight* w, int count) {
+    return {x, n, k, any_quantized(w, count) ? &integers(x, n, k) : nullptr};
+}
+
+// While it lives, a product runs; after it, the next one's weights are fetched. Only where reading
+// weights is what takes the time.
+class Expected {
+public:
+    Expected(const Weight* w, int count, int n, int k) : few_(n <= 8) {
+        if (few_) ahead_begin(w, count, k);
+    }
+    ~Expected() {
+        if (few_) ahead_end();
+    }
+
+private:
+    bool few_;
+};
+
+// Rows [first, last) of one weight.
+struct Part {
+    const Weight* w;
+    int first, last;
+    float* out;       // of the whole weight
+    const float* add; // shaped as out, or null
+};
+
+// The part that is taken as number i of `count`: threads that take turns each walk along a stretch of memory.
+int place(int i, int count, int threads) {
+    int thread = i % threads;
+    return thread * (count / threads) + std::min(thread, count % threads) + i / threads;
+}
+
+void finish(const Part& p, int n) {
+    for (int i = 0; i < n; i++) {
+        float* out = p.out + i * p.w->rows;
+        if (p.w->bias)
+            for (int r = p.first; r < p.last; r++) out[r] += p.w->bias[r];
+        if (p.add)
+            for (int r = p.first; r < p.last; r++) out[r] += p.add[i * p.w->rows + r];
+    }
+}
+
+} // namespace
+
+void run(const Matmuls& a) {
+    Expected expected(a.w, a.count, a.n, a.k);
+    Input in = input(a.x, a.n, a.k, a.w, a.count);
+    thread_local std::vector<Part> kept;
+    std::vector<Part>& parts = kept;
+    parts.clear();
+    long done = 0;
+    for (const Weight* w = a.w; w < a.w + a.count; done += a.n * w->rows, w++) {
+        int step = rows_per_part(w->rows, pool_threads());
+        for (int r = 0; r < w->rows; r += step)
+            parts.push_back(
+                {w, r, int(std::min(w->rows, long(r) + step)), a.out + done, a.add ? a.add + done : nullptr});
+    }
+    int count = int(parts.size()), threads = pool_threads();
+    pool_run(count, [&](int i) {
+        const Part& p = parts[place(i, count, threads)];
+        multiply_rows(*p.w, in, p.first, p.last, p.out, p.w->rows);
+        finish(p, a.n);
+    });
+}
+
+void run(const GateUp& a) {
+    Expected expected(a.w, 2, a.n, a.k);
+    Input in = input(a.x, a.n, a.k, a.w, 2);
+    long rows = a.w[0].rows;
+    int step = rows_per_part(rows, pool_threads());
+    int parts = int((rows + step - 1) / step), threads = pool_threads();
+    pool_run(parts, [&](int i) {
+        int first = place(i, parts, threads) * step, last = int(std::min(rows, long(first) + step)),
+            count = last - first;
+        thread_local std::vector<float> up;
+        up.resize(size_t(a.n) * count);
+        multiply_rows(a.w[0], in, first, last, a.out, rows);
+        multiply_rows(a.w[1], in, first, last, up.data() - first, count);
+        for (int n = 0; n < a.n; n++) activate(a.out + n * rows + first, up.data() + long(n) * count, count, a.act);
+    });
+}
+
+void run(const Rows& a) {
+    with_block(int(a.w->type), [&](auto type) {
+        using B = typename decltype(type)::type;
+        for (int i = 0; i < a.n; i++) {
+            float* out = a.out + long(i) * a.k;
+            read_row((const B*)a.w->data + a.ids[i] * (a.k / B::WEIGHTS), a.k, out);
+            for (int j = 0; j < a.k && a.scale != 1; j++) out[j] *= a.scale;
+        }
+    });
+}

@@ -1,0 +1,88 @@
+"""Processors change logits before log-probabilities are taken: penalties and biases.
+
+A *processor* maps the tokens so far (n,) and logits (…, vocab) to logits (…, vocab).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+
+import mlx.core as mx
+
+Processor = Callable[[mx.array, mx.array], mx.array]
+
+
+def make_processors(
+    *,
+    logit_bias: Mapping[int, float] | None = None,
+    repetition_penalty: float = 1.0,
+    presence_penalty: float = 0.0,
+    frequency_penalty: float = 0.0,
+    penalty_window: int | None = 64,
+) -> list[Processor]:
+    """The processors that are switched on; the defaults switch all of them off.
+
+    Raises:
+        ValueError: an argument is out of its range.
+    """
+    processors: list[Processor] = []
+    if logit_bias:
+        processors.append(bias(logit_bias))
+    if (repetition_penalty, presence_penalty, frequency_penalty) != (1.0, 0.0, 0.0):
+        processors.append(
+            penalties(repetition_penalty, presence_penalty, frequency_penalty, penalty_window)
+        )
+    return processors
+
+
+def bias(values: Mapping[int, float]) -> Processor:
+    """Add `values[id]` to the logit of token `id`; -inf bans the token."""
+    for token, value in values.items():
+        if token < 0 or math.isnan(value) or value == math.inf:
+            raise ValueError(
+                f"logit_bias of token {token} is {value}, expected a number or -inf, and an id >= 0"
+            )
+    largest = max(values)
+    ids = mx.array(list(values.keys()))
+    added = mx.array(list(values.values()), mx.float32)
+
+    def apply(_: mx.array, logits: mx.array) -> mx.array:
+        if largest >= logits.shape[-1]:
+            raise ValueError(
+                f"logit_bias names token {largest}, the vocabulary has {logits.shape[-1]}"
+            )
+        return logits.at[..., ids].add(added)
+
+    return apply
+
+
+def penalties(
+    repetition: float = 1.0,
+    presence: float = 0.0,
+    frequency: float = 0.0,
+    window: int | None = 64,
+) -> Processor:
+    """Make tokens less likely that occur among the last `window` (None: all), prompt included.
+
+    A token that occurs c > 0 times has its logit divided by `repetition` where positive, else
+    multiplied (arXiv:1909.05858), and then `presence + c * frequency` subtracted (the OpenAI API's
+    definition). Negative `presence` and `frequency` make repetition more likely.
+    """
+    if not (repetition > 0 and math.isfinite(repetition)):
+        raise ValueError(f"repetition_penalty is {repetition}, expected a number above 0")
+    if not (math.isfinite(presence) and math.isfinite(frequency)):
+        raise ValueError(
+            f"presence_penalty is {presence} and frequency_penalty {frequency}, expected numbers"
+        )
+    if window is not None and window < 1:
+        raise ValueError(f"penalty_window is {window}, expected at least 1, or None for all tokens")
+
+    def apply(tokens: mx.array, logits: mx.array) -> mx.array:
+        if window is not None:
+            tokens = tokens[-window:]
+        counts = mx.zeros(logits.shape[-1:]).at[tokens].add(1)  # (vocab,)
+        scaled = mx.where(logits > 0, logits / repetition, logits * repetition)
+        return mx.where(counts > 0, scaled - (presence + frequency * counts), logits)
+
+    return apply

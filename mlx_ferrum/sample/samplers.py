@@ -1,0 +1,82 @@
+"""Samplers turn log-probabilities (…, vocab) into token ids (…,). They know no model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import mlx.core as mx
+
+from .arrays import Array, at_hand, check, draw, kind, tokens
+from .filters import Filter, by_min_p, by_top_k, by_top_p, by_typical, by_xtc
+from .keys import Keys
+
+Sampler = Callable[[mx.array], mx.array]
+
+GREEDY_BELOW = 1e-6  # a temperature below this would overflow float32 and is the argmax anyway
+
+
+def make_sampler(
+    temp: float = 0.0,
+    *,
+    top_k: int = 0,
+    typical_p: float = 1.0,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
+    xtc_probability: float = 0.0,
+    xtc_threshold: float = 0.1,
+    xtc_special_tokens: Sequence[int] = (),
+    seed: int | None = None,
+) -> Sampler:
+    """A sampler: the filters that are switched on, in the order of the arguments, then `temp`.
+
+    The defaults switch every filter off. `temp` 0 is greedy and uses no filter. The same `seed`
+    gives the same tokens whatever else draws random numbers; without one MLX's global generator
+    (`mx.random.seed`) is used.
+
+    Raises:
+        ValueError: an argument is out of its range.
+    """
+    keys = Keys(seed)
+    filters: list[Filter] = []
+    if top_k != 0:
+        filters.append(by_top_k(top_k))
+    if typical_p != 1.0:
+        filters.append(by_typical(typical_p))
+    if top_p not in (0.0, 1.0):  # 0 is how mlx-lm says "off"
+        filters.append(by_top_p(top_p))
+    if min_p != 0.0:
+        filters.append(by_min_p(min_p))
+    if xtc_probability != 0.0:
+        filters.append(by_xtc(xtc_probability, xtc_threshold, xtc_special_tokens, keys))
+    check("temp", temp, 0, math.inf)
+    return greedy if temp < GREEDY_BELOW else compose(*filters, last=categorical(temp, keys))
+
+
+def compose(*filters: Filter, last: Sampler) -> Sampler:
+    """The sampler that applies `filters` from left to right and then `last`."""
+
+    def sample(logprobs: mx.array) -> mx.array:
+        numbers = at_hand(logprobs)
+        for apply in filters:
+            numbers = apply(numbers)
+        return last(numbers)
+
+    return sample
+
+
+def greedy(logprobs: Array) -> mx.array:
+    """The most likely token: (…, vocab) -> (…,)."""
+    numbers = at_hand(logprobs)
+    return tokens(kind(numbers).argmax(numbers, axis=-1))
+
+
+def categorical(temp: float, keys: Keys) -> Sampler:
+    """Draw a token in proportion to `p ** (1 / temp)`."""
+
+    def sample(logprobs: Array) -> mx.array:
+        numbers = at_hand(logprobs)
+        # The largest is moved to 0, so that no temperature can overflow.
+        return tokens(draw((numbers - numbers.max(axis=-1, keepdims=True)) / temp, keys))
+
+    return sample
