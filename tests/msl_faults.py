@@ -5,6 +5,14 @@ from __future__ import annotations
 # (the fault in its line, what is found there); the rest of the kernel is right
 FAULTS = {
     "write after read": ("int v = t[(i + 1) % 64]; t[i] = v;", "race: threadgroup memory"),
+    "write after all have read": (
+        "u[i] = t[0] + n; if (i == 63) t[0] = 5;",
+        "race: threadgroup memory",
+    ),
+    "write after its simdgroup has read": (
+        "u[i] = t[0]; simdgroup_barrier(mem_flags::mem_threadgroup); if (i == 40) t[0] = 5 + n;",
+        "race: threadgroup memory",
+    ),
     "two writes": ("t[i / 2] = i;", "race: threadgroup memory"),
     "read of another simdgroup's": (
         "t[i] = 1; y[i] = t[(i + 32) % 64];",
