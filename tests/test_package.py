@@ -10,7 +10,7 @@ import pytest
 
 import mlx_ferrum
 
-SCRIPTS = ["ferrum-chat", "ferrum-generate", "ferrum-gguf"]
+SCRIPTS = ["ferrum-chat", "ferrum-doctor", "ferrum-generate", "ferrum-gguf"]
 
 
 def test_type_hints_ship() -> None:

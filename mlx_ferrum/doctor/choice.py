@@ -1,0 +1,49 @@
+"""Which backend runs the operations here, and why that one."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+
+from .. import ops
+from ..kernels.cpu import native
+from .privacy import one_line, without_folders
+
+_REASONS = {
+    "cpu": "MLX has no GPU here",
+    "metal": "MLX has an Apple GPU here",
+    "reference": "there are no kernels of ours for this GPU",
+}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The backend in use. kernels: what was compiled for it; error: why it cannot run, if it cannot."""
+
+    name: str
+    reason: str
+    kernels: str | None = None
+    error: str | None = None
+
+
+def choose(name: str | None = None) -> Choice:
+    """Use the backend called `name`, or the one that models get by themselves."""
+    if name is None:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            name = ops.backend_name()
+        reasons = [without_folders(str(warning.message)) for warning in caught]
+        return Choice(name, reasons[0] if reasons else _REASONS[name], _kernels(name))
+    reason = "asked for by --backend"
+    try:
+        ops.use_backend(name)
+    except OSError as error:
+        return Choice(name, reason, error=one_line(error))
+    return Choice(name, reason, _kernels(name))
+
+
+def _kernels(name: str) -> str | None:
+    if name != "cpu":
+        return None
+    simd: str = native.library().ferrum_simd().decode()
+    return f"{simd}, {native.cores()} threads"

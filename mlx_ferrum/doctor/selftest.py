@@ -1,0 +1,146 @@
+"""The self-test: the backend in use against the reference, and how far they may differ.
+
+An error is relative: the largest difference over the largest value of a result. The reference runs on
+MLX's CPU device, where float32 is float32: on some GPUs, MLX's own products round to TF32.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+from tqdm import tqdm
+
+from .. import ops
+from ..backends import reference
+from ..blocks import SUPPORTED
+from .cases import Case, Convert, groups
+from .privacy import one_line
+
+_FLOAT32 = 1e-5  # sums of some hundred terms, in another order
+_ANGLES = 2e-4  # float32 angles of up to 700 radians are exact to 3e-5; magnitude, norm
+_HALF = 2e-3  # one side rounded to float16 or TF32, 2^-11
+_INTEGER = 3e-4  # activations of 15 bits that share a scale: six deviations of the sum
+_EXACT = 0.0
+_LAST_BITS = 1e-6  # a compiler may fuse the multiplication and the addition of a weight
+
+# what differs from _FLOAT32
+_BOUNDS: Mapping[str, Mapping[str, float]] = {
+    "cpu": {
+        **dict.fromkeys(("matmul", "matmul, 9+ rows", "matmuls"), _INTEGER),
+        **dict.fromkeys(("gate_up", "gate_up, 9+ rows"), 2 * _INTEGER),  # two products
+        **dict.fromkeys(("rows", "dequantize"), _EXACT),
+        **dict.fromkeys(("put", "attend"), _HALF),  # the cache holds float16
+        "norm_rope": _ANGLES,
+    },
+    "metal": {
+        **dict.fromkeys(("matmul, 9+ rows", "gate_up, 9+ rows"), _HALF),  # tiles of float16
+        **dict.fromkeys(("rows", "dequantize"), _LAST_BITS),
+        "put": _HALF,
+        "attend": 2 * _HALF,  # computed in float16
+        "norm_rope": _ANGLES,
+    },
+    "reference": {
+        **dict.fromkeys(("matmul", "matmul, 9+ rows", "matmuls", "attend"), _HALF),
+        **dict.fromkeys(("gate_up", "gate_up, 9+ rows"), 2 * _HALF),
+        **dict.fromkeys(("rows", "dequantize"), _LAST_BITS),
+        "norm_rope": _ANGLES,
+    },
+}
+
+# whatever a backend may raise; what it fails with is the finding
+_FAILURES = (
+    *(ArithmeticError, AssertionError, AttributeError, LookupError, OSError),
+    *(RuntimeError, TypeError, ValueError),
+)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A case that failed. error: a relative error and what was allowed, or what the backend raised."""
+
+    op: str
+    type: str
+    shape: str
+    error: str
+
+
+@dataclass
+class Result:
+    """One operation. worst: the largest error, None where a case gave no number."""
+
+    op: str
+    bound: float
+    cases: int = 0
+    worst: float | None = 0.0
+    failures: list[Failure] = field(default_factory=list)
+
+
+def bound(backend: str, op: str) -> float:
+    """The error that is allowed. Raises KeyError for an unknown backend."""
+    return _BOUNDS[backend].get(op, _FLOAT32)
+
+
+def run(progress: bool = True) -> tuple[list[Result], float]:
+    """Test the backend in use: results in the order of the cases, and the seconds that it took.
+
+    progress: show a bar on stderr, where that is a terminal
+    """
+    start, name = time.perf_counter(), ops.backend_name()
+    array = _kind()
+    results: dict[str, Result] = {}
+    with tqdm(
+        groups(), total=len(SUPPORTED) + 1, leave=False, disable=None if progress else True
+    ) as bar:
+        for type_name, cases in bar:
+            for case in cases:
+                bar.set_description(f"{case.op}, {type_name}")
+                result = results.setdefault(case.op, Result(case.op, bound(name, case.op)))
+                _judge(result, case, array)
+    return list(results.values()), time.perf_counter() - start
+
+
+def _kind() -> Convert:
+    """What makes activations of the kind that the backend in use computes with."""
+    made = ops.cache_dtype(mx.zeros((1, 1)))
+    return mx.array if isinstance(made, mx.Dtype) else np.asarray
+
+
+def _judge(result: Result, case: Case, array: Convert) -> None:
+    result.cases += 1
+    with mx.stream(mx.cpu):
+        wanted = np.array(case.compute(reference, mx.array))
+    try:
+        found = _numbers(case.compute(ops, array))
+    except _FAILURES as error:
+        _fail(result, case, one_line(error))
+        return
+    if found.shape != wanted.shape:
+        _fail(result, case, f"shape {found.shape}, expected {wanted.shape}")
+        return
+    off = float(np.abs(found - wanted).max() / np.abs(wanted).max())
+    if not np.isfinite(off):
+        _fail(result, case, "not all values are finite")
+        return
+    if result.worst is not None:
+        result.worst = max(result.worst, off)
+    if off > result.bound:
+        allowed = f"{result.bound:.0e}" if result.bound else "none"
+        result.failures.append(_failure(case, f"{off:.1e}, allowed {allowed}"))
+
+
+def _numbers(found: Any) -> np.ndarray:
+    return found if isinstance(found, np.ndarray) else np.array(ops.to_mlx(found))
+
+
+def _fail(result: Result, case: Case, error: str) -> None:
+    result.worst = None
+    result.failures.append(_failure(case, error))
+
+
+def _failure(case: Case, error: str) -> Failure:
+    return Failure(case.op, case.type, case.shape, error)
