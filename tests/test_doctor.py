@@ -47,6 +47,7 @@ ANSWERS = {  # of the programs that are asked on a Mac
     esac""",
     "ioreg": """echo '  "gpu-core-count" = 32'""",
     "xcode-select": "exit 2",
+    "c++": "echo Apple clang version 16.0.0",
 }
 
 
@@ -60,7 +61,7 @@ def cpu_backend():
 
 @pytest.fixture
 def mac(monkeypatch, tmp_path):
-    """An M1 Max without a compiler, by what its programs and MLX say."""
+    """An M1 Max without developer tools, by what its programs and MLX say."""
     for name, script in ANSWERS.items():
         (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
         (tmp_path / name).chmod(0o755)
@@ -215,6 +216,12 @@ def test_a_mac(mac):
     lines = list(report.as_text(found))
     assert "GPU         Apple M1 Max, 32 cores, applegpu_g13s" in lines
     assert "GPU memory  working set 48.0 GiB of 64.0 GiB, a buffer up to 36.0 GiB" in lines
+
+
+def test_a_compiler_on_a_mac(mac, tmp_path):
+    """Without the developer tools there is a c++ as well, but all it does is to offer them."""
+    (tmp_path / "xcode-select").write_text("#!/bin/sh\necho /Library/Developer/CommandLineTools\n")
+    assert machine.inspect().compiler == "Apple clang version 16.0.0"
 
 
 def test_commits_that_the_user_set(mac, monkeypatch):
