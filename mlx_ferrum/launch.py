@@ -106,6 +106,11 @@ def metal(kernel: Kernel, launch: Launch) -> list[mx.array]:
 _runner: Runner = metal
 
 
+def can_run() -> bool:
+    """Whether launches have something to run on: Metal, or another runner."""
+    return _runner is not metal or mx.metal.is_available()
+
+
 @contextmanager
 def use_runner(runner: Runner) -> Iterator[None]:
     """Let `runner` take all launches within."""

@@ -19,7 +19,7 @@ import mlx.core as mx
 from .tensor import QTensor
 
 Activation = Literal["silu", "gelu"]
-BACKENDS = ("cpu", "reference")
+BACKENDS = ("metal", "cpu", "reference")
 _active: ModuleType | None = None
 
 
@@ -60,9 +60,9 @@ def _backend() -> ModuleType:
 
 
 def _use_default() -> None:
-    """The cpu backend where there is no GPU; without a C++ compiler the reference, and a warning."""
+    """Metal on an Apple GPU, the reference on another; without a GPU the cpu backend, if it can be built."""
     if mx.default_device() == mx.gpu:
-        return use_backend("reference")
+        return use_backend("metal" if mx.metal.is_available() else "reference")
     try:
         return use_backend("cpu")
     except OSError as error:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
+from msl import metal_on_cpu
 
 from mlx_ferrum import ops
 from mlx_ferrum.kernels.cpu import native
@@ -23,19 +24,23 @@ class Backend:
 
     integers: whether products take activations as integers, 32 of them with a scale
     logit: how far a logit of a small random model may lie from float32's
+    pieces: how far it may lie from itself when the same text comes in other pieces
+    attention: how far attention may lie from float32's, of keys and values that half precision holds
     """
 
     name: str
     portable: bool = False
     integers: bool = True
     logit: float = 2e-2
+    pieces: float = 2e-3
+    attention: float = 1e-6
 
     def __str__(self) -> str:
         return f"{self.name}-portable" if self.portable else self.name
 
     def array(self, x: Any) -> Any:
         """An activation of the kind that this backend makes."""
-        return mx.array(x) if self.name == "reference" else np.asarray(x)
+        return np.asarray(x) if self.name == "cpu" else mx.array(x)
 
     def product_error(self, x: np.ndarray, w: np.ndarray) -> np.ndarray:
         """How far x wᵀ may be off: x: (..., k), w: (rows, k) float64 -> (..., rows).
@@ -60,14 +65,18 @@ class Backend:
         before = ops.backend_name()
         try:
             native.choose(portable=self.portable)
-            ops.use_backend(self.name)
-            yield self
+            with metal_on_cpu() if self.name == "metal" else nullcontext():
+                ops.use_backend(self.name)
+                yield self
         finally:
             native.choose()
             ops.use_backend(before)
 
 
-REFERENCE = Backend("reference", integers=False, logit=2e-3)  # both sides are float32
+REFERENCE = Backend("reference", integers=False, logit=2e-3, pieces=2e-4)  # both sides are float32
+# tiles hold float16, attention is computed in it
+METAL = Backend("metal", integers=False, logit=5e-2, pieces=2e-2, attention=4e-3)
 CPU = Backend("cpu")
 CPU_PORTABLE = Backend("cpu", portable=True)
-BACKENDS = (REFERENCE, CPU, CPU_PORTABLE)
+BACKENDS = (REFERENCE, CPU, CPU_PORTABLE, METAL)
+FAST = BACKENDS if mx.metal.is_available() else (REFERENCE, CPU, CPU_PORTABLE)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from backends import BACKENDS, REFERENCE, Backend
+from backends import BACKENDS, FAST, REFERENCE, Backend
 
 import mlx_ferrum
 from mlx_ferrum import catalog, ops
@@ -23,6 +23,13 @@ def ctrl_c() -> None:
 @pytest.fixture(params=BACKENDS, ids=str)
 def backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
     """Each backend in turn, in use."""
+    with request.param.in_use() as backend:
+        yield backend
+
+
+@pytest.fixture(params=FAST, ids=str)
+def fast_backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
+    """Each backend that runs a real model in seconds, in use."""
     with request.param.in_use() as backend:
         yield backend
 

@@ -17,7 +17,9 @@ GOLDEN = json.loads((Path(__file__).parent / "golden" / "greedy.json").read_text
 @pytest.mark.parametrize(
     ("name", "fixture"), [("smollm2-135m", "smollm2"), ("gemma3-270m", "gemma3")]
 )
-def test_greedy(backend: Backend, name: str, fixture: str, request: pytest.FixtureRequest) -> None:
+def test_greedy(
+    fast_backend: Backend, name: str, fixture: str, request: pytest.FixtureRequest
+) -> None:
     model, tokenizer = request.getfixturevalue(fixture)
     golden: dict[str, Any] = GOLDEN[name]
     assert tokenizer.encode(golden["prompt"], parse_special=True) == golden["prompt_tokens"]

@@ -80,7 +80,11 @@ def test_window_slides(backend: Backend, tmp_path: Path) -> None:
     ("name", "fixture"), [("smollm2-135m", "smollm2"), ("gemma3-270m", "gemma3")]
 )
 def test_real_model(
-    backend: Backend, name: str, fixture: str, real_goldens: Any, request: pytest.FixtureRequest
+    fast_backend: Backend,
+    name: str,
+    fixture: str,
+    real_goldens: Any,
+    request: pytest.FixtureRequest,
 ) -> None:
     """Code and text in several scripts: the 512 most likely tokens, 512 others, and the rest together."""
     model, _ = request.getfixturevalue(fixture)
@@ -91,4 +95,4 @@ def test_real_model(
     logits = np.array(model.head(hidden[:, mx.array(positions)])[0])
     found = coarsen(log_softmax(logits), ids)
     assert kl(expected, found).max() < MAX_KL
-    np.testing.assert_allclose(found, expected, rtol=0, atol=backend.logit)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=fast_backend.logit)

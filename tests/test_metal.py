@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import random_models
 from backends import REFERENCE
-from divergence import kl, log_softmax
+from divergence import coarsen, kl, log_softmax
 from msl import metal_on_cpu
 from test_ops import float64, random_tensor
 
@@ -126,6 +126,18 @@ def test_random_models(on_metal, name, tmp_path):
     for logits in (model(mx.array(tokens[None])), mx.concatenate(pieces, axis=1)):
         found = np.array(logits)[0]
         assert kl(log_softmax(wanted), log_softmax(found)).max() < MAX_KL
+
+
+def test_the_first_tokens_of_smollm2(on_metal, smollm2):
+    """Every kernel of a real model at its real shapes."""
+    goldens = np.load(GOLDEN / "real_logits.npz")
+    tokens, positions, ids, wanted = (
+        goldens[f"smollm2-135m.{part}"] for part in ("tokens", "positions", "ids", "log_probs")
+    )
+    early = positions < 8
+    hidden = smollm2[0].body(mx.array(tokens[:8])[None], smollm2[0].make_cache())
+    logits = np.array(smollm2[0].head(hidden[:, mx.array(positions[early])])[0])
+    assert kl(wanted[early], coarsen(log_softmax(logits), ids[early])).max() < MAX_KL
 
 
 def _outlined(kernel: launch.Kernel, call: launch.Launch) -> list[mx.array]:

@@ -40,7 +40,7 @@ def library(*, portable: bool = False, extra: tuple[str, ...] = ()) -> Path:
     """
     compiler = find_compiler()
     options = (*flags(portable=portable), *extra)
-    path = _cache_folder() / f"cpu-{_key(compiler, options)}.so"
+    path = cache_folder() / f"cpu-{_key(compiler, options)}.so"
     if not path.exists():
         print(f"compiling CPU kernels with {compiler}, once …", file=sys.stderr, flush=True)
         try:
@@ -97,7 +97,7 @@ def _processor() -> str:
     return "\n".join(sorted({line for line in lines if line.startswith(keys)}))
 
 
-def _cache_folder() -> Path:
+def cache_folder() -> Path:
     """A folder of this user's alone: in the user's cache, or where that cannot be written, in /tmp."""
     folders = [Path(tempfile.gettempdir()) / f"mlx_ferrum-{os.getuid()}"]
     base = _user_cache()

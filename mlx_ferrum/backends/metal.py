@@ -14,6 +14,7 @@ from typing import Any
 import mlx.core as mx
 from mlx import nn
 
+from .. import launch
 from ..kernels import gate_up as gate_up_kernel
 from ..kernels import matmul as matmul_kernel
 from ..kernels import matvec as matvec_kernel
@@ -31,8 +32,10 @@ FEW_ROWS = 1024  # of w: below, a simdgroup takes fewer of them, so that there a
 LEAST_WORDS = 8  # MLX hands smaller arrays over as constants; such weights are expanded
 
 
-def prepare(threads: int | None) -> None:
-    """Nothing to prepare: kernels are compiled when they are first used."""
+def prepare(_threads: int | None) -> None:
+    """Kernels are compiled when they are first used. Raises OSError where there is no Metal."""
+    if not launch.can_run():
+        raise OSError("the metal backend needs a Mac with an Apple GPU; MLX finds no Metal here")
 
 
 def matmul(
