@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from mlx_ferrum.kernels.cpu.build import _cache_folder as cache_folder
+from mlx_ferrum.kernels.cpu.build import cache_folder
 
 from . import lint, translate
 from .signature import Signature
@@ -35,10 +35,13 @@ _LANGUAGE = (
     "-__opencl_c_device_enqueue,-__opencl_c_pipes",
     *("-cl-single-precision-constant", "-D__METAL__=1", "-D__METAL_VERSION__=310"),
 )
-_CODE = (
+_TARGET = (
     *("-triple", "aarch64-unknown-linux-gnu" if ARM else "x86_64-unknown-linux-gnu"),
     *(("-target-feature", "+fullfp16") if ARM else ("-target-cpu", "x86-64-v3")),
     *("-mrelocation-model", "pic", "-pic-level", "2"),
+)
+_CODE = (
+    *_TARGET,
     *("-Ddevice=__global", "-Dthreadgroup=__local", "-Dthread=__private", "-Dconstant=__constant"),
     *(f"-D{name}=msl_{name}" for name in _RENAMED),
     # every operation rounds to its own type
@@ -71,8 +74,14 @@ CHECKED = Mode(
         *(f"-fsanitize={_UNDEFINED}", f"-fsanitize-recover={_UNDEFINED}"),
     ),
 )
-# To be counted, not to be run: address spaces are told apart, nothing is vectorised for this processor.
-COUNTED = Mode("counted", ("-O2", "-ffake-address-space-map"))
+# For LLVM's text, to be counted: address spaces are told apart, nothing is vectorised for this processor.
+COUNTED = Mode(
+    "counted",
+    (
+        *("-O2", "-ffake-address-space-map", "-mllvm", "-disable-vector-combine"),
+        "-ffp-contract=on",  # as Apple's compiler
+    ),
+)
 
 _REMARK = re.compile(
     r"(?m)^(.+:\d+):\d+: (?:warning: .* to '(bfloat)'.*|remark: .*recursive call.*)$"
@@ -101,6 +110,19 @@ def llvm_ir(signature: Signature) -> str:
         _compile(signature, COUNTED, folder, "-emit-llvm", "-o", str(built))
 
     return _kept(f"{signature.text()}\n{COUNTED}", ".ll", build).read_text()
+
+
+def library_of(llvm: str) -> Path:
+    """The shared library of LLVM's text as it stands."""
+
+    def build(folder: Path, built: Path) -> None:
+        written, objects = folder / "kernel.ll", folder / "kernel.o"
+        written.write_text(llvm)
+        flags = ("-cc1", "-x", "ir", *_TARGET, "-O1", "-disable-llvm-passes", "-emit-obj")
+        _zig(*flags, str(written), "-o", str(objects))
+        _zig("ld.lld", "-shared", str(objects), str(runtime()), "-o", str(built))
+
+    return _kept(llvm, ".so", build)
 
 
 def translated(signature: Signature) -> str:

@@ -48,14 +48,18 @@ class Host:
         call = replace(call, arrays=[_as_array(x) for x in call.arrays])
         made = signature(kernel, call)
         _check_sizes(kernel, call)
-        library = compiler.library(made, compiler.CHECKED if self.checked else compiler.PLAIN)
         outputs = [
             _fresh(shape, dtype, call.init_value)
             for shape, dtype in zip(call.output_shapes, call.output_dtypes, strict=True)
         ]
+        self._execute(made, call, _memory(made, call, outputs))
+        return [_array(o, d) for o, d in zip(outputs, call.output_dtypes, strict=True)]
+
+    def _execute(self, made: Signature, call: Launch, memory: list[Memory]) -> None:
+        library = compiler.library(made, compiler.CHECKED if self.checked else compiler.PLAIN)
         raw = native.run(
             library,
-            _memory(made, call, outputs),
+            memory,
             grid=call.grid,
             group=call.threadgroup,
             seed=self.seed,
@@ -63,7 +67,6 @@ class Host:
             threads=1 if self.checked else _OS_THREADS,
         )
         self._note([located(made, library, r) for r in raw])
-        return [_array(o, d) for o, d in zip(outputs, call.output_dtypes, strict=True)]
 
     def _note(self, found: list[Finding]) -> None:
         if found and not self.checked:
