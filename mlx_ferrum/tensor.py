@@ -91,10 +91,14 @@ class QTensor:
 
     @cached_property
     def array(self) -> mx.array:
-        """(..., rows, words) of `word(block)`: the mapped bytes themselves on Metal, a copy elsewhere."""
+        """(..., rows, words) of `word(block)`: the mapped bytes themselves on Metal, a copy elsewhere.
+
+        Also a copy of what is no mapping, which starts on a page, or is not aligned within it.
+        """
         dtype = word(self.block)
         shape = (*self.shape[:-1], self.row_bytes // dtype.itemsize)
-        if not mx.metal.is_available() or self.offset % dtype.itemsize:
+        mapped = self.buffer.ctypes.data % mmap.PAGESIZE == 0
+        if not (mx.metal.is_available() and mapped) or self.offset % dtype.itemsize:
             return mx.array(np.ascontiguousarray(self.data).view(dtype).reshape(shape))
         pages, first = self.pages()
         words = mx.from_dlpack(pages.view(dtype), copy=False)
