@@ -17,8 +17,9 @@ struct Q6_K {
 // Codes of run i + APART h, where i is the first of a slice: both runs from the same bytes.
 inline uint4 words(const device Q6_K& b, int i, int h) {
     uint4 low = (load16<2>(b.ql + 8 * (i & 8) + 16 * (i & 3)) >> (4 * h)) & 0x0f0f0f0f;
-    uint4 high = (load16<2>(b.qh + 4 * (i & 8) + 16 * (i & 1)) >> ((i & 2) + 4 * h)) & 0x03030303;
-    return low | (high << 4);
+    uint4 high = load16<2>(b.qh + 4 * (i & 8) + 16 * (i & 1));
+    high = h ? high >> (i & 2) : high << (4 - (i & 2)); // to bits 4 and 5
+    return low | (high & 0x30303030);
 }
 
 inline uint4 codes(const device Q6_K& b, int i) { return words(b, i & ~4, (i >> 2) & 1); }
