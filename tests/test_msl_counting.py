@@ -5,13 +5,14 @@ from __future__ import annotations
 import mlx.core as mx
 import numpy as np
 import pytest
-from metal_call import kernel, launch
+from metal_call import kernel, launch, needs_host
 from msl.counting import Counts, counting
 from test_ops import random_tensor
 
 from mlx_ferrum import blocks
 from mlx_ferrum.kernels.matvec import matvec
 
+pytestmark = needs_host
 INDEX = "uint i = thread_position_in_grid.x, lane = thread_index_in_simdgroup;"
 N = 256  # threads, 64 in each threadgroup: 8 simdgroups
 FREE = {"device load", "device store", "constant load", "address"}

@@ -161,9 +161,10 @@ def _counting_library(made: Signature) -> tuple[Program, Path]:
 
 
 def _wanted(groups: int, sample: int | None) -> np.ndarray:
-    """Which threadgroups run: (groups,) bytes."""
+    """Which threadgroups run, the middle ones of equal parts: (groups,) bytes."""
+    count = min(sample or groups, groups)
     out = np.zeros(groups, np.uint8)
-    out[np.linspace(0, groups - 1, min(sample or groups, groups)).round().astype(int)] = 1
+    out[((np.arange(count) + 0.5) * groups / count).astype(int)] = 1
     return out
 
 

@@ -1,0 +1,165 @@
+"""Launches of the Metal kernels at the shapes of real models, and the figures of what was counted of one."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import astuple, dataclass
+from functools import partial
+from pathlib import Path
+
+import mlx.core as mx
+from metal_machines import COMPLEX, TOGETHER, cycles
+from metal_models import Launch, empty
+
+from mlx_ferrum.backends import metal
+
+sys.path.append(str(Path(__file__).parent.parent / "tests"))
+from msl.counting import LANES, LINE, Counts, Traffic, counting
+
+ARITHMETIC = {"float", "integer", "select", *COMPLEX}
+
+
+@dataclass(frozen=True)
+class Cost:
+    """The figures of one launch; metal_cost.py says what each is."""
+
+    name: str
+    groups: int
+    sampled: int
+    read: float
+    step: float
+    access: float
+    x_lines: float
+    flight: float
+    threadgroup_bytes: int
+    barriers: float
+    simd: float
+    arithmetic: float
+    instructions: float
+    cycles: float
+
+    def line(self) -> str:
+        """Of the table."""
+        digits = [self.read, self.step, self.access, self.x_lines, self.flight]
+        cells = [f"{n:6.2f}" for n in digits]
+        cells += [
+            f"{self.threadgroup_bytes / 1024:5.1f}",
+            f"{self.barriers:8.0f}",
+            f"{self.simd:6.0f}",
+        ]
+        cells += [f"{n:6.3f}" for n in (self.arithmetic, self.instructions, self.cycles)]
+        return f"| {self.name:36} | {self.groups:6} | " + " | ".join(cells) + " |"
+
+
+HEADER = (
+    """| kernel, type, shape, rows of x       | groups |   read |   step | access | x lines | flight |\
+ tg KiB | barriers | simd | arith | all | cycles (estimate) |
+| --- |"""
+    + " ---: |" * 12
+)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A launch to count.
+
+    weights: the parameters that hold them, or what else is read once; least: their bytes that must be read
+    products: weights times rows of x
+    """
+
+    name: str
+    run: Callable[[], object]
+    weights: tuple[str, ...]
+    least: int
+    products: int
+
+    def cost(self, sample: int | None) -> Cost:
+        """Run it and count. Raises ValueError if it is more than one launch."""
+        with counting(sample) as host:
+            self.run()
+        if len(host.counts) != 1:
+            raise ValueError(f"{self.name}: {len(host.counts)} launches, expected one")
+        return self.of(host.counts[0])
+
+    def of(self, counts: Counts) -> Cost:
+        """The figures of its counts."""
+        reads = {name: t for name, t in counts.reads.items() if t.asked}
+        w = summed([t for name, t in reads.items() if name in self.weights])
+        x = summed([t for name, t in reads.items() if name not in self.weights and t.size >= LINE])
+        simdgroups = counts.groups * counts.threads / LANES
+        each = {kind: n * LANES / self.products for kind, n in counts.issued.items()}
+        simd = [
+            n for kind, n in counts.issued.items() if kind in TOGETHER and "barrier" not in kind
+        ]
+        return Cost(
+            self.name,
+            counts.groups,
+            counts.sampled,
+            read=w.group_bytes / self.least,
+            step=w.step_lines * LINE / w.step_bytes,
+            access=w.lines / w.least,
+            x_lines=x.lines / max(x.least, 1),
+            flight=w.step_bytes / w.steps / 1024,
+            threadgroup_bytes=counts.threadgroup_bytes,
+            barriers=counts.issued["barrier"] / simdgroups,
+            simd=sum(simd) / simdgroups,
+            arithmetic=sum(n for kind, n in each.items() if kind in ARITHMETIC),
+            instructions=sum(each.values()),
+            cycles=cycles(each),
+        )
+
+
+def summed(parts: list[Traffic]) -> Traffic:
+    """Of several buffers."""
+    zero = Traffic(0)
+    return Traffic(
+        *(sum(numbers) for numbers in zip(*(astuple(t) for t in (zero, *parts)), strict=True))
+    )
+
+
+def product(block: str, shape: tuple[int, int], batch: int) -> Case:
+    """matvec or matmul, as the backend has it."""
+    rows, k = shape
+    w, x = empty(block, rows, k), mx.zeros((batch, k))
+    kernel = "matvec" if batch <= metal.MATVEC_ROWS else "matmul"
+    name = f"{kernel} {block} {rows}x{k} {batch}"
+    return Case(name, lambda: metal.matmul(x, w), ("w",), w.nbytes, rows * k * batch)
+
+
+def others(batch: int) -> Iterator[Case]:
+    """The other kernels, at the shapes of Qwen3-8B."""
+    dim, ffn, heads, d = 4096, 12288, 32, 128
+    for launch in (
+        Launch("gate_up", (("Q4_K", ffn, dim),) * 2),
+        Launch("matmuls", (("Q4_K", dim, dim), ("Q4_K", 1024, dim), ("Q6_K", 1024, dim))),
+    ):
+        x = mx.zeros((batch, dim))
+        types = "+".join(block for block, _, _ in launch.weights)
+        products = batch * sum(rows * k for _, rows, k in launch.weights)
+        name, weights = f"{launch.name} {types} {batch}", ("gate", "up", "w0", "w1", "w2")
+        yield Case(name, partial(launch.run, x), weights, launch.nbytes, products)
+    w, ids = empty("Q4_K", 8192, dim), mx.arange(0, 8192, 8192 // batch)
+    yield Case(
+        f"rows Q4_K {batch}",
+        lambda: metal.rows(w, ids),
+        ("w",),
+        batch * w.block.row_bytes(dim),
+        batch * dim,
+    )
+    x, norm = mx.zeros((1, batch, heads, d)), (mx.ones(d), 1e-6)
+    yield Case(
+        f"norm_rope {batch}",
+        lambda: metal.norm_rope(x, mx.ones(d // 2), offset=7, interleaved=False, norm=norm),
+        ("x",),
+        x.nbytes,
+        x.size,
+    )
+    y = mx.zeros((batch, dim))
+    yield Case(
+        f"rms_norm + residual {batch}",
+        lambda: metal.rms_norm(y, mx.ones(dim), 1e-6, add=y),
+        ("x",),
+        y.nbytes,
+        y.size,
+    )

@@ -1,0 +1,148 @@
+"""What the Metal kernels cost, counted on this CPU; and speeds of whole models on Apple's GPUs, which are an ESTIMATE.
+
+Nothing here is timed. Kernels run on the host that tests run them on, on Linux, which counts (tests/msl/counting.py):
+LLVM's text of the kernel after its optimisations gets a call in each basic block and before each access to memory,
+and that text is what runs. So instructions are weighted by how often each basic block ran, and accesses are those
+of the run, exactly. A simdgroup issues a block as often as its busiest lane needs. How an instruction of
+LLVM counts is in tests/msl/instructions.py. Of large launches some threadgroups run, spread evenly, and stand for all.
+
+Columns:
+  read    bytes of weights that threadgroups read, each byte once a threadgroup, over the weights' bytes
+  step    128-byte lines that the loads of weights of a step touch, over their different bytes; a step is one run of
+          a basic block by a simdgroup, a line between two loads of a step is not lost
+  access  the same for each load for itself: lines over the fewest that hold its different bytes
+  x lines the same as `access` for the other inputs
+  flight  KiB of weights that a simdgroup asks for in a step: what can be under way at once
+  tg KiB  threadgroup memory of a threadgroup
+  barriers, simd   of a simdgroup: barriers; reductions, shuffles and 8x8 products
+  arith, all   arithmetic and all instructions for a weight and row of x, of a thread
+  cycles  estimate: of one lane for a weight and row of x, at an M1's speeds of instructions (metal_machines.py)
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+from metal_cases import HEADER, Cost, counting, others, product
+from metal_machines import CHIPS, SHARES, Chip, cycles
+from metal_models import MODELS, Launch, Model, launches
+
+from mlx_ferrum import blocks, cli
+from mlx_ferrum.backends import metal
+
+RESULTS = Path(__file__).parent / "results"
+SHAPES = [(4096, 4096), (11008, 4096), (151936, 2048)]
+HELD = 512  # tokens before the one that is estimated, and those of a prompt
+
+
+def count(launch: Launch, batch: int, sample: int) -> float:
+    """Cycles of schedulers that a launch takes for `batch` rows of x: an estimate."""
+    with counting(sample) as host:
+        launch.run(mx.zeros((batch, launch.k)))
+    return sum(cycles(counts.issued) for counts in host.counts)
+
+
+@dataclass(frozen=True)
+class Speed:
+    """ESTIMATES of tokens a second: low and high of decoding, and at most of a prompt.
+
+    busy: the share of a token's time, at the lowest, that arithmetic takes beside the memory
+    """
+
+    model: str
+    chip: str
+    low: float
+    high: float
+    busy: float
+    prompt: float
+
+
+def speeds(model: Model, sample: int) -> Iterator[Speed]:
+    """On each chip, with HELD tokens in the cache, or in the prompt."""
+    found = [
+        (launch, times, count(launch, 1, sample), count(launch, HELD, max(sample // 4, 1)))
+        for launch, times in launches(model).items()
+    ]
+    for chip in CHIPS:
+        cached = model.cache_bytes(HELD)
+        one = [
+            sum(_seconds(chip, found, share)) + chip.memory_seconds(cached, share)
+            for share in SHARES
+        ]
+        busy = sum(times * chip.arithmetic_seconds(cycles_) for _, times, cycles_, _ in found)
+        prompt = sum(times * chip.arithmetic_seconds(cycles_) for _, times, _, cycles_ in found)
+        yield Speed(model.name, chip.name, 1 / one[0], 1 / one[1], busy / one[0], HELD / prompt)
+
+
+def _seconds(
+    chip: Chip, found: list[tuple[Launch, int, float, float]], share: float
+) -> Iterator[float]:
+    for launch, times, cycles_, _ in found:
+        memory = chip.memory_seconds(launch.nbytes, share)
+        yield times * max(memory, chip.arithmetic_seconds(cycles_))
+
+
+def shape(text: str) -> tuple[int, int]:
+    """`4096x4096`"""
+    rows, k = map(int, text.split("x"))
+    return rows, k
+
+
+def parse() -> argparse.Namespace:
+    """The command line."""
+    names = [block.name for block in blocks.SUPPORTED]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=cli.HelpFormatter)
+    add = parser.add_argument
+    add("types", nargs="*", default=names, metavar="TYPE", help=f"of {', '.join(names)}")
+    add("--shapes", type=shape, nargs="+", default=SHAPES, metavar="ROWSxK")
+    add("--batches", type=cli.positive, nargs="+", default=[1, 4, 512], metavar="N")
+    add("--sample", type=cli.positive, default=24, metavar="N", help="threadgroups (default: 24)")
+    add("--out", type=Path, default=RESULTS, metavar="FOLDER", help="default: bench/results")
+    return parser.parse_args()
+
+
+def table(args: argparse.Namespace) -> Iterator[Cost]:
+    """Count every case, and print its line."""
+    cases = (product(t, s, n) for n in args.batches for t in args.types for s in args.shapes)
+    more = (case for n in args.batches if n <= metal.MATVEC_ROWS for case in others(n))
+    print(HEADER)
+    for case in chain(cases, more):
+        found = case.cost(args.sample)
+        print(found.line(), flush=True)
+        yield found
+
+
+def main() -> int:
+    """Count, print, save."""
+    args = parse()
+    results: dict[str, Any] = {
+        "command": shlex.join(sys.argv),
+        "costs": [asdict(c) for c in table(args)],
+    }
+    print(
+        f"\nESTIMATES, nothing was timed: tokens a second after, and of a prompt of, {HELD} tokens\n"
+    )
+    print(
+        "| model | chip | decode | arithmetic | prompt, at most |\n| --- | --- | ---: | ---: | ---: |"
+    )
+    estimates = [speed for model in MODELS for speed in speeds(model, args.sample)]
+    for e in estimates:
+        cells = f"{e.low:.0f} to {e.high:.0f} | {e.busy:.0%} | {e.prompt:.0f}"
+        print(f"| {e.model} Q4_K_M | {e.chip} | {cells} |")
+    results["estimates"] = [asdict(e) for e in estimates]
+    args.out.mkdir(parents=True, exist_ok=True)
+    (args.out / "metal_cost.json").write_text(json.dumps(results, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(cli.guarded(main))

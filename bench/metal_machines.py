@@ -1,0 +1,74 @@
+"""Apple's GPUs in figures that others published, and what counts of a kernel would take on them: an estimate.
+
+Arithmetic: a core has four schedulers, each of which issues an instruction of a simdgroup a cycle. Additions,
+products, bitwise operations and selections take one cycle. Shifts, extractions of bits, conversions and integer
+products take four of a second pipeline, beside which the first goes on: the mixtures that were measured take
+max(simple + 2 complex, 4 complex). All figures are those of an M1 (github.com/philipturner/metal-benchmarks),
+and are used for later chips as they are, at their clocks.
+
+Memory: the share of the bandwidth that whole models get from other systems, launches and waiting included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+SCHEDULERS = 4  # of a core
+
+# Cycles of the second pipeline.
+COMPLEX = {
+    **dict.fromkeys(("shift", "convert", "multiply", "exponential"), 4.0),
+    "reciprocal": 6.0,
+    "root": 8.0,
+    "sine": 24.4,  # the precise one
+    "division": 32.0,  # of integers; not in the source: a sequence of the others
+}
+# Cycles of a scheduler for what a simdgroup does together.
+TOGETHER = {
+    "reduction": 14.5,
+    "shuffle": 2.0,
+    "matrix": 20.1,  # 8 x 8 x 8
+    "barrier": 0.0,  # waiting, which depends on the others
+    "simdgroup barrier": 0.0,
+}
+
+# The lowest and the highest share of the bandwidth that dense models are known to reach elsewhere.
+SHARES = (0.57, 0.78)
+
+
+@dataclass(frozen=True)
+class Chip:
+    """bandwidth: bytes a second; clock: of the GPU, cycles a second"""
+
+    name: str
+    cores: int
+    clock: float
+    bandwidth: float
+
+    def arithmetic_seconds(self, cycles: float) -> float:
+        """Of `cycles` of schedulers, shared evenly among all."""
+        return cycles / (self.cores * SCHEDULERS * self.clock)
+
+    def memory_seconds(self, nbytes: float, share: float) -> float:
+        """Of `nbytes` at a share of the bandwidth."""
+        return nbytes / (self.bandwidth * share)
+
+
+# Cores and bandwidth: Apple's announcements (68.25 GB/s: the M1's memory, LPDDR4X-4266 on 128 bits).
+# Clocks: M1 and M1 Max as above; M3 Max and M4 Max from hmc-tech.com, which has 1578 and 1678 MHz for M4.
+CHIPS = (
+    Chip("M1", 8, 1.278e9, 68.25e9),
+    Chip("M1 Max", 32, 1.296e9, 400e9),
+    Chip("M3 Max", 40, 1.398e9, 400e9),
+    Chip("M4 Max", 40, 1.578e9, 546e9),
+)
+
+
+def cycles(issued: Mapping[str, float]) -> float:
+    """Of schedulers, for instructions by the kinds of tests/msl/instructions.py: an estimate."""
+    second = {kind: n for kind, n in issued.items() if kind in COMPLEX}
+    complex_, long = sum(second.values()), sum(COMPLEX[kind] * n for kind, n in second.items())
+    together = sum(TOGETHER[kind] * n for kind, n in issued.items() if kind in TOGETHER)
+    simple = sum(n for kind, n in issued.items() if kind not in COMPLEX and kind not in TOGETHER)
+    return max(simple + 2 * complex_, long) + together

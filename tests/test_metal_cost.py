@@ -1,0 +1,98 @@
+"""What bench/metal_cost.py counts and estimates, and what matvec may cost."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+from metal_call import needs_host
+
+from mlx_ferrum import blocks
+
+sys.path.append(str(Path(__file__).parent.parent / "bench"))
+cases, cost = import_module("metal_cases"), import_module("metal_cost")
+machines, models = import_module("metal_machines"), import_module("metal_models")
+
+pytestmark = needs_host
+SHAPE = (32, 4096)
+MOST_LINES = 1.25
+# Blocks of 84 and 110 bytes: the four of a row that a step takes are a short stretch that starts anywhere in a line.
+MORE_LINES = {"Q2_K": 1.35, "Q3_K": 1.28}
+# Arithmetic instructions a weight of llama.cpp's kernel_mul_mv_q4_K_f32 and _q6_K_f32, counted in this way.
+LLAMA_CPP = {"Q4_K": 5.10, "Q6_K": 7.56}
+
+
+@pytest.mark.parametrize("block", blocks.SUPPORTED, ids=lambda b: b.name)
+@pytest.mark.parametrize("batch", [1, 4])
+def test_matvec_reads_weights_once_and_in_whole_lines(block, batch):
+    found = cases.product(block.name, SHAPE, batch).cost(None)
+    assert found.read <= 1.02
+    assert found.read >= (1 if block is not blocks.Q8_K else 0.89)  # whose sums of 16 go unread
+    assert found.step <= MORE_LINES.get(block.name, MOST_LINES)
+    assert found.barriers == found.threadgroup_bytes == 0
+
+
+@pytest.mark.parametrize("block", LLAMA_CPP)
+def test_matvec_takes_fewer_instructions_than_llama_cpp(block):
+    assert cases.product(block, SHAPE, 1).cost(None).arithmetic < LLAMA_CPP[block]
+
+
+@pytest.mark.parametrize("batch", [2, 128])
+def test_a_sample_has_the_ratios_of_the_whole(batch):
+    """Of matvec and matmul."""
+    case = cases.product("Q6_K", (256, 512), batch)
+    whole, part = case.cost(None), case.cost(2)
+    assert part.sampled < whole.sampled == whole.groups
+    for name in ("read", "flight", "barriers", "simd", "arithmetic", "instructions", "cycles"):
+        assert getattr(part, name) == pytest.approx(getattr(whole, name), rel=1e-9), name
+    for name in ("step", "access", "x_lines"):
+        assert getattr(part, name) == pytest.approx(getattr(whole, name), rel=0.05), name
+
+
+def test_tiles_read_weights_once_for_64_rows_of_x():
+    assert cases.product("Q4_K", (64, 512), 128).cost(None).read == 2
+
+
+def test_every_other_kernel_reads_once():
+    for case in cases.others(1):
+        assert 1 <= case.cost(6).read <= 1.02, case.name
+
+
+@pytest.mark.parametrize(
+    "mixture, measured",
+    [
+        ({"float": 4}, 4.12),
+        ({"multiply": 1, "integer": 3}, 5.36),
+        ({"multiply": 1, "float": 2}, 4.0),
+        ({"multiply": 1, "convert": 1, "float": 1, "integer": 1}, 8.02),
+        ({"convert": 1, "shift": 1, "integer": 2}, 8.02),
+        ({"exponential": 1, "float": 3}, 5.2),
+        ({"reciprocal": 1, "float": 3}, 6.16),
+        ({"multiply": 3, "integer": 1}, 12.0),
+        ({"reduction": 2}, 29.08),
+    ],
+)
+def test_cycles_are_those_that_were_measured(mixture, measured):
+    assert machines.cycles(mixture) == pytest.approx(measured, rel=0.07)
+
+
+@pytest.mark.parametrize("name, size", [("Qwen3-8B", 5.028e9), ("Llama-3.1-8B", 4.921e9)])
+def test_models_are_as_large_as_their_files(name, size):
+    (model,) = (m for m in models.MODELS if m.name == name)
+    embeddings = models.Launch("rows", (("Q4_K", model.vocab, model.dim),)).nbytes
+    weights = sum(launch.nbytes * n for launch, n in models.launches(model).items())
+    # less the norms, the vocabulary and other metadata
+    assert weights + embeddings == pytest.approx(size, rel=2e-3)
+
+
+def test_a_model_that_memory_bounds_is_as_fast_as_memory():
+    model = models.Model("small", 8, 2048, 2048, 512, 4096, 8192)
+    nbytes = sum(launch.nbytes * n for launch, n in models.launches(model).items())
+    nbytes += model.cache_bytes(cost.HELD)
+    for chip, speed in zip(machines.CHIPS, cost.speeds(model, 4), strict=True):
+        for share, tokens in zip(machines.SHARES, (speed.low, speed.high), strict=True):
+            assert tokens == pytest.approx(chip.bandwidth * share / nbytes)
+        assert speed.busy < 1
+        assert speed.prompt > speed.low
