@@ -29,12 +29,12 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 from metal_cases import HEADER, Cost, counting, others, product
 from metal_machines import CHIPS, SHARES, Chip, cycles
-from metal_models import MODELS, Launch, Model, launches
+from metal_models import MODELS, Launch, Model, launches, output
 
 from mlx_ferrum import blocks, cli
 from mlx_ferrum.backends import metal
@@ -53,7 +53,7 @@ def count(launch: Launch, batch: int, sample: int) -> float:
 
 @dataclass(frozen=True)
 class Speed:
-    """ESTIMATES of tokens a second: low and high of decoding, and at most of a prompt.
+    """ESTIMATES of tokens a second: low and high of decoding, and of a prompt if only arithmetic took time.
 
     busy: the share of a token's time, at the lowest, that arithmetic takes beside the memory
     """
@@ -66,29 +66,35 @@ class Speed:
     prompt: float
 
 
+class Work(NamedTuple):
+    """A launch, how often a token needs it, and cycles of schedulers: for one token, and for a prompt."""
+
+    launch: Launch
+    times: int
+    one: float
+    prompt: float
+
+
 def speeds(model: Model, sample: int) -> Iterator[Speed]:
-    """On each chip, with HELD tokens in the cache, or in the prompt."""
-    found = [
-        (launch, times, count(launch, 1, sample), count(launch, HELD, max(sample // 4, 1)))
-        for launch, times in launches(model).items()
-    ]
+    """On each chip, with HELD tokens in the cache, or in the prompt; attention's arithmetic is left out."""
+    work = []
+    for launch, times in launches(model).items():
+        rows = 1 if launch == output(model) else HELD
+        work.append(Work(launch, times, count(launch, 1, sample), count(launch, rows, sample)))
     for chip in CHIPS:
-        cached = model.cache_bytes(HELD)
-        one = [
-            sum(_seconds(chip, found, share)) + chip.memory_seconds(cached, share)
-            for share in SHARES
-        ]
-        busy = sum(times * chip.arithmetic_seconds(cycles_) for _, times, cycles_, _ in found)
-        prompt = sum(times * chip.arithmetic_seconds(cycles_) for _, times, _, cycles_ in found)
-        yield Speed(model.name, chip.name, 1 / one[0], 1 / one[1], busy / one[0], HELD / prompt)
+        low, high = (seconds(chip, work, model.cache_bytes(HELD), share) for share in SHARES)
+        busy = chip.arithmetic_seconds(sum(w.times * w.one for w in work))
+        prompt = chip.arithmetic_seconds(sum(w.times * w.prompt for w in work))
+        yield Speed(model.name, chip.name, 1 / low, 1 / high, busy / low, HELD / prompt)
 
 
-def _seconds(
-    chip: Chip, found: list[tuple[Launch, int, float, float]], share: float
-) -> Iterator[float]:
-    for launch, times, cycles_, _ in found:
-        memory = chip.memory_seconds(launch.nbytes, share)
-        yield times * max(memory, chip.arithmetic_seconds(cycles_))
+def seconds(chip: Chip, work: list[Work], cached: int, share: float) -> float:
+    """Of a token: launches one after another, each bound by memory or by arithmetic, and the cache's bytes."""
+    out = chip.memory_seconds(cached, share)
+    for w in work:
+        memory = chip.memory_seconds(w.launch.nbytes, share)
+        out += w.times * max(memory, chip.arithmetic_seconds(w.one))
+    return out
 
 
 def shape(text: str) -> tuple[int, int]:
@@ -132,7 +138,7 @@ def main() -> int:
         f"\nESTIMATES, nothing was timed: tokens a second after, and of a prompt of, {HELD} tokens\n"
     )
     print(
-        "| model | chip | decode | arithmetic | prompt, at most |\n| --- | --- | ---: | ---: | ---: |"
+        "| model | chip | decode | arithmetic | prompt, arithmetic alone |\n| --- | --- | ---: | ---: | ---: |"
     )
     estimates = [speed for model in MODELS for speed in speeds(model, args.sample)]
     for e in estimates:

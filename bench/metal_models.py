@@ -88,8 +88,13 @@ def launches(model: Model) -> Counter[Launch]:
     out = Counter[Launch]()
     for layer in range(model.layers):
         out.update(_layer(model, "Q6_K" if model.has_more_bits(layer) else "Q4_K"))
-    out[Launch("matmul", (("Q6_K", model.vocab, model.dim),))] += 1
+    out[output(model)] += 1
     return out
+
+
+def output(model: Model) -> Launch:
+    """The logits, which a prompt needs of its last token alone."""
+    return Launch("matmul", (("Q6_K", model.vocab, model.dim),))
 
 
 def _layer(m: Model, more: str) -> Iterator[Launch]:
