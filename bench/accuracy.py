@@ -16,11 +16,10 @@ import numpy as np
 import mlx_ferrum
 from mlx_ferrum import catalog
 
-TESTS = Path(__file__).parent.parent / "tests"
-sys.path.append(str(TESTS))
-
+sys.path.append(str(Path(__file__).parent.parent / "tests"))
 from divergence import log_softmax
 
+GOLDEN = Path(__file__).parent.parent / "tests" / "golden" / "real_logits.npz"
 EVERY = 4  # of the positions, for llama.cpp, which reads the text anew for each
 MOST = 2000  # tokens that llama.cpp is asked for
 
@@ -83,7 +82,7 @@ def their_kl(path: Path, tokens: np.ndarray, positions: np.ndarray, golden: Gold
 
 def main() -> None:
     """Print a line for each model and program."""
-    goldens = np.load(TESTS / "golden" / "real_logits.npz")
+    goldens = np.load(GOLDEN)
     programs = {"mlx_ferrum": our_kl}
     if importlib.util.find_spec("xllamacpp"):
         programs["llama.cpp"] = their_kl
