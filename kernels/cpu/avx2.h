@@ -62,6 +62,12 @@ FERRUM_INLINE void half_pairs(const B* b, Registers& out) {
     }
 }
 
+// 16 signed bytes times a factor.
+FERRUM_INLINE void signed_bytes(__m128i v, float factor, Floats* out) {
+    out[0] = (Floats)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(v)) * factor;
+    out[1] = (Floats)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(v, 8))) * factor;
+}
+
 // The packed scales of Q4_K and Q5_K, as floats: scales and minimums of 8 groups, each twice.
 template <typename B>
 FERRUM_INLINE void packed_scales(const B& b, Registers& out) {
@@ -142,11 +148,65 @@ FERRUM_INLINE void unpack(const Q6_K* b, Registers& out) {
             out.code[4 * h + 2 + j] = (Ints)_mm256_or_si256(masked(_mm256_srli_epi16(low, 4), 15), second);
         }
     }
-    for (int i = 0; i < 2; i++) {
-        __m128i scales = _mm_loadl_epi64((const __m128i*)(b->scales + 8 * i));
-        out.scale[i] = (Floats)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(scales)) * float(b->d);
-    }
+    signed_bytes(load128(b->scales), float(b->d), out.scale);
     biases(out, 32);
+}
+
+template <int J>
+FERRUM_INLINE void unpack(const Q2_K* b, Registers& out) {
+    for (int j = 0; j < 8; j++) {
+        __m256i v = load256(b->qs + 32 * (j / 4));
+        out.code[j] = (Ints)masked(_mm256_srli_epi16(v, 2 * (j % 4)), 3);
+    }
+    __m256i scales = nibbles(b->scales);
+    signed_bytes(_mm256_castsi256_si128(scales), float(b->d), out.scale);
+    signed_bytes(_mm256_extracti128_si256(scales, 1), -float(b->dmin), out.bias);
+}
+
+template <int J>
+FERRUM_INLINE void unpack(const Q3_K* b, Registers& out) {
+    __m256i high = load256(b->hmask);
+    for (int j = 0; j < 8; j++) {
+        __m256i v = load256(b->qs + 32 * (j / 4));
+        __m256i bit = j < 2 ? _mm256_slli_epi16(high, 2 - j) : _mm256_srli_epi16(high, j - 2);
+        out.code[j] = (Ints)_mm256_or_si256(masked(_mm256_srli_epi16(v, 2 * (j % 4)), 3), masked(bit, 4));
+    }
+    uint a = load4(b->scales), c = load4(b->scales + 4), top = load4(b->scales + 8);
+    uint4 low = uint4{a, c, a >> 4, c >> 4} & 0x0f0f0f0f, bits = uint4{top, top >> 2, top >> 4, top >> 6} & 0x03030303;
+    signed_bytes(_mm_sub_epi8((__m128i)(low | bits << 4), _mm_set1_epi8(32)), float(b->d), out.scale);
+    biases(out, 4);
+}
+
+// Levels of a table for the nibbles of 16 bytes.
+FERRUM_INLINE Ints look_up(const uchar* p, const uchar* table) {
+    return (Ints)_mm256_shuffle_epi8(_mm256_broadcastsi128_si256(load128(table)), nibbles(p));
+}
+
+template <int J>
+FERRUM_INLINE void unpack(const IQ4_NL* b, Registers& out) {
+    for (int j = 0; j < 8; j++) out.code[j] = look_up(b[j].qs, IQ4_LEVELS);
+    halves(b, out);
+    biases(out, 128);
+}
+
+template <int J>
+FERRUM_INLINE void unpack(const IQ4_XS* b, Registers& out) {
+    for (int j = 0; j < 8; j++) out.code[j] = look_up(b->qs + 16 * j, IQ4_LEVELS);
+    const Ints group = {0, 1, 2, 3, 4, 5, 6, 7};
+    Ints low = (Ints{} + int(load4(b->scales_l))) >> (4 * group) & 15;
+    Ints high = (Ints{} + (b->scales_h[0] | b->scales_h[1] << 8)) >> (2 * group) & 3;
+    Floats scale = __builtin_convertvector((low | high << 4) - 32, Floats) * float(b->d);
+    twice((__m256)scale, out.scale);
+    biases(out, 128);
+}
+
+template <int J>
+FERRUM_INLINE void unpack(const MXFP4* b, Registers& out) {
+    for (int j = 0; j < 8; j++) out.code[j] = look_up(b[j].qs, E2M1_LEVELS);
+    Ints e = {b[0].e, b[1].e, b[2].e, b[3].e, b[4].e, b[5].e, b[6].e, b[7].e};
+    Ints bits = e < 2 ? 0x00200000 << e : (e - 1) << 23; // the two smallest are subnormal
+    twice((__m256)bits, out.scale);
+    biases(out, 12);
 }
 
 } // namespace registers
