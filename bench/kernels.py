@@ -20,7 +20,7 @@ import random_weights
 from timing import Spread, hardware, measure
 
 from mlx_ferrum import blocks, cli, ops
-from mlx_ferrum.kernels.cpu import native
+from mlx_ferrum.kernels.cpu import build, native
 from mlx_ferrum.tensor import QTensor
 
 RESULTS = Path(__file__).parent / "results"
@@ -81,6 +81,7 @@ def parse() -> argparse.Namespace:
     add("types", nargs="*", default=names, metavar="TYPE", help=f"of {', '.join(names)}")
     add("--batches", type=cli.positive, nargs="+", default=[1, 4, 8, 64, 512], metavar="N")
     add("--threads", type=cli.positive, default=native.cores(), metavar="N", help="default: all")
+    add("--level", choices=build.LEVELS, default="native", help="instruction set (default: native)")
     add("--runs", type=cli.positive, default=3, metavar="N", help="counted runs (default: 3)")
     add("--out", type=Path, default=RESULTS, metavar="FOLDER", help="default: bench/results")
     return parser.parse_args()
@@ -90,11 +91,16 @@ def main() -> int:
     """Measure, print, save."""
     args = parse()
     chosen = [blocks.by_name(name) for name in args.types]
+    native.choose(args.level)
     ops.use_backend("cpu", threads=args.threads)
     results: dict[str, Any] = {"command": shlex.join(sys.argv), "hardware": hardware()}
     results["threads"], results["shape"] = args.threads, [ROWS, K]
+    results["simd"] = native.library().ferrum_simd().decode()
     print(", ".join(f"{key} {value}" for key, value in results["hardware"].items()))
-    print(f"GB/s of weights / G weights/s, {args.threads} threads, weights {ROWS} x {K}, medians\n")
+    print(
+        f"GB/s of weights / G weights/s, {results['simd']}, {args.threads} threads,",
+        f"weights {ROWS} x {K}, medians\n",
+    )
     print("| batch  | " + " | ".join(str(batch).ljust(12) for batch in args.batches) + " |")
     print("| ------ |" + " ------------ |" * len(args.batches))
     results["types"] = {}

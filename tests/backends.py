@@ -12,7 +12,7 @@ import numpy as np
 from msl import metal_on_cpu
 
 from mlx_ferrum import ops
-from mlx_ferrum.kernels.cpu import native
+from mlx_ferrum.kernels.cpu import build, native
 
 FLOAT_ERROR = 5e-7
 SHARED, LARGEST = 32, 16256  # of activations.h
@@ -22,6 +22,7 @@ SHARED, LARGEST = 32, 16256  # of activations.h
 class Backend:
     """A backend as the tests choose it.
 
+    level: the instruction set, of build.LEVELS
     integers: whether products take activations as integers, 32 of them with a scale
     logit: how far a logit of a small random model may lie from float32's
     pieces: how far it may lie from itself when the same text comes in other pieces
@@ -29,14 +30,14 @@ class Backend:
     """
 
     name: str
-    portable: bool = False
+    level: str = "native"
     integers: bool = True
     logit: float = 2e-2
     pieces: float = 2e-3
     attention: float = 1e-6
 
     def __str__(self) -> str:
-        return f"{self.name}-portable" if self.portable else self.name
+        return self.name if self.level == "native" else f"{self.name}-{self.level}"
 
     def array(self, x: Any) -> Any:
         """An activation of the kind that this backend makes."""
@@ -62,21 +63,20 @@ class Backend:
     @contextmanager
     def in_use(self) -> Iterator[Backend]:
         """Use this backend, and then again the one that was in use."""
-        before = ops.backend_name()
+        before, level = ops.backend_name(), native.choose(self.level)
         try:
-            native.choose(portable=self.portable)
             with metal_on_cpu() if self.name == "metal" else nullcontext():
                 ops.use_backend(self.name)
                 yield self
         finally:
-            native.choose()
+            native.choose(level)
             ops.use_backend(before)
 
 
 REFERENCE = Backend("reference", integers=False, logit=2e-3, pieces=2e-4)  # both sides are float32
 # tiles hold float16, attention is computed in it
 METAL = Backend("metal", integers=False, logit=5e-2, pieces=2e-2, attention=4e-3)
-CPU = Backend("cpu")
-CPU_PORTABLE = Backend("cpu", portable=True)
+CPU, *LOWER = (Backend("cpu", level) for level in build.levels())
+CPU_PORTABLE = LOWER[-1]
 BACKENDS = (REFERENCE, CPU, CPU_PORTABLE, METAL)
 FAST = BACKENDS if mx.metal.is_available() else (REFERENCE, CPU, CPU_PORTABLE)

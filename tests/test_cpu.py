@@ -1,4 +1,4 @@
-"""The native operations against the reference backend, over block types and odd shapes, with and without SIMD."""
+"""The native operations against the reference backend, over block types and odd shapes, with each instruction set."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import random_blocks
 import random_models
-from backends import CPU, CPU_PORTABLE, REFERENCE, Backend
+from backends import CPU, CPU_PORTABLE, LOWER, REFERENCE, Backend
 
 import mlx_ferrum
 from mlx_ferrum import blocks, cache, ops
@@ -29,9 +29,9 @@ SIZES = (  # rows of the weight, of x
 )
 
 
-@pytest.fixture(params=[CPU, CPU_PORTABLE], ids=str)
+@pytest.fixture(params=[CPU, *LOWER], ids=str)
 def native(request: pytest.FixtureRequest) -> Iterator[Backend]:
-    """The cpu backend in use, with the SIMD of this processor and without."""
+    """The cpu backend in use, with each instruction set that this processor has, and with none."""
     with request.param.in_use() as backend:
         yield backend
 

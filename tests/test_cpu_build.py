@@ -75,10 +75,10 @@ def test_a_library_is_built_once(source: Path, capsys: pytest.CaptureFixture[str
     assert answer(path) == 42
 
 
-@pytest.mark.parametrize("change", ["source", "header", "block", "portable", "extra"])
+@pytest.mark.parametrize("change", ["source", "header", "block", "level", "extra"])
 def test_what_the_library_depends_on_makes_another(source: Path, change: str) -> None:
     before = build.library()
-    options = {"portable": {"portable": True}, "extra": {"extra": ("-g",)}}.get(change, {})
+    options = {"level": {"level": "portable"}, "extra": {"extra": ("-g",)}}.get(change, {})
     if change == "source":
         source.write_text(TINY % 43)
     elif change == "header":
@@ -237,16 +237,17 @@ def test_the_command_fails_in_one_line(tmp_path: Path) -> None:
     assert done.stderr.startswith("error: no C++ compiler") and done.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize("portable", [False, True])
-def test_the_command_tells_what_was_chosen(portable: bool) -> None:
-    options = ["--portable"] if portable else []
+@pytest.mark.parametrize("level", build.levels())
+def test_the_command_tells_what_was_chosen(level: str) -> None:
+    options = [] if level == "native" else ["--level", level]
     done = subprocess.run([*COMMAND, *options], capture_output=True, text=True, check=True)
     rows = dict(line.split(None, 1) for line in done.stdout.splitlines())
     assert list(rows) == ["compiler", "flags", "library", "SIMD", "threads"]
     assert rows["compiler"] == build.find_compiler() == shutil.which(rows["compiler"])
-    assert rows["library"] == str(build.library(portable=portable))
-    assert rows["flags"].split() == list(build.flags(portable=portable))
-    assert (rows["SIMD"] == "portable") >= portable
+    assert rows["library"] == str(build.library(level))
+    assert rows["flags"].split() == list(build.flags(level))
+    expected = {"avx2": "AVX2", "avxvnni": "AVX2 with VNNI", "portable": "portable"}
+    assert rows["SIMD"] == expected.get(level, rows["SIMD"])
     assert int(rows["threads"]) >= 1
 
 

@@ -6,19 +6,16 @@
 #include <cmath>
 #include <vector>
 
-#include "avx512.h"
+#include "exact.h"
+#include "unpack.h"
 
 constexpr int SHARED = 32;         // values that share a scale
 constexpr float LARGEST = 16256;   // 127 * 128: the upper half of the bits fits a signed byte
 constexpr float SMALLEST = 1e-34f; // if none of 32 is larger, they count as zero: 1 / step must be finite
 
-// A chunk of activations.
+// A chunk of activations, as words for each four; see exact.h.
 struct Whole {
-#ifdef FERRUM_VNNI
-    alignas(64) signed char high[CHUNK], low[CHUNK]; // value = 128 high + low, low in 0..127
-#else
-    alignas(64) short value[CHUNK];
-#endif
+    alignas(64) int first[CHUNK / 4], second[CHUNK / 4];
     float scale[GROUPS]; // of each 16 values
     float sum[GROUPS];   // scale times the sum of the 16
 };
@@ -54,59 +51,38 @@ private:
     static void quantize_chunk(const float* x, Whole& out) {
         float sizes[GROUPS], factors[GROUPS];
         for (int g = 0; g < GROUPS; g++) sizes[g] = largest_size(x + g / 2 * SHARED);
-        Floats most = load_floats(sizes), poison = most * 0.0f; // NaN if a value is infinite or NaN
-        Floats step = most / LARGEST + poison;
-        store_floats(factors, most > SMALLEST ? LARGEST / most : Floats{});
-        for (int g = 0; g < GROUPS; g++) {
-            Floats scaled = load_floats(x + GROUP * g) * factors[g];
-            Floats half = scaled < 0 ? Floats{} - 0.5f : Floats{} + 0.5f;
-            store(out, GROUP * g, __builtin_convertvector(scaled + half, Ints));
+        for (int g = 0; g < GROUPS; g += LANES) {
+            Floats most = load_floats(sizes + g), poison = most * 0.0f; // NaN if a value is infinite or NaN
+            store_floats(out.scale + g, most / LARGEST + poison);
+            store_floats(factors + g, most > SMALLEST ? LARGEST / most : Floats{});
         }
-        store_floats(out.scale, step);
-        store_floats(out.sum, step * totals(out));
+        for (int i = 0; i < CHUNK; i += LANES) {
+            Floats scaled = load_floats(x + i) * factors[i / GROUP];
+            Floats half = scaled < 0 ? Floats{} - 0.5f : Floats{} + 0.5f;
+            exact::split(__builtin_convertvector(scaled + half, Ints), out.first + i / 4, out.second + i / 4);
+        }
+        for (int g = 0; g < GROUPS; g += LANES) store_floats(out.sum + g, load_floats(out.scale + g) * totals(out, g));
     }
 
     // The largest magnitude of 32 values; infinite or NaN if one of them is. As integers, magnitudes
     // have the same order, then comes infinity, then NaN.
     static float largest_size(const float* x) {
-        Ints a, b;
-        std::memcpy(&a, x, sizeof a);
-        std::memcpy(&b, x + GROUP, sizeof b);
-        a &= 0x7fffffff;
-        b &= 0x7fffffff;
-        return as_float(uint(largest(a > b ? a : b)));
+        Ints most = {};
+        for (int i = 0; i < SHARED; i += LANES) {
+            Ints size = load_ints(x + i) & 0x7fffffff;
+            most = size > most ? size : most;
+        }
+        return as_float(uint(largest(most)));
     }
 
-    static void store(Whole& out, int at, Ints v) {
-#ifdef FERRUM_VNNI
-        typedef signed char Bytes __attribute__((vector_size(16)));
-        Bytes upper = __builtin_convertvector(v >> 7, Bytes), lower = __builtin_convertvector(v & 127, Bytes);
-        std::memcpy(out.high + at, &upper, sizeof upper);
-        std::memcpy(out.low + at, &lower, sizeof lower);
-#else
-        typedef short Shorts __attribute__((vector_size(32)));
-        Shorts shorts = __builtin_convertvector(v, Shorts);
-        std::memcpy(out.value + at, &shorts, sizeof shorts);
-#endif
-    }
-
-    // Sums of each 16 values.
-    static Floats totals(const Whole& x) {
-        Ints sums;
-#ifdef FERRUM_VNNI
-        __m512i part[4];
+    // Sums of 16 values each, of LANES groups from g on.
+    static Floats totals(const Whole& x, int g) {
+        Ints fours[4];
         for (int j = 0; j < 4; j++) {
-            __m512i high = avx512::add_fours(x.high + 64 * j), low = avx512::add_fours(x.low + 64 * j);
-            part[j] = _mm512_add_epi32(_mm512_slli_epi32(high, 7), low);
+            int at = 4 * g + LANES * j;
+            fours[j] = exact::product(Ints{} + 0x01010101, load_ints(x.first + at), load_ints(x.second + at));
         }
-        sums = (Ints)avx512::add_pairs(avx512::add_pairs(part[0], part[1]), avx512::add_pairs(part[2], part[3]));
-#else
-        for (int g = 0; g < GROUPS; g++) {
-            int sum = 0;
-            for (int i = 0; i < GROUP; i++) sum += x.value[GROUP * g + i];
-            sums[g] = sum;
-        }
-#endif
+        Ints sums = add_pairs(add_pairs(fours[0], fours[1]), add_pairs(fours[2], fours[3]));
         return __builtin_convertvector(sums, Floats);
     }
 

@@ -8,10 +8,16 @@ extern "C" {
 
 // What the products were compiled for.
 const char* ferrum_simd() {
-#if defined(FERRUM_VNNI)
+#if defined(FERRUM_AVX512)
     return "AVX-512 with VNNI";
-#elif defined(__AVX2__) && !defined(FERRUM_PORTABLE)
+#elif defined(FERRUM_AVX2) && defined(FERRUM_DOT)
+    return "AVX2 with VNNI";
+#elif defined(FERRUM_AVX2)
     return "AVX2";
+#elif defined(FERRUM_NEON) && defined(FERRUM_DOT)
+    return "NEON with I8MM";
+#elif defined(FERRUM_NEON)
+    return "NEON";
 #else
     return "portable";
 #endif

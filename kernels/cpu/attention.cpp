@@ -1,5 +1,5 @@
 // Causal attention with an online softmax, keys taken 64 at a time.
-// Many query rows: keys are turned once so that a vector holds 16 keys, then eight rows are multiplied
+// Many query rows: keys are turned once so that vectors hold a number of several keys, then eight rows are multiplied
 // at a time; all that is added up stays in registers. Few rows: turning would cost more than it saves;
 // the keys are shared out between the threads instead, and their softmaxes merged.
 #include "attention.h"
@@ -18,21 +18,27 @@ constexpr int ROWS = 8;   // query rows multiplied together
 constexpr int PART = 16;  // query rows of a part of the job
 constexpr int MANY = 16;  // query rows from which on keys are turned
 
+// Vectors that N rows are multiplied with at a time: half of the registers hold sums.
+template <int N>
+constexpr int SIDE_BY_SIDE = REGISTERS / (N > 4 ? 16 : 8);
+
+constexpr int WHOLE = std::max(ROWS, LANES); // a number of each row, in whole vectors
+
 // Up to eight query rows, their softmax so far and their part of the output.
 struct Rows {
     int count;
     const float* q[ROWS];
     float* out[ROWS];
     int first[ROWS], last[ROWS];
-    float largest[16], shrink[16]; // a whole vector
-    Floats weights[ROWS];          // 16 sums each
+    float largest[WHOLE], shrink[WHOLE];
+    Floats weights[ROWS]; // LANES sums each
     alignas(64) float score[ROWS][BLOCK];
 };
 
 // Rows [row, row + 8) of [0, end). parts: where row 0 goes, in rows of dv + 2; null: their place in a.out.
 void start(const Attention& a, int bg, long row, long end, float* parts, Rows& rows) {
     rows.count = int(std::min<long>(ROWS, end - row));
-    std::fill_n(rows.largest, 16, -FLT_MAX);
+    std::fill_n(rows.largest, WHOLE, -FLT_MAX);
     for (int r = 0; r < ROWS; r++) {
         long i = std::min(row + r, end - 1); // rows that are not there repeat the last
         long at = a.place(bg, i);
@@ -45,13 +51,13 @@ void start(const Attention& a, int bg, long row, long end, float* parts, Rows& r
     }
 }
 
-// sums[r] += x[r][i] * row i of y, for i < count; a row: 16 * VECTORS floats.
+// sums[r] += x[r][i] * row i of y, for i < count; a row: VECTORS vectors.
 template <int N, int VECTORS, typename T>
 void multiply(const float* const* x, const T* y, long stride, int count, Floats (*sums)[VECTORS]) {
     for (int i = 0; i < count; i++, y += stride) {
         Floats row[VECTORS];
 #pragma GCC unroll 4
-        for (int v = 0; v < VECTORS; v++) row[v] = load_floats(y + 16 * v);
+        for (int v = 0; v < VECTORS; v++) row[v] = load_floats(y + LANES * v);
 #pragma GCC unroll 8
         for (int r = 0; r < N; r++)
 #pragma GCC unroll 4
@@ -62,32 +68,32 @@ void multiply(const float* const* x, const T* y, long stride, int count, Floats 
 // Scores of keys [from, to), which were turned: (d, 64).
 template <int N>
 void multiply_turned(const Attention& a, const float* turned, int from, int to, Rows& rows) {
-    constexpr int VECTORS = N > 4 ? 2 : 4;
-    for (int s = 0; s < to - from; s += 16 * VECTORS) {
+    constexpr int VECTORS = SIDE_BY_SIDE<N>;
+    for (int s = 0; s < to - from; s += LANES * VECTORS) {
         Floats sums[N][VECTORS] = {};
         multiply<N, VECTORS>(rows.q, turned + s, BLOCK, a.d, sums);
         for (int r = 0; r < N; r++)
-            for (int v = 0; v < VECTORS; v++) store_floats(rows.score[r] + s + 16 * v, sums[r][v] * a.scale);
+            for (int v = 0; v < VECTORS; v++) store_floats(rows.score[r] + s + LANES * v, sums[r][v] * a.scale);
     }
 }
 
-// Scores of keys [from, to) as they lie in the cache, 16 keys side by side.
+// Scores of keys [from, to) as they lie in the cache, LANES of them side by side.
 template <typename T>
 void multiply_keys(const Attention& a, const T* k, int from, int to, Rows& rows) {
-    for (int s = from; s < to; s += 16) {
-        const T* key[16]; // those that are not there repeat the last
-        for (int j = 0; j < 16; j++) key[j] = k + std::min(s + j, to - 1) * a.k_stride;
+    for (int s = from; s < to; s += LANES) {
+        const T* key[LANES]; // those that are not there repeat the last
+        for (int j = 0; j < LANES; j++) key[j] = k + std::min(s + j, to - 1) * a.k_stride;
         for (int r = 0; r < rows.count; r++) {
-            Floats sums[16] = {};
+            Floats sums[LANES] = {};
             int i = 0;
-            for (; i + 16 <= a.d; i += 16) {
+            for (; i + LANES <= a.d; i += LANES) {
                 Floats q = load_floats(rows.q[r] + i);
 #pragma GCC unroll 16
-                for (int j = 0; j < 16; j++) sums[j] += q * load_floats(key[j] + i);
+                for (int j = 0; j < LANES; j++) sums[j] += q * load_floats(key[j] + i);
             }
             Floats score = totals(sums);
             for (; i < a.d; i++)
-                for (int j = 0; j < 16; j++) score[j] += rows.q[r][i] * key[j][i];
+                for (int j = 0; j < LANES; j++) score[j] += rows.q[r][i] * key[j][i];
             store_floats(rows.score[r] + s - from, score * a.scale);
         }
     }
@@ -101,7 +107,7 @@ void hide(float* score, int count, int first, int last) {
 
 float largest_of(const float* score, int count, float largest) {
     Floats most = Floats{} + largest;
-    for (int s = 0; s < count; s += 16) {
+    for (int s = 0; s < count; s += LANES) {
         Floats v = load_floats(score + s);
         most = v > most ? v : most;
     }
@@ -110,14 +116,16 @@ float largest_of(const float* score, int count, float largest) {
 
 // Scores of keys [from, to) become weights; what is there already is to shrink to the new maximum.
 void soften(int from, int to, Rows& rows) {
-    int count = (to - from + 15) / 16 * 16;
-    Floats before = load_floats(rows.largest);
+    int count = (to - from + LANES - 1) / LANES * LANES;
+    float before[WHOLE];
+    std::copy_n(rows.largest, WHOLE, before);
     for (int r = 0; r < rows.count; r++) {
         int first = rows.first[r] - from, last = rows.last[r] - from;
         if (first > 0 || last < count - 1) hide(rows.score[r], count, first, last);
         rows.largest[r] = largest_of(rows.score[r], count, rows.largest[r]);
     }
-    store_floats(rows.shrink, exp16(before - load_floats(rows.largest)));
+    for (int i = 0; i < WHOLE; i += LANES)
+        store_floats(rows.shrink + i, exp_floats(load_floats(before + i) - load_floats(rows.largest + i)));
     for (int r = 0; r < rows.count; r++)
         rows.weights[r] = rows.weights[r] * rows.shrink[r] + exp_sums(rows.score[r], count, rows.largest[r]);
 }
@@ -125,7 +133,7 @@ void soften(int from, int to, Rows& rows) {
 // Shrink the output, and add the weighted values of keys [from, to).
 template <int N, typename T>
 void add_values(const Attention& a, const T* v, int from, int to, Rows& rows) {
-    constexpr int VECTORS = N > 4 ? 2 : 4, WIDTH = 16 * VECTORS;
+    constexpr int VECTORS = SIDE_BY_SIDE<N>, WIDTH = LANES * VECTORS;
     const float* scores[N];
     for (int r = 0; r < N; r++) scores[r] = rows.score[r];
     int i = 0;
@@ -134,7 +142,7 @@ void add_values(const Attention& a, const T* v, int from, int to, Rows& rows) {
         multiply<N, VECTORS>(scores, v + from * a.v_stride + i, a.v_stride, to - from, sums);
         for (int r = 0; r < std::min(N, rows.count); r++)
             for (int j = 0; j < VECTORS; j++) {
-                float* out = rows.out[r] + i + 16 * j;
+                float* out = rows.out[r] + i + LANES * j;
                 store_floats(out, load_floats(out) * rows.shrink[r] + sums[r][j]);
             }
     }

@@ -23,7 +23,15 @@ from pathlib import Path
 HERE = Path(__file__).parent
 COMPILERS = ("c++", "g++", "clang++")
 FLAGS = ("-std=c++17", "-O3", "-fPIC", "-ffp-contract=fast", "-pthread", "-w")
-PORTABLE = "-DFERRUM_PORTABLE"
+NATIVE = "-mcpu=native" if platform.machine() in ("aarch64", "arm64") else "-march=native"
+# Instruction sets that the kernels are written for: what the compiler is told, and the processor flags
+# that running them takes.
+LEVELS = {
+    "native": ((NATIVE,), ()),
+    "avxvnni": (("-march=haswell", "-mavxvnni"), ("avx2", "fma", "f16c", "bmi2", "avx_vnni")),
+    "avx2": (("-march=haswell",), ("avx2", "fma", "f16c", "bmi2")),
+    "portable": (("-DFERRUM_PORTABLE",), ()),
+}
 KEPT_DAYS = 30
 
 
@@ -31,15 +39,15 @@ class BuildError(OSError):
     """The library cannot be built here; the message says what is missing."""
 
 
-def library(*, portable: bool = False, extra: tuple[str, ...] = ()) -> Path:
+def library(level: str = "native", *, extra: tuple[str, ...] = ()) -> Path:
     """The library for this processor, built if need be.
 
-    portable: without SIMD instructions of a particular processor, as the tests want it
+    level: of LEVELS; the lower ones are for tests
     extra: further compiler flags, sanitizers for example
     Raises BuildError if there is no C++ compiler or it fails.
     """
     compiler = find_compiler()
-    options = (*flags(portable=portable), *extra)
+    options = (*flags(level), *extra)
     path = cache_folder() / f"cpu-{_key(compiler, options)}.so"
     if not path.exists():
         print(f"compiling CPU kernels with {compiler}, once …", file=sys.stderr, flush=True)
@@ -53,12 +61,15 @@ def library(*, portable: bool = False, extra: tuple[str, ...] = ()) -> Path:
     return path
 
 
-def flags(*, portable: bool = False) -> tuple[str, ...]:
+def flags(level: str = "native") -> tuple[str, ...]:
     """What the compiler is told; see `library`."""
-    if portable:
-        return (*FLAGS, PORTABLE)
-    arm = platform.machine() in ("aarch64", "arm64")
-    return (*FLAGS, "-mcpu=native" if arm else "-march=native")
+    return (*FLAGS, *LEVELS[level][0])
+
+
+def levels() -> list[str]:
+    """The levels whose instructions this processor has."""
+    words = set(_processor().split())
+    return [level for level, (_, needed) in LEVELS.items() if words.issuperset(needed)]
 
 
 def find_compiler() -> str:

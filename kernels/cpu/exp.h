@@ -1,13 +1,11 @@
-// exp of sixteen floats at a time.
+// exp of vectors.
 #pragma once
 
-#include <cmath>
-
-#include "dot.h"
+#include "vectors.h"
 
 // e^x to within 2 units in the last place for -87 <= x <= 88; below that 0 (Cephes' polynomial
 // degree: x = n ln 2 + r, |r| <= ln 2 / 2).
-inline Floats exp16(Floats x) {
+inline Floats exp_floats(Floats x) {
     constexpr float SHIFT = 0x1.8p23f + 127; // in a sum with it, the last bits are n + 127, rounded
     Floats low = x < -87.0f ? Floats{} - 87.0f : x;
     Floats shifted = low * 1.44269504f + SHIFT, n = shifted - SHIFT;
@@ -27,11 +25,11 @@ inline Floats exp16(Floats x) {
     return x < -87.0f ? Floats{} : p * scale;
 }
 
-// x[i] = e^(x[i] - shift) for i < count, a multiple of 16; every 16th of them summed.
+// x[i] = e^(x[i] - shift) for i < count, a multiple of LANES; every LANES-th of them summed.
 inline Floats exp_sums(float* x, int count, float shift) {
     Floats sums = {};
-    for (int i = 0; i < count; i += 16) {
-        Floats v = exp16(load_floats(x + i) - shift);
+    for (int i = 0; i < count; i += LANES) {
+        Floats v = exp_floats(load_floats(x + i) - shift);
         store_floats(x + i, v);
         sums += v;
     }

@@ -33,7 +33,7 @@ void rotate(const NormRope& a, const float* x, const float* cosine, const float*
     for (int i = 2 * a.pairs; i < a.d; i++) out[i] = x[i];
 }
 
-Floats sigmoid(Floats x) { return 1.0f / (1.0f + exp16(-(x < -80.0f ? Floats{} - 80.0f : x))); }
+Floats sigmoid(Floats x) { return 1.0f / (1.0f + exp_floats(-(x < -80.0f ? Floats{} - 80.0f : x))); }
 
 Floats activated(Floats x, int act) {
     if (act == 0) return x * sigmoid(x);
@@ -80,9 +80,9 @@ void norm_rope(const NormRope& a) {
 void activate(float* gate, const float* up, long count, int act) {
     auto next = [=](float* g, const float* u) { store_floats(g, activated(load_floats(g), act) * load_floats(u)); };
     long i = 0;
-    for (; i + 16 <= count; i += 16) next(gate + i, up + i);
+    for (; i + LANES <= count; i += LANES) next(gate + i, up + i);
     if (i == count) return;
-    float last[2][16] = {};
+    float last[2][LANES] = {};
     std::copy_n(gate + i, count - i, last[0]);
     std::copy_n(up + i, count - i, last[1]);
     next(last[0], last[1]);

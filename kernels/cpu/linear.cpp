@@ -31,10 +31,10 @@ template <typename B, int J>
 void multiply_row(const B* row, const Input& in, int first, int count, float* out, long stride) {
     const Activations& x = *in.integers;
     Floats sums[AT_ONCE] = {};
-    Unpacked chunk;
+    Registers chunk;
     for (int c = 0; c < in.k / CHUNK; c++) {
         prefetch(row, c, AHEAD_LEAST);
-        take_chunk(row, in.k, c, chunk);
+        registers::unpack_chunk(row, in.k, c, chunk);
         for (int i = 0; i < count; i++) add_product(chunk, x.row(first + i)[c], sums[i]);
     }
     for (int i = 0; i < count; i++) {
@@ -49,12 +49,12 @@ void multiply_one(const B* rows, const Input& in, float* out, long ahead) {
     const Whole* x = in.integers->row(0);
     long blocks = in.k / B::WEIGHTS;
     Floats sums[ROWS] = {};
-    Unpacked chunk;
+    Registers chunk;
     for (int c = 0; c < in.k / CHUNK; c++)
 #pragma GCC unroll 4
         for (int r = 0; r < ROWS; r++) {
             prefetch(rows + r * blocks, c, ahead);
-            take_chunk(rows + r * blocks, in.k, c, chunk);
+            registers::unpack_chunk(rows + r * blocks, in.k, c, chunk);
             add_product(chunk, x[c], sums[r]);
         }
 #pragma GCC unroll 4
@@ -82,7 +82,6 @@ template <typename B>
 void multiply_quantized(const B* w, const Input& in, int first, int last, float* out, long stride) {
     long blocks = in.k / B::WEIGHTS;
     int row = first;
-#ifdef FERRUM_VNNI
     using Fitting = Tile<B::GROUP == 16 ? 16 : 32>;
     if (in.n >= TILED)
         for (; row + Fitting::ROWS <= last; row += Fitting::ROWS) {
@@ -90,17 +89,16 @@ void multiply_quantized(const B* w, const Input& in, int first, int last, float*
             tile.pack(w + row * blocks, in.k);
             tile.multiply(*in.integers, out + row, stride);
         }
-#endif
-    switch (B::WEIGHTS == CHUNK ? 0 : in.k % CHUNK / 64) {
-    case 1:
-        return multiply_few<B, 1>(w, in, row, last, out, stride);
-    case 2:
-        return multiply_few<B, 2>(w, in, row, last, out, stride);
-    case 3:
-        return multiply_few<B, 3>(w, in, row, last, out, stride);
-    default:
-        return multiply_few<B, 0>(w, in, row, last, out, stride);
-    }
+    if constexpr (B::WEIGHTS == SHARED && CODES > SHARED) // vectors that several blocks fill
+        switch (in.k % CHUNK / CODES) {
+        case 1:
+            return multiply_few<B, 1>(w, in, row, last, out, stride);
+        case 2:
+            return multiply_few<B, 2>(w, in, row, last, out, stride);
+        case 3:
+            return multiply_few<B, 3>(w, in, row, last, out, stride);
+        }
+    multiply_few<B, 0>(w, in, row, last, out, stride);
 }
 
 template <typename B>

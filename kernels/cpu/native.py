@@ -15,25 +15,28 @@ from . import build
 from .calls import KINDS, Arguments, Call, recorded
 
 _current: ctypes.CDLL | None = None
+_level = "native"
 
 
 def library() -> ctypes.CDLL:
     """The library in use; the one for this processor, built if need be, unless another was chosen."""
     if _current is None:
-        choose()
+        choose(_level)
     assert _current is not None
     return _current
 
 
-def choose(*, portable: bool = False) -> None:
-    """Use the library without SIMD of a particular processor, or the one for this processor."""
-    global _current
-    _current = _load(portable)
+def choose(level: str) -> str:
+    """Use the library for a level of build.LEVELS. Returns the level that was in use."""
+    global _current, _level
+    before = _level
+    _current, _level = _load(level), level
+    return before
 
 
 @cache
-def _load(portable: bool) -> ctypes.CDLL:
-    path = build.library(portable=portable)
+def _load(level: str) -> ctypes.CDLL:
+    path = build.library(level)
     try:
         loaded = ctypes.CDLL(str(path))
     except OSError as error:  # a folder mounted noexec, for example

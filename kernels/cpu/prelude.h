@@ -4,8 +4,26 @@
 #include <cstdint>
 #include <cstring>
 
-#if defined(__x86_64__) && !defined(FERRUM_PORTABLE)
+// The instruction set that is written for; with none of them, or FERRUM_PORTABLE, plain C++.
+#ifndef FERRUM_PORTABLE
+#if defined(__AVX512VNNI__) && defined(__AVX512BW__) && defined(__AVX512VL__)
+#define FERRUM_AVX512 1
+#elif defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
+#define FERRUM_AVX2 1
+#elif defined(__aarch64__)
+#define FERRUM_NEON 1
+#endif
+// One instruction adds four products of an unsigned and a signed byte each.
+#if defined(FERRUM_AVX512) || (defined(FERRUM_AVX2) && defined(__AVXVNNI__)) ||                                        \
+    (defined(FERRUM_NEON) && defined(__ARM_FEATURE_MATMUL_INT8))
+#define FERRUM_DOT 1
+#endif
+#endif
+
+#if defined(FERRUM_AVX512) || defined(FERRUM_AVX2)
 #include <immintrin.h>
+#elif defined(FERRUM_NEON)
+#include <arm_neon.h>
 #endif
 
 #define device
@@ -40,8 +58,12 @@ struct half {
     std::uint16_t bits;
 
     operator float() const {
-#if defined(__F16C__) && !defined(FERRUM_PORTABLE)
+#if defined(FERRUM_AVX512) || defined(FERRUM_AVX2)
         return _cvtsh_ss(bits);
+#elif defined(FERRUM_NEON)
+        __fp16 value;
+        std::memcpy(&value, &bits, 2);
+        return value;
 #else
         uint sign = uint(bits & 0x8000) << 16, rest = bits & 0x7fff;
         if (rest >= 0x7c00) return as_float(sign | 0x7f800000 | rest << 13);
@@ -97,8 +119,10 @@ inline uint4 spread16(uint bits, int shift) {
 
 // table[b] for each byte b < 16 of `index`.
 inline uint4 look_up16(uint4 index, const uchar* table) {
-#if defined(__SSSE3__) && !defined(FERRUM_PORTABLE)
+#if defined(FERRUM_AVX512) || defined(FERRUM_AVX2)
     return (uint4)_mm_shuffle_epi8((__m128i)load16(table), (__m128i)index);
+#elif defined(FERRUM_NEON)
+    return (uint4)vqtbl1q_u8(vld1q_u8(table), (uint8x16_t)index);
 #else
     uchar bytes[16];
     std::memcpy(bytes, &index, 16);

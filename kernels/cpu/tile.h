@@ -1,19 +1,20 @@
-// Rows of weights, packed so that one vector holds four neighbouring codes of each of 16 rows, times
-// rows of activations: 16 x 4 codes times the same half of four activations are one instruction.
+// Rows of weights, packed so that one vector holds four neighbouring codes of each of LANES rows, times
+// rows of activations: four codes of each row times the same four activations are a few instructions.
 // Packing costs about as much as multiplying with seven rows.
 #pragma once
 
 #include "dot.h"
 
-#ifdef FERRUM_VNNI
-
 // SPAN: codes that share scale and bias, 16 or 32.
 template <int SPAN>
 class Tile {
-public:
-    static constexpr int VECTORS = 2, ROWS = 16 * VECTORS, AT_ONCE = 4;
+    // sums that registers hold, half of which are for the vectors of a row
+    static constexpr int SUMS = REGISTERS / 2 * sizeof(Ints) / sizeof(exact::Sum);
 
-    // Take over 32 rows of k weights.
+public:
+    static constexpr int VECTORS = 2, ROWS = LANES * VECTORS, AT_ONCE = SUMS / VECTORS;
+
+    // Take over ROWS rows of k weights.
     template <typename B>
     void pack(const B* rows, int k) {
         size_t chunks = (k + CHUNK - 1) / CHUNK;
@@ -21,7 +22,7 @@ public:
         code_.resize(chunks * CHUNK / 4);
         scale_.resize(chunks * CHUNK / SPAN);
         bias_.resize(scale_.size());
-        for (int v = 0; v < VECTORS; v++, rows += 16 * long(k / B::WEIGHTS))
+        for (int v = 0; v < VECTORS; v++, rows += LANES * long(k / B::WEIGHTS))
             for (size_t c = 0; c < chunks; c++) pack_chunk(rows, k, int(c), v);
     }
 
@@ -36,69 +37,72 @@ public:
 private:
     // A column of the tile: something of each row.
     struct Column {
-        __m512 of[VECTORS];
+        Floats of[VECTORS];
     };
 
-    // Chunk c of 16 rows, which go to vector v.
+    // Chunk c of LANES rows, which go to vector v.
     template <typename B>
     void pack_chunk(const B* rows, int k, int c, int v) {
-        __m512 code[4][16], scale[16], bias[16];
-        for (int r = 0; r < 16; r++) {
+        constexpr int CODE = CHUNK / CODES, SCALE = GROUPS / LANES; // vectors of a row
+        Floats code[CODE][LANES], scale[SCALE][LANES], bias[SCALE][LANES];
+        for (int r = 0; r < LANES; r++) {
             Registers chunk;
-            avx512::unpack_chunk(rows + long(r) * (k / B::WEIGHTS), k, c, chunk);
-            for (int j = 0; j < 4; j++) code[j][r] = (__m512)chunk.code[j];
-            scale[r] = chunk.scale;
-            bias[r] = chunk.bias;
+            registers::unpack_chunk(rows + long(r) * (k / B::WEIGHTS), k, c, chunk);
+            for (int j = 0; j < CODE; j++) code[j][r] = (Floats)chunk.code[j];
+            for (int j = 0; j < SCALE; j++) {
+                scale[j][r] = chunk.scale[j];
+                bias[j][r] = chunk.bias[j];
+            }
         }
-        for (int j = 0; j < 4; j++) place(code[j], 1, &code_[size_t(c) * CHUNK / 4 + 16 * j], v);
-        place(scale, SPAN / GROUP, &scale_[size_t(c) * CHUNK / SPAN], v);
-        place(bias, SPAN / GROUP, &bias_[size_t(c) * CHUNK / SPAN], v);
+        Column* codes = &code_[size_t(c) * CHUNK / 4];
+        for (int j = 0; j < CODE; j++) place(code[j], 1, codes + LANES * j, v);
+        constexpr int STEP = SPAN / GROUP;
+        size_t at = size_t(c) * CHUNK / SPAN;
+        for (int j = 0; j < SCALE; j++, at += LANES / STEP) {
+            place(scale[j], STEP, &scale_[at], v);
+            place(bias[j], STEP, &bias_[at], v);
+        }
     }
 
-    // Every `step`-th of the columns that 16 rows have.
-    static void place(__m512* rows, int step, Column* out, int v) {
-        avx512::transpose(rows);
-        for (int i = 0; i < 16; i += step) out[i / step].of[v] = rows[i];
+    // Every `step`-th of the columns that LANES rows have.
+    static void place(Floats* rows, int step, Column* out, int v) {
+        registers::transpose(rows);
+        for (int i = 0; i < LANES; i += step) out[i / step].of[v] = rows[i];
     }
 
-    // N rows of x, four codes of all rows at a time: N * VECTORS * 2 sums that do not wait for each other.
+    // N rows of x, four codes of all rows at a time: N * VECTORS sums that do not wait for each other.
     template <int N>
     void multiply_some(const Activations& x, int first, float* out, long stride) const {
-        __m512 sums[N][VECTORS] = {};
+        Floats sums[N][VECTORS] = {};
         for (int s = 0; s < spans_; s++) {
             const Whole* part = x.row(first) + s * SPAN / CHUNK;
-            int at = s * SPAN % CHUNK;
-            __m512i high[N][VECTORS] = {}, low[N][VECTORS] = {};
+            int at = s * SPAN % CHUNK / 4;
+            exact::Sum exact[N][VECTORS];
 #pragma GCC unroll 8
-            for (int j = 0; j < SPAN; j += 4) {
-                const Column& code = code_[(size_t(s) * SPAN + j) / 4];
+            for (int j = 0; j < SPAN / 4; j++) {
+                const Column& code = code_[size_t(s) * SPAN / 4 + j];
 #pragma GCC unroll 4
                 for (int i = 0; i < N; i++) {
-                    add_codes(high[i], code, part[i * x.chunks].high + at + j);
-                    add_codes(low[i], code, part[i * x.chunks].low + at + j);
+                    const Whole& row = part[i * x.chunks];
+                    Ints high = Ints{} + row.first[at + j], low = Ints{} + row.second[at + j];
+                    for (int v = 0; v < VECTORS; v++) exact[i][v].add((Ints)code.of[v], high, low);
                 }
             }
 #pragma GCC unroll 4
-            for (int i = 0; i < N; i++) add_scaled(sums[i], high[i], low[i], s, part[i * x.chunks]);
+            for (int i = 0; i < N; i++) add_scaled(sums[i], exact[i], s, part[i * x.chunks]);
         }
         for (int i = 0; i < N; i++)
-            for (int v = 0; v < VECTORS; v++) _mm512_storeu_ps(out + i * stride + 16 * v, sums[i][v]);
-    }
-
-    static void add_codes(__m512i* sum, const Column& code, const signed char* x) {
-        __m512i four = _mm512_set1_epi32(int(load4((const uchar*)x)));
-        for (int v = 0; v < VECTORS; v++) sum[v] = _mm512_dpbusd_epi32(sum[v], (__m512i)code.of[v], four);
+            for (int v = 0; v < VECTORS; v++) store_floats(out + i * stride + LANES * v, sums[i][v]);
     }
 
     // Exact sums of span s, which lies in x, as floats.
-    void add_scaled(__m512* sum, const __m512i* high, const __m512i* low, int s, const Whole& x) const {
+    FERRUM_INLINE void add_scaled(Floats* sum, const exact::Sum* exact, int s, const Whole& x) const {
         int group = s * SPAN % CHUNK / GROUP;
-        __m512 step = _mm512_set1_ps(x.scale[group]), shift = _mm512_set1_ps(x.sum[group]);
-        if (SPAN > GROUP) shift = _mm512_add_ps(shift, _mm512_set1_ps(x.sum[group + 1]));
+        Floats step = Floats{} + x.scale[group], shift = Floats{} + x.sum[group];
+        if (SPAN > GROUP) shift += x.sum[group + 1];
         for (int v = 0; v < VECTORS; v++) {
-            __m512 exact = _mm512_cvtepi32_ps(_mm512_add_epi32(_mm512_slli_epi32(high[v], 7), low[v]));
-            sum[v] = _mm512_fmadd_ps(bias_[s].of[v], shift, sum[v]);
-            sum[v] = _mm512_fmadd_ps(exact, _mm512_mul_ps(scale_[s].of[v], step), sum[v]);
+            sum[v] += bias_[s].of[v] * shift;
+            sum[v] += to_floats(exact[v].value()) * (scale_[s].of[v] * step);
         }
     }
 
@@ -106,5 +110,3 @@ private:
     std::vector<Column> code_;         // four codes of each row
     std::vector<Column> scale_, bias_; // of each span
 };
-
-#endif

@@ -15,26 +15,27 @@ def main(argv: list[str] | None = None) -> int:
         description="Compile the CPU kernels for this processor ahead of their first use.",
     )
     parser.add_argument(
-        "--portable",
-        action="store_true",
-        help="the kernels without SIMD of a particular processor, as the tests use them",
+        "--level",
+        choices=build.LEVELS,
+        default="native",
+        help="the instruction set; lower ones than this processor's are for tests (default: native)",
     )
-    portable = parser.parse_args(argv).portable
+    level = parser.parse_args(argv).level
 
     def run() -> int:
-        print(table(portable))
+        print(table(level))
         return 0
 
     return guarded(run)
 
 
-def table(portable: bool) -> str:
+def table(level: str) -> str:
     """What was chosen, a line each. Raises BuildError if there is no compiler or it fails."""
-    native.choose(portable=portable)
+    native.choose(level)
     rows = {
         "compiler": build.find_compiler(),
-        "flags": " ".join(build.flags(portable=portable)),
-        "library": build.library(portable=portable),
+        "flags": " ".join(build.flags(level)),
+        "library": build.library(level),
         "SIMD": native.library().ferrum_simd().decode(),
         "threads": native.cores(),
     }
