@@ -106,7 +106,7 @@ void hide(float* score, int count, int first, int last) {
 }
 
 float largest_of(const float* score, int count, float largest) {
-    Floats most = Floats{} + largest;
+    Floats most = repeat(largest);
     for (int s = 0; s < count; s += LANES) {
         Floats v = load_floats(score + s);
         most = v > most ? v : most;

@@ -204,7 +204,7 @@ template <int J>
 FERRUM_INLINE void unpack(const MXFP4* b, Registers& out) {
     for (int j = 0; j < 8; j++) out.code[j] = look_up(b[j].qs, E2M1_LEVELS);
     Ints e = {b[0].e, b[1].e, b[2].e, b[3].e, b[4].e, b[5].e, b[6].e, b[7].e};
-    Ints bits = e < 2 ? 0x00200000 << e : (e - 1) << 23; // the two smallest are subnormal
+    Ints bits = e < 2 ? (Ints{} + 0x00200000) << e : (e - 1) << 23; // the two smallest are subnormal
     twice((__m256)bits, out.scale);
     biases(out, 12);
 }

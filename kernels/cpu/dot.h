@@ -17,7 +17,7 @@ FERRUM_INLINE Floats spread(const Floats* groups, int j) {
     __m256i lane = _mm256_add_epi32(lanes, _mm256_set1_epi32(PER * (j % 4)));
     return (Floats)_mm256_permutevar8x32_ps((__m256)from, lane);
 #else
-    return Floats{} + from[PER * (j % 4)];
+    return repeat(from[PER * (j % 4)]);
 #endif
 }
 

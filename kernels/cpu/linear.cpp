@@ -1,15 +1,15 @@
 // Few rows of activations: a row of weights is unpacked chunk by chunk and multiplied with each. The
-// weights are read once, and that bounds the speed: unpacking 256 codes takes some 100 instructions
-// and multiplying them 35.
-// From four rows on: see tile.h.
+// weights are read once, and that bounds the speed: with AVX-512, unpacking 256 codes takes some 100
+// instructions and multiplying them 35; with AVX2 it takes 140 in all.
+// More rows: see tile.h.
 #include "linear.h"
 
 #include "tile.h"
 
 namespace {
 
-constexpr int TILED = 4;   // rows of activations from which on weights are packed
-constexpr int AT_ONCE = 8; // rows of activations that share one unpacking
+constexpr int TILED = LANES < 16 ? 2 : 4; // rows of activations from which on weights are packed
+constexpr int AT_ONCE = 8;                // rows of activations that share one unpacking
 // Bytes: how far ahead of use weights are fetched. The processor's own prefetching stops at every page
 // of a mapped file, so far enough to hide that; but not past what the caller will read.
 constexpr long AHEAD_LEAST = 4 << 10, AHEAD_MOST = 32 << 10;
@@ -34,7 +34,7 @@ void multiply_row(const B* row, const Input& in, int first, int count, float* ou
     Registers chunk;
     for (int c = 0; c < in.k / CHUNK; c++) {
         prefetch(row, c, AHEAD_LEAST);
-        registers::unpack_chunk(row, in.k, c, chunk);
+        registers::unpack<CHUNK / CODES>(row + c * (CHUNK / B::WEIGHTS), chunk);
         for (int i = 0; i < count; i++) add_product(chunk, x.row(first + i)[c], sums[i]);
     }
     for (int i = 0; i < count; i++) {
@@ -54,7 +54,7 @@ void multiply_one(const B* rows, const Input& in, float* out, long ahead) {
 #pragma GCC unroll 4
         for (int r = 0; r < ROWS; r++) {
             prefetch(rows + r * blocks, c, ahead);
-            registers::unpack_chunk(rows + r * blocks, in.k, c, chunk);
+            registers::unpack<CHUNK / CODES>(rows + r * blocks + c * (CHUNK / B::WEIGHTS), chunk);
             add_product(chunk, x[c], sums[r]);
         }
 #pragma GCC unroll 4

@@ -98,7 +98,7 @@ private:
     // Exact sums of span s, which lies in x, as floats.
     FERRUM_INLINE void add_scaled(Floats* sum, const exact::Sum* exact, int s, const Whole& x) const {
         int group = s * SPAN % CHUNK / GROUP;
-        Floats step = Floats{} + x.scale[group], shift = Floats{} + x.sum[group];
+        Floats step = repeat(x.scale[group]), shift = repeat(x.sum[group]);
         if (SPAN > GROUP) shift += x.sum[group + 1];
         for (int v = 0; v < VECTORS; v++) {
             sum[v] += bias_[s].of[v] * shift;

@@ -21,6 +21,9 @@ typedef int Ints __attribute__((vector_size(4 * LANES)));
 
 typedef float Floats __attribute__((vector_size(4 * LANES)));
 
+// x in each lane. Taking away a zero changes nothing; adding one would, for -0.
+FERRUM_INLINE Floats repeat(float x) { return x - Floats{}; }
+
 FERRUM_INLINE Floats load_floats(const float* p) {
     Floats s;
     std::memcpy(&s, p, sizeof s);
