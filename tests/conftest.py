@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from backends import BACKENDS, FAST, REFERENCE, Backend
+from backends import BACKENDS, CPU, FAST, LOWER, REFERENCE, Backend
 
 import mlx_ferrum
 from mlx_ferrum import catalog, ops
@@ -30,6 +30,13 @@ def backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
 @pytest.fixture(params=FAST, ids=str)
 def fast_backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
     """Each backend that runs a real model in seconds, in use."""
+    with request.param.in_use() as backend:
+        yield backend
+
+
+@pytest.fixture(params=[CPU, *LOWER], ids=str)
+def native(request: pytest.FixtureRequest) -> Iterator[Backend]:
+    """The cpu backend in use, with each instruction set that this processor has, and with none."""
     with request.param.in_use() as backend:
         yield backend
 

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import gguf
 import mlx.core as mx
 import numpy as np
 import pytest
-import random_blocks
-import random_models
-from backends import CPU, CPU_PORTABLE, LOWER, REFERENCE, Backend
+from backends import Backend
+from cpu_cases import by_reference, normal, random_weight
 
-import mlx_ferrum
-from mlx_ferrum import blocks, cache, ops
+from mlx_ferrum import blocks, ops
 from mlx_ferrum.tensor import QTensor
 
 BLOCKS = pytest.mark.parametrize(
@@ -29,35 +24,11 @@ SIZES = (  # rows of the weight, of x
 )
 
 
-@pytest.fixture(params=[CPU, *LOWER], ids=str)
-def native(request: pytest.FixtureRequest) -> Iterator[Backend]:
-    """The cpu backend in use, with each instruction set that this processor has, and with none."""
-    with request.param.in_use() as backend:
-        yield backend
-
-
 def widths(block: type[blocks.Block]) -> tuple[int, ...]:
     """Row lengths: part of 256 weights, just that, and more."""
     if block.weights == 256:
         return (256, 768)
     return (1, 7, 33, 256, 531) if block.weights == 1 else (32, 96, 256, 288, 576, 640)
-
-
-def random_weight(block: type[blocks.Block], rows: int, k: int, seed: int) -> QTensor:
-    drawn = random_blocks.matrix(np.random.default_rng(seed), block.name, rows, k)
-    return QTensor(block, (rows, k), drawn.data.reshape(-1))
-
-
-def normal(*shape: int, seed: int = 0) -> Any:
-    """Float32 activations, as the cpu backend holds them."""
-    return np.random.default_rng((seed, *shape)).normal(size=shape).astype(np.float32)
-
-
-def by_reference(op: Callable[..., Any], *args: Any, **options: Any) -> np.ndarray:
-    """The op of the reference backend on the same arguments."""
-    with REFERENCE.in_use():
-        found = op(*(mx.array(a) if isinstance(a, np.ndarray) else a for a in args), **options)
-        return np.array(found)
 
 
 def float64(w: QTensor) -> np.ndarray:
@@ -205,237 +176,3 @@ def test_norm_rope(
         found = ops.norm_rope(x, mx.array(frequencies), **options)
         # the sine and cosine of a float32 angle of up to 630, which is exact to 3e-5
         assert np.allclose(found, wanted, atol=2e-4), length
-
-
-# -- attention ---------------------------------------------------------------------------------
-
-ATTENTION = [  # query heads, key-value heads, new positions, held positions
-    (1, 1, 1, 1),
-    (6, 2, 1, 63),
-    (9, 3, 1, 64),
-    (4, 4, 1, 65),
-    (4, 1, 1, 1100),
-    (6, 2, 5, 5),
-    (8, 2, 130, 130),
-    (3, 1, 33, 700),
-]
-
-
-@pytest.mark.parametrize("window", [None, 1, 5, 100])
-@pytest.mark.parametrize("shape", ATTENTION, ids=str)
-@pytest.mark.parametrize("d, dv", [(64, 64), (33, 20), (8, 129)])
-def test_attend(
-    native: Backend, d: int, dv: int, shape: tuple[int, ...], window: int | None
-) -> None:
-    heads, groups, length, held = shape
-    q, k, v = normal(2, heads, length, d), normal(2, groups, held, d), normal(2, groups, held, dv)
-    options = {"scale": 2.5 * d**-0.5, "window": window}
-    wanted = by_reference(ops.attend, q, k, v, **options)
-    # scores of up to some ten units, exact to 1e-6
-    assert np.allclose(ops.attend(q, k, v, **options), wanted, atol=2e-5)
-    halves, rounded = (
-        [x.astype("f2") for x in (k, v)],
-        [x.astype("f2").astype("f4") for x in (k, v)],
-    )
-    wanted = by_reference(ops.attend, q, *rounded, **options)
-    assert np.allclose(ops.attend(q, *halves, **options), wanted, atol=2e-5)
-
-
-def test_attend_reads_a_cache_in_place(native: Backend) -> None:
-    """Keys and values are views of storage that has room for more, in either direction."""
-    q, k, v = normal(2, 4, 3, 16), normal(2, 2, 40, 16), normal(2, 2, 50, 24)
-    inner_k, inner_v = k[:, :, 7:29], v[:, :, 20:42]
-    wanted = by_reference(ops.attend, q, inner_k.copy(), inner_v.copy(), scale=0.3)
-    assert np.allclose(ops.attend(q, inner_k, inner_v, scale=0.3), wanted, atol=1e-5)
-
-
-def test_caches_hold_the_nearest_halves(native: Backend) -> None:
-    """Ties go to even; what is too large becomes infinite; NaN stays."""
-    halves = np.arange(1 << 16, dtype=np.uint16).view(np.float16).astype(np.float32)
-    with np.errstate(invalid="ignore", over="ignore"):
-        middles = (halves[:-1] + halves[1:]) / 2
-        near = [np.nextafter(middles, np.float32(to)) for to in (-np.inf, np.inf)]
-        numbers = np.concatenate([halves, middles, *near, normal(1 << 16)])
-        x: Any = numbers[: numbers.size // 37 * 37].reshape(1, 1, -1, 37)
-        wanted = x.astype(np.float16)
-    stored: Any = np.zeros(x.shape, np.float16)
-    found = np.asarray(ops.put(stored, 0, x))
-    assert np.array_equal(found, wanted, equal_nan=True)
-    known = ~np.isnan(wanted)
-    assert np.array_equal(found[known].view(np.uint16), wanted[known].view(np.uint16))
-
-
-def test_attention_of_far_apart_scores(native: Backend) -> None:
-    """The weight of all keys but one vanishes; none overflows."""
-    q, k, v = 40 * normal(1, 2, 9, 16), 40 * normal(1, 1, 300, 16), normal(1, 1, 300, 16)
-    wanted = by_reference(ops.attend, q, k, v, scale=1.0)
-    # scores of 10,000 are exact to 1e-3
-    assert np.allclose(ops.attend(q, k, v, scale=1.0), wanted, atol=1e-2)
-
-
-@pytest.mark.parametrize("which", ["q", "k", "v"])
-@pytest.mark.parametrize("poison", [np.nan, np.inf])
-def test_attention_keeps_nan_and_infinity_visible(
-    native: Backend, poison: float, which: str
-) -> None:
-    given = {"q": normal(1, 2, 8, 16), "k": normal(1, 1, 80, 16), "v": normal(1, 1, 80, 16)}
-    given[which][0, 0, 3, 2] = poison
-    found = np.asarray(ops.attend(*given.values(), scale=0.3))
-    wanted = by_reference(ops.attend, *given.values(), scale=0.3)
-    assert not np.isfinite(wanted).all()
-    assert (~np.isfinite(found) >= ~np.isfinite(wanted)).all()
-    assert np.isfinite(found[0, 1, 0]).all() or which != "q"
-
-
-# -- what does not fit -------------------------------------------------------------------------
-
-
-def zeros(*shape: int) -> Any:
-    return np.zeros(shape, np.float32)
-
-
-UNFIT: dict[str, tuple[Callable[[], Any], str]] = {
-    "bias": (
-        lambda: ops.matmul(zeros(2, 64), random_weight(blocks.Q8_0, 5, 64, 1), bias=zeros(4)),
-        r"bias: expected shape \(5,\), found \(4,\)",
-    ),
-    "residual": (
-        lambda: ops.matmul(zeros(2, 64), random_weight(blocks.Q8_0, 5, 64, 1), add=zeros(5)),
-        r"add: expected shape \(2, 5\), found \(5,\)",
-    ),
-    "gate and up": (
-        lambda: ops.gate_up(
-            zeros(64),
-            random_weight(blocks.Q8_0, 5, 64, 1),
-            random_weight(blocks.Q8_0, 6, 64, 1),
-            "silu",
-        ),
-        "differ in rows",
-    ),
-    "norm": (lambda: ops.rms_norm(zeros(2, 8), zeros(7), 1e-6), r"expected shape \(8,\)"),
-    "pairs": (
-        lambda: ops.norm_rope(zeros(1, 1, 1, 8), zeros(5), offset=0, interleaved=True),
-        "5 pairs do not fit heads of 8",
-    ),
-    "keys and values": (
-        lambda: ops.attend(zeros(1, 2, 1, 8), zeros(1, 1, 5, 8), zeros(1, 1, 6, 8), scale=1),
-        "do not fit together",
-    ),
-    "heads": (
-        lambda: ops.attend(zeros(1, 3, 1, 8), zeros(1, 2, 5, 8), zeros(1, 2, 5, 8), scale=1),
-        "do not fit together",
-    ),
-    "half precision keys": (
-        lambda: ops.attend(
-            zeros(1, 2, 1, 8), zeros(1, 2, 5, 8).astype("f2"), zeros(1, 2, 5, 8), scale=1
-        ),
-        "k is float16, v is float32, expected the same",
-    ),
-    "double precision keys": (
-        lambda: ops.attend(
-            zeros(1, 2, 1, 8),
-            zeros(1, 2, 5, 8).astype("f8"),
-            zeros(1, 2, 5, 8).astype("f8"),
-            scale=1,
-        ),
-        "k: expected float16 or float32, found float64",
-    ),
-    "keys that are not contiguous": (
-        lambda: ops.attend(
-            zeros(1, 2, 1, 8), zeros(1, 2, 8, 5).swapaxes(2, 3), zeros(1, 2, 5, 8), scale=1
-        ),
-        "k: expected a contiguous last axis",
-    ),
-    "past the end of a cache": (
-        lambda: ops.put(zeros(1, 2, 9, 8), 8, zeros(1, 2, 2, 8)),
-        r"\(1, 2, 2, 8\) at 8 does not fit \(1, 2, 9, 8\)",
-    ),
-}
-
-
-@pytest.mark.parametrize("name", UNFIT)
-def test_what_does_not_fit_is_refused(native: Backend, name: str) -> None:
-    """The library checks nothing: it would read and write elsewhere."""
-    call, message = UNFIT[name]
-    with pytest.raises(ValueError, match=message):
-        call()
-
-
-# -- whole models ------------------------------------------------------------------------------
-
-PROMPT = "The old lighthouse keeper"
-
-
-def load_case(folder: Path, name: str, seed: int = 5) -> Any:
-    model, _ = mlx_ferrum.load(random_models.write_case(folder / f"{name}.gguf", name, seed))
-    return model
-
-
-def run(model: Any, tokens: np.ndarray, held: list[Any] | None = None) -> np.ndarray:
-    return np.array(model(mx.array(tokens), cache=held))
-
-
-def random_tokens(*shape: int) -> np.ndarray:
-    return np.random.default_rng(7).integers(0, 300, shape)
-
-
-def test_thread_counts_change_nothing(native: Backend, tmp_path: Path) -> None:
-    model, tokens = load_case(tmp_path, "llama"), random_tokens(2, 30)
-    found = []
-    for threads in (1, 2, 3, 5):
-        ops.use_backend("cpu", threads=threads)
-        held = model.make_cache()
-        found.append([run(model, tokens[:, :29], held), run(model, tokens[:, 29:], held)])
-    for other in found[1:]:
-        assert all(np.array_equal(a, b) for a, b in zip(found[0], other, strict=True))
-
-
-@pytest.mark.parametrize("case", ["llama", "qwen3", "gemma3"])
-def test_a_cache_moves_between_backends(case: str, tmp_path: Path) -> None:
-    model, tokens = load_case(tmp_path, case), random_tokens(1, 40)
-    with REFERENCE.in_use():
-        whole = run(model, tokens)
-    held, found = model.make_cache(), []
-    turns = (REFERENCE, CPU, REFERENCE, CPU_PORTABLE)
-    for backend, part in zip(turns, np.split(tokens, [15, 25, 26], axis=1), strict=True):
-        with backend.in_use():
-            found.append(run(model, part, held))
-    assert np.abs(np.concatenate(found, axis=1) - whole).max() < CPU.logit
-
-
-@pytest.mark.parametrize("case", ["llama", "gemma3"])
-@pytest.mark.parametrize("reader", [REFERENCE, CPU], ids=str)
-def test_a_saved_cache_continues(case: str, reader: Backend, tmp_path: Path) -> None:
-    model, tokens = load_case(tmp_path, case), random_tokens(1, 40)
-    with CPU.in_use():
-        whole = run(model, tokens)
-        held = model.make_cache()
-        run(model, tokens[:, :30], held)
-        cache.save(tmp_path / "saved", held, model, tokens[0, :30].tolist())
-    with reader.in_use():
-        loaded, ids = cache.load(tmp_path / "saved", model)
-        found = run(model, tokens[:, 30:], loaded)
-    assert ids == tokens[0, :30].tolist()
-    assert np.abs(found - whole[:, 30:]).max() < CPU.logit
-
-
-def test_two_threads_generate_at_once(smollm2: tuple[Any, Any]) -> None:
-    model, tokenizer = smollm2
-    prompts = [PROMPT, "def fibonacci(n):"]
-
-    def text(prompt: str) -> str:
-        return mlx_ferrum.generate(model, tokenizer, prompt, max_tokens=12)
-
-    with CPU.in_use():
-        alone = [text(prompt) for prompt in prompts]
-        together = ["", ""]
-
-        def work(i: int) -> None:
-            together[i] = text(prompts[i])
-
-        threads = [threading.Thread(target=work, args=(i,)) for i in range(2)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    assert together == alone
