@@ -115,6 +115,11 @@ class Experts(nn.Module):
         if shared is not None:
             self.shared = shared
 
+    @property
+    def count(self) -> int:
+        """How many experts there are."""
+        return self.gate.shape[0]
+
     def __call__(self, x: mx.array, add: mx.array | None = None) -> mx.array:
         ids, weights = self._choose(x)
         if self.observer is not None:

@@ -41,8 +41,8 @@ def chosen(logits: np.ndarray, routing: Routing, bias: np.ndarray) -> tuple[list
 def assert_routed(backend, logits, routing, bias=None):
     """logits: (..., e)"""
     given = None if bias is None else mx.array(bias)
-    ids, weights = ops.route(backend.array(logits), routing, bias=given)
-    ids, weights = np.asarray(ids), np.asarray(weights)
+    found = ops.route(backend.array(logits), routing, bias=given)
+    ids, weights = map(np.asarray, found)
     assert ids.dtype == np.int32 and weights.dtype == np.float32
     assert ids.shape == weights.shape == (*logits.shape[:-1], routing.used)
     for at in np.ndindex(logits.shape[:-1]):
@@ -106,7 +106,7 @@ def test_of_equal_scores_the_lower_id_is_chosen(backend, experts, used, gating):
 
 @pytest.mark.parametrize("gating", ["softmax", "sigmoid"])
 def test_extreme_logits_leave_finite_weights(backend, gating):
-    logits = spread(4, 32) * np.float32([[30], [-30], [1e-30], [1e4]])
+    logits = spread(4, 32) * np.array([[30], [-30], [1e-30], [1e4]], np.float32)
     for normalise in (True, False):
         ids, weights = ops.route(backend.array(logits), Routing(4, gating, normalise))
         assert np.isfinite(np.asarray(weights)).all()

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..ops import Gating, Routing
-from .metadata import MAX_LAYERS, Metadata
+from .metadata import Metadata
 
 MAX_EXPERTS = 1024
 SOFTMAX, SIGMOID, SOFTMAX_OF_CHOSEN = 1, 2, 3
@@ -42,7 +42,7 @@ def expert_args(m: Metadata, *, size: int, shared_size: int = 0, normalise: bool
         count=count,
         size=size,
         shared_size=shared_size,
-        dense_layers=m.size("leading_dense_block_count", 0, MAX_LAYERS, least=0),
+        dense_layers=m.size("leading_dense_block_count", 0, m.size("block_count"), least=0),
         routing=_routing(m, count, normalise),
     )
 

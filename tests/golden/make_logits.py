@@ -80,7 +80,7 @@ def random_goldens() -> dict[str, Any]:
             model = oracle.load(path)
             arrays[f"{name}.tokens"] = tokens.astype(np.int32)
             arrays[f"{name}.logits"] = oracle.logits(model, tokens.tolist())
-            if random_models.CASES[name].get("sizes", random_models.Sizes()).experts:
+            if random_models.has_experts(random_models.CASES[name]):
                 arrays[f"{name}.router_logits"] = oracle.router_logits(model, tokens.tolist())
     return arrays
 
