@@ -82,6 +82,13 @@ def test_variants_of_experts_that_are_not_supported_are_refused(qwen3moe, tmp_pa
     groups = {"qwen3moe.expert_group_count": 2, "qwen3moe.expert_gating_func": 3}
     with pytest.raises(NotImplementedError, match="expert_gating_func: 3 with groups"):
         build(qwen3moe, **groups)
+    bias = {"blk.1.exp_probs_b.bias": np.zeros(8, np.float32)}
+    case = {**random_models.CASES["qwen3moe"], "vectors": bias}
+    biased = random_models.write(tmp_path / "m.gguf", seed=3, **case)
+    with pytest.raises(
+        NotImplementedError, match=r"'blk.1.exp_probs_b.bias': a bias of the choice"
+    ):
+        build(biased, **{"qwen3moe.expert_gating_func": 3})
 
 
 @pytest.mark.parametrize("name", ["ffn_gate.0.weight", "ffn_gate_up_exps.weight"])
@@ -117,7 +124,8 @@ def test_a_selection_bias_changes_the_choice_only(reference, tmp_path):
     bias = {"blk.1.exp_probs_b.bias": np.array([0, 0, 0, 0, 0, 0, 9, 9], np.float32)}
     case = {**random_models.CASES["qwen3moe"], "vectors": bias}
     model = build(random_models.write(tmp_path / "m.gguf", seed=3, **case))
-    mixture, seen = model.body.layers[1].mlp, []
+    mixture = model.body.layers[1].mlp
+    seen: list[mx.array] = []
     mixture.observer = seen.append
     x = mx.array(np.random.default_rng(1).normal(size=(1, 5, 256)).astype(np.float32))
     found = np.asarray(mixture(x))
