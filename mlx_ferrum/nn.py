@@ -37,6 +37,11 @@ class RMSNorm(nn.Module):
         """add: (..., d), a residual to add to the normed x."""
         return ops.rms_norm(x, self.weight, self.eps, add=add)
 
+    @property
+    def args(self) -> ops.Norm:
+        """For operations that have a norm before them."""
+        return self.weight, self.eps
+
 
 class FusedLinear(nn.Module):
     """Several linears that share their input, of mixed types, in one launch: x: (..., k) -> one (..., rows) each."""
@@ -45,9 +50,11 @@ class FusedLinear(nn.Module):
         super().__init__()
         self.parts = list(parts)
 
-    def __call__(self, x: mx.array) -> list[mx.array]:
+    def __call__(self, x: mx.array, norm: RMSNorm | None = None) -> list[mx.array]:
+        """norm: of x, before the products."""
         weights = [part.weight for part in self.parts]
-        return ops.matmuls(x, weights, [part.get("bias") for part in self.parts])
+        biases = [part.get("bias") for part in self.parts]
+        return ops.matmuls(x, weights, biases, norm=None if norm is None else norm.args)
 
 
 class QEmbedding(nn.Module):
@@ -74,5 +81,9 @@ class GatedMLP(nn.Module):
         super().__init__()
         self.gate, self.up, self.down_proj, self.act = gate, up, down, act
 
-    def __call__(self, x: mx.array, add: mx.array | None = None) -> mx.array:
-        return self.down_proj(ops.gate_up(x, self.gate, self.up, self.act), add)
+    def __call__(
+        self, x: mx.array, norm: RMSNorm | None = None, add: mx.array | None = None
+    ) -> mx.array:
+        """norm: of x, before the products."""
+        args = None if norm is None else norm.args
+        return self.down_proj(ops.gate_up(x, self.gate, self.up, self.act, norm=args), add)

@@ -84,7 +84,7 @@ class _Recorded:
         self._made, self._out, self._cache, self._offset = made, out, cache, offset
         self._ids = made.memory[look_up][0]
         self._vocabulary = calls.Weight.from_address(made.calls[look_up].w).rows
-        self._storage = [(c, c.keys, c.values) for c in cache]
+        self._storage = [(c, c.stored) for c in cache]
         self._last = offset + min(c.room for c in cache)
 
     @property
@@ -99,8 +99,7 @@ class _Recorded:
             0 <= token < self._vocabulary
             and self._offset < position <= self._last
             and all(
-                c.keys is keys and c.values is values and c.offset == position
-                for c, keys, values in self._storage
+                c.stored is stored and c.offset == position for c, stored in self._storage
             )
         )
 
