@@ -1,9 +1,8 @@
 """Where keys and values live, and how attention reads them.
 
 A cache owns attention: `attend` stores what is new and attends over what the cache holds, so that a model
-has one line for it whatever the cache. It holds one array (batch, key-value heads, positions, d + dv), the
-key of a position beside its value, as `ops.rotate` makes them: storing them is one operation, and keys and
-values are views.
+has one line for it whatever the cache. It holds one array (2, batch, key-value heads, positions, width), keys
+and values as `ops.rotate` makes them, so that storing them is one operation; either is a view.
 """
 
 from __future__ import annotations
@@ -30,15 +29,15 @@ class KVCache:
         self.stored: mx.array | None = None
 
     def attend(self, q: mx.array, new: mx.array, *, scale: float) -> mx.array:
-        """q: (b, h, l, d), new: (b, g, l, d + dv) -> (b, h, l, dv), causal."""
+        """q: (b, h, l, d), new: (2, b, g, l, width) -> (b, h, l, width), causal; zeros past a shorter value."""
         self.stored = _put(self.stored, self.offset, new)
-        self.offset += new.shape[2]
+        self.offset += new.shape[3]
         return ops.attend(q, *_split(self.stored, slice(0, self.offset), q), scale=scale)
 
     @property
     def state(self) -> list[mx.array]:
         """What is held, for mx.eval and for saving; empty at first."""
-        return [] if self.stored is None else [self.stored[:, :, : self.offset]]
+        return [] if self.stored is None else [self.stored[..., : self.offset, :]]
 
     def restore(self, state: list[mx.array], offset: int) -> None:
         """Take over a saved `state`. Raises ValueError if it does not hold `offset` positions."""
@@ -54,7 +53,7 @@ class KVCache:
     @property
     def room(self) -> int:
         """Further positions that fit where the storage lies."""
-        return 0 if self.stored is None else self.stored.shape[2] - self.offset
+        return 0 if self.stored is None else self.stored.shape[3] - self.offset
 
     def trim(self, n: int) -> bool:
         """Forget the last n positions. False, and nothing changed, if that cannot be done."""
@@ -75,7 +74,7 @@ class WindowCache:
 
     def attend(self, q: mx.array, new: mx.array, *, scale: float) -> mx.array:
         """As KVCache.attend; a position sees itself and the window - 1 before it."""
-        length = new.shape[2]
+        length = new.shape[3]
         self._make_room(length)
         self.stored = _put(self.stored, self.offset - self.first, new)
         self.offset += length
@@ -91,7 +90,7 @@ class WindowCache:
         if self.stored is None or self.offset - self.first + length <= self.window + STEP:
             return
         start = self._oldest_seen(0) - self.first
-        self.stored = self.stored[:, :, start : self.offset - self.first]
+        self.stored = self.stored[..., start : self.offset - self.first, :]
         self.first += start
 
     @property
@@ -99,7 +98,8 @@ class WindowCache:
         """What later positions can see, for mx.eval and for saving; empty at first."""
         if self.stored is None:
             return []
-        return [self.stored[:, :, self._oldest_seen(0) - self.first : self.offset - self.first]]
+        held = slice(self._oldest_seen(0) - self.first, self.offset - self.first)
+        return [self.stored[..., held, :]]
 
     def restore(self, state: list[mx.array], offset: int) -> None:
         """Take over a saved `state`. Raises ValueError if it does not hold the window before `offset`."""
@@ -117,7 +117,7 @@ class WindowCache:
     @property
     def room(self) -> int:
         """Further positions that fit where the storage lies."""
-        return 0 if self.stored is None else self.stored.shape[2] - (self.offset - self.first)
+        return 0 if self.stored is None else self.stored.shape[3] - (self.offset - self.first)
 
     def trim(self, n: int) -> bool:
         """Forget the last n positions. False, and nothing changed, if the window before them is gone."""
@@ -134,22 +134,26 @@ Cache = KVCache | WindowCache
 def _put(stored: mx.array | None, at: int, new: Any) -> mx.array:
     """`stored` with `new` at position `at`, grown by whole steps if need be."""
     # arrays are of the kind that the backend in use makes; a cache from a file is MLX's
-    kind: Any = np if isinstance(new, np.ndarray) else mx
-    end = at + new.shape[2]
-    fits = type(stored) is type(new) and stored.dtype == new.dtype and end <= stored.shape[2]
-    if not fits:
-        b, g, _, d = new.shape
-        room = -(-end // STEP) * STEP
-        held = [] if stored is None else [kind.array(stored[:, :, :at]).astype(new.dtype)]
-        grown = kind.zeros((b, g, room - at, d), dtype=new.dtype)
-        stored = kind.concatenate([*held, grown], axis=2)
+    fits = type(stored) is type(new) and stored.dtype == new.dtype
+    if stored is None or not fits or at + new.shape[3] > stored.shape[3]:
+        stored = _grown(stored, at, new)
     return ops.put(stored, at, new)
+
+
+def _grown(stored: mx.array | None, at: int, new: Any) -> mx.array:
+    """The first `at` positions of `stored`, and room for `new`, of its kind."""
+    kind: Any = np if isinstance(new, np.ndarray) else mx
+    *outer, length, width = new.shape
+    room = -(-(at + length) // STEP) * STEP
+    held = [] if stored is None else [kind.array(stored[..., :at, :]).astype(new.dtype)]
+    free = kind.zeros((*outer, room - at, width), dtype=new.dtype)
+    grown: mx.array = kind.concatenate([*held, free], axis=3)
+    return grown
 
 
 def _split(stored: mx.array, held: slice, q: mx.array) -> tuple[mx.array, mx.array]:
     """Keys and values of the positions `held`; keys are as long as queries."""
-    d = q.shape[-1]
-    return stored[:, :, held, :d], stored[:, :, held, d:]
+    return stored[0, :, :, held, : q.shape[-1]], stored[1, :, :, held]
 
 
 class CacheOwner(Protocol):
@@ -222,7 +226,7 @@ def _restored(
 
 def _checked(state: list[mx.array], positions: int) -> mx.array:
     shapes = [a.shape for a in state]
-    if len(state) != 1 or len(shapes[0]) != 4 or shapes[0][2] != positions:
+    if len(state) != 1 or len(shapes[0]) != 5 or shapes[0][0] != 2 or shapes[0][3] != positions:
         raise ValueError(
             f"expected keys and values of {positions} positions, found shapes {shapes}"
         )

@@ -154,8 +154,9 @@ def rotate(
 ) -> tuple[mx.array, mx.array]:
     """RMS norm of each query and key, where there is one, then rotary position embedding.
 
-    q: (b, l, h, d), k: (b, l, g, d), v: (b, l, g, dv) -> q: (b, h, l, d) and what a cache holds of each
-    position, its key and its value: (b, g, l, d + dv); both in types that suit the backend
+    q: (b, l, h, d), k: (b, l, g, d), v: (b, l, g, dv) -> q: (b, h, l, d), and keys and values as a cache holds
+    them: (2, b, g, l, w), where w is the larger of d and dv, with zeros past the end of the shorter; both in
+    types that suit the backend
     frequencies: (n,) radians a position; the first 2 n values of a head are rotated, the rest stay
     offset: the position of the first of l, one for all or (b,) one a sequence
     interleaved: pairs are (2 i, 2 i + 1), else (i, i + n)
@@ -174,7 +175,7 @@ def rotate(
 
 
 def put(stored: mx.array, at: int | mx.array, new: mx.array) -> mx.array:
-    """stored: (b, g, s, d) with new: (b, g, l, d), of its type, at positions at … at + l - 1.
+    """stored: (2, b, g, s, w) with new: (2, b, g, l, w), of its type, at positions at … at + l - 1.
 
     Changed in place where that can be.
     """

@@ -33,14 +33,14 @@ struct Rows {
     float scale;
 };
 
-// Rows of a cache, `row` bytes each: from (batch, heads, length) of them to positions from `at` on. Strides of batch,
-// head and position in bytes.
+// Rows of a cache, `row` bytes each: from (2, batch, heads, length) of them to positions from `at` on, with strides in
+// bytes.
 struct Put {
     const char* from;
     char* to;
     long at;
     int batch, heads, length, row;
-    long from_stride[3], to_stride[3];
+    long from_strides[4], to_strides[4];
 };
 
 void run(const Matmuls& a);

@@ -53,7 +53,7 @@ class Put(Arguments):
         (c_void_p, "source to"),
         (c_long, "at"),
         (c_int, "batch heads length row"),
-        (c_long, "source_batch source_head source_position to_batch to_head to_position"),
+        (c_long * 4, "source_strides to_strides"),
     )
 
 

@@ -44,6 +44,11 @@ void rotate_head(const Rotate& a, const float* x, const float* weight, Turn turn
     if (x != out) std::copy(x + 2 * a.pairs, x + a.d, out + 2 * a.pairs);
 }
 
+void put_row(const float* x, int count, half* out, int width) {
+    narrow(x, count, out);
+    std::fill(out + count, out + width, half{});
+}
+
 // All heads of a position, `job` counted through the batch.
 void rotate_position(const Rotate& a, int job, Turn turn, float* key) {
     int b = job / a.length, l = job % a.length;
@@ -52,10 +57,11 @@ void rotate_position(const Rotate& a, int job, Turn turn, float* key) {
         rotate_head(a, a.q + (long(job) * a.heads + h) * a.d, a.q_weight, turn, out);
     }
     for (int g = 0; g < a.groups; g++) {
-        half* out = a.added + ((long(b) * a.groups + g) * a.length + l) * (a.d + a.dv);
+        half* out = a.added + ((long(b) * a.groups + g) * a.length + l) * a.width();
         rotate_head(a, a.k + (long(job) * a.groups + g) * a.d, a.k_weight, turn, key);
-        narrow(key, a.d, out);
-        narrow(a.v + (long(job) * a.groups + g) * a.dv, a.dv, out + a.d);
+        put_row(key, a.d, out, a.width());
+        out += long(a.batch) * a.groups * a.length * a.width();
+        put_row(a.v + (long(job) * a.groups + g) * a.dv, a.dv, out, a.width());
     }
 }
 

@@ -15,7 +15,7 @@ struct RmsNorm {
 void rms_norm(const RmsNorm& a);
 
 // q (batch, length, heads, d) -> turned (batch, heads, length, d); k (batch, length, groups, d) and
-// v (batch, length, groups, dv) -> added (batch, groups, length, d + dv), each key beside its value.
+// v (batch, length, groups, dv) -> added (2, batch, groups, length, width), with zeros past the shorter of them.
 // Queries and keys: RMS norm, if there are weights (d,), then rotation of the first 2 pairs values by the position
 // times frequencies (pairs,).
 struct Rotate {
@@ -26,6 +26,8 @@ struct Rotate {
     int batch, length, heads, groups, d, dv, pairs, interleaved;
     float magnitude, eps;
     long later; // positions to add to each offset
+
+    int width() const { return d > dv ? d : dv; }
 };
 
 void rotate(const Rotate& a);

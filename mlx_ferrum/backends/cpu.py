@@ -9,6 +9,7 @@ sum exactly; everything else is float32.
 from __future__ import annotations
 
 import ctypes
+import math
 from collections.abc import Sequence
 from ctypes import c_char
 from typing import Any
@@ -99,7 +100,7 @@ def dequantize(w: QTensor) -> np.ndarray:
 
 
 def rms_norm(
-    x: np.ndarray, weight: np.ndarray, eps: float, *, add: np.ndarray | None = None
+    x: np.ndarray, weight: np.ndarray | mx.array, eps: float, *, add: np.ndarray | None = None
 ) -> np.ndarray:
     x, d = _floats(x), x.shape[-1]
     weight = _shaped("rms_norm: weight", weight, d)
@@ -132,8 +133,8 @@ def rotate(
     weights = [w if w is None else _shaped("rotate: norm", w, d) for w in (q_weight, k_weight)]
     turned = empty(b, h, length, d)
     # half precision: attention over a long context is bound by reading keys and values
-    size = b * g * length * (d + dv)
-    new = empty(-(-size // 2)).view(np.float16)[:size].reshape(b, g, length, d + dv)
+    shape = (2, b, g, length, max(d, dv))
+    new = empty(math.prod(shape) // 2).view(np.float16).reshape(shape)
     offsets = np.empty(b, np.int64)
     offsets[:] = offset
     inputs = (q, k, v, *weights, frequencies, offsets)
@@ -147,16 +148,16 @@ def rotate(
 
 
 def put(stored: np.ndarray, at: int, new: np.ndarray) -> np.ndarray:
-    b, g, length, d = new.shape
-    room = (b, g, stored.shape[2], d)
-    if stored.shape != room or not 0 <= at <= stored.shape[2] - length:
+    _, b, g, length, width = new.shape
+    room = (2, b, g, stored.shape[3], width)
+    if stored.shape != room or not 0 <= at <= stored.shape[3] - length:
         raise ValueError(f"put: {new.shape} at {at} does not fit {stored.shape}")
     if stored.dtype != new.dtype:
         raise ValueError(f"put: stored is {stored.dtype}, new is {new.dtype}, expected the same")
-    strides = [size * x.itemsize for x in (new, stored) for size in _strides("put", x)]
-    call = calls.Put(
-        *(new.ctypes.data, stored.ctypes.data, at, b, g, length, d * new.itemsize), *strides
-    )
+    row = width * new.itemsize
+    strides = [tuple(n * x.itemsize for n in _strides("put", x)) for x in (new, stored)]
+    addresses = new.ctypes.data, stored.ctypes.data
+    call = calls.Put(*addresses, at, b, g, length, row, *strides)
     native.run(call, new, stored)
     return stored
 
@@ -243,13 +244,13 @@ def _halves(name: str, x: np.ndarray) -> bool:
     return bool(x.dtype == np.float16)
 
 
-def _strides(name: str, x: np.ndarray) -> tuple[int, int, int]:
-    """Strides of batch, head and position in numbers. Raises ValueError unless the last axis is contiguous."""
+def _strides(name: str, x: np.ndarray) -> tuple[int, ...]:
+    """Strides of all axes but the last, in numbers. Raises ValueError unless the last axis is contiguous."""
     size = x.itemsize
     *outer, last = x.strides
     if last != size and x.shape[-1] > 1:
         raise ValueError(f"{name}: expected a contiguous last axis, found strides {x.strides}")
-    return outer[0] // size, outer[1] // size, outer[2] // size
+    return tuple(stride // size for stride in outer)
 
 
 if __name__ == "__main__":

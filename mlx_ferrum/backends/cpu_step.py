@@ -98,9 +98,7 @@ class _Recorded:
         return (
             0 <= token < self._vocabulary
             and self._offset < position <= self._last
-            and all(
-                c.stored is stored and c.offset == position for c, stored in self._storage
-            )
+            and all(c.stored is stored and c.offset == position for c, stored in self._storage)
         )
 
     def replay(self, token: int) -> np.ndarray:

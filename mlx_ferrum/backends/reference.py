@@ -82,7 +82,7 @@ def dequantize(w: QTensor) -> mx.array:
 
 
 def put(stored: mx.array, at: int, new: mx.array) -> mx.array:
-    stored[:, :, at : at + new.shape[2]] = new
+    stored[..., at : at + new.shape[-2], :] = new
     return stored
 
 
@@ -124,9 +124,14 @@ def rotate(
     angles = positions[:, None, :, None].astype(mx.float32) * frequencies
     turn = mx.cos(angles) * magnitude, mx.sin(angles) * magnitude
     q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))  # (b, heads, l, size)
-    return _turned(q, *turn, interleaved), mx.concatenate(
-        [_turned(k, *turn, interleaved), v], axis=-1
-    )
+    width = max(k.shape[-1], v.shape[-1])
+    held = [_widened(x, width) for x in (_turned(k, *turn, interleaved), v)]
+    return _turned(q, *turn, interleaved), mx.stack(held)
+
+
+def _widened(x: mx.array, width: int) -> mx.array:
+    """x with zeros at the end of its last axis."""
+    return mx.pad(x, [*[(0, 0)] * (x.ndim - 1), (0, width - x.shape[-1])])
 
 
 def _turned(x: mx.array, cos: mx.array, sin: mx.array, interleaved: bool) -> mx.array:

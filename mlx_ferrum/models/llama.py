@@ -57,7 +57,7 @@ class Attention(nn.Module):
             magnitude=self._rope.magnitude,
             norms=self._head_norms(),
         )
-        out = cache.attend(q, new, scale=self.args.scale)  # (b, h, l, dv)
+        out = cache.attend(q, new, scale=self.args.scale)[..., : self.args.value_dim]
         return self.o_proj(out.swapaxes(1, 2).reshape(*x.shape[:2], -1), add)
 
     def _head_norms(self) -> ops.HeadNorms | None:
