@@ -133,11 +133,14 @@ Cache = KVCache | WindowCache
 
 def _put(stored: mx.array | None, at: int, new: Any) -> mx.array:
     """`stored` with `new` at position `at`, grown by whole steps if need be."""
-    # arrays are of the kind that the backend in use makes; a cache from a file is MLX's
-    fits = type(stored) is type(new) and stored.dtype == new.dtype
-    if stored is None or not fits or at + new.shape[3] > stored.shape[3]:
+    if stored is None or not _is_alike(stored, new) or at + new.shape[3] > stored.shape[3]:
         stored = _grown(stored, at, new)
     return ops.put(stored, at, new)
+
+
+def _is_alike(stored: mx.array, new: Any) -> bool:
+    """Whether both are of the kind that the backend in use makes; a cache from a file is MLX's."""
+    return type(stored) is type(new) and stored.dtype == new.dtype
 
 
 def _grown(stored: mx.array | None, at: int, new: Any) -> mx.array:
