@@ -4,11 +4,10 @@
 
 #include "matvec.metal"
 
-// One simdgroup of ceil(rows / ROWS): w (rows, k), x (BATCH, k), bias (rows,), read if BIAS says so
-// -> out (BATCH, k), y (BATCH, rows).
-template <int ROWS, int BATCH, bool BIAS, typename B, typename X, typename W, typename P>
-METAL_FUNC void norm_matvec(const device B* w, Normed<X, W> x, P bias, device float* out, device float* y, int rows,
-                            int k, int simdgroup, uint lane) {
+// One simdgroup of ceil(rows / ROWS): w (rows, k), x (BATCH, k) -> out (BATCH, k), y (BATCH, rows).
+template <int ROWS, int BATCH, typename B, typename X, typename W>
+METAL_FUNC void norm_matvec(const device B* w, Normed<X, W> x, device float* out, device float* y, int rows, int k,
+                            int simdgroup, uint lane) {
     int first = ROWS * simdgroup, simdgroups = (rows + ROWS - 1) / ROWS;
     if (first >= rows) return;
     Sums<ROWS, BATCH> sums = products<BATCH>(rows_of<ROWS>(w, first, rows, k), x, k, lane);
@@ -19,5 +18,5 @@ METAL_FUNC void norm_matvec(const device B* w, Normed<X, W> x, P bias, device fl
             out[n * k + i] = float(x.x[n * k + i]) * scale * float(x.weight[i]);
     }
     int n = lane / ROWS, row = first + lane % ROWS;
-    if (n < BATCH && row < rows) y[n * rows + row] = BIAS ? sum + float(bias[row]) : sum;
+    if (n < BATCH && row < rows) y[n * rows + row] = sum;
 }

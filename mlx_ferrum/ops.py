@@ -126,14 +126,9 @@ def gate_up(
     return _backend().gate_up(x, gate, up, act, norm=norm)
 
 
-def norm_matmul(
-    x: mx.array, w: QTensor, norm: Norm, *, bias: mx.array | None = None
-) -> tuple[mx.array, mx.array]:
-    """x normed, which others need too, and its product: of a router.
-
-    x: (..., k), w: (rows, k), bias: (rows,) -> (..., k), (..., rows)
-    """
-    return _backend().norm_matmul(x, w, norm, bias=bias)
+def norm_matmul(x: mx.array, w: QTensor, norm: Norm) -> tuple[mx.array, mx.array]:
+    """x normed, which others need too, and its product, with a router: x: (..., k), w: (rows, k) -> (..., k), (..., rows)"""
+    return _backend().norm_matmul(x, w, norm)
 
 
 def rows(w: QTensor, ids: mx.array, scale: float = 1.0) -> mx.array:

@@ -68,7 +68,7 @@ def test_products_of_a_norm(no_findings, n_rows):
     x, bias, norm = activations(3, 512), activations(1, n_rows)[0], (activations(1, 512)[0], 1e-5)
     no_findings(lambda: matvecs(x, [q4, q6, f32], [None, bias, None], norm=norm, rows=2))
     no_findings(lambda: [gate_up(x, q4, w, "silu", norm=norm) for w in (q4, q6)])
-    no_findings(lambda: [*norm_matvec(x, f32, norm), *norm_matvec(x, q4, norm, bias=bias, rows=2)])
+    no_findings(lambda: [*norm_matvec(x, f32, norm), *norm_matvec(x, q4, norm, rows=2)])
 
 
 @pytest.mark.parametrize("normed", [True, False])

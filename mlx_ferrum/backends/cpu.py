@@ -76,11 +76,9 @@ def gate_up(
     return out
 
 
-def norm_matmul(
-    x: np.ndarray, w: QTensor, norm: Norm, *, bias: mx.array | None = None
-) -> tuple[np.ndarray, np.ndarray]:
+def norm_matmul(x: np.ndarray, w: QTensor, norm: Norm) -> tuple[np.ndarray, np.ndarray]:
     x = _normed(x, norm)
-    return x, matmul(x, w, bias=bias)
+    return x, matmul(x, w)
 
 
 def rows(w: QTensor, ids: mx.array | np.ndarray, scale: float = 1.0) -> np.ndarray:

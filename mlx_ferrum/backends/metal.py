@@ -89,14 +89,12 @@ def gate_up(
     return y.reshape(*x.shape[:-1], gate.rows)
 
 
-def norm_matmul(
-    x: mx.array, w: QTensor, norm: Norm, *, bias: mx.array | None = None
-) -> tuple[mx.array, mx.array]:
+def norm_matmul(x: mx.array, w: QTensor, norm: Norm) -> tuple[mx.array, mx.array]:
     flat = _flat(x, w)
     if flat.shape[0] > MATVEC_ROWS or _is_tiny(w):
         x = _normed(x, norm)
-        return x, matmul(x, w, bias=bias)
-    normed, y = norm_matvec_kernel.norm_matvec(flat, w, norm, bias=bias)
+        return x, matmul(x, w)
+    normed, y = norm_matvec_kernel.norm_matvec(flat, w, norm)
     return normed.reshape(x.shape), y.reshape(*x.shape[:-1], w.rows)
 
 

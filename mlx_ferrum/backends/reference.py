@@ -63,11 +63,9 @@ def gate_up(
     return _ACTIVATIONS[act](matmul(x, gate)) * matmul(x, up)
 
 
-def norm_matmul(
-    x: mx.array, w: QTensor, norm: Norm, *, bias: mx.array | None = None
-) -> tuple[mx.array, mx.array]:
+def norm_matmul(x: mx.array, w: QTensor, norm: Norm) -> tuple[mx.array, mx.array]:
     x = _normed(x, norm)
-    return x, matmul(x, w, bias=bias)
+    return x, matmul(x, w)
 
 
 def _normed(x: mx.array, norm: Norm | None) -> mx.array:
