@@ -17,6 +17,9 @@ from mlx_ferrum import blocks
 from mlx_ferrum.backends import metal
 from mlx_ferrum.tensor import QTensor
 
+LAYER_LAUNCHES = 7  # of a layer for one token, as tests/test_metal_launches.py counts them
+OTHER_LAUNCHES = 3  # of a token: the embedding, the last norm, the output
+
 
 @dataclass(frozen=True)
 class Model:
@@ -35,6 +38,11 @@ class Model:
         eighth = self.layers // 8
         last = 7 * self.layers // 8
         return layer < eighth or layer >= last or (layer - eighth) % 3 == 2
+
+    @property
+    def launches(self) -> int:
+        """Of a token, those of MLX's own operations included."""
+        return LAYER_LAUNCHES * self.layers + OTHER_LAUNCHES
 
     def cache_bytes(self, held: int) -> int:
         """Of keys and values in float16 that a token reads after `held` others."""
@@ -67,11 +75,12 @@ class Launch:
         return self.weights[0][2]
 
     def run(self, x: mx.array) -> None:
-        """Through the metal backend, in the runner that is in use. x: (n, k)"""
-        tensors = [empty(*weight) for weight in self.weights]
+        """Through the metal backend, in the runner that is in use, with the norms of a model. x: (n, k)"""
+        tensors, norm = [empty(*weight) for weight in self.weights], (mx.ones(self.k), 1e-6)
         call: dict[str, Callable[[], object]] = {
-            "matmuls": lambda: metal.matmuls(x, tensors),
-            "gate_up": lambda: metal.gate_up(x, tensors[0], tensors[1], "silu"),
+            "matmuls": lambda: metal.matmuls(x, tensors, norm=norm),
+            "gate_up": lambda: metal.gate_up(x, tensors[0], tensors[1], "silu", norm=norm),
+            "norm_matmul": lambda: metal.norm_matmul(x, tensors[0], norm),
             "matmul": lambda: metal.matmul(x, tensors[0]),
         }
         call[self.name]()
