@@ -176,7 +176,8 @@ def _header(mode: Mode) -> Path:
         source = str(INCLUDE / "metal.h")
         _zig(*_LANGUAGE, *_CODE, *mode.flags, "-emit-pch", source, "-o", str(built))
 
-    return _kept(f"header\n{mode}", ".pch", build)
+    # it names the files that it was made of
+    return _kept(f"header\n{mode}\n{INCLUDE}", ".pch", build)
 
 
 def _without_includes(text: str) -> str:
