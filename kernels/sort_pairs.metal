@@ -9,35 +9,49 @@
 
 #include "prelude.metal"
 
-// Of expert `expert`: pairs [first, first + count) of the order.
-struct Tile {
-    int expert, first, count;
+// Experts of pairs p, p + 32, p + 64 and p + 96 of n; of what is past the end, a number that none has. Four loads are
+// under way at once.
+struct Four {
+    int of[4];
 };
 
-// One simdgroup: ids (n,) -> its part of order (n,), and of tiles.
+template <typename I>
+METAL_FUNC Four experts_of(I ids, int p, int n, int experts) {
+    Four out;
+    UNROLL for (int j = 0; j < 4; j++) {
+        long id = p + 32 * j < n ? long(ids[p + 32 * j]) : -1;
+        out.of[j] = p + 32 * j >= n ? experts + 1 : id < 0 || id >= experts ? experts : int(id);
+    }
+    return out;
+}
+
+// One simdgroup: ids (n,) -> its part of order (n,), and of tiles (most, 3): an expert, and the place in the order of
+// the first of its pairs and how many there are.
 template <int SIZE, typename I>
-METAL_FUNC void sort_pairs(I ids, device int* order, device Tile* tiles, int n, int experts, int expert, uint lane) {
+METAL_FUNC void sort_pairs(I ids, device int* order, device int* tiles, int n, int experts, int expert, uint lane) {
     int before = 0, own = 0;
-    for (int p = lane; p < n; p += 32) {
-        long id = ids[p];
-        int of = id < 0 || id >= experts ? experts : int(id);
-        before += of < expert;
-        own += of == expert;
+    for (int p = 0; p < n; p += 128) {
+        Four four = experts_of(ids, p + int(lane), n, experts);
+        UNROLL for (int j = 0; j < 4; j++) {
+            before += four.of[j] < expert;
+            own += four.of[j] == expert;
+        }
     }
     int start = simd_sum(before), count = simd_sum(own), listed = start;
-    for (int p = lane; p < n + int(lane); p += 32) { // all lanes in every turn
-        bool mine = false;
-        if (p < n) {
-            long id = ids[p];
-            mine = expert == (id < 0 || id >= experts ? experts : int(id));
+    for (int p = 0; p < n; p += 128) {
+        Four four = experts_of(ids, p + int(lane), n, experts);
+        UNROLL for (int j = 0; j < 4; j++) {
+            bool mine = four.of[j] == expert;
+            uint votes = uint(ulong(simd_ballot(mine)));
+            if (mine) order[listed + popcount(votes & ((1u << lane) - 1))] = p + 32 * j + int(lane);
+            listed += popcount(votes);
         }
-        uint votes = uint(ulong(simd_ballot(mine)));
-        if (mine) order[listed + popcount(votes & ((1u << lane) - 1))] = p;
-        listed += popcount(votes);
     }
     int tile = start / SIZE + expert, next = (start + count) / SIZE + expert + 1;
     for (int t = tile + int(lane); t < next; t += 32) {
         int done = (t - tile) * SIZE;
-        tiles[t] = Tile{expert, start + done, clamp(count - done, 0, SIZE)};
+        tiles[3 * t] = expert;
+        tiles[3 * t + 1] = start + done;
+        tiles[3 * t + 2] = clamp(count - done, 0, SIZE);
     }
 }

@@ -14,7 +14,7 @@ from .header import header
 LANES = 32
 SIMDGROUPS = 4  # experts of a threadgroup
 BODY = """
-    sort_pairs<SIZE>(ids, order, (device Tile*)tiles, PAIRS, EXPERTS, thread_position_in_grid.x / 32,
+    sort_pairs<SIZE>(ids, order, tiles, PAIRS, EXPERTS, thread_position_in_grid.x / 32,
                      thread_index_in_simdgroup);
 """
 
