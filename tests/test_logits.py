@@ -13,9 +13,11 @@ from backends import REFERENCE, Backend
 from divergence import MAX_KL, coarsen, kl, log_softmax
 
 import mlx_ferrum
+from mlx_ferrum import nn
 
 GOLDEN = Path(__file__).parent / "golden"
 SEED = 2026  # of make_logits.py
+MARGIN = 1e-3  # of a score over the next one, above which arithmetic must not change a choice
 PIECES = (17, 1, 9, 1, 12)  # the golden texts' 40 tokens
 
 
@@ -64,6 +66,29 @@ def test_random_model_in_pieces(
     pieces = np.split(tokens, np.cumsum(PIECES)[:-1])
     found = [run(model, piece[None], cache)[0] for piece in pieces]
     check(random_goldens[f"{name}.logits"], np.concatenate(found), backend)
+
+
+@pytest.mark.parametrize(
+    "name", [name for name, case in random_models.CASES.items() if random_models.has_experts(case)]
+)
+def test_experts_are_those_of_the_oracle(
+    backend: Backend, name: str, tmp_path: Path, random_goldens: Any
+) -> None:
+    """In every layer, for every token whose choice is no close call."""
+    model = load_case(tmp_path, name)
+    chosen: list[np.ndarray] = []
+    layers = [layer.mlp for layer in model.body.layers if isinstance(layer.mlp, nn.Experts)]
+    for layer in layers:
+        layer.observer = lambda ids: chosen.append(np.array(ids)[0])
+    run(model, random_goldens[f"{name}.tokens"][None])
+    used = layers[0].routing.used
+    scores = np.exp(log_softmax(random_goldens[f"{name}.router_logits"]))
+    order = np.argsort(-scores, axis=-1)
+    ranked = np.take_along_axis(scores, order, axis=-1)
+    is_clear = ranked[..., used - 1] - ranked[..., used] > MARGIN
+    assert is_clear.mean() > 0.5
+    found, wanted = np.sort(np.stack(chosen)), np.sort(order[..., :used])
+    assert np.array_equal(found[is_clear], wanted[is_clear])
 
 
 def test_window_slides(backend: Backend, tmp_path: Path) -> None:
