@@ -111,8 +111,8 @@ METAL_FUNC void route(X logits, P bias, device int* ids, device float* weights, 
         keys.of[j] = TAKEN;
         if (e >= s.experts) continue;
         float score = logits[e];
-        // softmax keeps the order, and logits are finer
-        if (GATING == SIGMOID || BIAS) score = gate(score);
+        // softmax keeps the order, and logits are finer; groups are compared by sums, which it changes
+        if (GATING == SIGMOID || BIAS || GROUPED) score = gate(score);
         if (BIAS) score += float(bias[e]);
         keys.of[j] = key_of(score);
         if (GROUPED) scores[e] = keys.of[j] == -INFINITE ? -INFINITY : score;

@@ -131,7 +131,7 @@ def test_a_layer(tokens, experts, how):
     used = ids.shape[1]
     x, parts, add = normal(tokens, 256), normal(tokens, used, 64), normal(tokens, 70)
     weights = abs(normal(tokens, used))
-    exactness = HALVES if ids.size > 3 * experts else FLOATS
+    exactness = HALVES if tokens > metal.MATVEC_ROWS and ids.size > 3 * experts else FLOATS
     for seed in (1, 2):
         with checked(seed):
             found = metal.gather_gate_up(x, gate, up, ids, "silu")

@@ -29,9 +29,9 @@ from .metal_experts import gather_matmul as gather_matmul
 from .metal_experts import route as route
 from .metal_experts import sigmoid_gate as sigmoid_gate
 from .metal_shapes import ACTIVATIONS, is_tiny, rows_a_simdgroup
+from .metal_shapes import MATVEC_ROWS as MATVEC_ROWS
 
 LAZY = True
-MATVEC_ROWS = 8  # of x: up to here weights are read once for all of them, and no tile would be full
 
 
 def prepare(_threads: int | None) -> None:

@@ -14,10 +14,10 @@ from ..kernels import weighted_sum as weighted_sum_kernel
 from ..kernels.sort_pairs import Order
 from ..ops import Activation, Routing
 from ..tensor import QTensor
-from .metal_shapes import ACTIVATIONS, is_tiny, rows_a_simdgroup
+from .metal_shapes import ACTIVATIONS, MATVEC_ROWS, is_tiny, rows_a_simdgroup
 
-# Up to here, on average, the bytes that each pair reads for itself take an M1 Max less time than the arithmetic of a
-# tile of 16, which costs 7 pairs' whatever it holds; half of the experts' tiles are that empty.
+# Up to here, on average: a pair reads its weights for itself, in 2 ps each on an M1 Max; a tile of 16, whatever it
+# holds, takes 6 ps of arithmetic for each (bench/metal_cost.py).
 PAIRS_AN_EXPERT = 3
 TILES = (16, 32, 64)  # pairs; the smallest that holds an expert's average share wastes least
 
@@ -93,7 +93,7 @@ def _tokens(x: mx.array, ids: mx.array) -> tuple[mx.array, mx.array]:
 
 
 def _are_few(ids: mx.array, w: QTensor) -> bool:
-    return ids.size <= PAIRS_AN_EXPERT * w.shape[0]
+    return ids.shape[0] <= MATVEC_ROWS or ids.size <= PAIRS_AN_EXPERT * w.shape[0]
 
 
 def _order(ids: mx.array, w: QTensor) -> Order:
