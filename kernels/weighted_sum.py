@@ -16,14 +16,17 @@ BODY = """
     int d = x_shape[1], parts = (d + 3) / 4, token = thread_position_in_grid.x / parts;
     int i = 4 * (thread_position_in_grid.x % parts);
     size_t row = size_t(token) * d;
-    weighted_sum<ADD>(x + row * USED, weights + token * USED, ADD ? add + row : add, y + row, USED, d, i);
+    weighted_sum<ADD, SIGMOID>(x + row * USED, weights + token * USED, ADD ? add + row : add, y + row, USED, d, i);
 """
 
 
-def weighted_sum(x: mx.array, weights: mx.array, *, add: mx.array | None = None) -> mx.array:
+def weighted_sum(
+    x: mx.array, weights: mx.array, *, add: mx.array | None = None, sigmoid: bool = False
+) -> mx.array:
     """Σ weights x + add in one launch, in the type of x.
 
     x: (tokens * n, d) of a float type; weights: (tokens, n), add: (tokens, d) -> (tokens, d)
+    sigmoid: of the weights, in their place
     """
     (tokens, used), d = weights.shape, x.shape[-1]
     if x.shape != (tokens * used, d):
@@ -31,7 +34,7 @@ def weighted_sum(x: mx.array, weights: mx.array, *, add: mx.array | None = None)
     check_sum(weights, weights, add, d)
     (y,) = _kernel()(
         [x, weights, x if add is None else add],
-        template={"USED": used, "ADD": add is not None},
+        template={"USED": used, "ADD": add is not None, "SIGMOID": sigmoid},
         grid=(tokens * -(-d // 4), 1, 1),
         threadgroup=(THREADS, 1, 1),
         output_shapes=[(tokens, d)],

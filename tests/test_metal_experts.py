@@ -67,7 +67,7 @@ def assert_within(found: mx.array, wanted: np.ndarray, error: np.ndarray) -> Non
     assert worst <= 1, f"{worst:.2f} times the error allowed"
 
 
-def assert_gated(found: mx.array, gate: Products, up: Products, act: str) -> None:
+def assert_gated(found: mx.array, act: str, gate: Products, up: Products) -> None:
     """Activations are at most 1.13 times as steep as their argument; the gate is rounded where it is stored."""
     factor = activated(gate.sums, act)
     slack = gate.error + ROUNDING[found.dtype] * np.abs(gate.sums)
@@ -97,7 +97,7 @@ def test_every_type(block, n):
     with checked():
         assert_within(gather_matvec(x, w, ids, bias=bias), plain.sums + added, plain.error)
         found = gather_gate_up(x, w, up, ids, "gelu")
-        assert_gated(found, plain, Products(x, up, ids, FLOATS), "gelu")
+        assert_gated(found, "gelu", plain, Products(x, up, ids, FLOATS))
         down = Products(parts.reshape(3, 2, k), w, ids, FLOATS)
         assert_summed(gather_down(parts, w, ids, weights, add=add), down, weights, add)
         order = sort_pairs(ids.reshape(-1), 5, size=16)
@@ -135,9 +135,8 @@ def test_a_layer(tokens, experts, how):
     for seed in (1, 2):
         with checked(seed):
             found = metal.gather_gate_up(x, gate, up, ids, "silu")
-            sums = (Products(x, w, ids, exactness) for w in (gate, up))
             assert found.shape == (tokens, used, 37)
-            assert_gated(found, *sums, "silu")
+            assert_gated(found, "silu", *(Products(x, w, ids, exactness) for w in (gate, up)))
             found = metal.gather_down(parts, down, ids, weights, add=add)
             assert found.shape == (tokens, 70)
             assert_summed(found, Products(parts, down, ids, exactness), weights, add)
@@ -158,7 +157,7 @@ def test_shorter_types(tokens, dtype):
             assert found.dtype == dtype
             assert_within(found, products.sums, products.error)
         found = metal.gather_gate_up(x, w, w, ids, "silu")
-        assert_gated(found, *[Products(x, w, ids, exactness)] * 2, "silu")
+        assert_gated(found, "silu", *[Products(x, w, ids, exactness)] * 2)
         found = metal.gather_down(parts, w, ids, weights, add=add)
         assert found.dtype == dtype
         assert_summed(found, Products(parts, w, ids, exactness), weights, add)
@@ -173,9 +172,8 @@ def test_rows_a_simdgroup(block, rows):
             w, ids = random_tensor(block, 4, 11, k, seed=k), spread(2, 3, 4)
             x, parts, weights = normal(2, k), normal(6, k), abs(normal(2, 3))
             products = Products(x, w, ids, FLOATS)
-            assert_gated(
-                gather_gate_up(x, w, w, ids, "silu", rows=rows), products, products, "silu"
-            )
+            found = gather_gate_up(x, w, w, ids, "silu", rows=rows)
+            assert_gated(found, "silu", products, products)
             down = Products(parts.reshape(2, 3, k), w, ids, FLOATS)
             assert_summed(gather_down(parts, w, ids, weights, rows=rows), down, weights, 0)
 
@@ -248,6 +246,16 @@ def test_weighted_sum(used, d, dtype):
         for given, total in ((None, wanted), (add, wanted + wide(add))):
             found = weighted_sum(x, weights, add=given)
             assert_within(found, total, 1e-5 * np.ones_like(total))
+
+
+@pytest.mark.parametrize("shape", [(1, 5), (2, 3, 64), (33, 70)], ids=str)
+def test_sigmoid_gate(shape):
+    x, gate, add = normal(*shape), 9 * normal(*shape[:-1], 1), normal(*shape[:-1], shape[-1])
+    with checked():
+        for given in (None, add):
+            found = metal.sigmoid_gate(x, gate, add=given)
+            wanted = reference.sigmoid_gate(x, gate, add=given)
+            np.testing.assert_allclose(np.array(found), np.array(wanted), rtol=1e-6, atol=1e-6)
 
 
 ROUTINGS = {

@@ -81,8 +81,11 @@ def gather_down(
 
 
 def sigmoid_gate(x: mx.array, gate: mx.array, *, add: mx.array | None = None) -> mx.array:
-    gated = x * mx.sigmoid(gate)
-    return gated if add is None else gated + add
+    d = x.shape[-1]
+    residual = None if add is None else add.reshape(-1, d)
+    shares = gate.reshape(-1, 1)
+    y = weighted_sum_kernel.weighted_sum(x.reshape(-1, d), shares, add=residual, sigmoid=True)
+    return y.reshape(x.shape)
 
 
 def _tokens(x: mx.array, ids: mx.array) -> tuple[mx.array, mx.array]:
