@@ -16,7 +16,11 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-WIDTH, LARGEST_CELL = 14.0, 0.45  # inches: of the map at most, of a cell's side at most
+WIDTH, HEIGHT = (
+    14.0,
+    2.5,
+)  # inches: what a map has at most, and what it has at least if cells are not yet
+LARGEST_CELL = 0.45  # inches high or wide
 MARGIN = (2.2, 1.5)  # inches beside the map, and above and below it
 UNUSED = "#cbd5e1"
 TICKS = 32  # more rows or columns than this are not all numbered
@@ -36,8 +40,9 @@ def draw(layers: Sequence[Choices], used: int, title: str, path: Path) -> None:
 
     shares = np.stack([layer.shares for layer in layers])  # (layers, experts)
     rows, experts = shares.shape
-    cell = min(LARGEST_CELL, WIDTH / max(rows, experts))
-    size = (max(cell * experts, 4) + MARGIN[0], max(cell * rows, 2) + MARGIN[1])
+    wide = min(LARGEST_CELL, WIDTH / max(rows, experts))
+    high = max(wide, min(LARGEST_CELL, HEIGHT / rows))
+    size = (max(wide * experts, 4) + MARGIN[0], high * rows + MARGIN[1])
     figure = Figure(figsize=size, layout="constrained", dpi=150)
     axes = figure.add_subplot()
     _map(figure, axes, shares, used / experts)
@@ -55,9 +60,10 @@ def _map(figure: Figure, axes: Axes, shares: np.ndarray, even: float) -> None:
         cmap="magma",
         norm=PowerNorm(0.5, vmin=0, vmax=shares.max()),  # most shares are small ones
         interpolation="nearest",
+        aspect="auto",
     )
     axes.set_facecolor(UNUSED)
-    label = f"share of the tokens (line: even use, {even:.1%})"
+    label = f"share of the tokens\n(line: even use, {even:.1%})"
     bar = figure.colorbar(image, ax=axes, pad=0.02, fraction=0.03)
     bar.set_label(label, size=8)
     bar.ax.yaxis.set_major_formatter("{x:.0%}")

@@ -60,7 +60,7 @@ def _experts(args: BaseArgs, experts: ExpertArgs, w: Weights) -> Experts:
             "the softmax of the chosen"
         )
     return Experts(
-        w.linear("ffn_gate_inp", count, hidden),
+        w.tensor("ffn_gate_inp.weight", count, hidden),
         w.tensor("ffn_gate_exps.weight", count, wide, hidden),
         w.tensor("ffn_up_exps.weight", count, wide, hidden),
         w.tensor("ffn_down_exps.weight", count, hidden, wide),
