@@ -13,7 +13,7 @@ from .header import header
 
 LANES = 32
 SIMDGROUPS = 4  # tokens of a threadgroup
-MOST_EXPERTS = 512  # 16 a lane, which stay in registers
+MOST_EXPERTS = 1024  # 32 a lane, which stay in registers
 MOST_USED = LANES
 GATINGS = {"softmax": 0, "sigmoid": 1}  # as in route.metal
 BODY = """

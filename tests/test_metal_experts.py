@@ -351,7 +351,7 @@ def test_every_barrier_is_needed():
         lambda x, w, ids: metal.route(x, Routing(33)),
         lambda x, w, ids: metal.route(x, Routing(2, groups=3)),
         lambda x, w, ids: metal.route(x, Routing(2), bias=normal(63)),
-        lambda x, w, ids: metal.route(normal(1, 513), Routing(2)),
+        lambda x, w, ids: metal.route(normal(1, 1025), Routing(2)),
     ],
 )
 def test_what_does_not_fit_is_refused(call):
