@@ -9,12 +9,14 @@ template <int ROWS, int BATCH>
 METAL_FUNC Sums<ROWS / 2, BATCH> half_of(Sums<ROWS, BATCH> sums, int start) {
     Sums<ROWS / 2, BATCH> out;
     UNROLL for (int n = 0; n < BATCH; n++) {
+        out.squares[n] = sums.squares[n];
         UNROLL for (int r = 0; r < ROWS / 2; r++) out.v[n][r] = sums.v[n][start + r];
     }
     return out;
 }
 
-// One simdgroup: ROWS rows of each of gate and up (rows, k) from `first` on, x (BATCH, k) -> y (BATCH, rows).
+// One simdgroup: ROWS rows of each of gate and up (rows, k) from `first` on, x (BATCH, k), which may be
+// Normed -> y (BATCH, rows).
 template <int ROWS, int BATCH, int ACT, typename G, typename U, typename X, typename T>
 METAL_FUNC void gate_up(const device G* gate, const device U* up, X x, device T* y, int rows, int k, int first,
                         uint lane) {
@@ -29,13 +31,13 @@ METAL_FUNC void gate_up(const device G* gate, const device U* up, X x, device T*
             both.at[ROWS + r] = ups.at[r];
         }
         Sums<2 * ROWS, BATCH> sums = products<BATCH>(both, x, k, lane);
-        g = whole_sum(half_of(sums, 0), lane);
-        u = whole_sum(half_of(sums, ROWS), lane);
+        g = whole_product<G>(half_of(sums, 0), x, k, lane);
+        u = whole_product<U>(half_of(sums, ROWS), x, k, lane);
     } else {
-        g = whole_sum(products<BATCH>(gates, x, k, lane), lane);
-        u = whole_sum(products<BATCH>(ups, x, k, lane), lane);
+        g = whole_product<G>(products<BATCH>(gates, x, k, lane), x, k, lane);
+        u = whole_product<U>(products<BATCH>(ups, x, k, lane), x, k, lane);
     }
     int n = lane / ROWS, row = first + lane % ROWS;
     if (n >= BATCH || row >= rows) return;
-    y[n * rows + row] = T(activation<ACT>(g / product_unit<G>()) * (u / product_unit<U>()));
+    y[n * rows + row] = T(activation<ACT>(g) * u);
 }

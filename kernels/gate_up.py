@@ -10,44 +10,54 @@ from mlx_ferrum.launch import Kernel
 from mlx_ferrum.tensor import QTensor
 
 from .header import header
-from .matvec import LANES, SIMDGROUPS, check
+from .matvec import INPUT, INPUTS, LANES, SIMDGROUPS, check, normed_input
 
 ACTIVATIONS = {"silu": 0, "gelu": 1}  # as in activation.metal
 BODY = """
     int simdgroup = SIMDGROUPS * threadgroup_position_in_grid.x + simdgroup_index_in_threadgroup;
-    gate_up<ROWS, BATCH, ACT>((const device Gate*)gate, (const device Up*)up, x, y, gate_shape[0], x_shape[1],
+    gate_up<ROWS, BATCH, ACT>((const device Gate*)gate, (const device Up*)up, {input}, y, gate_shape[0], x_shape[1],
                               ROWS * simdgroup, thread_index_in_simdgroup);
 """
 
 
-def gate_up(x: mx.array, gate: QTensor, up: QTensor, act: str, *, rows: int = 2) -> mx.array:
-    """One launch, in the type of x.
+def gate_up(
+    x: mx.array,
+    gate: QTensor,
+    up: QTensor,
+    act: str,
+    *,
+    norm: tuple[mx.array, float] | None = None,
+    rows: int = 2,
+) -> mx.array:
+    """One launch, as float32.
 
     x: (n, k) of a float type, n at most 8; gate, up: (rows, k) of at least 8 words -> (n, rows)
     act: of `ACTIVATIONS`
+    norm: of x, before the products: weight (k,), and epsilon
     rows: of each matrix, that a simdgroup takes
     """
     check(x, gate, up)
     if gate.rows != up.rows:
         raise ValueError(f"gate_up: {gate} and {up} differ in rows")
     tiles = -(-gate.rows // (rows * SIMDGROUPS))
-    (y,) = _kernel(gate.block.name, up.block.name)(
-        [x, gate.array, up.array],
+    inputs, has_norm = normed_input(x, norm)
+    (y,) = _kernel(has_norm, gate.block.name, up.block.name)(
+        [*inputs, gate.array, up.array],
         template={"ROWS": rows, "BATCH": x.shape[0], "ACT": ACTIVATIONS[act]},
         grid=(LANES * SIMDGROUPS * tiles, 1, 1),
         threadgroup=(LANES * SIMDGROUPS, 1, 1),
         output_shapes=[(x.shape[0], gate.rows)],
-        output_dtypes=[x.dtype],
+        output_dtypes=[mx.float32],
     )
     return y
 
 
 @functools.cache
-def _kernel(gate: str, up: str) -> Kernel:
+def _kernel(has_norm: bool, gate: str, up: str) -> Kernel:
     return Kernel(
-        name=f"gate_up_{gate}_{up}",
-        source=BODY,
-        inputs=("x", "gate", "up"),
+        name=f"{'norm_' if has_norm else ''}gate_up_{gate}_{up}",
+        source=BODY.format(input=INPUT[has_norm]),
+        inputs=(*INPUTS[has_norm], "gate", "up"),
         outputs=("y",),
         header=header("gate_up.metal", Gate=gate, Up=up),
     )

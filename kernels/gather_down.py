@@ -32,7 +32,7 @@ def gather_down(
     add: mx.array | None = None,
     rows: int = 4,
 ) -> mx.array:
-    """Σ weights x w[id]ᵀ + add in one launch, in the type of x; NaN for a token with an id outside [0, e).
+    """Σ weights x w[id]ᵀ + add in one launch, as float32; NaN for a token with an id outside [0, e).
 
     x: (tokens * n, k) of a float type; w: (e, rows, k) of at least 8 words; ids, weights: (tokens, n)
         -> (tokens, rows)
@@ -49,7 +49,7 @@ def gather_down(
         grid=(LANES * SIMDGROUPS * tiles, tokens, 1),
         threadgroup=(LANES * SIMDGROUPS, 1, 1),
         output_shapes=[(tokens, w.shape[1])],
-        output_dtypes=[x.dtype],
+        output_dtypes=[mx.float32],
     )
     return y
 

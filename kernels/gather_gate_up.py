@@ -25,7 +25,7 @@ BODY = """
 def gather_gate_up(
     x: mx.array, gate: QTensor, up: QTensor, ids: mx.array, act: str, *, rows: int = 2
 ) -> mx.array:
-    """One launch, in the type of x; NaN for an id outside [0, e).
+    """One launch, as float32; NaN for an id outside [0, e).
 
     x: (tokens, k) of a float type; gate, up: (e, rows, k) of at least 8 words; ids: (tokens, n) -> (tokens * n, rows)
     act: of `ACTIVATIONS`
@@ -39,7 +39,7 @@ def gather_gate_up(
         grid=(LANES * SIMDGROUPS * tiles, ids.size, 1),
         threadgroup=(LANES * SIMDGROUPS, 1, 1),
         output_shapes=[(ids.size, gate.shape[1])],
-        output_dtypes=[x.dtype],
+        output_dtypes=[mx.float32],
     )
     return y
 

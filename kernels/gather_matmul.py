@@ -31,7 +31,7 @@ def gather_matmul(
     bias: mx.array | None = None,
     gate: tuple[mx.array, str] | None = None,
 ) -> mx.array:
-    """act(gate) * (x wᵀ + bias) in one launch, in the type of x; weights and x are rounded to float16 on the way.
+    """act(gate) * (x wᵀ + bias) in one launch, as float32; weights and x are rounded to float16 on the way.
 
     x: (tokens, k) of a float type, of n pairs a token; w: (e, rows, k) of at least 8 words -> (pairs, rows); NaN
         for an id outside [0, e)
@@ -55,7 +55,7 @@ def gather_matmul(
         grid=(THREADS * parts * order.tiles.shape[0], 1, 1),
         threadgroup=(THREADS, 1, 1),
         output_shapes=[(pairs, w.shape[1])],
-        output_dtypes=[x.dtype],
+        output_dtypes=[mx.float32],
     )
     return y
 

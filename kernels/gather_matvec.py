@@ -23,7 +23,7 @@ BODY = """
 def gather_matvec(
     x: mx.array, w: QTensor, ids: mx.array, *, bias: mx.array | None = None, rows: int = 4
 ) -> mx.array:
-    """One launch, in the type of x; NaN for an id outside [0, e).
+    """One launch, as float32; NaN for an id outside [0, e).
 
     x: (tokens, k) of a float type; w: (e, rows, k) of at least 8 words; ids: (tokens, n) -> (tokens * n, rows)
     bias: (e, rows)
@@ -39,7 +39,7 @@ def gather_matvec(
         grid=(LANES * SIMDGROUPS * tiles, ids.size, 1),
         threadgroup=(LANES * SIMDGROUPS, 1, 1),
         output_shapes=[(ids.size, w.shape[1])],
-        output_dtypes=[x.dtype],
+        output_dtypes=[mx.float32],
     )
     return y
 

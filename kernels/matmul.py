@@ -33,7 +33,7 @@ def matmul(
     gate: tuple[mx.array, str] | None = None,
     columns: int = 64,
 ) -> mx.array:
-    """act(gate) * (x wᵀ + bias + add), in the type of x; weights and x are rounded to float16 on the way.
+    """act(gate) * (x wᵀ + bias + add), as float32; weights and x are rounded to float16 on the way.
 
     x: (n, k) of a float type; w: (rows, k) of at least 8 words -> (n, rows)
     bias: (rows,); add: (n, rows); gate: (n, rows) and an activation
@@ -56,7 +56,7 @@ def matmul(
         grid=(THREADS * groups, 1, 1),
         threadgroup=(THREADS, 1, 1),
         output_shapes=[(n, w.rows)],
-        output_dtypes=[x.dtype],
+        output_dtypes=[mx.float32],
     )
     return y
 

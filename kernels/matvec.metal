@@ -7,6 +7,7 @@
 // scales meet a sum of 16 products, biases the sum of 16 activations, which all rows share.
 // Registers: 8 for the codes of a row, 16 for activations, one a sum; runs follow one another, so that
 // 4 rows with 8 rows of x stay within the 128 at which an M1 core still holds a dozen simdgroups.
+// Norm: a simdgroup sees all of x, so it sums the squares beside the products, and scales these at the end.
 #pragma once
 
 #include "runs.metal"
@@ -26,10 +27,54 @@ METAL_FUNC Rows<B, ROWS> rows_of(const device B* w, int first, int rows, int k) 
     return out;
 }
 
+// In the place of x: its RMS norm with weight (k,).
+template <typename X, typename W>
+struct Normed {
+    X x;
+    W weight;
+    float eps;
+};
+
+template <typename X, typename W>
+METAL_FUNC Normed<X, W> normed(X x, W weight, float eps) {
+    return Normed<X, W>{x, weight, eps};
+}
+
+// squares: of x, if it is Normed
 template <int ROWS, int BATCH>
 struct Sums {
     float v[BATCH][ROWS];
+    float squares[BATCH];
 };
+
+// 16 numbers of the row of x that starts at `row`; of a Normed one before it is scaled.
+template <typename X>
+METAL_FUNC Run input_run(X x, int row, int at, thread float&) {
+    return load_run(x + row + at);
+}
+
+template <typename X, typename W>
+METAL_FUNC Run input_run(Normed<X, W> x, int row, int at, thread float& squares) {
+    Run values = load_run(x.x + row + at), weights = load_run(x.weight + at);
+    UNROLL for (int j = 0; j < 4; j++) {
+        squares += dot(values.v[j], values.v[j]);
+        values.v[j] *= weights.v[j];
+    }
+    return values;
+}
+
+// Up to four of them.
+template <typename X>
+METAL_FUNC float4 input_4(X x, int row, int at, int count, thread float&) {
+    return load_up_to_4(x + row + at, count);
+}
+
+template <typename X, typename W>
+METAL_FUNC float4 input_4(Normed<X, W> x, int row, int at, int count, thread float& squares) {
+    float4 values = load_up_to_4(x.x + row + at, count);
+    squares += dot(values, values);
+    return values * load_up_to_4(x.weight + at, count);
+}
 
 // A lane's part of the products of rows of w with x (BATCH, k), in units of product_unit.
 template <int BATCH, typename B, int ROWS, typename X>
@@ -45,7 +90,7 @@ METAL_FUNC Sums<ROWS, BATCH> run_products(Rows<B, ROWS> row, X x, int k, uint la
             uint bits = mask(row.at[0][b], i | (h * B::APART));
             UNROLL for (int r = 0; r < ROWS; r++) codes[r] = split(slice[r].words[h], bits);
             UNROLL for (int n = 0; n < BATCH; n++) {
-                Run values = load_run(x + n * k + b * B::WEIGHTS + 16 * (i + h * B::APART));
+                Run values = input_run(x, n * k, b * B::WEIGHTS + 16 * (i + h * B::APART), sums.squares[n]);
                 float sum = run_sum(values) * CODE_UNIT;
                 UNROLL for (int r = 0; r < ROWS; r++) {
                     sums.v[n][r] = fma(slice[r].affine[2 * h], run_dot(codes[r], values), sums.v[n][r]);
@@ -66,7 +111,7 @@ METAL_FUNC Sums<ROWS, BATCH> number_products(Rows<B, ROWS> row, X x, int k, uint
         float4 weights[ROWS];
         UNROLL for (int r = 0; r < ROWS; r++) weights[r] = load_up_to_4(&row.at[r][i].value, count);
         UNROLL for (int n = 0; n < BATCH; n++) {
-            float4 values = load_up_to_4(x + n * k + i, count);
+            float4 values = input_4(x, n * k, i, count, sums.squares[n]);
             UNROLL for (int r = 0; r < ROWS; r++) sums.v[n][r] += dot(weights[r], values);
         }
     }
@@ -99,12 +144,34 @@ METAL_FUNC float whole_sum(Sums<ROWS, BATCH> sums, uint lane) {
     return mine;
 }
 
-// One simdgroup: ROWS rows of w (rows, k) from `first` on, times x (BATCH, k) -> y (BATCH, rows).
+// What row n of x is still to be multiplied by, in all lanes.
+template <typename X, int ROWS, int BATCH>
+METAL_FUNC float input_scale(X, Sums<ROWS, BATCH>, int, int) {
+    return 1;
+}
+
+template <typename X, typename W, int ROWS, int BATCH>
+METAL_FUNC float input_scale(Normed<X, W> x, Sums<ROWS, BATCH> sums, int n, int k) {
+    return precise::rsqrt(simd_sum(sums.squares[n]) / k + x.eps);
+}
+
+// In lane n * ROWS + r: the product of row r of w and row n of x.
+template <typename B, int ROWS, int BATCH, typename X>
+METAL_FUNC float whole_product(Sums<ROWS, BATCH> sums, X x, int k, uint lane) {
+    float scale = 1;
+    UNROLL for (int n = 0; n < BATCH; n++) {
+        float found = input_scale(x, sums, n, k);
+        if (lane / ROWS == uint(n)) scale = found;
+    }
+    return whole_sum(sums, lane) * scale / product_unit<B>();
+}
+
+// One simdgroup: ROWS rows of w (rows, k) from `first` on, times x (BATCH, k), which may be Normed -> y (BATCH, rows).
 // bias: (rows,), add: (BATCH, rows); read if BIAS and ADD say so.
 template <int ROWS, int BATCH, bool BIAS, bool ADD, typename B, typename X, typename P, typename Q, typename T>
 METAL_FUNC void matvec(const device B* w, X x, P bias, Q add, device T* y, int rows, int k, int first, uint lane) {
     if (first >= rows) return;
-    float sum = whole_sum(products<BATCH>(rows_of<ROWS>(w, first, rows, k), x, k, lane), lane) / product_unit<B>();
+    float sum = whole_product<B>(products<BATCH>(rows_of<ROWS>(w, first, rows, k), x, k, lane), x, k, lane);
     int n = lane / ROWS, row = first + lane % ROWS;
     if (n >= BATCH || row >= rows) return;
     if (BIAS) sum += float(bias[row]);

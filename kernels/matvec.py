@@ -14,6 +14,9 @@ from .header import header
 MOST = 8  # rows of x
 LANES = 32
 SIMDGROUPS = 2  # of a threadgroup, as in matvec.metal
+# Of kernels whose x may have a norm before it: the names, by whether it has, and what the text calls x then.
+INPUTS = {False: ("x",), True: ("x", "norm", "eps")}
+INPUT = {False: "x", True: "normed(x, norm, eps[0])"}
 BODY = """
     int simdgroup = SIMDGROUPS * threadgroup_position_in_grid.x + simdgroup_index_in_threadgroup;
     matvec<ROWS, BATCH, BIAS, ADD>((const device Weight*)w, x, bias, add, y, w_shape[0], x_shape[1],
@@ -29,7 +32,7 @@ def matvec(
     add: mx.array | None = None,
     rows: int = 4,
 ) -> mx.array:
-    """x wᵀ + bias + add in one launch, in the type of x.
+    """x wᵀ + bias + add in one launch, as float32.
 
     x: (n, k) of a float type, n at most `MOST`; w: (rows, k) of at least 8 words -> (n, rows)
     bias: (rows,); add: (n, rows)
@@ -48,7 +51,7 @@ def matvec(
         grid=(LANES * SIMDGROUPS * tiles, 1, 1),
         threadgroup=(LANES * SIMDGROUPS, 1, 1),
         output_shapes=[(x.shape[0], w.rows)],
-        output_dtypes=[x.dtype],
+        output_dtypes=[mx.float32],
     )
     return y
 
@@ -60,6 +63,21 @@ def check(x: mx.array, *ws: QTensor) -> None:
     for w in ws:
         if len(w.shape) != 2 or w.shape[1] != x.shape[1]:
             raise ValueError(f"matvec: x of shape {x.shape} does not fit {w}")
+
+
+def check_norm(x: mx.array, weight: mx.array) -> None:
+    """Raises ValueError unless weight is (k,) for x: (n, k)."""
+    if weight.shape != x.shape[1:]:
+        raise ValueError(f"matvec: a norm of {weight.shape} does not fit x of shape {x.shape}")
+
+
+def normed_input(x: mx.array, norm: tuple[mx.array, float] | None) -> tuple[list[mx.array], bool]:
+    """The inputs that `INPUTS` names, and whether there is a norm. Raises ValueError if it does not fit."""
+    if norm is None:
+        return [x], False
+    weight, eps = norm
+    check_norm(x, weight)
+    return [x, weight, mx.array([eps], mx.float32)], True
 
 
 @functools.cache

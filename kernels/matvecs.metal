@@ -21,13 +21,13 @@ METAL_FUNC Product<BIAS, B, P, T> product(const device B* w, P bias, device T* y
 template <int ROWS, int BATCH, typename X>
 METAL_FUNC void matvecs(X, int, int, uint) {}
 
-// One simdgroup, counted through all products.
+// One simdgroup, counted through all products; x may be Normed.
 template <int ROWS, int BATCH, typename X, bool BIAS, typename B, typename P, typename T, typename... Others>
 METAL_FUNC void matvecs(X x, int k, int simdgroup, uint lane, Product<BIAS, B, P, T> p, Others... others) {
     constexpr int TILE = ROWS * SIMDGROUPS;
     int simdgroups = (p.rows + TILE - 1) / TILE * SIMDGROUPS;
     if (simdgroup < simdgroups)
-        matvec<ROWS, BATCH, BIAS, false>(p.w, x, p.bias, x, p.y, p.rows, k, ROWS * simdgroup, lane);
+        matvec<ROWS, BATCH, BIAS, false>(p.w, x, p.bias, p.bias, p.y, p.rows, k, ROWS * simdgroup, lane);
     else
         matvecs<ROWS, BATCH>(x, k, simdgroup - simdgroups, lane, others...);
 }

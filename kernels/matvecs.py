@@ -11,46 +11,55 @@ from mlx_ferrum.launch import Kernel
 from mlx_ferrum.tensor import QTensor
 
 from .header import header
-from .matvec import LANES, SIMDGROUPS, check
+from .matvec import INPUT, INPUTS, LANES, SIMDGROUPS, check, normed_input
 
 MOST = 3  # weights
 BODY = """
     int simdgroup = SIMDGROUPS * threadgroup_position_in_grid.x + simdgroup_index_in_threadgroup;
-    matvecs<ROWS, BATCH>(x, x_shape[1], simdgroup, thread_index_in_simdgroup, {products});
+    matvecs<ROWS, BATCH>({input}, x_shape[1], simdgroup, thread_index_in_simdgroup, {products});
 """
 PRODUCT = "product<BIAS{i}>((const device Weight{i}*)w{i}, bias{i}, y{i}, w{i}_shape[0])"
 
 
 def matvecs(
-    x: mx.array, ws: Sequence[QTensor], biases: Sequence[mx.array | None], *, rows: int = 4
+    x: mx.array,
+    ws: Sequence[QTensor],
+    biases: Sequence[mx.array | None],
+    *,
+    norm: tuple[mx.array, float] | None = None,
+    rows: int = 4,
 ) -> list[mx.array]:
-    """x wᵀ + bias for each w, in the type of x.
+    """x wᵀ + bias for each w, as float32.
 
     x: (n, k) of a float type, n at most 8; ws: up to `MOST` of (rows, k), of at least 8 words -> each (n, rows)
     biases: (rows,) or None for each
+    norm: of x, before the products: weight (k,), and epsilon
     rows: of a weight, that a simdgroup takes
     """
     check(x, *ws)
     tiles = sum(-(-w.rows // (rows * SIMDGROUPS)) for w in ws)
     template = {"ROWS": rows, "BATCH": x.shape[0]}
     template |= {f"BIAS{i}": bias is not None for i, bias in enumerate(biases)}
-    return _kernel(*(w.block.name for w in ws))(
-        [x, *(w.array for w in ws), *(x if bias is None else bias for bias in biases)],
+    inputs, has_norm = normed_input(x, norm)
+    return _kernel(has_norm, *(w.block.name for w in ws))(
+        [*inputs, *(w.array for w in ws), *(x if bias is None else bias for bias in biases)],
         template=template,
         grid=(LANES * SIMDGROUPS * tiles, 1, 1),
         threadgroup=(LANES * SIMDGROUPS, 1, 1),
         output_shapes=[(x.shape[0], w.rows) for w in ws],
-        output_dtypes=[x.dtype] * len(ws),
+        output_dtypes=[mx.float32] * len(ws),
     )
 
 
 @functools.cache
-def _kernel(*blocks: str) -> Kernel:
+def _kernel(has_norm: bool, *blocks: str) -> Kernel:
     numbers = range(len(blocks))
     return Kernel(
-        name="_".join(["matvecs", *blocks]),
-        source=BODY.format(products=", ".join(PRODUCT.format(i=i) for i in numbers)),
-        inputs=("x", *(f"w{i}" for i in numbers), *(f"bias{i}" for i in numbers)),
+        name="_".join(["norm_matvecs" if has_norm else "matvecs", *blocks]),
+        source=BODY.format(
+            input=INPUT[has_norm], products=", ".join(PRODUCT.format(i=i) for i in numbers)
+        ),
+        inputs=(*INPUTS[has_norm], *(f"w{i}" for i in numbers), *(f"bias{i}" for i in numbers)),
         outputs=tuple(f"y{i}" for i in numbers),
         header=header("matvecs.metal", **{f"Weight{i}": block for i, block in enumerate(blocks)}),
     )

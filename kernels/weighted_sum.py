@@ -23,7 +23,7 @@ BODY = """
 def weighted_sum(
     x: mx.array, weights: mx.array, *, add: mx.array | None = None, sigmoid: bool = False
 ) -> mx.array:
-    """Σ weights x + add in one launch, in the type of x.
+    """Σ weights x + add in one launch, as float32.
 
     x: (tokens * n, d) of a float type; weights: (tokens, n), add: (tokens, d) -> (tokens, d)
     sigmoid: of the weights, in their place
@@ -38,7 +38,7 @@ def weighted_sum(
         grid=(tokens * -(-d // 4), 1, 1),
         threadgroup=(THREADS, 1, 1),
         output_shapes=[(tokens, d)],
-        output_dtypes=[x.dtype],
+        output_dtypes=[mx.float32],
     )
     return y
 

@@ -1,8 +1,8 @@
 """Where keys and values live, and how attention reads them.
 
-A cache owns attention: `attend` stores the new keys and values and attends over what the cache holds,
-so that a model has one line for it whatever the cache. Arrays are (batch, key-value heads, positions,
-head size).
+A cache owns attention: `attend` stores what is new and attends over what the cache holds, so that a model
+has one line for it whatever the cache. It holds one array (2, batch, key-value heads, positions, width), keys
+and values as `ops.rotate` makes them, so that storing them is one operation; either is a view.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 from . import ops
 
 STEP = 256  # positions by which storage grows
-FORMAT = "mlx_ferrum cache 1"
+FORMAT = "mlx_ferrum cache 2"
 
 
 class KVCache:
@@ -26,40 +26,34 @@ class KVCache:
 
     def __init__(self) -> None:
         self.offset = 0
-        self.keys: mx.array | None = None
-        self.values: mx.array | None = None
+        self.stored: mx.array | None = None
 
-    def attend(self, q: mx.array, k: mx.array, v: mx.array, *, scale: float) -> mx.array:
-        """q: (b, h, l, d), k: (b, g, l, d), v: (b, g, l, dv) -> (b, h, l, dv), causal."""
-        self.keys = _put(self.keys, self.offset, k)
-        self.values = _put(self.values, self.offset, v)
-        self.offset += k.shape[2]
-        held = slice(0, self.offset)
-        return ops.attend(q, self.keys[:, :, held], self.values[:, :, held], scale=scale)
+    def attend(self, q: mx.array, new: mx.array, *, scale: float) -> mx.array:
+        """q: (b, h, l, d), new: (2, b, g, l, width) -> (b, h, l, width), causal; zeros past a shorter value."""
+        self.stored = _put(self.stored, self.offset, new)
+        self.offset += new.shape[3]
+        return ops.attend(q, *_split(self.stored, slice(0, self.offset), q), scale=scale)
 
     @property
     def state(self) -> list[mx.array]:
-        """The held keys and values, for mx.eval and for saving; empty at first."""
-        if self.keys is None or self.values is None:
-            return []
-        return [self.keys[:, :, : self.offset], self.values[:, :, : self.offset]]
+        """What is held, for mx.eval and for saving; empty at first."""
+        return [] if self.stored is None else [self.stored[..., : self.offset, :]]
 
     def restore(self, state: list[mx.array], offset: int) -> None:
         """Take over a saved `state`. Raises ValueError if it does not hold `offset` positions."""
         if not state and not offset:
             return
-        keys, values = _checked(state, offset)
-        self.keys, self.values, self.offset = keys, values, offset
+        self.stored, self.offset = _checked(state, offset), offset
 
     @property
     def nbytes(self) -> int:
         """Bytes of storage."""
-        return sum(a.nbytes for a in (self.keys, self.values) if a is not None)
+        return 0 if self.stored is None else self.stored.nbytes
 
     @property
     def room(self) -> int:
         """Further positions that fit where the storage lies."""
-        return 0 if self.keys is None else self.keys.shape[2] - self.offset
+        return 0 if self.stored is None else self.stored.shape[3] - self.offset
 
     def trim(self, n: int) -> bool:
         """Forget the last n positions. False, and nothing changed, if that cannot be done."""
@@ -76,18 +70,16 @@ class WindowCache:
         self.window = window
         self.offset = 0
         self.first = 0  # position of the first stored key
-        self.keys: mx.array | None = None
-        self.values: mx.array | None = None
+        self.stored: mx.array | None = None
 
-    def attend(self, q: mx.array, k: mx.array, v: mx.array, *, scale: float) -> mx.array:
+    def attend(self, q: mx.array, new: mx.array, *, scale: float) -> mx.array:
         """As KVCache.attend; a position sees itself and the window - 1 before it."""
-        self._make_room(k.shape[2])
-        self.keys = _put(self.keys, self.offset - self.first, k)
-        self.values = _put(self.values, self.offset - self.first, v)
-        self.offset += k.shape[2]
-        seen = slice(self._oldest_seen(k.shape[2]) - self.first, self.offset - self.first)
-        keys, values = self.keys[:, :, seen], self.values[:, :, seen]
-        return ops.attend(q, keys, values, scale=scale, window=self.window)
+        length = new.shape[3]
+        self._make_room(length)
+        self.stored = _put(self.stored, self.offset - self.first, new)
+        self.offset += length
+        seen = slice(self._oldest_seen(length) - self.first, self.offset - self.first)
+        return ops.attend(q, *_split(self.stored, seen, q), scale=scale, window=self.window)
 
     def _oldest_seen(self, length: int) -> int:
         """The oldest position that the last `length` positions see."""
@@ -95,40 +87,37 @@ class WindowCache:
 
     def _make_room(self, length: int) -> None:
         """Drop what no later position sees, once storage would grow past the window and a step."""
-        if self.keys is None or self.values is None:
-            return
-        if self.offset - self.first + length <= self.window + STEP:
+        if self.stored is None or self.offset - self.first + length <= self.window + STEP:
             return
         start = self._oldest_seen(0) - self.first
-        held = slice(start, self.offset - self.first)
-        self.keys, self.values = self.keys[:, :, held], self.values[:, :, held]
+        self.stored = self.stored[..., start : self.offset - self.first, :]
         self.first += start
 
     @property
     def state(self) -> list[mx.array]:
-        """The keys and values that later positions can see, for mx.eval and for saving; empty at first."""
-        if self.keys is None or self.values is None:
+        """What later positions can see, for mx.eval and for saving; empty at first."""
+        if self.stored is None:
             return []
         held = slice(self._oldest_seen(0) - self.first, self.offset - self.first)
-        return [self.keys[:, :, held], self.values[:, :, held]]
+        return [self.stored[..., held, :]]
 
     def restore(self, state: list[mx.array], offset: int) -> None:
         """Take over a saved `state`. Raises ValueError if it does not hold the window before `offset`."""
         if not state and not offset:
             return
         held = min(offset, self.window - 1)
-        self.keys, self.values = _checked(state, held)
+        self.stored = _checked(state, held)
         self.first, self.offset = offset - held, offset
 
     @property
     def nbytes(self) -> int:
         """Bytes of storage."""
-        return sum(a.nbytes for a in (self.keys, self.values) if a is not None)
+        return 0 if self.stored is None else self.stored.nbytes
 
     @property
     def room(self) -> int:
         """Further positions that fit where the storage lies."""
-        return 0 if self.keys is None else self.keys.shape[2] - (self.offset - self.first)
+        return 0 if self.stored is None else self.stored.shape[3] - (self.offset - self.first)
 
     def trim(self, n: int) -> bool:
         """Forget the last n positions. False, and nothing changed, if the window before them is gone."""
@@ -144,16 +133,30 @@ Cache = KVCache | WindowCache
 
 def _put(stored: mx.array | None, at: int, new: Any) -> mx.array:
     """`stored` with `new` at position `at`, grown by whole steps if need be."""
-    # arrays are of the kind that the backend in use makes; a cache from a file is MLX's
-    kind: Any = np if isinstance(new, np.ndarray) else mx
-    end = at + new.shape[2]
-    if stored is None or end > stored.shape[2] or type(stored) is not type(new):
-        b, g, _, d = new.shape
-        room, dtype = -(-end // STEP) * STEP, ops.cache_dtype(new)
-        held = [] if stored is None else [kind.array(stored[:, :, :at]).astype(dtype)]
-        grown = kind.zeros((b, g, room - at, d), dtype=dtype)
-        stored = kind.concatenate([*held, grown], axis=2)
+    if stored is None or not _is_alike(stored, new) or at + new.shape[3] > stored.shape[3]:
+        stored = _grown(stored, at, new)
     return ops.put(stored, at, new)
+
+
+def _is_alike(stored: mx.array, new: Any) -> bool:
+    """Whether both are of the kind that the backend in use makes; a cache from a file is MLX's."""
+    return type(stored) is type(new) and stored.dtype == new.dtype
+
+
+def _grown(stored: mx.array | None, at: int, new: Any) -> mx.array:
+    """The first `at` positions of `stored`, and room for `new`, of its kind."""
+    kind: Any = np if isinstance(new, np.ndarray) else mx
+    *outer, length, width = new.shape
+    room = -(-(at + length) // STEP) * STEP
+    held = [] if stored is None else [kind.array(stored[..., :at, :]).astype(new.dtype)]
+    free = kind.zeros((*outer, room - at, width), dtype=new.dtype)
+    grown: mx.array = kind.concatenate([*held, free], axis=3)
+    return grown
+
+
+def _split(stored: mx.array, held: slice, q: mx.array) -> tuple[mx.array, mx.array]:
+    """Keys and values of the positions `held`; keys are as long as queries."""
+    return stored[0, :, :, held, : q.shape[-1]], stored[1, :, :, held]
 
 
 class CacheOwner(Protocol):
@@ -175,8 +178,7 @@ def save(path: str | Path, caches: list[Cache], model: CacheOwner, tokens: list[
         if cache.offset != len(tokens):
             raise ValueError(f"cache {i} holds {cache.offset} positions, expected {len(tokens)}")
     arrays = {"tokens": mx.array(np.asarray(tokens, dtype=np.int32))}
-    for i, cache in enumerate(caches):
-        arrays |= {f"{i}.{j}": mx.array(array) for j, array in enumerate(cache.state)}
+    arrays |= {str(i): mx.array(a) for i, cache in enumerate(caches) for a in cache.state}
     kinds = json.dumps([type(cache).__name__ for cache in caches])
     _write(Path(path), arrays, {"format": FORMAT, "model": model.fingerprint, "kinds": kinds})
 
@@ -221,19 +223,16 @@ def _restored(
     if tokens is None or tokens.ndim != 1 or tokens.dtype != mx.int32:
         raise ValueError("the list of tokens is missing")
     for i, cache in enumerate(caches):
-        state = [arrays[name] for name in (f"{i}.0", f"{i}.1") if name in arrays]
-        cache.restore(state, tokens.size)
+        cache.restore([arrays[str(i)]] if str(i) in arrays else [], tokens.size)
     return caches, np.asarray(tokens).tolist()
 
 
-def _checked(state: list[mx.array], positions: int) -> list[mx.array]:
+def _checked(state: list[mx.array], positions: int) -> mx.array:
     shapes = [a.shape for a in state]
-    if len(state) != 2 or any(len(s) != 4 or s[2] != positions for s in shapes):
+    if len(state) != 1 or len(shapes[0]) != 5 or shapes[0][0] != 2 or shapes[0][3] != positions:
         raise ValueError(
             f"expected keys and values of {positions} positions, found shapes {shapes}"
         )
-    if not all(mx.issubdtype(a.dtype, mx.floating) for a in state):
-        raise ValueError(
-            f"expected floating-point keys and values, found {[a.dtype for a in state]}"
-        )
-    return state
+    if not mx.issubdtype(state[0].dtype, mx.floating):
+        raise ValueError(f"expected floating-point keys and values, found {state[0].dtype}")
+    return state[0]

@@ -42,6 +42,11 @@ class RMSNorm(nn.Module):
         """add: (..., d), a residual to add to the normed x."""
         return ops.rms_norm(x, self.weight, self.eps, add=add)
 
+    @property
+    def args(self) -> ops.Norm:
+        """For operations that have a norm before them."""
+        return self.weight, self.eps
+
 
 class FusedLinear(nn.Module):
     """Several linears that share their input, of mixed types, in one launch: x: (..., k) -> one (..., rows) each."""
@@ -50,9 +55,11 @@ class FusedLinear(nn.Module):
         super().__init__()
         self.parts = list(parts)
 
-    def __call__(self, x: mx.array) -> list[mx.array]:
+    def __call__(self, x: mx.array, norm: RMSNorm | None = None) -> list[mx.array]:
+        """norm: of x, before the products."""
         weights = [part.weight for part in self.parts]
-        return ops.matmuls(x, weights, [part.get("bias") for part in self.parts])
+        biases = [part.get("bias") for part in self.parts]
+        return ops.matmuls(x, weights, biases, norm=None if norm is None else norm.args)
 
 
 class QEmbedding(nn.Module):
@@ -79,8 +86,12 @@ class GatedMLP(nn.Module):
         super().__init__()
         self.gate, self.up, self.down_proj, self.act = gate, up, down, act
 
-    def __call__(self, x: mx.array, add: mx.array | None = None) -> mx.array:
-        return self.down_proj(ops.gate_up(x, self.gate, self.up, self.act), add)
+    def __call__(
+        self, x: mx.array, norm: RMSNorm | None = None, add: mx.array | None = None
+    ) -> mx.array:
+        """norm: of x, before the products."""
+        args = None if norm is None else norm.args
+        return self.down_proj(ops.gate_up(x, self.gate, self.up, self.act, norm=args), add)
 
 
 class Experts(nn.Module):
@@ -120,16 +131,24 @@ class Experts(nn.Module):
         """How many experts there are."""
         return self.gate.shape[0]
 
-    def __call__(self, x: mx.array, add: mx.array | None = None) -> mx.array:
-        ids, weights = self._choose(x)
+    def __call__(
+        self, x: mx.array, norm: RMSNorm | None = None, add: mx.array | None = None
+    ) -> mx.array:
+        """norm: of x, before all products."""
+        x, ids, weights = self._choose(x, norm)
         if self.observer is not None:
             self.observer(ids)
         out = self._ask(x, ids, weights, add)
         return self.shared(x, add=out) if "shared" in self else out
 
     @stage("router")
-    def _choose(self, x: mx.array) -> tuple[mx.array, mx.array]:
-        return ops.route(ops.matmul(x, self.router), self.routing, bias=self.get("bias"))
+    def _choose(self, x: mx.array, norm: RMSNorm | None) -> tuple[mx.array, mx.array, mx.array]:
+        """Also x, normed."""
+        if norm is None:
+            logits = ops.matmul(x, self.router)
+        else:
+            x, logits = ops.norm_matmul(x, self.router, norm.args)
+        return x, *ops.route(logits, self.routing, bias=self.get("bias"))
 
     @stage("experts")
     def _ask(self, x: mx.array, ids: mx.array, weights: mx.array, add: mx.array | None) -> mx.array:

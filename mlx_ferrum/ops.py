@@ -22,6 +22,8 @@ from .tensor import QTensor
 
 Activation = Literal["silu", "gelu"]
 Gating = Literal["softmax", "sigmoid"]
+Norm = tuple[mx.array, float]  # an RMS norm: weight (k,), and epsilon
+HeadNorms = tuple[mx.array, mx.array, float]  # weight (d,) of queries, of keys, and epsilon
 BACKENDS = ("metal", "cpu", "reference")
 _active: ModuleType | None = None
 
@@ -101,15 +103,32 @@ def matmul(
 
 
 def matmuls(
-    x: mx.array, ws: Sequence[QTensor], biases: Sequence[mx.array | None] | None = None
+    x: mx.array,
+    ws: Sequence[QTensor],
+    biases: Sequence[mx.array | None] | None = None,
+    *,
+    norm: Norm | None = None,
 ) -> list[mx.array]:
-    """Several weights that share x and may differ in type: x: (..., k), each w: (rows, k) -> each (..., rows)"""
-    return _backend().matmuls(x, ws, biases)
+    """Several weights that share x and may differ in type: x: (..., k), each w: (rows, k) -> each (..., rows)
+
+    norm: of x, before the products
+    """
+    return _backend().matmuls(x, ws, biases, norm=norm)
 
 
-def gate_up(x: mx.array, gate: QTensor, up: QTensor, act: Activation) -> mx.array:
-    """act(x gateᵀ) * (x upᵀ): x: (..., k), gate and up: (rows, k) -> (..., rows). "gelu" is the tanh form."""
-    return _backend().gate_up(x, gate, up, act)
+def gate_up(
+    x: mx.array, gate: QTensor, up: QTensor, act: Activation, *, norm: Norm | None = None
+) -> mx.array:
+    """act(x gateᵀ) * (x upᵀ): x: (..., k), gate and up: (rows, k) -> (..., rows). "gelu" is the tanh form.
+
+    norm: of x, before the products
+    """
+    return _backend().gate_up(x, gate, up, act, norm=norm)
+
+
+def norm_matmul(x: mx.array, w: QTensor, norm: Norm) -> tuple[mx.array, mx.array]:
+    """x normed, which others need too, and its product: x: (..., k), w: (rows, k) -> (..., k), (..., rows)"""
+    return _backend().norm_matmul(x, w, norm)
 
 
 def rows(w: QTensor, ids: mx.array, scale: float = 1.0) -> mx.array:
@@ -122,13 +141,44 @@ def dequantize(w: QTensor) -> mx.array:
     return _backend().dequantize(w)
 
 
-def cache_dtype(x: mx.array) -> Any:
-    """The type in which a cache keeps keys and values like x."""
-    return _backend().cache_dtype(x)
+def rotate(
+    q: mx.array,
+    k: mx.array,
+    v: mx.array,
+    frequencies: mx.array,
+    *,
+    offset: int | mx.array,
+    interleaved: bool,
+    magnitude: float = 1.0,
+    norms: HeadNorms | None = None,
+) -> tuple[mx.array, mx.array]:
+    """RMS norm of each query and key, where there is one, then rotary position embedding.
+
+    q: (b, l, h, d), k: (b, l, g, d), v: (b, l, g, dv) -> q: (b, h, l, d), and keys and values as a cache holds
+    them: (2, b, g, l, w), where w is the larger of d and dv, with zeros past the end of the shorter; both in
+    types that suit the backend
+    frequencies: (n,) radians a position; the first 2 n values of a head are rotated, the rest stay
+    offset: the position of the first of l, one for all or (b,) one a sequence
+    interleaved: pairs are (2 i, 2 i + 1), else (i, i + n)
+    magnitude: multiplies the rotated values (YaRN)
+    """
+    return _backend().rotate(
+        q,
+        k,
+        v,
+        frequencies,
+        offset=offset,
+        interleaved=interleaved,
+        magnitude=magnitude,
+        norms=norms,
+    )
 
 
-def put(stored: mx.array, at: int, new: mx.array) -> mx.array:
-    """stored: (b, g, s, d) with new: (b, g, l, d) at positions at … at + l - 1; changed in place where that can be."""
+def put(stored: mx.array, at: int | mx.array, new: mx.array) -> mx.array:
+    """stored: (2, b, g, s, w) with new: (2, b, g, l, w), of its type, at positions at … at + l - 1.
+
+    Changed in place where that can be.
+    """
     return _backend().put(stored, at, new)
 
 
@@ -140,6 +190,7 @@ def attend(
     q: (b, h, l, d), k: (b, g, s, d), v: (b, g, s, dv) -> (b, h, l, dv)
     scale: multiplies q kᵀ
     window: a position sees itself and the window - 1 before it; None: all before it
+    The last axis of each must be contiguous. The result has the type of q.
     """
     return _backend().attend(q, k, v, scale=scale, window=window)
 
@@ -147,34 +198,6 @@ def attend(
 def rms_norm(x: mx.array, weight: mx.array, eps: float, *, add: mx.array | None = None) -> mx.array:
     """x / sqrt(mean(x²) + eps) * weight + add: x and add: (..., d), weight: (d,) -> (..., d)"""
     return _backend().rms_norm(x, weight, eps, add=add)
-
-
-def norm_rope(
-    x: mx.array,
-    frequencies: mx.array,
-    *,
-    offset: int | mx.array,
-    interleaved: bool,
-    magnitude: float = 1.0,
-    norm: tuple[mx.array, float] | None = None,
-) -> mx.array:
-    """RMS norm of each head, where there is one, then rotary position embedding.
-
-    x: (b, l, h, d) -> (b, h, l, d)
-    frequencies: (n,) radians a position; the first 2 n values of a head are rotated, the rest stay
-    offset: the position of the first of l, one for all or (b,) one a sequence
-    interleaved: pairs are (2 i, 2 i + 1), else (i, i + n)
-    magnitude: multiplies the rotated values (YaRN)
-    norm: weight (d,) and epsilon
-    """
-    return _backend().norm_rope(
-        x,
-        frequencies,
-        offset=offset,
-        interleaved=interleaved,
-        magnitude=magnitude,
-        norm=norm,
-    )
 
 
 def route(

@@ -162,17 +162,20 @@ def test_a_norm_keeps_nan_and_infinity_visible(native: Backend, poison: float) -
 @pytest.mark.parametrize("normed", [True, False])
 @pytest.mark.parametrize("d, pairs", [(64, 32), (80, 16), (6, 3), (7, 2)])
 @pytest.mark.parametrize("offset", [0, 500, [3, 70]], ids=str)
-def test_norm_rope(
+def test_rotate(
     native: Backend, offset: Any, d: int, pairs: int, normed: bool, interleaved: bool
 ) -> None:
-    weight, frequencies = normal(d, seed=1), (100.0 ** -np.linspace(0, 1, pairs)).astype("f4")
+    weights, frequencies = normal(2, d, seed=1), (100.0 ** -np.linspace(0, 1, pairs)).astype("f4")
     options: dict[str, Any] = {"interleaved": interleaved, "magnitude": 1.2}
+    options["offset"] = mx.array(offset) if isinstance(offset, list) else offset
+    options["norms"] = (*map(mx.array, weights), 1e-5) if normed else None
     for length in (1, 5, 130):
-        x = normal(2, length, 3, d)
-        at = mx.array(offset) if isinstance(offset, list) else offset
-        norm = (mx.array(weight), 1e-5) if normed else None
-        options |= {"offset": at, "norm": norm}
-        wanted = by_reference(ops.norm_rope, x, frequencies, **options)
-        found = ops.norm_rope(x, mx.array(frequencies), **options)
+        q, k, v = (normal(2, length, heads, size) for heads, size in ((3, d), (2, d), (2, d + 3)))
+        turned, new = ops.rotate(q, k, v, mx.array(frequencies), **options)
+        both = [
+            by_reference(lambda *x, i=i: ops.rotate(*x, **options)[i], q, k, v, frequencies)
+            for i in (0, 1)
+        ]
         # the sine and cosine of a float32 angle of up to 630, which is exact to 3e-5
-        assert np.allclose(found, wanted, atol=2e-4), length
+        assert np.allclose(turned, both[0], atol=2e-4), length
+        assert np.allclose(new, both[1], rtol=1e-3, atol=2e-4), length

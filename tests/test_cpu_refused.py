@@ -37,8 +37,37 @@ UNFIT: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "norm": (lambda: ops.rms_norm(zeros(2, 8), zeros(7), 1e-6), r"expected shape \(8,\)"),
     "pairs": (
-        lambda: ops.norm_rope(zeros(1, 1, 1, 8), zeros(5), offset=0, interleaved=True),
+        lambda: ops.rotate(
+            zeros(1, 1, 1, 8),
+            zeros(1, 1, 1, 8),
+            zeros(1, 1, 1, 8),
+            zeros(5),
+            offset=0,
+            interleaved=True,
+        ),
         "5 pairs do not fit heads of 8",
+    ),
+    "queries and keys": (
+        lambda: ops.rotate(
+            zeros(1, 1, 2, 8),
+            zeros(1, 1, 1, 6),
+            zeros(1, 1, 1, 8),
+            zeros(3),
+            offset=0,
+            interleaved=True,
+        ),
+        "do not fit together",
+    ),
+    "values": (
+        lambda: ops.rotate(
+            zeros(1, 1, 2, 8),
+            zeros(1, 1, 1, 8),
+            zeros(1, 2, 1, 8),
+            zeros(3),
+            offset=0,
+            interleaved=True,
+        ),
+        "do not fit together",
     ),
     "keys and values": (
         lambda: ops.attend(zeros(1, 2, 1, 8), zeros(1, 1, 5, 8), zeros(1, 1, 6, 8), scale=1),
@@ -70,8 +99,16 @@ UNFIT: dict[str, tuple[Callable[[], Any], str]] = {
         "k: expected a contiguous last axis",
     ),
     "past the end of a cache": (
-        lambda: ops.put(zeros(1, 2, 9, 8), 8, zeros(1, 2, 2, 8)),
-        r"\(1, 2, 2, 8\) at 8 does not fit \(1, 2, 9, 8\)",
+        lambda: ops.put(zeros(2, 1, 2, 9, 8), 8, zeros(2, 1, 2, 2, 8)),
+        r"\(2, 1, 2, 2, 8\) at 8 does not fit \(2, 1, 2, 9, 8\)",
+    ),
+    "into a cache of another type": (
+        lambda: ops.put(zeros(2, 1, 2, 9, 8).astype("f2"), 0, zeros(2, 1, 2, 2, 8)),
+        "stored is float16, new is float32, expected the same",
+    ),
+    "new keys that are not contiguous": (
+        lambda: ops.put(zeros(2, 1, 2, 9, 8), 0, zeros(2, 1, 2, 8, 3).swapaxes(3, 4)),
+        "put: expected a contiguous last axis",
     ),
 }
 

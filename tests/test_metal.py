@@ -91,28 +91,37 @@ def test_rms_norm_with_a_residual(on_metal, normals, shape, dtype, bound):
 
 @pytest.mark.parametrize("interleaved", [True, False])
 @pytest.mark.parametrize(
-    "shape, pairs", [((1, 1, 1, 2), 1), ((2, 3, 5, 80), 40), ((2, 9, 2, 256), 32)]
+    "shape, dv, pairs", [((1, 1, 1, 2), 2, 1), ((2, 3, 5, 80), 96, 40), ((2, 9, 2, 256), 6, 32)]
 )
 @pytest.mark.parametrize("normed", [True, False])
-def test_norm_rope(on_metal, normals, shape, pairs, interleaved, normed):
-    x, frequencies = normals(*shape), mx.array(10.0 ** -np.linspace(0, 4, pairs), mx.float32)
-    norm = (normals(shape[-1]), 1e-6) if normed else None
-    for offset in (3, 100_000, mx.arange(shape[0]) * 700):
-        kwargs: dict[str, Any] = {"offset": offset, "interleaved": interleaved, "magnitude": 1.2}
-        found = ops.norm_rope(x, frequencies, norm=norm, **kwargs)
-        assert_near(found, reference.norm_rope(x, frequencies, norm=norm, **kwargs), 2e-6)
+def test_rotate(on_metal, normals, shape, dv, pairs, interleaved, normed):
+    b, length, groups, d = shape
+    q, k, v = normals(b, length, 3 * groups, d), normals(*shape), normals(b, length, groups, dv)
+    frequencies = mx.array(10.0 ** -np.linspace(0, 4, pairs), mx.float32)
+    norms = (normals(d), normals(d), 1e-6) if normed else None
+    for offset in (3, 100_000, mx.arange(b) * 700):
+        options: dict[str, Any] = {"offset": offset, "interleaved": interleaved, "norms": norms}
+        both = ops.rotate(q, k, v, frequencies, magnitude=1.2, **options)
+        wanted = reference.rotate(q, k, v, frequencies, magnitude=1.2, **options)
+        for x, y in zip(both, wanted, strict=True):
+            assert x.dtype == mx.float16
+            assert_near(x, y, 2.0**-11)
 
 
 @pytest.mark.parametrize("window", [None, 3, 50])
 @pytest.mark.parametrize("length", [1, 4])
 def test_attention_over_a_cache_of_halves(on_metal, normals, window, length):
-    q, k, v = normals(2, 6, length, 16), normals(2, 2, length, 16), normals(2, 2, length, 8)
-    held_k, held_v = normals(2, 2, 24, 16), normals(2, 2, 24, 8)
-    stored = [x.astype(ops.cache_dtype(x)) for x in (held_k, held_v)]
-    stored = [ops.put(s, 9, new)[:, :, : 9 + length] for s, new in zip(stored, (k, v), strict=True)]
-    full = [reference.put(+s, 9, new)[:, :, : 9 + length] for s, new in ((held_k, k), (held_v, v))]
-    found = ops.attend(q, *stored, scale=0.25, window=window)
-    assert_near(found, reference.attend(q, *full, scale=0.25, window=window), 2e-3)
+    q, new, stored = (
+        normals(2, 6, length, 16),
+        normals(2, 2, 2, length, 16),
+        normals(2, 2, 2, 24, 16),
+    )
+    q, new, stored = (x.astype(mx.float16) for x in (q, new, stored))
+    wanted = reference.put(+stored, 9, new)[..., : 9 + length, :]
+    held = ops.put(stored, 9, new)[..., : 9 + length, :]
+    found = ops.attend(q, held[0], held[1], scale=0.25, window=window)
+    assert found.dtype == mx.float16
+    assert_near(found, reference.attend(q, *wanted, scale=0.25, window=window), 2e-3)
 
 
 @pytest.mark.parametrize("name", random_models.CASES)
@@ -165,12 +174,12 @@ def test_a_step_can_be_traced(name, tmp_path):
 
 def test_positions_may_be_arrays(normals):
     """So that a traced step serves every position."""
-    stored, x = mx.zeros((1, 2, 16, 4)), normals(1, 1, 2, 4)
+    stored, x = mx.zeros((2, 1, 2, 16, 4), mx.float16), normals(1, 1, 2, 4)
 
     def step(at: mx.array) -> mx.array:
-        turned = metal.norm_rope(x, mx.ones(2), offset=at, interleaved=False)
-        return metal.put(stored, at, turned)
+        _, new = metal.rotate(x, x, x, mx.ones(2), offset=at, interleaved=False)
+        return metal.put(stored, at, new)
 
     with launch.use_runner(_outlined):
         found = mx.compile(step)(mx.array(7))
-    assert np.array_equal(np.abs(np.array(found)).sum((0, 1, 3)) > 0, np.arange(16) == 7)
+    assert np.array_equal(np.abs(np.array(found)).sum((0, 1, 2, 4)) > 0, np.arange(16) == 7)

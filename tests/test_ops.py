@@ -1,5 +1,7 @@
 """Every backend against NumPy in float64, written another way."""
 
+from typing import Any
+
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -130,14 +132,34 @@ def test_rms_norm(backend, shape):
     assert_close(ops.rms_norm(*arguments, add=backend.array(add)), wanted + add)
 
 
-def test_put(backend):
+@pytest.mark.parametrize("dtype", ["f4", "f2"])
+def test_put(backend, dtype):
     rng = np.random.default_rng(1)
-    stored, new = (rng.normal(size=(2, 3, n, 5)).astype(np.float32) for n in (9, 4))
+    stored, new = (rng.normal(size=(2, 2, 3, n, 5)).astype(dtype) for n in (9, 4))
     wanted = stored.copy()
-    wanted[:, :, 2:6] = new
-    turned = backend.array(new.swapaxes(1, 2).copy()).swapaxes(1, 2)  # as a product leaves it
+    wanted[..., 2:6, :] = new
+    turned = backend.array(new.swapaxes(2, 3).copy()).swapaxes(2, 3)
     for given in (backend.array(new), turned):
         assert np.array_equal(ops.put(backend.array(stored.copy()), 2, given), wanted)
+
+
+@pytest.mark.parametrize("n", [1, 3, 20])
+def test_a_norm_before_products(backend, n):
+    """As the norm, and then the products."""
+    rng = np.random.default_rng(n)
+    ws = [random_tensor(b, 45, 256, seed=b.id) for b in (blocks.Q4_K, blocks.F16, blocks.Q5_0)]
+    x = backend.array(7 * rng.normal(size=(n, 1, 256)).astype(np.float32))
+    norm = mx.array(rng.normal(size=256).astype(np.float32)), 1e-3
+    plain = ops.rms_norm(x, *norm)
+    bias = mx.array(rng.normal(size=45).astype(np.float32))
+    found = ops.matmuls(x, ws, [None, bias, None], norm=norm)
+    for y, wanted in zip(found, ops.matmuls(plain, ws, [None, bias, None]), strict=True):
+        assert_close(y, np.asarray(wanted))
+    gated = np.asarray(ops.gate_up(plain, ws[0], ws[2], "silu"))
+    assert_close(ops.gate_up(x, ws[0], ws[2], "silu", norm=norm), gated)
+    normed, y = ops.norm_matmul(x, ws[1], norm)
+    assert_close(normed, np.asarray(plain), relative=1e-6)
+    assert_close(y, np.asarray(ops.matmul(plain, ws[1])))
 
 
 def test_a_wrong_width_is_refused(backend):
@@ -169,34 +191,53 @@ def test_attend(backend, heads, groups, length, held, window):
     assert_close(found, wanted)
 
 
+def rotated(
+    x: np.ndarray, at: np.ndarray, frequencies: np.ndarray, interleaved: bool
+) -> np.ndarray:
+    """x: (b, l, h, d) turned by positions at: (b, l)."""
+    n, x = frequencies.size, x.astype(np.float64)
+    pairs = [(2 * i, 2 * i + 1) if interleaved else (i, i + n) for i in range(n)]
+    for f, (i, j) in zip(frequencies.astype(np.float64), pairs, strict=True):
+        turned = (x[..., i] + 1j * x[..., j]) * np.exp(1j * at * f)[..., None] * 1.3
+        x[..., i], x[..., j] = turned.real, turned.imag
+    return x.swapaxes(1, 2)
+
+
 @pytest.mark.parametrize("interleaved", [True, False])
-@pytest.mark.parametrize("dims, normed", [(8, False), (8, True), (6, True)])
+@pytest.mark.parametrize("dims, dv, normed", [(8, 8, False), (8, 5, True), (6, 11, True)])
 @pytest.mark.parametrize("offset", [0, 1000, [3, 70]])
-def test_norm_rope(backend, interleaved, dims, normed, offset):
+def test_rotate(backend, interleaved, dims, dv, normed, offset):
     rng = np.random.default_rng(dims)
-    x = rng.normal(size=(2, 5, 3, 8)).astype(np.float32)
-    weight, eps = rng.normal(size=8).astype(np.float32), 1e-5
+    q, k, v = (
+        rng.normal(size=(2, 5, heads, size)).astype(np.float32)
+        for heads, size in ((6, 8), (3, 8), (3, dv))
+    )
+    weights, eps = rng.normal(size=(2, 8)).astype(np.float32), 1e-5
     frequencies = (100.0 ** -np.linspace(0, 1, dims // 2)).astype(np.float32)
-    wanted = x.astype(np.float64)
-    if normed:
-        wanted /= np.sqrt((wanted**2).mean(-1, keepdims=True) + eps)
-        wanted *= weight
-    pairs = [(2 * i, 2 * i + 1) if interleaved else (i, i + dims // 2) for i in range(dims // 2)]
-    for b, p in np.ndindex(2, 5):
-        at = p + (offset[b] if isinstance(offset, list) else offset)
-        for f, (i, j) in zip(frequencies.astype(np.float64), pairs, strict=True):
-            turned = (wanted[b, p, :, i] + 1j * wanted[b, p, :, j]) * np.exp(1j * at * f) * 1.3
-            wanted[b, p, :, i], wanted[b, p, :, j] = turned.real, turned.imag
-    found = ops.norm_rope(
-        backend.array(x),
+    norms: Any = (*map(mx.array, weights), eps) if normed else None
+    turned, new = ops.rotate(
+        backend.array(q),
+        backend.array(k),
+        backend.array(v),
         mx.array(frequencies),
         offset=mx.array(offset) if isinstance(offset, list) else offset,
         interleaved=interleaved,
         magnitude=1.3,
-        norm=(mx.array(weight), eps) if normed else None,
+        norms=norms,
     )
-    # float32 angles of up to 1,000 radians are exact to about 6e-5
-    assert_close(found, wanted.swapaxes(1, 2), relative=2e-4)
+    if normed:
+        q, k = (
+            x / np.sqrt((x.astype(np.float64) ** 2).mean(-1, keepdims=True) + eps) * w
+            for x, w in zip((q, k), weights, strict=True)
+        )
+    at = np.array(offset).reshape(-1, 1) + np.zeros((2, 1)) + np.arange(5)
+    wanted = np.zeros((2, 2, 3, 5, max(8, dv)))
+    wanted[0, ..., :8] = rotated(k, at, frequencies, interleaved)
+    wanted[1, ..., :dv] = v.swapaxes(1, 2)
+    # float32 angles of up to 1,000 radians are exact to about 6e-5; halves to 5e-4
+    for found, expected in ((turned, rotated(q, at, frequencies, interleaved)), (new, wanted)):
+        assert_close(found, expected, 6e-4 if found.dtype in (mx.float16, np.float16) else 2e-4)
+    assert not np.asarray(new)[0, ..., 8:].any() and not np.asarray(new)[1, ..., dv:].any()
 
 
 def test_unknown_backends_are_refused(backend):

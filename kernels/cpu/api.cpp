@@ -33,7 +33,7 @@ void ferrum_gate_up(const GateUp* a) { run(*a); }
 void ferrum_rows(const Rows* a) { run(*a); }
 void ferrum_put(const Put* a) { run(*a); }
 void ferrum_attend(const Attention* a) { run(*a); }
-void ferrum_norm_rope(const NormRope* a) { run(*a); }
+void ferrum_rotate(const Rotate* a) { run(*a); }
 void ferrum_rms_norm(const RmsNorm* a) { run(*a); }
 
 // The recorded calls again, `later` positions after those of the recording.

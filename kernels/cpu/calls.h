@@ -33,14 +33,14 @@ struct Rows {
     float scale;
 };
 
-// Rows of a cache: from (batch, heads, length, d), whose last axis is contiguous, to positions from
-// `at` on, float32 or, if `halves`, float16. Strides of batch, head and position in numbers.
+// Rows of a cache, `row` bytes each: from (2, batch, heads, length) of them to positions from `at` on, with strides in
+// bytes.
 struct Put {
-    const float* from;
-    void* to;
+    const char* from;
+    char* to;
     long at;
-    int batch, heads, length, d, halves;
-    long from_stride[3], to_stride[3];
+    int batch, heads, length, row;
+    long from_strides[4], to_strides[4];
 };
 
 void run(const Matmuls& a);
@@ -48,5 +48,5 @@ void run(const GateUp& a);
 void run(const Rows& a);
 void run(const Put& a);
 inline void run(const Attention& a) { attend(a); }
-inline void run(const NormRope& a) { norm_rope(a); }
+inline void run(const Rotate& a) { rotate(a); }
 inline void run(const RmsNorm& a) { rms_norm(a); }

@@ -46,14 +46,14 @@ class Rows(Arguments):
 
 
 class Put(Arguments):
-    """New keys or values into a cache."""
+    """New keys and values into a cache."""
 
     symbol = "ferrum_put"
     _fields_ = _fields(
         (c_void_p, "source to"),
         (c_long, "at"),
-        (c_int, "batch heads length d halves"),
-        (c_long, "source_batch source_head source_position to_batch to_head to_position"),
+        (c_int, "batch heads length row"),
+        (c_long * 4, "source_strides to_strides"),
     )
 
 
@@ -69,13 +69,13 @@ class Attention(Arguments):
     )
 
 
-class NormRope(Arguments):
-    """Norm and rotation of heads."""
+class Rotate(Arguments):
+    """Norm and rotation of queries and keys."""
 
-    symbol = "ferrum_norm_rope"
+    symbol = "ferrum_rotate"
     _fields_ = _fields(
-        (c_void_p, "x weight frequencies offset out"),
-        (c_int, "batch length heads d pairs interleaved"),
+        (c_void_p, "q k v q_weight k_weight frequencies offset turned added"),
+        (c_int, "batch length heads groups d dv pairs interleaved"),
         (c_float, "magnitude eps"),
         (c_long, "later"),
     )
@@ -96,7 +96,7 @@ class Call(Structure):
     _fields_ = _fields((c_long, "kind"), (c_void_p, "arguments"))
 
 
-KINDS: tuple[type[Arguments], ...] = (Matmuls, GateUp, Rows, Put, Attention, NormRope, RmsNorm)
+KINDS: tuple[type[Arguments], ...] = (Matmuls, GateUp, Rows, Put, Attention, Rotate, RmsNorm)
 
 
 def recorded(calls: list[Arguments]) -> ctypes.Array[Call]:

@@ -23,14 +23,46 @@ void shared(long count, long work, const F& part) {
         pool_run(int(count), part);
 }
 
-void rotate(const NormRope& a, const float* x, const float* cosine, const float* sine, float* out) {
+// The sine and cosine of each pair at one position.
+struct Turn {
+    const float *cosine, *sine;
+};
+
+// One head x (d,) -> out (d,), which may be x. weight: (d,), or null for no norm.
+void rotate_head(const Rotate& a, const float* x, const float* weight, Turn turn, float* out) {
+    if (weight) {
+        float scale = rms_scale(x, a.d, a.eps);
+        for (int i = 0; i < a.d; i++) out[i] = x[i] * scale * weight[i];
+        x = out;
+    }
     int step = a.interleaved ? 2 : 1, apart = a.interleaved ? 1 : a.pairs;
     for (int i = 0; i < a.pairs; i++) {
         float first = x[i * step], second = x[i * step + apart];
-        out[i * step] = first * cosine[i] - second * sine[i];
-        out[i * step + apart] = first * sine[i] + second * cosine[i];
+        out[i * step] = first * turn.cosine[i] - second * turn.sine[i];
+        out[i * step + apart] = first * turn.sine[i] + second * turn.cosine[i];
     }
-    for (int i = 2 * a.pairs; i < a.d; i++) out[i] = x[i];
+    if (x != out) std::copy(x + 2 * a.pairs, x + a.d, out + 2 * a.pairs);
+}
+
+void put_row(const float* x, int count, half* out, int width) {
+    narrow(x, count, out);
+    std::fill(out + count, out + width, half{});
+}
+
+// All heads of a position, `job` counted through the batch.
+void rotate_position(const Rotate& a, int job, Turn turn, float* key) {
+    int b = job / a.length, l = job % a.length;
+    for (int h = 0; h < a.heads; h++) {
+        float* out = a.turned + ((long(b) * a.heads + h) * a.length + l) * a.d;
+        rotate_head(a, a.q + (long(job) * a.heads + h) * a.d, a.q_weight, turn, out);
+    }
+    for (int g = 0; g < a.groups; g++) {
+        half* out = a.added + ((long(b) * a.groups + g) * a.length + l) * a.width();
+        rotate_head(a, a.k + (long(job) * a.groups + g) * a.d, a.k_weight, turn, key);
+        put_row(key, a.d, out, a.width());
+        out += long(a.batch) * a.groups * a.length * a.width();
+        put_row(a.v + (long(job) * a.groups + g) * a.dv, a.dv, out, a.width());
+    }
 }
 
 Floats sigmoid(Floats x) { return 1.0f / (1.0f + exp_floats(-(x < -80.0f ? Floats{} - 80.0f : x))); }
@@ -53,27 +85,19 @@ void rms_norm(const RmsNorm& a) {
     });
 }
 
-void norm_rope(const NormRope& a) {
-    shared(long(a.batch) * a.length, long(a.batch) * a.length * a.heads * a.d, [&](int job) {
+void rotate(const Rotate& a) {
+    long jobs = long(a.batch) * a.length;
+    shared(jobs, jobs * (a.heads + a.groups) * a.d, [&](int job) {
         thread_local std::vector<float> scratch;
         scratch.resize(2 * a.pairs + a.d);
-        float *cosine = scratch.data(), *sine = cosine + a.pairs, *normed = sine + a.pairs;
+        float *cosine = scratch.data(), *sine = cosine + a.pairs;
         int b = job / a.length, l = job % a.length;
         for (int i = 0; i < a.pairs; i++) {
             float angle = float(a.offset[b] + a.later + l) * a.frequencies[i];
             cosine[i] = std::cos(angle) * a.magnitude;
             sine[i] = std::sin(angle) * a.magnitude;
         }
-        for (int h = 0; h < a.heads; h++) {
-            const float* x = a.x + (long(job) * a.heads + h) * a.d;
-            if (a.weight) {
-                float scale = rms_scale(x, a.d, a.eps);
-                for (int i = 0; i < a.d; i++) normed[i] = x[i] * scale * a.weight[i];
-                x = normed;
-            }
-            long at = (long(b) * a.heads + h) * a.length + l;
-            rotate(a, x, cosine, sine, a.out + at * a.d);
-        }
+        rotate_position(a, job, {cosine, sine}, sine + a.pairs);
     });
 }
 

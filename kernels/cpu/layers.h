@@ -1,6 +1,8 @@
 // The small operations between the products.
 #pragma once
 
+#include "prelude.h"
+
 // out[i] = x[i] / rms(x[i]) * weight + add[i], rows of d; add: shaped as x, or null.
 struct RmsNorm {
     const float *x, *weight, *add;
@@ -12,18 +14,23 @@ struct RmsNorm {
 
 void rms_norm(const RmsNorm& a);
 
-// x: (batch, length, heads, d) -> out: (batch, heads, length, d): RMS norm of each head, if there is
-// a weight (d,), then rotation of the first 2 pairs values by the position times frequencies (pairs,).
-struct NormRope {
-    const float *x, *weight, *frequencies;
+// q (batch, length, heads, d) -> turned (batch, heads, length, d); k (batch, length, groups, d) and
+// v (batch, length, groups, dv) -> added (2, batch, groups, length, width), with zeros past the shorter of them.
+// Queries and keys: RMS norm, if there are weights (d,), then rotation of the first 2 pairs values by the position
+// times frequencies (pairs,).
+struct Rotate {
+    const float *q, *k, *v, *q_weight, *k_weight, *frequencies;
     const long* offset; // (batch,) position of the first
-    float* out;
-    int batch, length, heads, d, pairs, interleaved;
+    float* turned;
+    half* added;
+    int batch, length, heads, groups, d, dv, pairs, interleaved;
     float magnitude, eps;
     long later; // positions to add to each offset
+
+    int width() const { return d > dv ? d : dv; }
 };
 
-void norm_rope(const NormRope& a);
+void rotate(const Rotate& a);
 
 // gate[i] = act(gate[i]) * up[i]; act 0: SiLU, 1: GELU, tanh form.
 void activate(float* gate, const float* up, long count, int act);

@@ -1,15 +1,13 @@
+#include <cstring>
+
 #include "calls.h"
 
 void run(const Put& a) {
-    const long *from = a.from_stride, *to = a.to_stride;
-    for (int b = 0; b < a.batch; b++)
-        for (int h = 0; h < a.heads; h++)
-            for (int l = 0; l < a.length; l++) {
-                const float* row = a.from + b * from[0] + h * from[1] + l * from[2];
-                long at = b * to[0] + h * to[1] + (a.at + l) * to[2];
-                if (a.halves)
-                    narrow(row, a.d, (half*)a.to + at);
-                else
-                    std::memcpy((float*)a.to + at, row, sizeof(float) * a.d);
-            }
+    const long *from = a.from_strides, *to = a.to_strides;
+    for (int i = 0; i < 2; i++)
+        for (int b = 0; b < a.batch; b++)
+            for (int h = 0; h < a.heads; h++)
+                for (int l = 0; l < a.length; l++)
+                    std::memcpy(a.to + i * to[0] + b * to[1] + h * to[2] + (a.at + l) * to[3],
+                                a.from + i * from[0] + b * from[1] + h * from[2] + l * from[3], a.row);
 }

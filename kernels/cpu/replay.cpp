@@ -18,7 +18,7 @@ Put moved(Put a, long later) {
 }
 
 template <>
-NormRope moved(NormRope a, long later) {
+Rotate moved(Rotate a, long later) {
     a.later += later;
     return a;
 }
@@ -42,7 +42,7 @@ void run_later(const void* arguments, long later) {
 }
 
 constexpr void (*RUN[])(const void*, long) = {run_later<Matmuls>, run_later<GateUp>,    run_later<Rows>,
-                                              run_later<Put>,     run_later<Attention>, run_later<NormRope>,
+                                              run_later<Put>,     run_later<Attention>, run_later<Rotate>,
                                               run_later<RmsNorm>};
 
 } // namespace

@@ -9,6 +9,7 @@ sum exactly; everything else is float32.
 from __future__ import annotations
 
 import ctypes
+import math
 from collections.abc import Sequence
 from ctypes import c_char
 from typing import Any
@@ -17,7 +18,7 @@ import mlx.core as mx
 import numpy as np
 
 from ..kernels.cpu import calls, native
-from ..ops import Activation
+from ..ops import Activation, HeadNorms, Norm
 from ..tensor import QTensor
 from .cpu_memory import empty
 from .cpu_step import Step
@@ -46,9 +47,13 @@ def matmul(
 
 
 def matmuls(
-    x: np.ndarray, ws: Sequence[QTensor], biases: Sequence[mx.array | None] | None = None
+    x: np.ndarray,
+    ws: Sequence[QTensor],
+    biases: Sequence[mx.array | None] | None = None,
+    *,
+    norm: Norm | None = None,
 ) -> list[np.ndarray]:
-    x, n, k = _rows_of(x, ws)
+    x, n, k = _rows_of(_normed(x, norm), ws)
     out = empty(n * sum(w.rows for w in ws))
     weights = _weights(ws, biases or [None] * len(ws))
     native.run(calls.Matmuls(_at(x), _at(weights), None, _at(out), n, k, len(ws)), x, out)
@@ -59,14 +64,21 @@ def matmuls(
     return parts
 
 
-def gate_up(x: np.ndarray, gate: QTensor, up: QTensor, act: Activation) -> np.ndarray:
-    x, n, k = _rows_of(x, [gate, up])
+def gate_up(
+    x: np.ndarray, gate: QTensor, up: QTensor, act: Activation, *, norm: Norm | None = None
+) -> np.ndarray:
+    x, n, k = _rows_of(_normed(x, norm), [gate, up])
     if gate.rows != up.rows:
         raise ValueError(f"gate_up: {gate} and {up} differ in rows")
     out = empty(*x.shape[:-1], gate.rows)
     pair = _weights([gate, up], [None, None])
     native.run(calls.GateUp(_at(x), _at(pair), _at(out), n, k, _ACTIVATIONS[act]), x, out)
     return out
+
+
+def norm_matmul(x: np.ndarray, w: QTensor, norm: Norm) -> tuple[np.ndarray, np.ndarray]:
+    x = _normed(x, norm)
+    return x, matmul(x, w)
 
 
 def rows(w: QTensor, ids: mx.array | np.ndarray, scale: float = 1.0) -> np.ndarray:
@@ -88,7 +100,7 @@ def dequantize(w: QTensor) -> np.ndarray:
 
 
 def rms_norm(
-    x: np.ndarray, weight: np.ndarray, eps: float, *, add: np.ndarray | None = None
+    x: np.ndarray, weight: np.ndarray | mx.array, eps: float, *, add: np.ndarray | None = None
 ) -> np.ndarray:
     x, d = _floats(x), x.shape[-1]
     weight = _shaped("rms_norm: weight", weight, d)
@@ -100,50 +112,52 @@ def rms_norm(
     return out
 
 
-def norm_rope(
-    x: np.ndarray,
+def rotate(
+    q: np.ndarray,
+    k: np.ndarray,
+    v: np.ndarray,
     frequencies: np.ndarray,
     *,
     offset: int | np.ndarray,
     interleaved: bool,
     magnitude: float = 1.0,
-    norm: tuple[np.ndarray, float] | None = None,
-) -> np.ndarray:
-    x, frequencies = _floats(x), _floats(frequencies)
-    b, length, h, d = x.shape
+    norms: HeadNorms | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    q, k, v, frequencies = map(_floats, (q, k, v, frequencies))
+    (b, length, h, d), (g, dv) = q.shape, v.shape[2:]
+    if k.shape != (b, length, g, d) or v.shape[:2] != (b, length):
+        raise ValueError(f"rotate: q {q.shape}, k {k.shape} and v {v.shape} do not fit together")
     if 2 * frequencies.size > d:
-        raise ValueError(f"norm_rope: {frequencies.size} pairs do not fit heads of {d}")
-    weight, eps = (None, 0.0) if norm is None else norm
-    if weight is not None:
-        weight = _shaped("norm_rope: weight", weight, d)
-    out = empty(b, h, length, d)
+        raise ValueError(f"rotate: {frequencies.size} pairs do not fit heads of {d}")
+    q_weight, k_weight, eps = (None, None, 0.0) if norms is None else norms
+    weights = [w if w is None else _shaped("rotate: norm", w, d) for w in (q_weight, k_weight)]
+    turned = empty(b, h, length, d)
+    # half precision: attention over a long context is bound by reading keys and values
+    shape = (2, b, g, length, max(d, dv))
+    new = empty(math.prod(shape) // 2).view(np.float16).reshape(shape)
     offsets = np.empty(b, np.int64)
     offsets[:] = offset
-    call = calls.NormRope(
-        *(_at(x), _at(weight), _at(frequencies), _at(offsets), _at(out)),
-        *(b, length, h, d, frequencies.size, interleaved),
+    inputs = (q, k, v, *weights, frequencies, offsets)
+    call = calls.Rotate(
+        *map(_at, (*inputs, turned, new)),
+        *(b, length, h, g, d, dv, frequencies.size, interleaved),
         *(magnitude, eps),
     )
-    native.run(call, x, weight, frequencies, offsets, out)
-    return out
-
-
-def cache_dtype(_: np.ndarray) -> Any:
-    # attention over a long context is bound by reading keys and values
-    return np.float16
+    native.run(call, *inputs, turned, new)
+    return turned, new
 
 
 def put(stored: np.ndarray, at: int, new: np.ndarray) -> np.ndarray:
-    b, g, length, d = new.shape
-    room = (b, g, stored.shape[2], d)
-    if stored.shape != room or not 0 <= at <= stored.shape[2] - length:
+    _, b, g, length, width = new.shape
+    room = (2, b, g, stored.shape[3], width)
+    if stored.shape != room or not 0 <= at <= stored.shape[3] - length:
         raise ValueError(f"put: {new.shape} at {at} does not fit {stored.shape}")
-    call = calls.Put(
-        *(new.ctypes.data, stored.ctypes.data, at, b, g, length, d, _halves("put: stored", stored)),
-        *(*_strides("put: new", new), *_strides("put: stored", stored)),
-    )
-    if _halves("put: new", new):
-        raise ValueError("put: new keys and values are float32")
+    if stored.dtype != new.dtype:
+        raise ValueError(f"put: stored is {stored.dtype}, new is {new.dtype}, expected the same")
+    row = width * new.itemsize
+    strides = [tuple(n * x.itemsize for n in _strides("put", x)) for x in (new, stored)]
+    addresses = new.ctypes.data, stored.ctypes.data
+    call = calls.Put(*addresses, at, b, g, length, row, *strides)
     native.run(call, new, stored)
     return stored
 
@@ -169,6 +183,10 @@ def attend(
 
 def to_mlx(x: np.ndarray) -> mx.array:
     return mx.array(x)
+
+
+def _normed(x: np.ndarray, norm: Norm | None) -> np.ndarray:
+    return x if norm is None else rms_norm(x, *norm)
 
 
 def _rows_of(x: np.ndarray, ws: Sequence[QTensor]) -> tuple[np.ndarray, int, int]:
@@ -226,13 +244,13 @@ def _halves(name: str, x: np.ndarray) -> bool:
     return bool(x.dtype == np.float16)
 
 
-def _strides(name: str, x: np.ndarray) -> tuple[int, int, int]:
-    """Strides of batch, head and position in numbers. Raises ValueError unless the last axis is contiguous."""
+def _strides(name: str, x: np.ndarray) -> tuple[int, ...]:
+    """Strides of all axes but the last, in numbers. Raises ValueError unless the last axis is contiguous."""
     size = x.itemsize
     *outer, last = x.strides
     if last != size and x.shape[-1] > 1:
         raise ValueError(f"{name}: expected a contiguous last axis, found strides {x.strides}")
-    return outer[0] // size, outer[1] // size, outer[2] // size
+    return tuple(stride // size for stride in outer)
 
 
 if __name__ == "__main__":

@@ -84,7 +84,7 @@ class _Recorded:
         self._made, self._out, self._cache, self._offset = made, out, cache, offset
         self._ids = made.memory[look_up][0]
         self._vocabulary = calls.Weight.from_address(made.calls[look_up].w).rows
-        self._storage = [(c, c.keys, c.values) for c in cache]
+        self._storage = [(c, c.stored) for c in cache]
         self._last = offset + min(c.room for c in cache)
 
     @property
@@ -98,10 +98,7 @@ class _Recorded:
         return (
             0 <= token < self._vocabulary
             and self._offset < position <= self._last
-            and all(
-                c.keys is keys and c.values is values and c.offset == position
-                for c, keys, values in self._storage
-            )
+            and all(c.stored is stored and c.offset == position for c, stored in self._storage)
         )
 
     def replay(self, token: int) -> np.ndarray:

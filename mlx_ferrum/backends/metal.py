@@ -1,7 +1,7 @@
 """Our kernels on Apple GPUs: which one for which shape. All of it is lazy.
 
-Activations keep their type: float32, float16 or bfloat16. MLX's own fast operations serve where they are
-as fast: attention over a contiguous cache, and norms without a residual.
+Products are float32; what attention takes and gives is float16. MLX's own fast operations serve where they
+are as fast: attention over a contiguous cache, and norms that no product of few rows follows.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ from ..kernels import gate_up as gate_up_kernel
 from ..kernels import matmul as matmul_kernel
 from ..kernels import matvec as matvec_kernel
 from ..kernels import matvecs as matvecs_kernel
-from ..kernels import norm_rope as norm_rope_kernel
+from ..kernels import norm_matvec as norm_matvec_kernel
 from ..kernels import rms_norm as rms_norm_kernel
+from ..kernels import rotate as rotate_kernel
 from ..kernels import rows as rows_kernel
-from ..ops import Activation
+from ..ops import Activation, HeadNorms, Norm
 from ..tensor import QTensor
 from .metal_experts import gather_down as gather_down
 from .metal_experts import gather_gate_up as gather_gate_up
@@ -46,7 +47,7 @@ def matmul(
     flat = _flat(x, w)
     residual = None if add is None else add.reshape(-1, w.rows)
     if is_tiny(w):
-        y = _sum(flat @ dequantize(w).T, bias, residual).astype(x.dtype)
+        y = _sum(flat @ dequantize(w).T, bias, residual)
     elif flat.shape[0] <= MATVEC_ROWS:
         rows = rows_a_simdgroup(w.rows)
         y = matvec_kernel.matvec(flat, w, bias=bias, add=residual, rows=rows)
@@ -56,30 +57,47 @@ def matmul(
 
 
 def matmuls(
-    x: mx.array, ws: Sequence[QTensor], biases: Sequence[mx.array | None] | None = None
+    x: mx.array,
+    ws: Sequence[QTensor],
+    biases: Sequence[mx.array | None] | None = None,
+    *,
+    norm: Norm | None = None,
 ) -> list[mx.array]:
     biases = [None] * len(ws) if biases is None else biases
     flat = _flat(x, *ws)
     together = 2 <= len(ws) <= matvecs_kernel.MOST and flat.shape[0] <= MATVEC_ROWS
     if not together or any(map(is_tiny, ws)):
+        x = _normed(x, norm)
         return [matmul(x, w, bias=bias) for w, bias in zip(ws, biases, strict=True)]
     rows = rows_a_simdgroup(sum(w.rows for w in ws))
-    products = matvecs_kernel.matvecs(flat, ws, biases, rows=rows)
+    products = matvecs_kernel.matvecs(flat, ws, biases, norm=norm, rows=rows)
     return [y.reshape(*x.shape[:-1], -1) for y in products]
 
 
-def gate_up(x: mx.array, gate: QTensor, up: QTensor, act: Activation) -> mx.array:
+def gate_up(
+    x: mx.array, gate: QTensor, up: QTensor, act: Activation, *, norm: Norm | None = None
+) -> mx.array:
     flat = _flat(x, gate, up)
     if is_tiny(gate) or is_tiny(up):
+        flat = _normed(flat, norm)
         y = ACTIVATIONS[act](matmul(flat, gate)) * matmul(flat, up)
     elif flat.shape[0] <= MATVEC_ROWS:
         rows = rows_a_simdgroup(2 * gate.rows) // 2  # of either matrix
-        y = gate_up_kernel.gate_up(flat, gate, up, act, rows=rows)
+        y = gate_up_kernel.gate_up(flat, gate, up, act, norm=norm, rows=rows)
     else:
-        columns = _columns(flat)
+        flat, columns = _normed(flat, norm), _columns(flat)
         gated = matmul_kernel.matmul(flat, gate, columns=columns)
         y = matmul_kernel.matmul(flat, up, gate=(gated, act), columns=columns)
     return y.reshape(*x.shape[:-1], gate.rows)
+
+
+def norm_matmul(x: mx.array, w: QTensor, norm: Norm) -> tuple[mx.array, mx.array]:
+    flat = _flat(x, w)
+    if flat.shape[0] > MATVEC_ROWS or is_tiny(w):
+        x = _normed(x, norm)
+        return x, matmul(x, w)
+    normed, y = norm_matvec_kernel.norm_matvec(flat, w, norm)
+    return normed.reshape(x.shape), y.reshape(*x.shape[:-1], w.rows)
 
 
 def rows(w: QTensor, ids: mx.array, scale: float = 1.0) -> mx.array:
@@ -94,12 +112,11 @@ def dequantize(w: QTensor) -> mx.array:
     return rows(w, mx.arange(w.rows)).reshape(w.shape)
 
 
-def cache_dtype(x: mx.array) -> mx.Dtype:
-    return mx.float16 if x.dtype == mx.float32 else x.dtype
-
-
 def put(stored: mx.array, at: int | mx.array, new: mx.array) -> mx.array:
-    return mx.slice_update(stored, new.astype(stored.dtype), mx.array(at).reshape(1), axes=[2])
+    if isinstance(at, mx.array):  # costs MLX a launch more
+        return mx.slice_update(stored, new, at.reshape(1), axes=[3])
+    stored[..., at : at + new.shape[3], :] = new
+    return stored
 
 
 def attend(
@@ -122,22 +139,26 @@ def rms_norm(x: mx.array, weight: mx.array, eps: float, *, add: mx.array | None 
     return rms_norm_kernel.rms_norm(x, weight, eps, add)
 
 
-def norm_rope(
-    x: mx.array,
+def rotate(
+    q: mx.array,
+    k: mx.array,
+    v: mx.array,
     frequencies: mx.array,
     *,
     offset: int | mx.array,
     interleaved: bool,
     magnitude: float = 1.0,
-    norm: tuple[mx.array, float] | None = None,
-) -> mx.array:
-    return norm_rope_kernel.norm_rope(
-        x,
+    norms: HeadNorms | None = None,
+) -> tuple[mx.array, mx.array]:
+    return rotate_kernel.rotate(
+        q,
+        k,
+        v,
         frequencies,
         offset=offset,
         interleaved=interleaved,
         magnitude=magnitude,
-        norm=norm,
+        norms=norms,
     )
 
 
@@ -157,6 +178,10 @@ def _flat(x: mx.array, *ws: QTensor) -> mx.array:
         if len(w.shape) != 2 or w.shape[1] != x.shape[-1]:
             raise ValueError(f"matmul: x of shape {x.shape} does not fit {w}")
     return x.reshape(-1, x.shape[-1])
+
+
+def _normed(x: mx.array, norm: Norm | None) -> mx.array:
+    return x if norm is None else rms_norm(x, *norm)
 
 
 def _columns(x: mx.array) -> int:

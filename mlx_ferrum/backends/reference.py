@@ -13,7 +13,7 @@ import mlx.core as mx
 import numpy as np
 from mlx import nn
 
-from ..ops import Activation, Routing
+from ..ops import Activation, HeadNorms, Norm, Routing
 from ..tensor import QTensor
 
 LAZY = True
@@ -46,13 +46,30 @@ def matmul(
 
 
 def matmuls(
-    x: mx.array, ws: Sequence[QTensor], biases: Sequence[mx.array | None] | None = None
+    x: mx.array,
+    ws: Sequence[QTensor],
+    biases: Sequence[mx.array | None] | None = None,
+    *,
+    norm: Norm | None = None,
 ) -> list[mx.array]:
+    x = _normed(x, norm)
     return [matmul(x, w, bias=bias) for w, bias in zip(ws, biases or [None] * len(ws), strict=True)]
 
 
-def gate_up(x: mx.array, gate: QTensor, up: QTensor, act: Activation) -> mx.array:
+def gate_up(
+    x: mx.array, gate: QTensor, up: QTensor, act: Activation, *, norm: Norm | None = None
+) -> mx.array:
+    x = _normed(x, norm)
     return _ACTIVATIONS[act](matmul(x, gate)) * matmul(x, up)
+
+
+def norm_matmul(x: mx.array, w: QTensor, norm: Norm) -> tuple[mx.array, mx.array]:
+    x = _normed(x, norm)
+    return x, matmul(x, w)
+
+
+def _normed(x: mx.array, norm: Norm | None) -> mx.array:
+    return x if norm is None else rms_norm(x, *norm)
 
 
 def rows(w: QTensor, ids: mx.array, scale: float = 1.0) -> mx.array:
@@ -64,12 +81,8 @@ def dequantize(w: QTensor) -> mx.array:
     return w.block.dequantize(w.tile(0, w.rows)).reshape(w.shape)
 
 
-def cache_dtype(x: mx.array) -> mx.Dtype:
-    return x.dtype
-
-
 def put(stored: mx.array, at: int, new: mx.array) -> mx.array:
-    stored[:, :, at : at + new.shape[2]] = new
+    stored[..., at : at + new.shape[-2], :] = new
     return stored
 
 
@@ -93,23 +106,37 @@ def rms_norm(x: mx.array, weight: mx.array, eps: float, *, add: mx.array | None 
     return normed if add is None else normed + add
 
 
-def norm_rope(
-    x: mx.array,
+def rotate(
+    q: mx.array,
+    k: mx.array,
+    v: mx.array,
     frequencies: mx.array,
     *,
     offset: int | mx.array,
     interleaved: bool,
     magnitude: float = 1.0,
-    norm: tuple[mx.array, float] | None = None,
-) -> mx.array:
-    length = x.shape[1]
-    if norm is not None:
-        x = rms_norm(x, *norm)
-    x = x.swapaxes(1, 2)  # (b, h, l, d)
-    positions = mx.array(offset).reshape(-1, 1) + mx.arange(length)  # (b or 1, l)
+    norms: HeadNorms | None = None,
+) -> tuple[mx.array, mx.array]:
+    if norms is not None:
+        q_weight, k_weight, eps = norms
+        q, k = rms_norm(q, q_weight, eps), rms_norm(k, k_weight, eps)
+    positions = mx.array(offset).reshape(-1, 1) + mx.arange(q.shape[1])  # (b or 1, l)
     angles = positions[:, None, :, None].astype(mx.float32) * frequencies
-    cos, sin = mx.cos(angles) * magnitude, mx.sin(angles) * magnitude
-    n = frequencies.size
+    turn = mx.cos(angles) * magnitude, mx.sin(angles) * magnitude
+    q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))  # (b, heads, l, size)
+    width = max(k.shape[-1], v.shape[-1])
+    held = [_widened(x, width) for x in (_turned(k, *turn, interleaved), v)]
+    return _turned(q, *turn, interleaved), mx.stack(held)
+
+
+def _widened(x: mx.array, width: int) -> mx.array:
+    """x with zeros at the end of its last axis."""
+    return mx.pad(x, [*[(0, 0)] * (x.ndim - 1), (0, width - x.shape[-1])])
+
+
+def _turned(x: mx.array, cos: mx.array, sin: mx.array, interleaved: bool) -> mx.array:
+    """The first values of x: (b, heads, l, d) by angles: (b or 1, 1, l, n)."""
+    n = cos.shape[-1]
     rotated, rest = x[..., : 2 * n], x[..., 2 * n :]
     if interleaved:
         first, second = rotated[..., 0::2], rotated[..., 1::2]

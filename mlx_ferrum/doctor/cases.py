@@ -19,6 +19,8 @@ from .weights import random_tensor
 
 FEW_ROWS = 8  # of x: from 9 on, backends may have kernels of other exactness
 ARRAYS = "arrays"  # the type of cases without weights
+QUERIES, KEYS_AND_VALUES = 0, 1  # what rotate returns
+_NORMED = ", normed"
 _LEAST_K = 37  # of types whose block is one number
 
 
@@ -36,10 +38,16 @@ def _of_type(rng: np.random.Generator, block: type[Block]) -> Iterator[Case]:
     for n, rows, width in [(1, 1027, k), (3, 5, 3 * k), (9, 70, k), (33, 35, 2 * k)]:
         yield _matmul(rng, random_tensor(rng, block, rows, width), n)
     other = SUPPORTED[(SUPPORTED.index(block) + 1) % len(SUPPORTED)]
-    yield _matmuls(rng, [(block, 40), (other, 7), (block, 12)])
-    for n, rows, act in [(1, 515, "silu"), (9, 21, "gelu")]:
+    for normed in (False, True):
+        yield _matmuls(rng, [(block, 40), (other, 7), (block, 12)], normed)
+    for n, rows, act, normed in [
+        (1, 515, "silu", True),
+        (3, 21, "silu", False),
+        (9, 21, "gelu", True),
+    ]:
         pair = random_tensor(rng, block, rows, 2 * k), random_tensor(rng, block, rows, 2 * k)
-        yield _gate_up(rng, *pair, n, act)
+        yield _gate_up(rng, *pair, n, act, normed)
+    yield _norm_matmul(rng, random_tensor(rng, block, 21, 3 * k))
     w = random_tensor(rng, block, 41, 3 * k)
     ids = np.array([[0, 40, 7], [7, 7, 1]], np.int32)
     yield Case("rows", block.name, _shape(w), lambda run, array: run.rows(w, array(ids), 25.3))
@@ -61,8 +69,9 @@ def _of_arrays(rng: np.random.Generator) -> Iterator[Case]:
         yield _rms_norm(rng, n, d, add=True)
     for interleaved in (False, True):
         for pairs in (32, 20):
-            yield _norm_rope(rng, pairs, interleaved, normed=False)
-            yield _norm_rope(rng, pairs, interleaved, normed=True)
+            for part in (QUERIES, KEYS_AND_VALUES):
+                yield _rotate(rng, pairs, interleaved, part, normed=False)
+                yield _rotate(rng, pairs, interleaved, part, normed=True)
 
 
 def _matmul(rng: np.random.Generator, w: QTensor, n: int) -> Case:
@@ -75,52 +84,65 @@ def _matmul(rng: np.random.Generator, w: QTensor, n: int) -> Case:
     return Case(op, w.block.name, f"x ({n}, {w.shape[1]}), w {_shape(w)}", compute)
 
 
-def _matmuls(rng: np.random.Generator, parts: list[tuple[type[Block], int]]) -> Case:
+def _matmuls(rng: np.random.Generator, parts: list[tuple[type[Block], int]], normed: bool) -> Case:
     k = max(_LEAST_K if block.weights == 1 else block.weights for block, _ in parts)
     if any(k % block.weights for block, _ in parts):
         k = max(block.weights for block, _ in parts)
     ws = [random_tensor(rng, block, rows, k) for block, rows in parts]
-    x, bias = _normal(rng, 2, k), _normal(rng, ws[1].rows)
+    x, bias, weight = _normal(rng, 2, k), _normal(rng, ws[1].rows), _normal(rng, k)
 
     def compute(run: Operations, array: Convert) -> Any:
-        products = run.matmuls(array(x), ws, [None, array(bias), None])
+        norm = (array(weight), 1e-5) if normed else None
+        products = run.matmuls(array(x), ws, [None, array(bias), None], norm=norm)
         return np.concatenate([np.array(ops.to_mlx(y)) for y in products], axis=-1)
 
     shapes = " ".join(f"{w.block.name} {_shape(w)}" for w in ws)
-    return Case("matmuls", parts[0][0].name, f"x (2, {k}), w {shapes}", compute)
+    shape = f"x (2, {k}){_NORMED * normed}, w {shapes}"
+    return Case("matmuls", parts[0][0].name, shape, compute)
 
 
-def _gate_up(rng: np.random.Generator, gate: QTensor, up: QTensor, n: int, act: str) -> Case:
-    x = _normal(rng, n, gate.shape[1])
+def _gate_up(
+    rng: np.random.Generator, gate: QTensor, up: QTensor, n: int, act: str, normed: bool
+) -> Case:
+    x, weight = _normal(rng, n, gate.shape[1]), _normal(rng, gate.shape[1])
+
+    def compute(run: Operations, array: Convert) -> Any:
+        norm = (array(weight), 1e-5) if normed else None
+        return run.gate_up(array(x), gate, up, act, norm=norm)
+
     op = "gate_up" if n <= FEW_ROWS else "gate_up, 9+ rows"
-    shape = f"x ({n}, {gate.shape[1]}), w {_shape(gate)}, {act}"
-    return Case(op, gate.block.name, shape, lambda run, array: run.gate_up(array(x), gate, up, act))
+    shape = f"x ({n}, {gate.shape[1]}){_NORMED * normed}, w {_shape(gate)}, {act}"
+    return Case(op, gate.block.name, shape, compute)
+
+
+def _norm_matmul(rng: np.random.Generator, w: QTensor) -> Case:
+    x, weight = _normal(rng, 3, w.shape[1]), _normal(rng, w.shape[1])
+
+    def compute(run: Operations, array: Convert) -> Any:
+        both = run.norm_matmul(array(x), w, (array(weight), 1e-5))
+        return np.concatenate([np.array(ops.to_mlx(y)) for y in both], axis=-1)
+
+    return Case("norm_matmul", w.block.name, f"x {x.shape}, w {_shape(w)}", compute)
 
 
 def _put(rng: np.random.Generator, length: int, held: int) -> Case:
-    new = _normal(rng, 2, 3, length, 64)
+    new, stored = (_normal(rng, 2, 2, 3, n, 64).astype(np.float16) for n in (length, held + 1))
 
     def compute(run: Operations, array: Convert) -> Any:
-        return _stored(run, array, new, held + 1, held - length)
+        return run.put(array(stored.copy()), held - length, array(new))
 
     return Case("put", ARRAYS, f"{new.shape} at {held - length} of {held + 1}", compute)
 
 
 def _attend(rng: np.random.Generator, length: int, held: int, window: int | None) -> Case:
-    q, k, v = (_normal(rng, 2, heads, n, 64) for heads, n in ((6, length), (2, held), (2, held)))
+    q, stored = _normal(rng, 2, 6, length, 64), _normal(rng, 2, 2, 2, held + 3, 64)
 
     def compute(run: Operations, array: Convert) -> Any:
-        keys, values = (_stored(run, array, x, held + 3, 0)[:, :, :held] for x in (k, v))
-        return run.attend(array(q), keys, values, scale=0.125, window=window)
+        k, v = (array(x)[:, :, :held] for x in stored.astype(np.float16))
+        return run.attend(array(q), k, v, scale=0.125, window=window)
 
-    return Case("attend", ARRAYS, f"q {q.shape}, k {k.shape}, window {window}", compute)
-
-
-def _stored(run: Operations, array: Convert, new: np.ndarray, room: int, at: int) -> Any:
-    """Keys or values put at a position of an empty cache."""
-    b, g, _, d = new.shape
-    empty = array(np.zeros((b, g, room, d), np.float32)).astype(run.cache_dtype(array(new)))
-    return run.put(empty, at, array(new))
+    shape = f"q {q.shape}, k (2, 2, {held}, 64), window {window}"
+    return Case("attend", ARRAYS, shape, compute)
 
 
 def _rms_norm(rng: np.random.Generator, n: int, d: int, *, add: bool) -> Case:
@@ -133,23 +155,27 @@ def _rms_norm(rng: np.random.Generator, n: int, d: int, *, add: bool) -> Case:
     return Case("rms_norm", ARRAYS, f"x ({n}, {d}){' and a residual' * add}", compute)
 
 
-def _norm_rope(rng: np.random.Generator, pairs: int, interleaved: bool, *, normed: bool) -> Case:
-    x, weight = _normal(rng, 2, 5, 3, 64), _normal(rng, 64)
+def _rotate(
+    rng: np.random.Generator, pairs: int, interleaved: bool, part: int, *, normed: bool
+) -> Case:
+    q, k, v = (_normal(rng, 2, 5, heads, size) for heads, size in ((6, 64), (3, 64), (3, 48)))
+    weights = _normal(rng, 2, 64)
     frequencies = (1000.0 ** -np.linspace(0, 1, pairs)).astype(np.float32)
 
     def compute(run: Operations, array: Convert) -> Any:
-        return run.norm_rope(
-            array(x),
-            array(frequencies),
+        both = run.rotate(
+            *map(array, (q, k, v, frequencies)),
             offset=array(np.array([3, 700], np.int32)),
             interleaved=interleaved,
             magnitude=1.3,
-            norm=(array(weight), 1e-5) if normed else None,
+            norms=(*map(array, weights), 1e-5) if normed else None,
         )
+        return both[part]
 
+    what = ("queries", "keys and values")[part]
     kind = "interleaved" if interleaved else "halves"
-    shape = f"x {x.shape}, {pairs} pairs, {kind}{', normed' * normed}"
-    return Case("norm_rope", ARRAYS, shape, compute)
+    shape = f"{what} of {q.shape}, {pairs} pairs, {kind}{_NORMED * normed}"
+    return Case("rotate", ARRAYS, shape, compute)
 
 
 def _normal(rng: np.random.Generator, *shape: int) -> np.ndarray:

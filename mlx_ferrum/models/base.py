@@ -189,8 +189,10 @@ class MLP(GatedMLP):
         )
 
     @stage("mlp")
-    def __call__(self, x: mx.array, add: mx.array | None = None) -> mx.array:
-        return super().__call__(x, add)
+    def __call__(
+        self, x: mx.array, norm: RMSNorm | None = None, add: mx.array | None = None
+    ) -> mx.array:
+        return super().__call__(x, norm, add)
 
 
 class LanguageModel(nn.Module):

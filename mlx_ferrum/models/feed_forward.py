@@ -5,7 +5,7 @@ from __future__ import annotations
 import mlx.core as mx
 
 from .. import ops
-from ..nn import Experts, GatedMLP, QLinear
+from ..nn import Experts, GatedMLP, QLinear, RMSNorm
 from ..profile import stage
 from ..tensor import QTensor
 from .base import MLP, BaseArgs, Weights
@@ -29,7 +29,11 @@ class SharedExpert(GatedMLP):
         self.share = QLinear(_as_row(w, "ffn_gate_inp_shexp.weight", hidden))
 
     @stage("shared expert")
-    def __call__(self, x: mx.array, add: mx.array | None = None) -> mx.array:
+    def __call__(
+        self, x: mx.array, norm: RMSNorm | None = None, add: mx.array | None = None
+    ) -> mx.array:
+        if norm is not None:
+            x = norm(x)
         return ops.sigmoid_gate(super().__call__(x), self.share(x), add=add)
 
 

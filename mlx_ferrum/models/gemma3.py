@@ -87,9 +87,9 @@ class DecoderLayer(nn.Module):
         self.post_feedforward_layernorm = w.norm("post_ffw_norm", size, eps)
 
     def __call__(self, x: mx.array, cache: Cache) -> mx.array:
-        attended = self.self_attn(self.input_layernorm(x), cache)
+        attended = self.self_attn(x, cache, self.input_layernorm)
         x = self.post_attention_layernorm(attended, add=x)
-        out = self.mlp(self.pre_feedforward_layernorm(x))
+        out = self.mlp(x, self.pre_feedforward_layernorm)
         return self.post_feedforward_layernorm(out, add=x)
 
 

@@ -12,7 +12,7 @@ from mlx import nn
 
 from .. import ops
 from ..cache import Cache
-from ..nn import FusedLinear
+from ..nn import FusedLinear, RMSNorm
 from ..profile import stage
 from ..rope import Rope
 from .base import BaseArgs, LanguageModel, Metadata, Weights, heads
@@ -33,7 +33,7 @@ class ModelArgs(BaseArgs):
 
 
 class Attention(nn.Module):
-    """x and add, a residual: (b, l, hidden) -> (b, l, hidden)"""
+    """Over x, normed: x and add, a residual: (b, l, hidden) -> (b, l, hidden)"""
 
     interleaved: ClassVar[bool] = True
     head_norms: ClassVar[bool] = False
@@ -53,24 +53,27 @@ class Attention(nn.Module):
             self.k_norm = w.norm("attn_k_norm", d, args.norm_eps)
 
     @stage("attention")
-    def __call__(self, x: mx.array, cache: Cache, add: mx.array | None = None) -> mx.array:
-        q, k, v = self.qkv_proj(x)
-        q = self._rotate(heads(q, self.args.num_heads), "q_norm", cache.offset)
-        k = self._rotate(heads(k, self.args.num_kv_heads), "k_norm", cache.offset)
-        v = heads(v, self.args.num_kv_heads).swapaxes(1, 2)
-        out = cache.attend(q, k, v, scale=self.args.scale)  # (b, h, l, dv)
-        return self.o_proj(out.swapaxes(1, 2).reshape(*x.shape[:2], -1), add)
-
-    def _rotate(self, x: mx.array, norm: str, offset: int) -> mx.array:
-        """x: (b, l, h, d) -> (b, h, l, d)"""
-        return ops.norm_rope(
-            x,
+    def __call__(
+        self, x: mx.array, cache: Cache, norm: RMSNorm, add: mx.array | None = None
+    ) -> mx.array:
+        q, k, v = self.qkv_proj(x, norm)
+        q, new = ops.rotate(
+            heads(q, self.args.num_heads),
+            heads(k, self.args.num_kv_heads),
+            heads(v, self.args.num_kv_heads),
             self._rope.frequencies,
-            offset=offset,
+            offset=cache.offset,
             interleaved=self.interleaved,
             magnitude=self._rope.magnitude,
-            norm=(self[norm].weight, self.args.norm_eps) if norm in self else None,
+            norms=self._head_norms(),
         )
+        out = cache.attend(q, new, scale=self.args.scale)[..., : self.args.value_dim]
+        return self.o_proj(out.swapaxes(1, 2).reshape(*x.shape[:2], -1), add)
+
+    def _head_norms(self) -> ops.HeadNorms | None:
+        if not self.head_norms:
+            return None
+        return self.q_norm.weight, self.k_norm.weight, self.args.norm_eps
 
 
 class DecoderLayer(nn.Module):
@@ -86,8 +89,8 @@ class DecoderLayer(nn.Module):
         self.mlp = feed_forward(args, w, i)
 
     def __call__(self, x: mx.array, cache: Cache) -> mx.array:
-        x = self.self_attn(self.input_layernorm(x), cache, add=x)
-        return self.mlp(self.post_attention_layernorm(x), add=x)
+        x = self.self_attn(x, cache, self.input_layernorm, add=x)
+        return self.mlp(x, self.post_attention_layernorm, add=x)
 
 
 class LlamaModel(nn.Module):

@@ -1,0 +1,54 @@
+"""norm_matvec: the RMS norm of a few rows of x, and its product with a small weight."""
+
+from __future__ import annotations
+
+import functools
+
+import mlx.core as mx
+
+from mlx_ferrum.launch import Kernel
+from mlx_ferrum.tensor import QTensor
+
+from .header import header
+from .matvec import LANES, SIMDGROUPS, check, check_norm
+
+BODY = """
+    int simdgroup = SIMDGROUPS * threadgroup_position_in_grid.x + simdgroup_index_in_threadgroup;
+    norm_matvec<ROWS, BATCH>((const device Weight*)w, normed(x, norm, eps[0]), out, y, w_shape[0], x_shape[1],
+                             simdgroup, thread_index_in_simdgroup);
+"""
+
+
+def norm_matvec(
+    x: mx.array, w: QTensor, norm: tuple[mx.array, float], *, rows: int = 1
+) -> tuple[mx.array, mx.array]:
+    """x normed, and that times wᵀ, in one launch, as float32.
+
+    x: (n, k) of a float type, n at most 8; w: (rows, k) of at least 8 words -> (n, k), (n, rows)
+    norm: weight (k,), and epsilon
+    rows: of w, that a simdgroup takes
+    """
+    check(x, w)
+    weight, eps = norm
+    check_norm(x, weight)
+    tiles = -(-w.rows // (rows * SIMDGROUPS))
+    out, y = _kernel(w.block.name)(
+        [x, w.array, weight, mx.array([eps], mx.float32)],
+        template={"ROWS": rows, "BATCH": x.shape[0]},
+        grid=(LANES * SIMDGROUPS * tiles, 1, 1),
+        threadgroup=(LANES * SIMDGROUPS, 1, 1),
+        output_shapes=[x.shape, (x.shape[0], w.rows)],
+        output_dtypes=[mx.float32] * 2,
+    )
+    return out, y
+
+
+@functools.cache
+def _kernel(block: str) -> Kernel:
+    return Kernel(
+        name=f"norm_matvec_{block}",
+        source=BODY,
+        inputs=("x", "w", "norm", "eps"),
+        outputs=("out", "y"),
+        header=header("norm_matvec.metal", Weight=block),
+    )
