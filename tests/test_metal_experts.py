@@ -109,7 +109,7 @@ def experts_of(how: str, tokens: int, experts: int) -> mx.array:
 
 @pytest.mark.parametrize("how", ["all", "half", "one"], ids="{} of the experts".format)
 @pytest.mark.parametrize(
-    "tokens, experts", [(1, 8), (2, 128), (7, 8), (33, 8), (33, 4), (200, 8), (200, 60)]
+    "tokens, experts", [(1, 8), (2, 128), (7, 8), (33, 8), (33, 4), (200, 8), (200, 40)]
 )
 def test_a_layer(tokens, experts, how):
     """gate_up and down as the backend chooses kernels, with types that differ, under two orders of execution."""
@@ -261,7 +261,12 @@ ROUTINGS = {
     "groups": Routing(8, "sigmoid", groups=4, groups_used=2),
     "groups of softmax": Routing(3, normalise=False, groups=2),
 }
-EXPERTS = {"all experts": [4], "groups": [16, 60, 512], "groups of softmax": [4, 6, 160]}
+EXPERTS = {
+    "softmax": [8, 60, 1024],
+    "all experts": [4],
+    "groups": [16, 512],
+    "groups of softmax": [6],
+}
 
 
 def assert_routed(logits: mx.array, routing: Routing, bias: mx.array | None = None) -> None:
@@ -276,11 +281,11 @@ def assert_routed(logits: mx.array, routing: Routing, bias: mx.array | None = No
 @pytest.mark.parametrize("name", ROUTINGS)
 @pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16], ids=["float32", "bfloat16"])
 def test_route(name, dtype):
-    for experts in EXPERTS.get(name, [16, 60, 128, 512]):
-        logits, bias = 3 * normal(2, 3, experts), normal(experts)
-        assert_routed(logits.astype(dtype), ROUTINGS[name])
+    for experts in EXPERTS.get(name, [128]):
+        logits = 3 * normal(2, 3, experts).astype(dtype)
+        assert_routed(logits, ROUTINGS[name])
         if dtype == mx.float32:  # scores of few bits have ties that float32 sums break otherwise
-            assert_routed(logits, ROUTINGS[name], bias)
+            assert_routed(logits, ROUTINGS[name], normal(experts))
 
 
 @pytest.mark.parametrize("name", ROUTINGS)
