@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import astuple, dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 from metal_machines import COMPLEX, TOGETHER, cycles
@@ -129,15 +130,16 @@ def product(block: str, shape: tuple[int, int], batch: int) -> Case:
 
 def others(batch: int) -> Iterator[Case]:
     """The other kernels, at the shapes of Qwen3-8B."""
-    dim, ffn, heads, d = 4096, 12288, 32, 128
+    dim, ffn, heads, groups, d = 4096, 12288, 32, 8, 128
     for launch in (
         Launch("gate_up", (("Q4_K", ffn, dim),) * 2),
         Launch("matmuls", (("Q4_K", dim, dim), ("Q4_K", 1024, dim), ("Q6_K", 1024, dim))),
+        Launch("norm_matmul", (("F32", 128, 2048),)),  # the router of Qwen3-30B-A3B
     ):
-        x = mx.zeros((batch, dim))
+        x = mx.zeros((batch, launch.k))
         types = "+".join(block for block, _, _ in launch.weights)
         products = batch * sum(rows * k for _, rows, k in launch.weights)
-        name, weights = f"{launch.name} {types} {batch}", ("gate", "up", "w0", "w1", "w2")
+        name, weights = f"{launch.name} {types} {batch}", ("gate", "up", "w", "w0", "w1", "w2")
         yield Case(name, partial(launch.run, x), weights, launch.nbytes, products)
     w, ids = empty("Q4_K", 8192, dim), mx.arange(0, 8192, 8192 // batch)
     yield Case(
@@ -147,13 +149,18 @@ def others(batch: int) -> Iterator[Case]:
         batch * w.block.row_bytes(dim),
         batch * dim,
     )
-    x, norm = mx.zeros((1, batch, heads, d)), (mx.ones(d), 1e-6)
+    q, k, v = (mx.zeros((1, batch, n, d)) for n in (heads, groups, groups))
+    turns: dict[str, Any] = {
+        "offset": 7,
+        "interleaved": False,
+        "norms": (mx.ones(d),) * 2 + (1e-6,),
+    }
     yield Case(
-        f"norm_rope {batch}",
-        lambda: metal.norm_rope(x, mx.ones(d // 2), offset=7, interleaved=False, norm=norm),
-        ("x",),
-        x.nbytes,
-        x.size,
+        f"rotate {batch}",
+        lambda: metal.rotate(q, k, v, mx.ones(d // 2), **turns),
+        ("q", "k", "v"),
+        sum(x.nbytes for x in (q, k, v)),
+        sum(x.size for x in (q, k, v)),
     )
     y = mx.zeros((batch, dim))
     yield Case(

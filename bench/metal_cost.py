@@ -57,6 +57,7 @@ class Speed:
     """ESTIMATES of tokens a second: low and high of decoding, and of a prompt if only arithmetic took time.
 
     busy: the share of a token's time, at the lowest, that arithmetic takes beside the memory
+    launches: of a token
     """
 
     model: str
@@ -65,6 +66,7 @@ class Speed:
     high: float
     busy: float
     prompt: float
+    launches: int
 
 
 class Work(NamedTuple):
@@ -87,7 +89,9 @@ def speeds(model: Model, sample: int) -> Iterator[Speed]:
         low, high = (seconds(chip, work, model.cache_bytes(HELD), share) for share in shares)
         busy = chip.arithmetic_seconds(sum(w.times * w.one for w in work))
         prompt = chip.arithmetic_seconds(sum(w.times * w.prompt for w in work))
-        yield Speed(model.name, chip.name, 1 / low, 1 / high, busy / low, HELD / prompt)
+        yield Speed(
+            model.name, chip.name, 1 / low, 1 / high, busy / low, HELD / prompt, model.launches
+        )
 
 
 def seconds(chip: Chip, work: list[Work], cached: int, share: float) -> float:
@@ -140,11 +144,12 @@ def main() -> int:
         f"\nESTIMATES, nothing was timed: tokens a second after, and of a prompt of, {HELD} tokens\n"
     )
     print(
-        "| model | chip | decode | arithmetic | prompt, arithmetic alone |\n| --- | --- | ---: | ---: | ---: |"
+        "| model | chip | decode | launches | arithmetic | prompt, arithmetic alone |\n"
+        "| --- | --- | ---: | ---: | ---: | ---: |"
     )
     estimates = [speed for model in MODELS for speed in speeds(model, args.sample)]
     for e in estimates:
-        cells = f"{e.low:.0f} to {e.high:.0f} | {e.busy:.0%} | {e.prompt:.0f}"
+        cells = f"{e.low:.0f} to {e.high:.0f} | {e.launches} | {e.busy:.0%} | {e.prompt:.0f}"
         print(f"| {e.model} Q4_K_M | {e.chip} | {cells} |")
     results["estimates"] = [asdict(e) for e in estimates]
     args.out.mkdir(parents=True, exist_ok=True)

@@ -18,6 +18,9 @@ from mlx_ferrum import blocks
 from mlx_ferrum.backends import metal
 from mlx_ferrum.tensor import QTensor
 
+LAYER_LAUNCHES = 7  # of a layer for one token, as tests/test_metal_launches.py counts them
+OTHER_LAUNCHES = 3  # of a token: the embedding, the last norm, the output
+
 
 @dataclass(frozen=True)
 class Model:
@@ -41,6 +44,11 @@ class Model:
         eighth = self.layers // 8
         last = 7 * self.layers // 8
         return layer < eighth or layer >= last or (layer - eighth) % 3 == 2
+
+    @property
+    def launches(self) -> int:
+        """Of a token, those of MLX's own operations included."""
+        return LAYER_LAUNCHES * self.layers + OTHER_LAUNCHES
 
     def cache_bytes(self, held: int) -> int:
         """Of keys and values in float16 that a token reads after `held` others."""
@@ -78,13 +86,14 @@ class Launch:
         return self.weights[0][2]
 
     def run(self, x: mx.array) -> None:
-        """Through the metal backend, in the runner that is in use. x: (n, k)"""
+        """Through the metal backend, in the runner that is in use, with the norms of a model. x: (n, k)"""
         if self.experts:
             return self._run_experts(x)
-        tensors = [empty(*weight) for weight in self.weights]
+        tensors, norm = [empty(*weight) for weight in self.weights], (mx.ones(self.k), 1e-6)
         call: dict[str, Callable[[], object]] = {
-            "matmuls": lambda: metal.matmuls(x, tensors),
-            "gate_up": lambda: metal.gate_up(x, tensors[0], tensors[1], "silu"),
+            "matmuls": lambda: metal.matmuls(x, tensors, norm=norm),
+            "gate_up": lambda: metal.gate_up(x, tensors[0], tensors[1], "silu", norm=norm),
+            "norm_matmul": lambda: metal.norm_matmul(x, tensors[0], norm),
             "matmul": lambda: metal.matmul(x, tensors[0]),
         }
         call[self.name]()
@@ -135,7 +144,7 @@ def _layer(m: Model, more: str) -> Iterator[Launch]:
     yield Launch("matmul", (("Q4_K", m.dim, m.q),))
     gates, down = (("Q4_K", m.ffn, m.dim),) * 2, ((more, m.dim, m.ffn),)
     if m.experts:
-        yield Launch("matmul", (("F32", m.experts, m.dim),))
+        yield Launch("norm_matmul", (("F32", m.experts, m.dim),))
         yield Launch("gather_gate_up", gates, m.experts, m.used)
         yield Launch("gather_down", down, m.experts, m.used)
     else:

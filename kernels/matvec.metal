@@ -57,7 +57,7 @@ template <typename X, typename W>
 METAL_FUNC Run input_run(Normed<X, W> x, int row, int at, thread float& squares) {
     Run values = load_run(x.x + row + at), weights = load_run(x.weight + at);
     UNROLL for (int j = 0; j < 4; j++) {
-        squares += dot(values.v[j], values.v[j]);
+        UNROLL for (int i = 0; i < 4; i++) squares = fma(values.v[j][i], values.v[j][i], squares);
         values.v[j] *= weights.v[j];
     }
     return values;

@@ -127,7 +127,7 @@ def gate_up(
 
 
 def norm_matmul(x: mx.array, w: QTensor, norm: Norm) -> tuple[mx.array, mx.array]:
-    """x normed, which others need too, and its product: x: (..., k), w: (rows, k) -> (..., k), (..., rows)"""
+    """x normed, which others need too, and its product: x: (..., k), w: (rows, k) -> (..., k) and (..., rows)"""
     return _backend().norm_matmul(x, w, norm)
 
 

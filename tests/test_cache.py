@@ -78,6 +78,22 @@ def test_window_chunks_equal_one_pass(cuts, window):
     assert close(run(WindowCache(window), qkv, cuts), whole(qkv, window))
 
 
+@pytest.mark.parametrize("size", [5, 11])
+@pytest.mark.parametrize("make", [KVCache, lambda: WindowCache(6)], ids=["full", "window"])
+def test_values_of_another_size_than_keys(make, size):
+    q, k, _ = random_qkv(20, seed=9)
+    v = np.resize(k[::-1], (*k.shape[:3], size))
+    new = np.zeros((2, *k.shape[:3], max(size, SIZE)), np.float16)
+    new[0, ..., :SIZE], new[1, ..., :size] = k, v
+    held = make()
+    out = [
+        np.asarray(held.attend(activation(q[:, :, a:b]), activation(new[:, :, :, a:b]), scale=0.4))
+        for a, b in ((0, 9), (9, 10), (10, 20))
+    ]
+    found = np.concatenate(out, axis=2)[..., :size]
+    assert close(found, whole((q, k, v), getattr(held, "window", None)))
+
+
 def test_window_storage_stays_bounded():
     length, window = 3 * STEP, 10
     held = WindowCache(window)

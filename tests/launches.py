@@ -1,0 +1,108 @@
+"""Count what a GPU would be asked to launch: our kernels, and the operations of MLX between them."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+from unittest import mock
+
+import mlx.core as mx
+import numpy as np
+
+from mlx_ferrum import launch
+
+# Primitives that only say how memory is to be seen; a reshape may also copy, which takes memory.
+VIEWS = {
+    "Broadcast",
+    "ExpandDims",
+    "Flatten",
+    "Reshape",
+    "Slice",
+    "Squeeze",
+    "Transpose",
+    "Unflatten",
+}
+SEVERAL = {"DynamicSliceUpdate": 2}  # of which the first finds the place
+_LABEL = re.compile(r'\[label ="([^"]*)"')
+
+
+@dataclass
+class Launches:
+    """Stands in for the GPU: `names` are the launches, in their order. Results are zeros, evaluated at once.
+
+    What MLX has to do for the arguments of a launch is seen in their graph; what has no name there, that
+    memory is copied, by the memory that it takes.
+    """
+
+    names: list[str] = field(default_factory=list)
+
+    def __call__(self, kernel: launch.Kernel, call: launch.Launch) -> list[mx.array]:
+        """A runner for launch.use_runner."""
+        self.settle(call.arrays)
+        self.names += ["contiguous copy" for x in call.arrays if not _is_contiguous(x)]
+        self.names.append(kernel.name)
+        shaped = zip(call.output_shapes, call.output_dtypes, strict=True)
+        return [_zeros(shape, dtype) for shape, dtype in shaped]
+
+    def attention(
+        self, q: mx.array, k: mx.array, v: mx.array, *, mask: mx.array | str | None, **_: Any
+    ) -> mx.array:
+        """In the place of mx.fast.scaled_dot_product_attention."""
+        self.settle([q, k, v, *([mask] if isinstance(mask, mx.array) else [])])
+        self.names += ["contiguous copy"] * (not _is_contiguous(q))
+        self.names += ["contiguous copy" for x in (k, v) if not _suits_attention(x)]
+        self.names.append("attention")
+        return _zeros((*q.shape[:3], v.shape[3]), q.dtype)
+
+    def rms_norm(self, x: mx.array, weight: mx.array | None, _: float) -> mx.array:
+        """In the place of mx.fast.rms_norm."""
+        self.settle([x])
+        self.names.append("rms_norm")
+        return _zeros(x.shape, x.dtype)
+
+    def settle(self, arrays: Sequence[mx.array]) -> None:
+        """Note what MLX does for these arrays, and do it."""
+        for name in _primitives(arrays):
+            self.names += [name] * SEVERAL.get(name, name not in VIEWS)
+        views_only = not {*_primitives(arrays)} - VIEWS - {"SliceUpdate"}
+        before = mx.get_active_memory()
+        mx.eval(*arrays)
+        if views_only and mx.get_active_memory() > before:
+            self.names.append("copy")
+
+
+@contextmanager
+def counting() -> Iterator[Launches]:
+    """Within, nothing is computed, and launches are noted."""
+    made = Launches()
+    attention = mock.patch("mlx.core.fast.scaled_dot_product_attention", made.attention)
+    norm = mock.patch("mlx.core.fast.rms_norm", made.rms_norm)
+    with launch.use_runner(made), attention, norm:
+        yield made
+
+
+def _primitives(arrays: Sequence[mx.array]) -> list[str]:
+    """Of the graph of what is not evaluated yet."""
+    text = io.StringIO()
+    mx.export_to_dot(text, *arrays)
+    return _LABEL.findall(text.getvalue())
+
+
+def _zeros(shape: Sequence[int], dtype: mx.Dtype) -> mx.array:
+    out = mx.zeros(shape, dtype)
+    mx.eval(out)
+    return out
+
+
+def _is_contiguous(x: mx.array) -> bool:
+    return bool(np.asarray(x.view(mx.uint16) if x.dtype == mx.bfloat16 else x).flags.c_contiguous)
+
+
+def _suits_attention(x: mx.array) -> bool:
+    """Whether MLX's attention for few queries takes keys or values where they lie (`kv_copy_unless` of its source)."""
+    batch, heads, _, last = np.asarray(x).strides
+    return last == x.itemsize and (1 in x.shape[:2] or batch == heads * x.shape[1])
