@@ -18,7 +18,10 @@ from mlx_ferrum import blocks
 from mlx_ferrum.backends import metal
 from mlx_ferrum.tensor import QTensor
 
-LAYER_LAUNCHES = 7  # of a layer for one token, as tests/test_metal_launches.py counts them
+LAYER_LAUNCHES, MIXTURE_LAUNCHES = (
+    7,
+    9,
+)  # of a layer for one token, as tests/test_metal_launches.py counts them
 OTHER_LAUNCHES = 3  # of a token: the embedding, the last norm, the output
 
 
@@ -48,7 +51,8 @@ class Model:
     @property
     def launches(self) -> int:
         """Of a token, those of MLX's own operations included."""
-        return LAYER_LAUNCHES * self.layers + OTHER_LAUNCHES
+        layer = MIXTURE_LAUNCHES if self.experts else LAYER_LAUNCHES
+        return layer * self.layers + OTHER_LAUNCHES
 
     def cache_bytes(self, held: int) -> int:
         """Of keys and values in float16 that a token reads after `held` others."""
