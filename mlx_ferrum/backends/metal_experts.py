@@ -16,8 +16,8 @@ from ..ops import Activation, Routing
 from ..tensor import QTensor
 from .metal_shapes import ACTIVATIONS, MATVEC_ROWS, is_tiny, rows_a_simdgroup
 
-# Up to here, on average: a pair reads its weights for itself, in 2 ps each on an M1 Max; a tile of 16, whatever it
-# holds, takes 6 ps of arithmetic for each (bench/metal_cost.py).
+# On average, up to here: a weight takes an M1 Max 2 ps for every pair, as each reads for itself, and 6 ps of
+# arithmetic for a tile of 16, however few pairs that holds (bench/metal_cost.py).
 PAIRS_AN_EXPERT = 3
 TILES = (16, 32, 64)  # pairs; the smallest that holds an expert's average share wastes least
 
