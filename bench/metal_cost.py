@@ -33,7 +33,8 @@ from typing import Any, NamedTuple
 
 import mlx.core as mx
 from metal_cases import HEADER, Cost, counting, others, product
-from metal_machines import CHIPS, SHARES, Chip, cycles
+from metal_expert_cases import SORT, mixtures
+from metal_machines import CHIPS, MIXTURE_SHARES, SHARES, Chip, cycles
 from metal_models import MODELS, Launch, Model, launches, output
 
 from mlx_ferrum import blocks, cli
@@ -46,7 +47,7 @@ HELD = 512  # tokens before the one that is estimated, and those of a prompt
 
 def count(launch: Launch, batch: int, sample: int) -> float:
     """Cycles of schedulers that a launch takes for `batch` rows of x: an estimate."""
-    with counting(sample) as host:
+    with counting(sample, whole=[SORT]) as host:
         launch.run(mx.zeros((batch, launch.k)))
     return sum(cycles(counts.issued) for counts in host.counts)
 
@@ -83,8 +84,9 @@ def speeds(model: Model, sample: int) -> Iterator[Speed]:
     for launch, times in launches(model).items():
         rows = 1 if launch == output(model) else HELD
         work.append(Work(launch, times, count(launch, 1, sample), count(launch, rows, sample)))
+    shares = MIXTURE_SHARES if model.experts else SHARES
     for chip in CHIPS:
-        low, high = (seconds(chip, work, model.cache_bytes(HELD), share) for share in SHARES)
+        low, high = (seconds(chip, work, model.cache_bytes(HELD), share) for share in shares)
         busy = chip.arithmetic_seconds(sum(w.times * w.one for w in work))
         prompt = chip.arithmetic_seconds(sum(w.times * w.prompt for w in work))
         yield Speed(
@@ -125,7 +127,7 @@ def table(args: argparse.Namespace) -> Iterator[Cost]:
     cases = (product(t, s, n) for n in args.batches for t in args.types for s in args.shapes)
     more = (case for n in args.batches if n <= metal.MATVEC_ROWS for case in others(n))
     print(HEADER)
-    for case in chain(cases, more):
+    for case in chain(cases, more, mixtures()):
         found = case.cost(args.sample)
         print(found.line(), flush=True)
         yield found

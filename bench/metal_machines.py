@@ -56,6 +56,10 @@ class Chip:
         return nbytes / (self.bandwidth * share)
 
 
+# The same of mixtures of experts: llama.cpp with Qwen3-30B-A3B Q8_0 on an M2 Ultra, 76.3 tokens a second of 3.27 GB
+# (github.com/ggml-org/llama.cpp, pull request 15616); the most that is known of any system.
+MIXTURE_SHARES = (0.31, 0.55)
+
 # Cores and bandwidth: Apple's announcements (68.25 GB/s: the M1's memory, LPDDR4X-4266 on 128 bits).
 # Clocks: M1 and M1 Max as above; M3 Max and M4 Max from hmc-tech.com, which has 1578 and 1678 MHz for M4.
 CHIPS = (

@@ -1,11 +1,12 @@
-"""The weights of two models as their Q4_K_M files have them, and the launches of a token.
+"""The weights of some models as their Q4_K_M files have them, and the launches of a token.
 
 The types are those that llama-quantize gives them: Q4_K, but Q6_K for the output and, in every other layer or so,
-for attn_v and ffn_down.
+for attn_v and ffn_down; F32 for the router of a mixture of experts.
 """
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,13 +18,19 @@ from mlx_ferrum import blocks
 from mlx_ferrum.backends import metal
 from mlx_ferrum.tensor import QTensor
 
-LAYER_LAUNCHES = 7  # of a layer for one token, as tests/test_metal_launches.py counts them
+LAYER_LAUNCHES, MIXTURE_LAUNCHES = (
+    7,
+    9,
+)  # of a layer for one token, as tests/test_metal_launches.py counts them
 OTHER_LAUNCHES = 3  # of a token: the embedding, the last norm, the output
 
 
 @dataclass(frozen=True)
 class Model:
-    """q, kv: rows of attn_q, of attn_k and attn_v; ffn: rows of ffn_gate and ffn_up"""
+    """q, kv: rows of attn_q, of attn_k and attn_v; ffn: rows of ffn_gate and ffn_up
+
+    experts: how many such there are, of which a token gets `used`; 0 for no mixture
+    """
 
     name: str
     layers: int
@@ -32,6 +39,8 @@ class Model:
     kv: int
     ffn: int
     vocab: int
+    experts: int = 0
+    used: int = 0
 
     def has_more_bits(self, layer: int) -> bool:
         """Whether the layer's attn_v and ffn_down are Q6_K: the first and last eighth, and a third between."""
@@ -42,7 +51,8 @@ class Model:
     @property
     def launches(self) -> int:
         """Of a token, those of MLX's own operations included."""
-        return LAYER_LAUNCHES * self.layers + OTHER_LAUNCHES
+        layer = MIXTURE_LAUNCHES if self.experts else LAYER_LAUNCHES
+        return layer * self.layers + OTHER_LAUNCHES
 
     def cache_bytes(self, held: int) -> int:
         """Of keys and values in float16 that a token reads after `held` others."""
@@ -52,6 +62,7 @@ class Model:
 MODELS = (
     Model("Qwen3-8B", 36, 4096, 4096, 1024, 12288, 151936),
     Model("Llama-3.1-8B", 32, 4096, 4096, 1024, 14336, 128256),
+    Model("Qwen3-30B-A3B", 48, 2048, 4096, 512, 768, 151936, experts=128, used=8),
 )
 
 
@@ -60,15 +71,19 @@ class Launch:
     """Products of a token: what is called with x (n, k), and the weights that it reads.
 
     weights: (ggml type, rows, k) of each
+    experts: that each weight has for a token to get `used` of; 0 for a weight that all tokens share
     """
 
     name: str
     weights: tuple[tuple[str, int, int], ...]
+    experts: int = 0
+    used: int = 1
 
     @property
     def nbytes(self) -> int:
-        """Of the weights."""
-        return sum(rows * blocks.by_name(block).row_bytes(k) for block, rows, k in self.weights)
+        """Of the weights that a token reads."""
+        each = sum(rows * blocks.by_name(block).row_bytes(k) for block, rows, k in self.weights)
+        return self.used * each
 
     @property
     def k(self) -> int:
@@ -76,6 +91,8 @@ class Launch:
 
     def run(self, x: mx.array) -> None:
         """Through the metal backend, in the runner that is in use, with the norms of a model. x: (n, k)"""
+        if self.experts:
+            return self._run_experts(x)
         tensors, norm = [empty(*weight) for weight in self.weights], (mx.ones(self.k), 1e-6)
         call: dict[str, Callable[[], object]] = {
             "matmuls": lambda: metal.matmuls(x, tensors, norm=norm),
@@ -85,11 +102,30 @@ class Launch:
         }
         call[self.name]()
 
+    def _run_experts(self, x: mx.array) -> None:
+        """Tokens choose at random."""
+        tokens = x.shape[0]
+        count = min(self.experts, tokens * self.used)
+        ids = random_ids(tokens, self.used, count)
+        tensors = [empty(block, count, rows, k) for block, rows, k in self.weights]
+        if self.name == "gather_gate_up":
+            metal.gather_gate_up(x, tensors[0], tensors[1], ids, "silu")
+        else:
+            each = mx.broadcast_to(x[:, None], (tokens, self.used, self.k))
+            metal.gather_down(each, tensors[0], ids, mx.ones((tokens, self.used)))
 
-def empty(block: str, rows: int, k: int) -> QTensor:
+
+def empty(block: str, *shape: int) -> QTensor:
     """Weights of zeros: what a kernel does does not hang on their values."""
     kind = blocks.by_name(block)
-    return QTensor(kind, (rows, k), np.zeros(rows * kind.row_bytes(k), np.uint8))
+    nbytes = math.prod(shape[:-1]) * kind.row_bytes(shape[-1])
+    return QTensor(kind, shape, np.zeros(nbytes, np.uint8))
+
+
+def random_ids(tokens: int, used: int, experts: int) -> mx.array:
+    """Different experts for each token, all as likely: (tokens, used) int32."""
+    rng = np.random.default_rng(tokens)
+    return mx.array(rng.random((tokens, experts)).argsort(axis=-1)[:, :used].astype(np.int32))
 
 
 def launches(model: Model) -> Counter[Launch]:
@@ -110,5 +146,11 @@ def _layer(m: Model, more: str) -> Iterator[Launch]:
     qkv = (("Q4_K", m.q, m.dim), ("Q4_K", m.kv, m.dim), (more, m.kv, m.dim))
     yield Launch("matmuls", qkv)
     yield Launch("matmul", (("Q4_K", m.dim, m.q),))
-    yield Launch("gate_up", (("Q4_K", m.ffn, m.dim),) * 2)
-    yield Launch("matmul", ((more, m.dim, m.ffn),))
+    gates, down = (("Q4_K", m.ffn, m.dim),) * 2, ((more, m.dim, m.ffn),)
+    if m.experts:
+        yield Launch("norm_matmul", (("F32", m.experts, m.dim),))
+        yield Launch("gather_gate_up", gates, m.experts, m.used)
+        yield Launch("gather_down", down, m.experts, m.used)
+    else:
+        yield Launch("gate_up", gates)
+        yield Launch("matmul", down)

@@ -60,23 +60,37 @@ METAL_FUNC void expand_run(const device B* row, int step, int h, int k, thread E
     }
 }
 
+// Which rows of x a tile takes, and which of y it fills: neighbours, of n from `start` on. `in` is asked for rows
+// past the count too.
+struct Neighbours {
+    int start, n;
+
+    int count() const { return n - start; }
+    int in(int c) const { return min(start + c, n - 1); }
+    int out(int c) const { return start + c; }
+};
+
 // The tiles of a step, as 8x8 blocks of halves: block (part, j) has numbers 8 part .. of rows 8 j ...
-// A thread takes half of what a row of w has, and COLUMNS / 32 eighths of rows of x.
+// A thread takes half of what a row of w has, and COLUMNS / 32 eighths of rows of x; of 16, half of the threads do.
 template <typename B, int COLUMNS, typename X>
 struct Tiles {
-    static constexpr constant int EIGHTHS = COLUMNS / 32;
+    static constexpr constant int EIGHTHS = (COLUMNS + 31) / 32;
     const device B* row;
-    X x;
     threadgroup half4 *weights, *activations;
-    int k, n, start, thread_index;
+    int k, thread_index;
+    X from[EIGHTHS];
     Eight w[2], a[EIGHTHS];
+
+    template <typename N>
+    void take(X x, N taken) {
+        UNROLL for (int j = 0; j < EIGHTHS; j++) from[j] = x + size_t(taken.in((thread_index + 128 * j) / 4)) * k;
+    }
 
     void load(int step) {
         expand_run(row, step, thread_index % 2, k, w);
         UNROLL for (int j = 0; j < EIGHTHS; j++) {
             int piece = thread_index + 128 * j, part = piece % 4;
-            X from = x + size_t(min(start + piece / 4, n - 1)) * k;
-            a[j] = load_eight(from, run_start<B>(step, part / 2) + 8 * (part % 2), k);
+            a[j] = load_eight(from[j], run_start<B>(step, part / 2) + 8 * (part % 2), k);
         }
     }
 
@@ -88,7 +102,7 @@ struct Tiles {
         }
         UNROLL for (int j = 0; j < EIGHTHS; j++) {
             int piece = thread_index + 128 * j, c = piece / 4, block = piece % 4 * (COLUMNS / 8) + c / 8;
-            put(activations + 16 * block + 2 * (c % 8), a[j]);
+            if (c < COLUMNS) put(activations + 16 * block + 2 * (c % 8), a[j]);
         }
     }
 
@@ -138,16 +152,17 @@ METAL_FUNC void add_products(thread Accumulators<COLUMNS>& sums, const threadgro
     }
 }
 
-// One threadgroup of 128: rows [first, first + 64) of w (rows, k), rows [start, start + COLUMNS) of x (n, k)
-// -> y (n, rows). memory: (64 + COLUMNS) * 32 halves.
-template <int COLUMNS, typename B, typename X, typename F, typename T>
-METAL_FUNC void matmul(const device B* w, X x, F finished, device T* y, int rows, int n, int k, int first, int start,
+// One threadgroup of 128: rows [first, first + 64) of w (rows, k), up to COLUMNS rows of x (…, k) -> the same of
+// y (…, rows). memory: (64 + COLUMNS) * 32 halves.
+template <int COLUMNS, typename B, typename X, typename N, typename F, typename T>
+METAL_FUNC void matmul(const device B* w, X x, N taken, F finished, device T* y, int rows, int k, int first,
                        threadgroup half4* memory, uint thread_index) {
     uint simdgroup = thread_index / 32, lane = thread_index % 32;
     int blocks = k / B::WEIGHTS, steps = (k + DEPTH - 1) / DEPTH;
     const device B* row = w + size_t(min(first + int(thread_index) / 2, rows - 1)) * blocks;
     threadgroup half4* activations = memory + TILE_ROWS * DEPTH / 4;
-    Tiles<B, COLUMNS, X> tiles = {row, x, memory, activations, k, n, start, int(thread_index)};
+    Tiles<B, COLUMNS, X> tiles = {row, memory, activations, k, int(thread_index)};
+    tiles.take(x, taken);
     // a simdgroup has a quarter of the tile
     const threadgroup half* my_weights = (const threadgroup half*)memory + simdgroup % 2 * 4 * 64;
     const threadgroup half* my_activations = (const threadgroup half*)activations + simdgroup / 2 * (COLUMNS / 16) * 64;
@@ -165,13 +180,14 @@ METAL_FUNC void matmul(const device B* w, X x, F finished, device T* y, int rows
     }
     // eight rows of x at a time go through 1 KiB of each simdgroup's own
     threadgroup float* out = (threadgroup float*)memory + 256 * simdgroup;
-    int m = first + int(simdgroup % 2) * 32 + int(lane), c = start + int(simdgroup / 2) * (COLUMNS / 2);
+    int m = first + int(simdgroup % 2) * 32 + int(lane), c = int(simdgroup / 2) * (COLUMNS / 2);
     UNROLL for (int j = 0; j < COLUMNS / 16; j++) {
         UNROLL for (int i = 0; i < 4; i++) simdgroup_store(sums.v[j][i], out + 8 * i, 32);
         simdgroup_barrier(mem_flags::mem_threadgroup);
         for (int i = 0; i < 8; i++) {
-            size_t at = size_t(c + 8 * j + i) * rows + m;
-            if (m < rows && c + 8 * j + i < n) y[at] = T(finished(out[32 * i + lane], m, at));
+            if (m >= rows || c + 8 * j + i >= taken.count()) continue;
+            size_t at = size_t(taken.out(c + 8 * j + i)) * rows + m;
+            y[at] = T(finished(out[32 * i + lane], m, at));
         }
         simdgroup_barrier(mem_flags::mem_threadgroup);
     }

@@ -18,8 +18,9 @@ BODY = """
     threadgroup half4 memory[(TILE_ROWS + COLUMNS) * DEPTH / 4];
     int rows = w_shape[0], n = x_shape[0], tiles = (n + COLUMNS - 1) / COLUMNS;
     int tile = threadgroup_position_in_grid.x;
-    matmul<COLUMNS>((const device Weight*)w, x, finish<BIAS, ADD, ACT>(bias, add, gate), y, rows, n, x_shape[1],
-                    tile / tiles * TILE_ROWS, tile % tiles * COLUMNS, memory, thread_index_in_threadgroup);
+    Neighbours taken = {tile % tiles * COLUMNS, n};
+    matmul<COLUMNS>((const device Weight*)w, x, taken, finish<BIAS, ADD, ACT>(bias, add, gate), y, rows, x_shape[1],
+                    tile / tiles * TILE_ROWS, memory, thread_index_in_threadgroup);
 """
 
 

@@ -115,7 +115,9 @@ def test_every_operation_meets_every_type():
     types = {block.name for block in blocks.SUPPORTED}
     for op in ("matmul", "matmuls", "gate_up", "norm_matmul", "rows", "dequantize"):
         assert seen.pop(op) == types
-    assert set(seen) == {"put", "attend", "rms_norm", "rotate"}
+    for op in ("gather_matmul", "gather_gate_up", "gather_down"):
+        assert seen.pop(op) == types
+    assert set(seen) == {"put", "attend", "rms_norm", "rotate", "route", "sigmoid_gate"}
     assert all(types == {ARRAYS} for types in seen.values())
 
 

@@ -13,6 +13,7 @@ from mlx_ferrum import blocks
 
 sys.path.append(str(Path(__file__).parent.parent / "bench"))
 cases, cost = import_module("metal_cases"), import_module("metal_cost")
+expert_cases = import_module("metal_expert_cases")
 machines, models = import_module("metal_machines"), import_module("metal_models")
 
 pytestmark = needs_host
@@ -60,6 +61,18 @@ def test_every_other_kernel_reads_once():
         assert 1 <= case.cost(10).read <= 1.02, case.name
 
 
+def test_kernels_of_experts_read_what_is_chosen_once():
+    """But the sort, which each expert does for itself."""
+    seen: set[str] = set()
+    for case in expert_cases.mixtures():
+        kernel = case.name.split()[0]
+        if kernel not in (*seen, expert_cases.SORT):
+            found = case.cost(None if kernel == "gather_matmul" else 6)
+            assert 0.99 <= found.read <= 1.02, case.name
+        seen.add(kernel)
+    assert len(seen) == 6
+
+
 @pytest.mark.parametrize(
     "mixture, measured",
     [
@@ -85,6 +98,19 @@ def test_models_are_as_large_as_their_files(name, size):
     weights = sum(launch.nbytes * n for launch, n in models.launches(model).items())
     # less the norms, the vocabulary and other metadata
     assert weights + embeddings == pytest.approx(size, rel=2e-3)
+
+
+def test_a_mixture_is_as_large_as_its_file():
+    """17.2 GiB, as another system prints: 16.9 of layers, and the output."""
+    (model,) = (m for m in models.MODELS if m.experts)
+    output = models.output(model)
+    layers = sum(
+        launch.nbytes * max(launch.experts, 1) // launch.used * n
+        for launch, n in models.launches(model).items()
+        if launch != output
+    )
+    assert layers / 2**30 == pytest.approx(16.9, abs=0.05)
+    assert output.nbytes / 2**20 == pytest.approx(243.4, abs=0.05)
 
 
 def test_a_model_that_memory_bounds_is_as_fast_as_memory():

@@ -11,6 +11,7 @@ from test_ops import random_tensor
 
 from mlx_ferrum import blocks
 from mlx_ferrum.kernels.matvec import matvec
+from mlx_ferrum.kernels.rows import rows
 
 pytestmark = needs_host
 INDEX = "uint i = thread_position_in_grid.x, lane = thread_index_in_simdgroup;"
@@ -118,12 +119,14 @@ def test_a_sample_stands_for_the_whole():
     w, x = random_tensor(blocks.Q6_K, 256, 1024, seed=1), mx.ones((2, 1024))
     found = []
     for sample in (None, 4):
-        with counting(sample) as host:
-            y = matvec(x, w)
+        with counting(sample, whole=["rows_Q6_K"]) as host:
+            y, ids = matvec(x, w), mx.arange(64)
+            read = rows(w, ids)
         found.append(host.counts[0])
     whole, part = found
     assert (whole.sampled, part.sampled, part.groups) == (32, 4, 32)
     assert np.isnan(np.array(y)).any()  # of threadgroups that did not run
+    assert not np.isnan(np.array(read)).any()  # of a kernel that is to run whole
     assert part.issued == pytest.approx(whole.issued)
     for name in ("x", "w"):
         a, b = whole.reads[name], part.reads[name]

@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import mlx.core as mx
-from mlx import nn
 
 from .. import launch
 from ..kernels import gate_up as gate_up_kernel
@@ -25,12 +24,15 @@ from ..kernels import rotate as rotate_kernel
 from ..kernels import rows as rows_kernel
 from ..ops import Activation, HeadNorms, Norm
 from ..tensor import QTensor
+from .metal_experts import gather_down as gather_down
+from .metal_experts import gather_gate_up as gather_gate_up
+from .metal_experts import gather_matmul as gather_matmul
+from .metal_experts import route as route
+from .metal_experts import sigmoid_gate as sigmoid_gate
+from .metal_shapes import ACTIVATIONS, is_tiny, rows_a_simdgroup
+from .metal_shapes import MATVEC_ROWS as MATVEC_ROWS
 
 LAZY = True
-_ACTIVATIONS = {"silu": nn.silu, "gelu": nn.gelu_approx}
-MATVEC_ROWS = 8  # of x: up to here weights are read once for all of them, and no tile would be full
-FEW_ROWS = 1024  # of w: below, a simdgroup takes fewer of them, so that there are enough simdgroups
-LEAST_WORDS = 8  # MLX hands smaller arrays over as constants; such weights are expanded
 
 
 def prepare(_threads: int | None) -> None:
@@ -44,10 +46,10 @@ def matmul(
 ) -> mx.array:
     flat = _flat(x, w)
     residual = None if add is None else add.reshape(-1, w.rows)
-    if _is_tiny(w):
+    if is_tiny(w):
         y = _sum(flat @ dequantize(w).T, bias, residual)
     elif flat.shape[0] <= MATVEC_ROWS:
-        rows = _rows_a_simdgroup(w.rows)
+        rows = rows_a_simdgroup(w.rows)
         y = matvec_kernel.matvec(flat, w, bias=bias, add=residual, rows=rows)
     else:
         y = matmul_kernel.matmul(flat, w, bias=bias, add=residual, columns=_columns(flat))
@@ -64,10 +66,10 @@ def matmuls(
     biases = [None] * len(ws) if biases is None else biases
     flat = _flat(x, *ws)
     together = 2 <= len(ws) <= matvecs_kernel.MOST and flat.shape[0] <= MATVEC_ROWS
-    if not together or any(map(_is_tiny, ws)):
+    if not together or any(map(is_tiny, ws)):
         x = _normed(x, norm)
         return [matmul(x, w, bias=bias) for w, bias in zip(ws, biases, strict=True)]
-    rows = _rows_a_simdgroup(sum(w.rows for w in ws))
+    rows = rows_a_simdgroup(sum(w.rows for w in ws))
     products = matvecs_kernel.matvecs(flat, ws, biases, norm=norm, rows=rows)
     return [y.reshape(*x.shape[:-1], -1) for y in products]
 
@@ -76,11 +78,11 @@ def gate_up(
     x: mx.array, gate: QTensor, up: QTensor, act: Activation, *, norm: Norm | None = None
 ) -> mx.array:
     flat = _flat(x, gate, up)
-    if _is_tiny(gate) or _is_tiny(up):
+    if is_tiny(gate) or is_tiny(up):
         flat = _normed(flat, norm)
-        y = _ACTIVATIONS[act](matmul(flat, gate)) * matmul(flat, up)
+        y = ACTIVATIONS[act](matmul(flat, gate)) * matmul(flat, up)
     elif flat.shape[0] <= MATVEC_ROWS:
-        rows = _rows_a_simdgroup(2 * gate.rows) // 2  # of either matrix
+        rows = rows_a_simdgroup(2 * gate.rows) // 2  # of either matrix
         y = gate_up_kernel.gate_up(flat, gate, up, act, norm=norm, rows=rows)
     else:
         flat, columns = _normed(flat, norm), _columns(flat)
@@ -91,7 +93,7 @@ def gate_up(
 
 def norm_matmul(x: mx.array, w: QTensor, norm: Norm) -> tuple[mx.array, mx.array]:
     flat = _flat(x, w)
-    if flat.shape[0] > MATVEC_ROWS or _is_tiny(w):
+    if flat.shape[0] > MATVEC_ROWS or is_tiny(w):
         x = _normed(x, norm)
         return x, matmul(x, w)
     normed, y = norm_matvec_kernel.norm_matvec(flat, w, norm)
@@ -100,12 +102,12 @@ def norm_matmul(x: mx.array, w: QTensor, norm: Norm) -> tuple[mx.array, mx.array
 
 def rows(w: QTensor, ids: mx.array, scale: float = 1.0) -> mx.array:
     flat = ids.reshape(-1)
-    y = dequantize(w)[flat] * scale if _is_tiny(w) else rows_kernel.rows(w, flat, scale)
+    y = dequantize(w)[flat] * scale if is_tiny(w) else rows_kernel.rows(w, flat, scale)
     return y.reshape(*ids.shape, w.shape[-1])
 
 
 def dequantize(w: QTensor) -> mx.array:
-    if _is_tiny(w):
+    if is_tiny(w):
         return w.block.dequantize(w.array.view(mx.uint8)).reshape(w.shape)
     return rows(w, mx.arange(w.rows)).reshape(w.shape)
 
@@ -182,10 +184,6 @@ def _normed(x: mx.array, norm: Norm | None) -> mx.array:
     return x if norm is None else rms_norm(x, *norm)
 
 
-def _is_tiny(w: QTensor) -> bool:
-    return w.array.size < LEAST_WORDS
-
-
 def _columns(x: mx.array) -> int:
     """Rows of x in a tile: the smaller one where it holds all of them."""
     return 32 if x.shape[0] <= 32 else 64
@@ -193,7 +191,3 @@ def _columns(x: mx.array) -> int:
 
 def _sum(*parts: mx.array | None) -> mx.array:
     return functools.reduce(operator.add, (part for part in parts if part is not None))
-
-
-def _rows_a_simdgroup(rows: int) -> int:
-    return 2 if rows < FEW_ROWS else 4

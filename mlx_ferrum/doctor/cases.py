@@ -5,8 +5,7 @@ A case computes the same thing with any operations: those of the backend in use,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,8 @@ import numpy as np
 from .. import ops
 from ..blocks import SUPPORTED, Block
 from ..tensor import QTensor
+from . import expert_cases
+from .case import Case, Convert, Operations
 from .weights import random_tensor
 
 FEW_ROWS = 8  # of x: from 9 on, backends may have kernels of other exactness
@@ -22,31 +23,14 @@ QUERIES, KEYS_AND_VALUES = 0, 1  # what rotate returns
 _NORMED = ", normed"
 _LEAST_K = 37  # of types whose block is one number
 
-Operations = Any  # the module ops, or a backend
-Convert = Callable[[np.ndarray], Any]  # to an activation of a backend's kind
-
-
-@dataclass(frozen=True)
-class Case:
-    """One computation.
-
-    op: the operation, or a variant with an exactness of its own
-    type: of the weights
-    shape: for people
-    compute: (operations, convert) -> result; the same every time
-    """
-
-    op: str
-    type: str
-    shape: str
-    compute: Callable[[Operations, Convert], Any]
-
 
 def groups() -> Iterator[tuple[str, list[Case]]]:
     """(type, its cases) for each block type, then for the operations without weights."""
     for i, block in enumerate(SUPPORTED):
-        yield block.name, list(_of_type(np.random.default_rng(i), block))
-    yield ARRAYS, list(_of_arrays(np.random.default_rng(len(SUPPORTED))))
+        rng = np.random.default_rng(i)
+        yield block.name, [*_of_type(rng, block), *expert_cases.of_type(rng, block)]
+    rng = np.random.default_rng(len(SUPPORTED))
+    yield ARRAYS, [*_of_arrays(rng), *expert_cases.of_arrays(rng, ARRAYS)]
 
 
 def _of_type(rng: np.random.Generator, block: type[Block]) -> Iterator[Case]:

@@ -18,7 +18,8 @@ from tqdm import tqdm
 from .. import ops
 from ..backends import reference
 from ..blocks import SUPPORTED
-from .cases import Case, Convert, groups
+from .case import Case, Convert
+from .cases import groups
 from .privacy import one_line
 
 _FLOAT32 = 1e-5  # sums of some hundred terms, in another order
@@ -34,12 +35,17 @@ _BOUNDS: Mapping[str, Mapping[str, float]] = {
     "cpu": {
         **dict.fromkeys(("matmul", "matmul, 9+ rows", "matmuls", "norm_matmul"), _INTEGER),
         **dict.fromkeys(("gate_up", "gate_up, 9+ rows"), 2 * _INTEGER),  # two products
+        **dict.fromkeys(("gather_matmul", "gather_matmul, 9+ rows"), _INTEGER),
+        **dict.fromkeys(("gather_gate_up", "gather_gate_up, 9+ rows"), 2 * _INTEGER),
+        **dict.fromkeys(("gather_down", "gather_down, 9+ rows"), _INTEGER),
         **dict.fromkeys(("rows", "dequantize"), _EXACT),
         "attend": _ATTENTION,
         "rotate": _HALF,  # what a cache holds is float16
     },
     "metal": {
         **dict.fromkeys(("matmul, 9+ rows", "gate_up, 9+ rows"), _HALF),  # tiles of float16
+        **dict.fromkeys(("gather_matmul, 9+ rows", "gather_down, 9+ rows"), _HALF),
+        "gather_gate_up, 9+ rows": _HALF,
         **dict.fromkeys(("rows", "dequantize"), _LAST_BITS),
         "attend": 2 * _HALF,  # computed in float16
         "rotate": _HALF,
@@ -47,6 +53,9 @@ _BOUNDS: Mapping[str, Mapping[str, float]] = {
     "reference": {
         **dict.fromkeys(("matmul", "matmul, 9+ rows", "matmuls", "norm_matmul", "attend"), _HALF),
         **dict.fromkeys(("gate_up", "gate_up, 9+ rows"), 2 * _HALF),
+        **dict.fromkeys(("gather_matmul", "gather_matmul, 9+ rows"), _HALF),
+        **dict.fromkeys(("gather_gate_up", "gather_gate_up, 9+ rows"), 2 * _HALF),
+        **dict.fromkeys(("gather_down", "gather_down, 9+ rows"), _HALF),
         **dict.fromkeys(("rows", "dequantize"), _LAST_BITS),
         "rotate": _ANGLES,
     },

@@ -118,9 +118,11 @@ class Counted(Host):
     """A host whose `counts` are those of the launches so far.
 
     sample: threadgroups that run, spread evenly over the launch; the outputs of the others stay unwritten
+    whole: names of kernels that run whole, as others find their way by what they write
     """
 
     sample: int | None = None
+    whole: Sequence[str] = ()
     counts: list[Counts] = field(default_factory=list)
 
     def _execute(self, made: Signature, call: Launch, memory: list[Memory]) -> None:
@@ -128,7 +130,8 @@ class Counted(Host):
         groups = math.prod(
             -(-n // min(g, n)) for n, g in zip(call.grid, call.threadgroup, strict=True)
         )
-        tally = _Tally(program, memory, _wanted(groups, self.sample))
+        sample = None if made.kernel in self.whole else self.sample
+        tally = _Tally(program, memory, _wanted(groups, sample))
         with tally.counting():
             raw = native.run(
                 library,
@@ -144,12 +147,12 @@ class Counted(Host):
 
 
 @contextmanager
-def counting(sample: int | None = None) -> Iterator[Counted]:
+def counting(sample: int | None = None, whole: Sequence[str] = ()) -> Iterator[Counted]:
     """Within, launches run on this CPU and are counted, wherever there is Metal or not.
 
-    sample: see `Counted`
+    sample, whole: see `Counted`
     """
-    host = Counted(sample=sample)
+    host = Counted(sample=sample, whole=whole)
     with launch.use_runner(host):
         yield host
 

@@ -1,0 +1,73 @@
+"""gather_down: the weighted sum of what a token's experts say, for few tokens."""
+
+from __future__ import annotations
+
+import functools
+
+import mlx.core as mx
+
+from mlx_ferrum.launch import Kernel
+from mlx_ferrum.tensor import QTensor
+
+from .gather_matvec import check
+from .header import header
+from .matvec import LANES, SIMDGROUPS
+
+BODY = """
+    Stack stack = {w_shape[0], w_shape[1], x_shape[1], USED};
+    int simdgroup = SIMDGROUPS * threadgroup_position_in_grid.x + simdgroup_index_in_threadgroup;
+    int token = threadgroup_position_in_grid.y, pair = token * USED;
+    size_t row = size_t(token) * stack.rows;
+    gather_down<ROWS, ADD>((const device Weight*)w, x + size_t(pair) * stack.k, ids + pair, weights + pair,
+                           ADD ? add + row : add, y + row, stack, ROWS * simdgroup, thread_index_in_simdgroup);
+"""
+
+
+def gather_down(
+    x: mx.array,
+    w: QTensor,
+    ids: mx.array,
+    weights: mx.array,
+    *,
+    add: mx.array | None = None,
+    rows: int = 4,
+) -> mx.array:
+    """Σ weights x w[id]ᵀ + add in one launch, as float32; NaN for a token with an id outside [0, e).
+
+    x: (tokens * n, k) of a float type; w: (e, rows, k) of at least 8 words; ids, weights: (tokens, n)
+        -> (tokens, rows)
+    add: (tokens, rows)
+    rows: of w, that a simdgroup takes
+    """
+    check(x, ids, w, tokens=ids.size)
+    check_sum(ids, weights, add, w.shape[1])
+    tokens, used = ids.shape
+    tiles = -(-w.shape[1] // (rows * SIMDGROUPS))
+    (y,) = _kernel(w.block.name)(
+        [x, w.array, ids, weights, x if add is None else add],
+        template={"ROWS": rows, "USED": used, "ADD": add is not None},
+        grid=(LANES * SIMDGROUPS * tiles, tokens, 1),
+        threadgroup=(LANES * SIMDGROUPS, 1, 1),
+        output_shapes=[(tokens, w.shape[1])],
+        output_dtypes=[mx.float32],
+    )
+    return y
+
+
+def check_sum(ids: mx.array, weights: mx.array, add: mx.array | None, d: int) -> None:
+    """Raises ValueError unless weights are shaped as ids (tokens, n), and add is (tokens, d) or None."""
+    if weights.shape != ids.shape:
+        raise ValueError(f"gather: weights of shape {weights.shape} for ids of {ids.shape}")
+    if add is not None and add.shape != (ids.shape[0], d):
+        raise ValueError(f"gather: add of shape {add.shape}, expected {(ids.shape[0], d)}")
+
+
+@functools.cache
+def _kernel(block: str) -> Kernel:
+    return Kernel(
+        name=f"gather_down_{block}",
+        source=BODY,
+        inputs=("x", "w", "ids", "weights", "add"),
+        outputs=("y",),
+        header=header("gather_down.metal", Weight=block),
+    )

@@ -1,0 +1,55 @@
+"""gather_gate_up: act(x gate[id]ᵀ) * (x up[id]ᵀ) for few tokens, each with experts of its own."""
+
+from __future__ import annotations
+
+import functools
+
+import mlx.core as mx
+
+from mlx_ferrum.launch import Kernel
+from mlx_ferrum.tensor import QTensor
+
+from .gate_up import ACTIVATIONS
+from .gather_matvec import check
+from .header import header
+from .matvec import LANES, SIMDGROUPS
+
+BODY = """
+    Stack stack = {gate_shape[0], gate_shape[1], x_shape[1], USED};
+    int simdgroup = SIMDGROUPS * threadgroup_position_in_grid.x + simdgroup_index_in_threadgroup;
+    gather_gate_up<ROWS, ACT>((const device Gate*)gate, (const device Up*)up, x, ids, y, stack,
+                              threadgroup_position_in_grid.y, ROWS * simdgroup, thread_index_in_simdgroup);
+"""
+
+
+def gather_gate_up(
+    x: mx.array, gate: QTensor, up: QTensor, ids: mx.array, act: str, *, rows: int = 2
+) -> mx.array:
+    """One launch, as float32; NaN for an id outside [0, e).
+
+    x: (tokens, k) of a float type; gate, up: (e, rows, k) of at least 8 words; ids: (tokens, n) -> (tokens * n, rows)
+    act: of `ACTIVATIONS`
+    rows: of each matrix, that a simdgroup takes
+    """
+    check(x, ids, gate, up, tokens=ids.shape[0])
+    tiles = -(-gate.shape[1] // (rows * SIMDGROUPS))
+    (y,) = _kernel(gate.block.name, up.block.name)(
+        [x, gate.array, up.array, ids],
+        template={"ROWS": rows, "USED": ids.shape[1], "ACT": ACTIVATIONS[act]},
+        grid=(LANES * SIMDGROUPS * tiles, ids.size, 1),
+        threadgroup=(LANES * SIMDGROUPS, 1, 1),
+        output_shapes=[(ids.size, gate.shape[1])],
+        output_dtypes=[mx.float32],
+    )
+    return y
+
+
+@functools.cache
+def _kernel(gate: str, up: str) -> Kernel:
+    return Kernel(
+        name=f"gather_gate_up_{gate}_{up}",
+        source=BODY,
+        inputs=("x", "gate", "up", "ids"),
+        outputs=("y",),
+        header=header("gather_gate_up.metal", Gate=gate, Up=up),
+    )

@@ -1,0 +1,71 @@
+"""gather_matmul: x w[id]ᵀ for many tokens, by tiles of pairs that have the same expert."""
+
+from __future__ import annotations
+
+import functools
+
+import mlx.core as mx
+
+from mlx_ferrum.launch import Kernel
+from mlx_ferrum.tensor import QTensor
+
+from .gate_up import ACTIVATIONS
+from .header import header
+from .matmul import THREADS, TILE_ROWS
+from .sort_pairs import Order
+
+BODY = """
+    threadgroup half4 memory[(TILE_ROWS + COLUMNS) * DEPTH / 4];
+    Stack stack = {w_shape[0], w_shape[1], x_shape[1], USED};
+    int parts = (stack.rows + TILE_ROWS - 1) / TILE_ROWS, group = threadgroup_position_in_grid.x;
+    gather_matmul<COLUMNS, BIAS, ACT>((const device Weight*)w, x, order, tiles + 3 * (group / parts), bias, gate, y,
+                                      stack, group % parts * TILE_ROWS, memory, thread_index_in_threadgroup);
+"""
+
+
+def gather_matmul(
+    x: mx.array,
+    w: QTensor,
+    order: Order,
+    *,
+    bias: mx.array | None = None,
+    gate: tuple[mx.array, str] | None = None,
+) -> mx.array:
+    """act(gate) * (x wᵀ + bias) in one launch, as float32; weights and x are rounded to float16 on the way.
+
+    x: (tokens, k) of a float type, of n pairs a token; w: (e, rows, k) of at least 8 words -> (pairs, rows); NaN
+        for an id outside [0, e)
+    order: of the pairs, in tiles of 16, 32 or 64
+    bias: (e, rows); gate: (pairs, rows) and an activation
+    """
+    pairs, tokens = order.pairs.size, x.shape[0]
+    if len(w.shape) != 3 or x.shape != (tokens, w.shape[2]) or not tokens or pairs % tokens:
+        raise ValueError(f"gather_matmul: x of shape {x.shape} does not fit {w} and {pairs} pairs")
+    parts = -(-w.shape[1] // TILE_ROWS)
+    gated, act = (x, -1) if gate is None else (gate[0], ACTIVATIONS[gate[1]])
+    # neighbouring groups share rows of x
+    (y,) = _kernel(w.block.name)(
+        [x, w.array, order.pairs, order.tiles, x if bias is None else bias, gated],
+        template={
+            "COLUMNS": order.size,
+            "USED": pairs // tokens,
+            "BIAS": bias is not None,
+            "ACT": act,
+        },
+        grid=(THREADS * parts * order.tiles.shape[0], 1, 1),
+        threadgroup=(THREADS, 1, 1),
+        output_shapes=[(pairs, w.shape[1])],
+        output_dtypes=[mx.float32],
+    )
+    return y
+
+
+@functools.cache
+def _kernel(block: str) -> Kernel:
+    return Kernel(
+        name=f"gather_matmul_{block}",
+        source=BODY,
+        inputs=("x", "w", "order", "tiles", "bias", "gate"),
+        outputs=("y",),
+        header=header("gather_matmul.metal", Weight=block),
+    )

@@ -1,0 +1,66 @@
+"""gather_matvec: x w[id]ᵀ for few tokens, each with experts of its own."""
+
+from __future__ import annotations
+
+import functools
+
+import mlx.core as mx
+
+from mlx_ferrum.launch import Kernel
+from mlx_ferrum.tensor import QTensor
+
+from .header import header
+from .matvec import LANES, SIMDGROUPS
+
+BODY = """
+    Stack stack = {w_shape[0], w_shape[1], x_shape[1], USED};
+    int simdgroup = SIMDGROUPS * threadgroup_position_in_grid.x + simdgroup_index_in_threadgroup;
+    gather_matvec<ROWS, BIAS>((const device Weight*)w, x, ids, bias, y, stack, threadgroup_position_in_grid.y,
+                              ROWS * simdgroup, thread_index_in_simdgroup);
+"""
+
+
+def gather_matvec(
+    x: mx.array, w: QTensor, ids: mx.array, *, bias: mx.array | None = None, rows: int = 4
+) -> mx.array:
+    """One launch, as float32; NaN for an id outside [0, e).
+
+    x: (tokens, k) of a float type; w: (e, rows, k) of at least 8 words; ids: (tokens, n) -> (tokens * n, rows)
+    bias: (e, rows)
+    rows: of w, that a simdgroup takes
+    """
+    check(x, ids, w, tokens=ids.shape[0])
+    if bias is not None and bias.shape != w.shape[:2]:
+        raise ValueError(f"gather: a bias of shape {bias.shape} does not fit {w}")
+    tiles = -(-w.shape[1] // (rows * SIMDGROUPS))
+    (y,) = _kernel(w.block.name)(
+        [x, w.array, ids, x if bias is None else bias],
+        template={"ROWS": rows, "USED": ids.shape[1], "BIAS": bias is not None},
+        grid=(LANES * SIMDGROUPS * tiles, ids.size, 1),
+        threadgroup=(LANES * SIMDGROUPS, 1, 1),
+        output_shapes=[(ids.size, w.shape[1])],
+        output_dtypes=[mx.float32],
+    )
+    return y
+
+
+def check(x: mx.array, ids: mx.array, *ws: QTensor, tokens: int) -> None:
+    """Raises ValueError unless x is (tokens, k), ids are integers (…, n) and every w is (e, rows, k)."""
+    if ids.ndim != 2 or not ids.size or not mx.issubdtype(ids.dtype, mx.integer):
+        raise ValueError(f"gather: ids are {ids.dtype} {ids.shape}, expected integers (tokens, n)")
+    for w in ws:
+        if len(w.shape) != 3 or x.shape != (tokens, w.shape[2]):
+            raise ValueError(f"gather: x of shape {x.shape} does not fit {tokens} rows of {w}")
+        if w.shape != (*ws[0].shape[:2], w.shape[2]):
+            raise ValueError(f"gather: {w} and {ws[0]} differ in rows")
+
+
+@functools.cache
+def _kernel(block: str) -> Kernel:
+    return Kernel(
+        name=f"gather_matvec_{block}",
+        source=BODY,
+        inputs=("x", "w", "ids", "bias"),
+        outputs=("y",),
+        header=header("gather_matvec.metal", Weight=block),
+    )

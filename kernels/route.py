@@ -1,0 +1,81 @@
+"""route: the experts of each token and their weights, from a router's logits."""
+
+from __future__ import annotations
+
+import functools
+
+import mlx.core as mx
+
+from mlx_ferrum.launch import Kernel
+from mlx_ferrum.ops import Routing
+
+from .header import header
+
+LANES = 32
+SIMDGROUPS = 4  # tokens of a threadgroup
+MOST_EXPERTS = 1024  # 32 a lane, which stay in registers
+MOST_USED = LANES
+GATINGS = {"softmax": 0, "sigmoid": 1}  # as in route.metal
+BODY = """
+    threadgroup float scores[GROUPS > 1 ? SIMDGROUPS * 32 * EACH : 1];
+    RouteShape shape = {logits_shape[1], USED, GROUPS, GROUPS_USED};
+    size_t token = thread_position_in_grid.x / 32;
+    route<EACH, GATING, NORMALISE, BIAS, (GROUPS > 1)>(
+        logits + token * shape.experts, bias, ids + token * USED, weights + token * USED, shape, scale[0],
+        scores + (GROUPS > 1 ? 32 * EACH * simdgroup_index_in_threadgroup : 0), thread_index_in_simdgroup);
+"""
+
+
+def route(
+    logits: mx.array, routing: Routing, *, bias: mx.array | None = None
+) -> tuple[mx.array, mx.array]:
+    """One launch: logits: (tokens, e), bias: (e,) -> ids: (tokens, n) int32, weights: (tokens, n) float32.
+
+    Raises ValueError for more than `MOST_EXPERTS` experts or `MOST_USED` of them used.
+    """
+    tokens, experts = logits.shape
+    _check(routing, experts, bias)
+    ids, weights = _kernel()(
+        [logits, logits if bias is None else bias, mx.array([routing.scale], mx.float32)],
+        template={
+            "EACH": -(-experts // LANES),
+            "GATING": GATINGS[routing.gating],
+            "NORMALISE": routing.normalise,
+            "BIAS": bias is not None,
+            "USED": routing.used,
+            "GROUPS": routing.groups,
+            "GROUPS_USED": routing.groups_used,
+            "SIMDGROUPS": SIMDGROUPS,
+        },
+        grid=(LANES * tokens, 1, 1),
+        threadgroup=(LANES * SIMDGROUPS, 1, 1),
+        output_shapes=[(tokens, routing.used)] * 2,
+        output_dtypes=[mx.int32, mx.float32],
+    )
+    return ids, weights
+
+
+def _check(routing: Routing, experts: int, bias: mx.array | None) -> None:
+    if not 1 <= routing.used <= min(experts, MOST_USED) or experts > MOST_EXPERTS:
+        raise ValueError(
+            f"route: {routing.used} of {experts} experts, "
+            f"expected at most {MOST_USED} of {MOST_EXPERTS}"
+        )
+    if experts % routing.groups or not 1 <= routing.groups_used <= routing.groups:
+        raise ValueError(
+            f"route: {experts} experts do not fall into {routing.groups} groups, "
+            f"{routing.groups_used} of them used"
+        )
+    if bias is not None and bias.shape != (experts,):
+        raise ValueError(f"route: a bias of shape {bias.shape} for {experts} experts")
+
+
+@functools.cache
+def _kernel() -> Kernel:
+    return Kernel(
+        name="route",
+        source=BODY,
+        inputs=("logits", "bias", "scale"),
+        outputs=("ids", "weights"),
+        header=header("route.metal"),
+    )

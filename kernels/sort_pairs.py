@@ -1,0 +1,60 @@
+"""sort_pairs: pairs of a token and an expert by expert, and the tiles of the grouped product."""
+
+from __future__ import annotations
+
+import functools
+from typing import NamedTuple
+
+import mlx.core as mx
+
+from mlx_ferrum.launch import Kernel
+
+from .header import header
+
+LANES = 32
+SIMDGROUPS = 4  # experts of a threadgroup
+BODY = """
+    sort_pairs<SIZE>(ids, order, tiles, PAIRS, EXPERTS, thread_position_in_grid.x / 32,
+                     thread_index_in_simdgroup);
+"""
+
+
+class Order(NamedTuple):
+    """Pairs by expert, those of an expert in their order; pairs of ids that are no expert's come last.
+
+    pairs: (n,) int32, numbers of pairs
+    tiles: (most tiles, 3) int32: expert, where its pairs start in `pairs`, and how many there are: none where a
+        tile is not needed
+    size: pairs of a tile, at most
+    """
+
+    pairs: mx.array
+    tiles: mx.array
+    size: int
+
+
+def sort_pairs(ids: mx.array, experts: int, *, size: int) -> Order:
+    """One launch. ids: (n,) integers; size: pairs of a tile"""
+    if ids.ndim != 1 or not ids.size or not mx.issubdtype(ids.dtype, mx.integer):
+        raise ValueError(f"sort_pairs: ids are {ids.dtype} {ids.shape}, expected integers (n,)")
+    most = ids.size // size + experts + 1  # one more for ids that are no expert's
+    pairs, tiles = _kernel()(
+        [ids],
+        template={"PAIRS": ids.size, "EXPERTS": experts, "SIZE": size},
+        grid=(LANES * (experts + 1), 1, 1),
+        threadgroup=(LANES * SIMDGROUPS, 1, 1),
+        output_shapes=[ids.shape, (most, 3)],
+        output_dtypes=[mx.int32, mx.int32],
+    )
+    return Order(pairs, tiles, size)
+
+
+@functools.cache
+def _kernel() -> Kernel:
+    return Kernel(
+        name="sort_pairs",
+        source=BODY,
+        inputs=("ids",),
+        outputs=("order", "tiles"),
+        header=header("sort_pairs.metal"),
+    )

@@ -1,0 +1,22 @@
+"""What the metal backend asks of shapes, whatever the kernel."""
+
+from __future__ import annotations
+
+from mlx import nn
+
+from ..tensor import QTensor
+
+ACTIVATIONS = {"silu": nn.silu, "gelu": nn.gelu_approx}
+MATVEC_ROWS = 8  # of x: up to here weights are read once for all of them, and no tile would be full
+FEW_ROWS = 1024  # of w: below, a simdgroup takes fewer of them, so that there are enough simdgroups
+LEAST_WORDS = 8  # MLX hands smaller arrays over as constants; such weights are expanded
+
+
+def is_tiny(w: QTensor) -> bool:
+    """Whether no kernel can take it."""
+    return w.array.size < LEAST_WORDS
+
+
+def rows_a_simdgroup(rows: int) -> int:
+    """Of `rows` in all, that a matvec is for."""
+    return 2 if rows < FEW_ROWS else 4
