@@ -12,6 +12,16 @@ struct RmsNorm {
 
 void rms_norm(const RmsNorm& a);
 
+// out[i] = x[i] * sigmoid(gate[row]) + add[i], rows of d; gate: (rows,); add: shaped as x, or null.
+struct SigmoidGate {
+    const float *x, *gate, *add;
+    float* out;
+    long rows;
+    int d;
+};
+
+void sigmoid_gate(const SigmoidGate& a);
+
 // x: (batch, length, heads, d) -> out: (batch, heads, length, d): RMS norm of each head, if there is
 // a weight (d,), then rotation of the first 2 pairs values by the position times frequencies (pairs,).
 struct NormRope {

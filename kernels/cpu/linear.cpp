@@ -29,16 +29,17 @@ void prefetch(const B* row, int c, long ahead) {
 // One row of weights with `count` rows of x. J: vectors of 64 codes beyond the last whole chunk.
 template <typename B, int J>
 void multiply_row(const B* row, const Input& in, int first, int count, float* out, long stride) {
-    const Activations& x = *in.integers;
+    const Whole* x[AT_ONCE];
+    for (int i = 0; i < count; i++) x[i] = in.whole(first + i);
     Floats sums[AT_ONCE] = {};
     Registers chunk;
     for (int c = 0; c < in.k / CHUNK; c++) {
         prefetch(row, c, AHEAD_LEAST);
         registers::unpack<CHUNK / CODES>(row + c * (CHUNK / B::WEIGHTS), chunk);
-        for (int i = 0; i < count; i++) add_product(chunk, x.row(first + i)[c], sums[i]);
+        for (int i = 0; i < count; i++) add_product(chunk, x[i][c], sums[i]);
     }
     for (int i = 0; i < count; i++) {
-        float rest = add_rest<J>(row, in.k, x.row(first + i), sums[i]);
+        float rest = add_rest<J>(row, in.k, x[i], sums[i]);
         out[(first + i) * stride] = total(sums[i]) + rest;
     }
 }
@@ -46,7 +47,7 @@ void multiply_row(const B* row, const Input& in, int first, int count, float* ou
 // Several rows of weights with one row of x, side by side: a sum alone would wait for itself.
 template <typename B, int J, int ROWS>
 void multiply_one(const B* rows, const Input& in, float* out, long ahead) {
-    const Whole* x = in.integers->row(0);
+    const Whole* x = in.whole(0);
     long blocks = in.k / B::WEIGHTS;
     Floats sums[ROWS] = {};
     Registers chunk;
@@ -87,7 +88,7 @@ void multiply_quantized(const B* w, const Input& in, int first, int last, float*
         for (; row + Fitting::ROWS <= last; row += Fitting::ROWS) {
             thread_local Fitting tile;
             tile.pack(w + row * blocks, in.k);
-            tile.multiply(*in.integers, out + row, stride);
+            tile.multiply(in, out + row, stride);
         }
     if constexpr (B::WEIGHTS == SHARED && CODES > SHARED) // vectors that several blocks fill
         switch (in.k % CHUNK / CODES) {
@@ -107,7 +108,7 @@ void multiply_floats(const B* w, const Input& in, int first, int last, float* ou
     wide.resize(in.k);
     for (int row = first; row < last; row++) {
         widen(w + long(row) * in.k, in.k, wide.data());
-        for (int i = 0; i < in.n; i++) out[i * stride + row] = dot(wide.data(), in.x + long(i) * in.k, in.k);
+        for (int i = 0; i < in.n; i++) out[i * stride + row] = dot(wide.data(), in.floats(i), in.k);
     }
 }
 
@@ -121,6 +122,15 @@ void multiply_rows(const Weight& w, const Input& in, int first, int last, float*
         else
             multiply_quantized((const B*)w.data, in, first, last, out, stride);
     });
+}
+
+long matrix_bytes(const Weight& w, int k) {
+    long size = 0;
+    with_block(int(w.type), [&](auto type) {
+        using B = typename decltype(type)::type;
+        size = w.rows * (k / B::WEIGHTS) * long(sizeof(B));
+    });
+    return size;
 }
 
 int rows_per_part(long rows, int threads) {

@@ -3,7 +3,7 @@
 // Packing costs about as much as multiplying with seven rows with AVX-512, with three with AVX2.
 #pragma once
 
-#include "dot.h"
+#include "linear.h"
 
 // SPAN: codes that share scale and bias, 16 or 32.
 template <int SPAN>
@@ -27,7 +27,7 @@ public:
     }
 
     // out[i * stride + r] = row r times row i of x.
-    void multiply(const Activations& x, float* out, long stride) const {
+    void multiply(const Input& x, float* out, long stride) const {
         int i = 0;
         for (; i + AT_ONCE <= x.n; i += AT_ONCE) multiply_some<AT_ONCE>(x, i, out + i * stride, stride);
         for (; i + 2 <= x.n; i += 2) multiply_some<2>(x, i, out + i * stride, stride);
@@ -72,24 +72,25 @@ private:
 
     // N rows of x, four codes of all rows at a time: N * VECTORS sums that do not wait for each other.
     template <int N>
-    void multiply_some(const Activations& x, int first, float* out, long stride) const {
+    void multiply_some(const Input& x, int first, float* out, long stride) const {
+        const Whole* rows[N];
+        for (int i = 0; i < N; i++) rows[i] = x.whole(first + i);
         Floats sums[N][VECTORS] = {};
         for (int s = 0; s < spans_; s++) {
-            const Whole* part = x.row(first) + s * SPAN / CHUNK;
-            int at = s * SPAN % CHUNK / 4;
+            int chunk = s * SPAN / CHUNK, at = s * SPAN % CHUNK / 4;
             exact::Sum exact[N][VECTORS];
 #pragma GCC unroll 8
             for (int j = 0; j < SPAN / 4; j++) {
                 const Column& code = code_[size_t(s) * SPAN / 4 + j];
 #pragma GCC unroll 4
                 for (int i = 0; i < N; i++) {
-                    const Whole& row = part[i * x.chunks];
+                    const Whole& row = rows[i][chunk];
                     Ints high = Ints{} + row.first[at + j], low = Ints{} + row.second[at + j];
                     for (int v = 0; v < VECTORS; v++) exact[i][v].add((Ints)code.of[v], high, low);
                 }
             }
 #pragma GCC unroll 4
-            for (int i = 0; i < N; i++) add_scaled(sums[i], exact[i], s, part[i * x.chunks]);
+            for (int i = 0; i < N; i++) add_scaled(sums[i], exact[i], s, rows[i][chunk]);
         }
         for (int i = 0; i < N; i++)
             for (int v = 0; v < VECTORS; v++) store_floats(out + i * stride + LANES * v, sums[i][v]);

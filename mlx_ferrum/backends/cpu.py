@@ -8,9 +8,7 @@ sum exactly; everything else is float32.
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Sequence
-from ctypes import c_char
 from typing import Any
 
 import mlx.core as mx
@@ -19,13 +17,21 @@ import numpy as np
 from ..kernels.cpu import calls, native
 from ..ops import Activation
 from ..tensor import QTensor
+from . import cpu_experts
+from .cpu_arguments import ACTIVATIONS
+from .cpu_arguments import at as _at
+from .cpu_arguments import floats as _floats
+from .cpu_arguments import shaped as _shaped
+from .cpu_arguments import weights as _weights
 from .cpu_memory import empty
 from .cpu_step import Step
 
 LAZY = False
-_ACTIVATIONS = {"silu": 0, "gelu": 1}
 
 stepper = Step
+route, sigmoid_gate = cpu_experts.route, cpu_experts.sigmoid_gate
+gather_matmul, gather_gate_up = cpu_experts.gather_matmul, cpu_experts.gather_gate_up
+gather_down = cpu_experts.gather_down
 
 
 def prepare(threads: int | None) -> None:
@@ -65,7 +71,7 @@ def gate_up(x: np.ndarray, gate: QTensor, up: QTensor, act: Activation) -> np.nd
         raise ValueError(f"gate_up: {gate} and {up} differ in rows")
     out = empty(*x.shape[:-1], gate.rows)
     pair = _weights([gate, up], [None, None])
-    native.run(calls.GateUp(_at(x), _at(pair), _at(out), n, k, _ACTIVATIONS[act]), x, out)
+    native.run(calls.GateUp(_at(x), _at(pair), _at(out), n, k, ACTIVATIONS[act]), x, out)
     return out
 
 
@@ -179,44 +185,6 @@ def _rows_of(x: np.ndarray, ws: Sequence[QTensor]) -> tuple[np.ndarray, int, int
         if len(w.shape) != 2 or w.shape[1] != k:
             raise ValueError(f"matmul: x of shape {x.shape} does not fit {w}")
     return x, x.size // k, k
-
-
-def _weights(
-    ws: Sequence[QTensor], biases: Sequence[mx.array | None]
-) -> ctypes.Array[calls.Weight]:
-    """Where weights lie, as the library takes it; kept, with all it points to, on the first of them."""
-    key = (*map(id, ws), *map(id, biases))
-    kept = ws[0].kept.get(key)
-    if kept is None:
-        added = [
-            None if bias is None else _shaped(f"{w}: bias", bias, w.rows)
-            for w, bias in zip(ws, biases, strict=True)
-        ]
-        fields = [
-            (w.data.ctypes.data, w.block.id, w.rows, _at(bias))
-            for w, bias in zip(ws, added, strict=True)
-        ]
-        found = (calls.Weight * len(ws))(*fields)
-        kept = ws[0].kept[key] = (found, list(ws), list(biases), added)
-    return kept[0]
-
-
-def _floats(x: Any) -> np.ndarray:
-    return np.ascontiguousarray(x, np.float32)
-
-
-def _shaped(name: str, x: Any, *shape: int) -> np.ndarray:
-    """x as contiguous floats. Raises ValueError if it is shaped otherwise."""
-    x = _floats(x)
-    if x.shape != shape:
-        raise ValueError(f"{name}: expected shape {shape}, found {x.shape}")
-    return x
-
-
-def _at(x: Any) -> int | None:
-    """The address of an array, which must be contiguous; None has none."""
-    # five times faster than x.ctypes.data
-    return None if x is None else ctypes.addressof(c_char.from_buffer(x))
 
 
 def _halves(name: str, x: np.ndarray) -> bool:

@@ -1,0 +1,149 @@
+// Products with stacks of matrices. Pairs of a token and one of its experts are put in order of experts, so that
+// an expert's weights are read once whatever the number of tokens, in the order in which they lie in the file.
+#include "experts.h"
+
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+#include "layers.h"
+#include "pool.h"
+#include "products.h"
+
+namespace {
+
+constexpr int UNKNOWN = -1; // the expert of pairs whose id is none
+
+// Pairs with one expert.
+struct Group {
+    int expert, first, count; // pairs [first, first + count) in order
+};
+
+// The pairs of a call in order of experts, then of tokens.
+class Pairs {
+public:
+    Pairs(const int* ids, int n, int used, int experts) {
+        thread_local std::vector<int> order, ends;
+        thread_local std::vector<Group> groups;
+        auto key = [&](int i) { return ids[i] < 0 || ids[i] >= experts ? 0 : ids[i] + 1; };
+        int count = n * used;
+        ends.assign(experts + 2, 0);
+        for (int i = 0; i < count; i++) ends[key(i) + 1]++;
+        groups.clear();
+        for (int e = 0; e <= experts; e++) {
+            if (ends[e + 1]) groups.push_back({e - 1, ends[e], ends[e + 1]});
+            ends[e + 1] += ends[e];
+        }
+        order.resize(count);
+        for (int i = 0; i < count; i++) order[ends[key(i)]++] = i;
+        order_ = order.data(), groups_ = &groups;
+    }
+
+    const std::vector<Group>& groups() const { return *groups_; }
+
+    // The pairs of a group, as numbers in (n, used).
+    const int* of(const Group& g) const { return order_ + g.first; }
+
+private:
+    // kept by the calling thread for its next call
+    const int* order_;
+    const std::vector<Group>* groups_;
+};
+
+// One expert's part of a stack.
+Weight expert_of(const Weight& stack, int expert, int k) {
+    Weight w = stack;
+    w.data = (const char*)stack.data + expert * matrix_bytes(stack, k);
+    if (w.bias) w.bias += expert * stack.rows;
+    return w;
+}
+
+// out: (count, last - first), rows [first, last) of an expert's weight times `count` rows of x; `rows` says which.
+void multiply(const Weight& stack, Input in, const Group& g, const int* rows, int first, int last, float* out) {
+    int width = last - first;
+    if (g.expert == UNKNOWN) {
+        std::fill_n(out, long(g.count) * width, NAN);
+        return;
+    }
+    Weight w = expert_of(stack, g.expert, in.k);
+    in.n = g.count, in.rows = rows;
+    multiply_rows(w, in, first, last, out - first, width);
+    for (int i = 0; w.bias && i < g.count; i++)
+        for (int r = 0; r < width; r++) out[long(i) * width + r] += w.bias[first + r];
+}
+
+// Rows [first, last) of what a group needs.
+struct Part {
+    const Group* group;
+    int first, last;
+};
+
+// Parts of about equal work; those that follow each other read weights that do.
+void share_out(const std::vector<Group>& groups, long rows, int threads, std::vector<Part>& parts) {
+    constexpr int UNIT = 32, SHARE = 8; // rows that are multiplied together at least; parts of a thread
+    constexpr int READING = 8;          // in products, what reading and unpacking a weight costs
+    long work = 0;
+    for (const Group& g : groups) work += (READING + g.count) * rows;
+    parts.clear();
+    for (const Group& g : groups) {
+        long wanted = work / (threads * SHARE) / (READING + g.count);
+        long step = std::min(rows, (wanted / UNIT + 1) * UNIT);
+        for (long r = 0; r < rows; r += step) parts.push_back({&g, int(r), int(std::min(rows, r + step))});
+    }
+}
+
+} // namespace
+
+void gather(const Gather& a) {
+    Expected expected(a.w, 0, a.n, a.k);
+    Input in = input(a.x, a.n, a.k, a.w, a.count);
+    Pairs pairs(a.ids, a.n, a.used, a.experts);
+    thread_local std::vector<Part> kept;
+    std::vector<Part>& parts = kept;
+    long rows = a.w[0].rows;
+    int threads = pool_threads();
+    share_out(pairs.groups(), rows, threads, parts);
+    int count = int(parts.size());
+    pool_run(count, [&](int i) {
+        const Part& p = parts[place(i, count, threads)];
+        const int* of = pairs.of(*p.group);
+        thread_local std::vector<int> tokens;
+        tokens.resize(p.group->count);
+        for (int j = 0; j < p.group->count; j++) tokens[j] = of[j] / a.used;
+        int width = p.last - p.first;
+        long size = long(p.group->count) * width;
+        thread_local std::vector<float> out;
+        out.resize(a.count * size);
+        for (int j = 0; j < a.count; j++)
+            multiply(a.w[j], in, *p.group, tokens.data(), p.first, p.last, &out[j * size]);
+        if (a.count == 2) activate(out.data(), &out[size], size, a.act);
+        for (int j = 0; j < p.group->count; j++)
+            std::copy_n(&out[long(j) * width], width, a.out + of[j] * rows + p.first);
+    });
+}
+
+void gather_down(const GatherDown& a) {
+    Expected expected(a.w, 0, a.n, a.k);
+    Input in = input(a.x, a.n * a.used, a.k, a.w, 1);
+    Pairs pairs(a.ids, a.n, a.used, a.experts);
+    long rows = a.w->rows;
+    int threads = pool_threads(), step = rows_per_part(rows, threads), count = int((rows + step - 1) / step);
+    pool_run(count, [&](int i) {
+        int first = place(i, count, threads) * step, last = int(std::min(rows, long(first) + step));
+        int width = last - first;
+        for (int t = 0; t < a.n; t++) std::fill_n(a.out + t * rows + first, width, 0.0f);
+        thread_local std::vector<float> kept;
+        std::vector<float>& out = kept;
+        for (const Group& g : pairs.groups()) {
+            const int* of = pairs.of(g);
+            out.resize(long(g.count) * width);
+            multiply(*a.w, in, g, of, first, last, out.data());
+            for (int j = 0; j < g.count; j++) {
+                float* sum = a.out + of[j] / a.used * rows + first;
+                for (int r = 0; r < width; r++) sum[r] += a.weights[of[j]] * out[long(j) * width + r];
+            }
+        }
+        for (int t = 0; a.add && t < a.n; t++)
+            for (int r = first; r < last; r++) a.out[t * rows + r] += a.add[t * rows + r];
+    });
+}
