@@ -58,25 +58,37 @@ Weight expert_of(const Weight& stack, int expert, int k) {
     return w;
 }
 
-// out: (count, last - first), rows [first, last) of an expert's weight times `count` rows of x; `rows` says which.
-void multiply(const Weight& stack, Input in, const Group& g, const int* rows, int first, int last, float* out) {
-    int width = last - first;
-    if (g.expert == UNKNOWN) {
-        std::fill_n(out, long(g.count) * width, NAN);
-        return;
-    }
-    Weight w = expert_of(stack, g.expert, in.k);
-    in.n = g.count, in.rows = rows;
-    multiply_rows(w, in, first, last, out - first, width);
-    for (int i = 0; w.bias && i < g.count; i++)
-        for (int r = 0; r < width; r++) out[long(i) * width + r] += w.bias[first + r];
-}
-
 // Rows [first, last) of what a group needs.
 struct Part {
     const Group* group;
     int first, last;
+
+    long size() const { return long(group->count) * (last - first); }
 };
+
+// Where a part of a stack begins; null if no weights are read for it.
+const void* start(const Weight& stack, int k, const Part& p) {
+    if (p.group->expert == UNKNOWN) return nullptr;
+    Weight before = expert_of(stack, p.group->expert, k);
+    const char* data = (const char*)before.data;
+    before.rows = p.first;
+    return data + matrix_bytes(before, k);
+}
+
+// out: (count, last - first), a part of a stack times rows of x, of which `rows` says where they lie.
+// next: what is read after it.
+void multiply(const Weight& stack, Input in, const Part& p, const int* rows, const void* next, float* out) {
+    int width = p.last - p.first;
+    if (p.group->expert == UNKNOWN) {
+        std::fill_n(out, p.size(), NAN);
+        return;
+    }
+    Weight w = expert_of(stack, p.group->expert, in.k);
+    in.n = p.group->count, in.rows = rows;
+    multiply_rows(w, in, p.first, p.last, out - p.first, width, next);
+    for (int i = 0; w.bias && i < in.n; i++)
+        for (int r = 0; r < width; r++) out[long(i) * width + r] += w.bias[p.first + r];
+}
 
 // Parts of about equal work; those that follow each other read weights that do.
 void share_out(const std::vector<Group>& groups, long rows, int threads, std::vector<Part>& parts) {
@@ -87,9 +99,30 @@ void share_out(const std::vector<Group>& groups, long rows, int threads, std::ve
     parts.clear();
     for (const Group& g : groups) {
         long wanted = work / (threads * SHARE) / (READING + g.count);
-        long step = std::min(rows, (wanted / UNIT + 1) * UNIT);
+        long step = std::min(rows, std::max(1L, (wanted + UNIT - 1) / UNIT) * UNIT);
         for (long r = 0; r < rows; r += step) parts.push_back({&g, int(r), int(std::min(rows, r + step))});
     }
+}
+
+// Rows [first, last) of all experts, so that each sum is made by one thread, in the order of the experts.
+void sum_rows(const GatherDown& a, const Input& in, const Pairs& pairs, int first, int last) {
+    long rows = a.w->rows;
+    int width = last - first;
+    thread_local std::vector<float> out;
+    for (int t = 0; t < a.n; t++) std::fill_n(a.out + t * rows + first, width, 0.0f);
+    const std::vector<Group>& groups = pairs.groups();
+    for (size_t g = 0; g < groups.size(); g++) {
+        Part p{&groups[g], first, last}, later{&groups[(g + 1) % groups.size()], first, last};
+        const int* of = pairs.of(*p.group);
+        out.resize(p.size());
+        multiply(*a.w, in, p, of, start(*a.w, a.k, later), out.data());
+        for (int j = 0; j < p.group->count; j++) {
+            float *sum = a.out + of[j] / a.used * rows + first, weight = a.weights[of[j]];
+            for (int r = 0; r < width; r++) sum[r] += weight * out[long(j) * width + r];
+        }
+    }
+    for (int t = 0; a.add && t < a.n; t++)
+        for (int r = first; r < last; r++) a.out[t * rows + r] += a.add[t * rows + r];
 }
 
 } // namespace
@@ -106,19 +139,20 @@ void gather(const Gather& a) {
     int count = int(parts.size());
     pool_run(count, [&](int i) {
         const Part& p = parts[place(i, count, threads)];
+        const Part& later = parts[place(std::min(i + threads, count - 1), count, threads)];
         const int* of = pairs.of(*p.group);
         thread_local std::vector<int> tokens;
+        thread_local std::vector<float> out;
         tokens.resize(p.group->count);
         for (int j = 0; j < p.group->count; j++) tokens[j] = of[j] / a.used;
-        int width = p.last - p.first;
-        long size = long(p.group->count) * width;
-        thread_local std::vector<float> out;
-        out.resize(a.count * size);
-        for (int j = 0; j < a.count; j++)
-            multiply(a.w[j], in, *p.group, tokens.data(), p.first, p.last, &out[j * size]);
-        if (a.count == 2) activate(out.data(), &out[size], size, a.act);
+        out.resize(a.count * p.size());
+        for (int j = 0; j < a.count; j++) {
+            const void* next = j + 1 < a.count ? start(a.w[j + 1], a.k, p) : start(a.w[0], a.k, later);
+            multiply(a.w[j], in, p, tokens.data(), next, &out[j * p.size()]);
+        }
+        if (a.count == 2) activate(out.data(), &out[p.size()], p.size(), a.act);
         for (int j = 0; j < p.group->count; j++)
-            std::copy_n(&out[long(j) * width], width, a.out + of[j] * rows + p.first);
+            std::copy_n(&out[long(j) * (p.last - p.first)], p.last - p.first, a.out + of[j] * rows + p.first);
     });
 }
 
@@ -129,21 +163,7 @@ void gather_down(const GatherDown& a) {
     long rows = a.w->rows;
     int threads = pool_threads(), step = rows_per_part(rows, threads), count = int((rows + step - 1) / step);
     pool_run(count, [&](int i) {
-        int first = place(i, count, threads) * step, last = int(std::min(rows, long(first) + step));
-        int width = last - first;
-        for (int t = 0; t < a.n; t++) std::fill_n(a.out + t * rows + first, width, 0.0f);
-        thread_local std::vector<float> kept;
-        std::vector<float>& out = kept;
-        for (const Group& g : pairs.groups()) {
-            const int* of = pairs.of(g);
-            out.resize(long(g.count) * width);
-            multiply(*a.w, in, g, of, first, last, out.data());
-            for (int j = 0; j < g.count; j++) {
-                float* sum = a.out + of[j] / a.used * rows + first;
-                for (int r = 0; r < width; r++) sum[r] += a.weights[of[j]] * out[long(j) * width + r];
-            }
-        }
-        for (int t = 0; a.add && t < a.n; t++)
-            for (int r = first; r < last; r++) a.out[t * rows + r] += a.add[t * rows + r];
+        int first = place(i, count, threads) * step;
+        sum_rows(a, in, pairs, first, int(std::min(rows, long(first) + step)));
     });
 }

@@ -66,12 +66,17 @@ void multiply_one(const B* rows, const Input& in, float* out, long ahead) {
 }
 
 template <typename B, int J>
-void multiply_few(const B* w, const Input& in, int first, int last, float* out, long stride) {
+void multiply_few(const B* w, const Input& in, int first, int last, float* out, long stride, const void* next) {
     long blocks = in.k / B::WEIGHTS;
     int row = first;
-    if (in.n == 1)
-        for (; row + 4 <= last; row += 4)
-            multiply_one<B, J, 4>(w + row * blocks, in, out + row, ahead<B>(last - first, in.k));
+    if (in.n == 1) {
+        const char* end = (const char*)(w + last * blocks);
+        long near = ahead<B>(last - first, in.k), beyond = near + (next ? (const char*)next - end : 0);
+        for (; row + 4 <= last; row += 4) {
+            const B* rows = w + row * blocks;
+            multiply_one<B, J, 4>(rows, in, out + row, end - (const char*)rows > near ? near : beyond);
+        }
+    }
     for (; row < last; row++)
         for (int i = 0; i < in.n; i += AT_ONCE) {
             int count = std::min(AT_ONCE, in.n - i);
@@ -80,7 +85,7 @@ void multiply_few(const B* w, const Input& in, int first, int last, float* out, 
 }
 
 template <typename B>
-void multiply_quantized(const B* w, const Input& in, int first, int last, float* out, long stride) {
+void multiply_quantized(const B* w, const Input& in, int first, int last, float* out, long stride, const void* next) {
     long blocks = in.k / B::WEIGHTS;
     int row = first;
     using Fitting = Tile<B::GROUP == 16 ? 16 : 32>;
@@ -93,13 +98,13 @@ void multiply_quantized(const B* w, const Input& in, int first, int last, float*
     if constexpr (B::WEIGHTS == SHARED && CODES > SHARED) // vectors that several blocks fill
         switch (in.k % CHUNK / CODES) {
         case 1:
-            return multiply_few<B, 1>(w, in, row, last, out, stride);
+            return multiply_few<B, 1>(w, in, row, last, out, stride, next);
         case 2:
-            return multiply_few<B, 2>(w, in, row, last, out, stride);
+            return multiply_few<B, 2>(w, in, row, last, out, stride, next);
         case 3:
-            return multiply_few<B, 3>(w, in, row, last, out, stride);
+            return multiply_few<B, 3>(w, in, row, last, out, stride, next);
         }
-    multiply_few<B, 0>(w, in, row, last, out, stride);
+    multiply_few<B, 0>(w, in, row, last, out, stride, next);
 }
 
 template <typename B>
@@ -114,13 +119,13 @@ void multiply_floats(const B* w, const Input& in, int first, int last, float* ou
 
 } // namespace
 
-void multiply_rows(const Weight& w, const Input& in, int first, int last, float* out, long stride) {
+void multiply_rows(const Weight& w, const Input& in, int first, int last, float* out, long stride, const void* next) {
     with_block(int(w.type), [&](auto type) {
         using B = typename decltype(type)::type;
         if constexpr (is_float<B>)
             multiply_floats((const B*)w.data, in, first, last, out, stride);
         else
-            multiply_quantized((const B*)w.data, in, first, last, out, stride);
+            multiply_quantized((const B*)w.data, in, first, last, out, stride, next);
     });
 }
 

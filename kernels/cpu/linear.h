@@ -27,7 +27,9 @@ struct Input {
 };
 
 // out[i * stride + r] = row r of w times row i of the input, for rows [first, last).
-void multiply_rows(const Weight& w, const Input& in, int first, int last, float* out, long stride);
+// next: what the thread will read after these rows, if that is elsewhere.
+void multiply_rows(const Weight& w, const Input& in, int first, int last, float* out, long stride,
+                   const void* next = nullptr);
 
 // Rows that one part of a job takes: enough to be worth the sharing, few enough to share evenly.
 int rows_per_part(long rows, int threads);
