@@ -185,7 +185,9 @@ def _expert_config(metadata: dict[str, Any], tensors: dict[str, np.ndarray]) -> 
         "moe_intermediate_size": metadata.get("expert_feed_forward_length"),
         "shared_expert_intermediate_size": metadata.get("expert_shared_feed_forward_length"),
         "mlp_only_layers": [i for i in layers if f"blk.{i}.ffn_gate_inp.weight" not in tensors],
-        "norm_topk_prob": metadata.get("expert_weights_norm", "blk.0.attn_q_norm.weight" in tensors),
+        "norm_topk_prob": metadata.get(
+            "expert_weights_norm", "blk.0.attn_q_norm.weight" in tensors
+        ),
     }
     return {key: value for key, value in config.items() if value is not None}
 
