@@ -200,7 +200,8 @@ void routes(Random& random, int n, int count, int used, int groups) {
     for (int sigmoid : {0, 1})
         for (const float* added : {(const float*)nullptr, (const float*)bias.data()}) {
             std::vector<int> ids(size_t(n) * used, -1);
-            Route a{logits.data(), added, ids.data(), Output(ids.size()), n, count, used, sigmoid, n % 2, groups};
+            Output weights(ids.size());
+            Route a{logits.data(), added, ids.data(), weights, n, count, used, sigmoid, n % 2, groups};
             a.groups_used = (groups + 1) / 2, a.scale = 2;
             run(a);
             for (int id : ids)
