@@ -69,6 +69,10 @@ def activated(x: np.ndarray, act: ops.Activation) -> np.ndarray:
     return x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))) / 2
 
 
+def experts(*rows: list[int]) -> Any:
+    return np.array(rows, np.int32)
+
+
 def spread_over(x: Any, ids: Any) -> Any:
     """x: (n, k) -> (n, used, k)"""
     return np.repeat(x[:, None], ids.shape[1], 1)
@@ -159,10 +163,10 @@ def test_nan_stays_with_its_token(native: Backend, n: int) -> None:
 def test_any_leading_axes(native: Backend, n: int) -> None:
     stack, ids = Stack(blocks.Q8_0, 64, 64, seed=7), choice(2 * n)
     x, weights = normal(2 * n, 64), normal(*ids.shape)
-    h = np.asarray(ops.gather_gate_up(x, stack.weight, stack.weight, ids, "silu"))
+    h: Any = ops.gather_gate_up(x, stack.weight, stack.weight, ids, "silu")
     out = ops.gather_down(h, stack.weight, ids, weights, add=x)
     b, c = x.reshape(2, n, 64), ids.reshape(2, n, USED)
-    deep = np.asarray(ops.gather_gate_up(b, stack.weight, stack.weight, c, "silu"))
+    deep: Any = ops.gather_gate_up(b, stack.weight, stack.weight, c, "silu")
     assert np.array_equal(deep, h.reshape(2, n, USED, 64))
     found = ops.gather_down(deep, stack.weight, c, weights.reshape(c.shape), add=b)
     assert np.array_equal(found, np.asarray(out).reshape(2, n, 64))
@@ -214,7 +218,7 @@ def routed_by_reference(logits: Any, routing: Routing, bias: Any = None) -> tupl
 
 @pytest.mark.parametrize("routing", [Routing(4), Routing(4, "sigmoid", groups=4, groups_used=2)])
 def test_of_equal_scores_the_lower_id_is_chosen(native: Backend, routing: Routing) -> None:
-    logits = np.random.default_rng(1).integers(-1, 2, (200, 32)).astype(np.float32)
+    logits: Any = np.random.default_rng(1).integers(-1, 2, (200, 32)).astype(np.float32)
     wanted, _ = routed_by_reference(logits, routing)
     assert np.array_equal(ops.route(logits, routing)[0], wanted)
 
@@ -238,7 +242,7 @@ def test_ids_are_experts_whatever_the_logits(
 
 def test_recorded_calls_take_the_experts_of_the_moment(native: Backend) -> None:
     stack, x = Stack(blocks.Q4_K, 64, 256, seed=8), normal(1, 256)
-    ids, other = np.array([[0, 5, 2]], np.int32), np.array([[3, 1, 5]], np.int32)
+    ids, other = experts([0, 5, 2]), experts([3, 1, 5])
     with library.recording() as made:
         out = np.asarray(ops.gather_matmul(x, stack.weight, ids))
     ids[...] = other
@@ -250,10 +254,10 @@ def test_recorded_calls_take_the_experts_of_the_moment(native: Backend) -> None:
 def test_what_became_no_expert_is_nan(native: Backend, bad: int) -> None:
     """Ids are checked before a call; what is written there later must not lead outside the weights."""
     stack, x = Stack(blocks.Q4_K, 64, 256, seed=9), normal(2, 256)
-    ids, weights = np.array([[0, 5], [3, 1]], np.int32), normal(2, 2)
+    ids, weights = experts([0, 5], [3, 1]), normal(2, 2)
     with library.recording() as made:
         each = np.asarray(ops.gather_matmul(x, stack.weight, ids))
-        wide = np.ascontiguousarray(np.concatenate([each] * 4, -1))
+        wide: Any = np.concatenate([each] * 4, -1)
         total = np.asarray(ops.gather_down(wide, stack.weight, ids, weights))
     kept = each.copy(), total.copy()
     ids[1, 0] = bad
@@ -303,11 +307,11 @@ def weight(rows: int = 5) -> QTensor:
 
 UNFIT: dict[str, tuple[Callable[[], Any], str]] = {
     "id too large": (
-        lambda: ops.gather_matmul(zeros(1, 64), weight(), np.array([[0, 3]])),
+        lambda: ops.gather_matmul(zeros(1, 64), weight(), experts([0, 3])),
         "expert ids lie between 0 and 2, found",
     ),
     "negative id": (
-        lambda: ops.gather_down(zeros(1, 2, 64), weight(), np.array([[-1, 0]]), zeros(1, 2)),
+        lambda: ops.gather_down(zeros(1, 2, 64), weight(), experts([-1, 0]), zeros(1, 2)),
         "expert ids lie between 0 and 2, found",
     ),
     "tokens": (

@@ -4,6 +4,8 @@
 // More rows: see tile.h.
 #include "linear.h"
 
+#include <type_traits>
+
 #include "tile.h"
 
 namespace {
@@ -107,14 +109,28 @@ void multiply_quantized(const B* w, const Input& in, int first, int last, float*
     multiply_few<B, 0>(w, in, row, last, out, stride, next);
 }
 
+// ROWS rows of weights times all rows of x.
+template <int ROWS, typename B>
+void multiply_floats(const B* rows, const Input& in, float* out, long stride) {
+    for (int i = 0; i < in.n; i++) dots<ROWS>(rows, in.floats(i), in.k, out + i * stride);
+}
+
+template <int ROWS, typename B>
+void multiply_some_floats(const B* rows, const Input& in, float* out, long stride) {
+    if (std::is_same_v<B, F32> || in.n == 1) return multiply_floats<ROWS>(rows, in, out, stride);
+    thread_local std::vector<F32> wide;
+    wide.resize(size_t(ROWS) * in.k);
+    widen(rows, ROWS * in.k, &wide[0].value);
+    multiply_floats<ROWS>(wide.data(), in, out, stride);
+}
+
 template <typename B>
-void multiply_floats(const B* w, const Input& in, int first, int last, float* out, long stride) {
-    thread_local std::vector<float> wide;
-    wide.resize(in.k);
-    for (int row = first; row < last; row++) {
-        widen(w + long(row) * in.k, in.k, wide.data());
-        for (int i = 0; i < in.n; i++) out[i * stride + row] = dot(wide.data(), in.floats(i), in.k);
-    }
+void multiply_all_floats(const B* w, const Input& in, int first, int last, float* out, long stride) {
+    constexpr int TOGETHER = 4; // rows that share a pass over x
+    int row = first;
+    for (; row + TOGETHER <= last; row += TOGETHER)
+        multiply_some_floats<TOGETHER>(w + long(row) * in.k, in, out + row, stride);
+    for (; row < last; row++) multiply_some_floats<1>(w + long(row) * in.k, in, out + row, stride);
 }
 
 } // namespace
@@ -123,7 +139,7 @@ void multiply_rows(const Weight& w, const Input& in, int first, int last, float*
     with_block(int(w.type), [&](auto type) {
         using B = typename decltype(type)::type;
         if constexpr (is_float<B>)
-            multiply_floats((const B*)w.data, in, first, last, out, stride);
+            multiply_all_floats((const B*)w.data, in, first, last, out, stride);
         else
             multiply_quantized((const B*)w.data, in, first, last, out, stride, next);
     });
