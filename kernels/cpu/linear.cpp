@@ -22,12 +22,6 @@ long ahead(long rows, int k) {
     return std::min(AHEAD_MOST, std::max(AHEAD_LEAST, bytes / 8));
 }
 
-template <typename B>
-void prefetch(const B* row, int c, long ahead) {
-    const char* here = (const char*)(row + c * (CHUNK / B::WEIGHTS)) + ahead;
-    for (size_t at = 0; at < sizeof(B) * CHUNK / B::WEIGHTS; at += 64) __builtin_prefetch(here + at);
-}
-
 // One row of weights with `count` rows of x. J: vectors of 64 codes beyond the last whole chunk.
 template <typename B, int J>
 void multiply_row(const B* row, const Input& in, int first, int count, float* out, long stride) {
@@ -36,7 +30,7 @@ void multiply_row(const B* row, const Input& in, int first, int count, float* ou
     Floats sums[AT_ONCE] = {};
     Registers chunk;
     for (int c = 0; c < in.k / CHUNK; c++) {
-        prefetch(row, c, AHEAD_LEAST);
+        prefetch_chunk<3>(row, c, AHEAD_LEAST);
         registers::unpack<CHUNK / CODES>(row + c * (CHUNK / B::WEIGHTS), chunk);
         for (int i = 0; i < count; i++) add_product(chunk, x[i][c], sums[i]);
     }
@@ -56,7 +50,7 @@ void multiply_one(const B* rows, const Input& in, float* out, long ahead) {
     for (int c = 0; c < in.k / CHUNK; c++)
 #pragma GCC unroll 4
         for (int r = 0; r < ROWS; r++) {
-            prefetch(rows + r * blocks, c, ahead);
+            prefetch_chunk<3>(rows + r * blocks, c, ahead);
             registers::unpack<CHUNK / CODES>(rows + r * blocks + c * (CHUNK / B::WEIGHTS), chunk);
             add_product(chunk, x[c], sums[r]);
         }
@@ -94,7 +88,10 @@ void multiply_quantized(const B* w, const Input& in, int first, int last, float*
     if (in.n >= TILED)
         for (; row + Fitting::ROWS <= last; row += Fitting::ROWS) {
             thread_local Fitting tile;
-            tile.pack(w + row * blocks, in.k);
+            // the next tile's rows; there are none after the last but what `next` says
+            long ahead = Fitting::ROWS * blocks * long(sizeof(B));
+            if (next && row + 2 * Fitting::ROWS > last) ahead = (const char*)next - (const char*)(w + row * blocks);
+            tile.pack(w + row * blocks, in.k, ahead);
             tile.multiply(in, out + row, stride);
         }
     if constexpr (B::WEIGHTS == SHARED && CODES > SHARED) // vectors that several blocks fill

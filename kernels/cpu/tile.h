@@ -14,16 +14,16 @@ class Tile {
 public:
     static constexpr int VECTORS = 2, ROWS = LANES * VECTORS, AT_ONCE = SUMS / VECTORS;
 
-    // Take over ROWS rows of k weights.
+    // Take over ROWS rows of k weights. ahead: bytes to what is packed next.
     template <typename B>
-    void pack(const B* rows, int k) {
+    void pack(const B* rows, int k, long ahead) {
         size_t chunks = (k + CHUNK - 1) / CHUNK;
         spans_ = k / SPAN;
         code_.resize(chunks * CHUNK / 4);
         scale_.resize(chunks * CHUNK / SPAN);
         bias_.resize(scale_.size());
         for (int v = 0; v < VECTORS; v++, rows += LANES * long(k / B::WEIGHTS))
-            for (size_t c = 0; c < chunks; c++) pack_chunk(rows, k, int(c), v);
+            for (size_t c = 0; c < chunks; c++) pack_chunk(rows, k, int(c), v, ahead);
     }
 
     // out[i * stride + r] = row r times row i of x.
@@ -42,11 +42,12 @@ private:
 
     // Chunk c of LANES rows, which go to vector v.
     template <typename B>
-    void pack_chunk(const B* rows, int k, int c, int v) {
+    void pack_chunk(const B* rows, int k, int c, int v, long ahead) {
         constexpr int CODE = CHUNK / CODES, SCALE = GROUPS / LANES; // vectors of a row
         Floats code[CODE][LANES], scale[SCALE][LANES], bias[SCALE][LANES];
         for (int r = 0; r < LANES; r++) {
             Registers chunk;
+            prefetch_chunk<2>(rows + long(r) * (k / B::WEIGHTS), c, ahead);
             registers::unpack_chunk(rows + long(r) * (k / B::WEIGHTS), k, c, chunk);
             for (int j = 0; j < CODE; j++) code[j][r] = (Floats)chunk.code[j];
             for (int j = 0; j < SCALE; j++) {
