@@ -104,6 +104,24 @@ void share_out(const std::vector<Group>& groups, long rows, int threads, std::ve
     }
 }
 
+// A part of what the experts say. later: the thread's next part.
+void answer(const Gather& a, const Input& in, const Pairs& pairs, const Part& p, const Part& later) {
+    thread_local std::vector<int> tokens;
+    thread_local std::vector<float> out;
+    const int* of = pairs.of(*p.group);
+    tokens.resize(p.group->count);
+    for (int i = 0; i < p.group->count; i++) tokens[i] = of[i] / a.used;
+    out.resize(a.count * p.size());
+    for (int j = 0; j < a.count; j++) {
+        const void* next = j + 1 < a.count ? start(a.w[j + 1], a.k, p) : start(a.w[0], a.k, later);
+        multiply(a.w[j], in, p, tokens.data(), next, &out[j * p.size()]);
+    }
+    if (a.count == 2) activate(out.data(), &out[p.size()], p.size(), a.act);
+    int width = p.last - p.first;
+    for (int i = 0; i < p.group->count; i++)
+        std::copy_n(&out[long(i) * width], width, a.out + of[i] * a.w->rows + p.first);
+}
+
 // Rows [first, last) of all experts, so that each sum is made by one thread, in the order of the experts.
 void sum_rows(const GatherDown& a, const Input& in, const Pairs& pairs, int first, int last) {
     long rows = a.w->rows;
@@ -133,26 +151,12 @@ void gather(const Gather& a) {
     Pairs pairs(a.ids, a.n, a.used, a.experts);
     thread_local std::vector<Part> kept;
     std::vector<Part>& parts = kept;
-    long rows = a.w[0].rows;
     int threads = pool_threads();
-    share_out(pairs.groups(), rows, threads, parts);
+    share_out(pairs.groups(), a.w->rows, threads, parts);
     int count = int(parts.size());
     pool_run(count, [&](int i) {
-        const Part& p = parts[place(i, count, threads)];
         const Part& later = parts[place(std::min(i + threads, count - 1), count, threads)];
-        const int* of = pairs.of(*p.group);
-        thread_local std::vector<int> tokens;
-        thread_local std::vector<float> out;
-        tokens.resize(p.group->count);
-        for (int j = 0; j < p.group->count; j++) tokens[j] = of[j] / a.used;
-        out.resize(a.count * p.size());
-        for (int j = 0; j < a.count; j++) {
-            const void* next = j + 1 < a.count ? start(a.w[j + 1], a.k, p) : start(a.w[0], a.k, later);
-            multiply(a.w[j], in, p, tokens.data(), next, &out[j * p.size()]);
-        }
-        if (a.count == 2) activate(out.data(), &out[p.size()], p.size(), a.act);
-        for (int j = 0; j < p.group->count; j++)
-            std::copy_n(&out[long(j) * (p.last - p.first)], p.last - p.first, a.out + of[j] * rows + p.first);
+        answer(a, in, pairs, parts[place(i, count, threads)], later);
     });
 }
 
