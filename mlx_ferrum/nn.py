@@ -86,7 +86,7 @@ class GatedMLP(nn.Module):
 class Experts(nn.Module):
     """The chosen experts' gated MLPs, weighted and summed, + add: x and add: (..., k) -> (..., k).
 
-    router: to a logit an expert
+    router: (e, k), to a logit an expert
     gate, up: (e, rows, k), down: (e, k, rows), stacks of all experts
     bias: (e,), added to the scores for the choice only
     shared: what every token gets besides
@@ -97,7 +97,7 @@ class Experts(nn.Module):
 
     def __init__(
         self,
-        router: QLinear,
+        router: QTensor,
         gate: QTensor,
         up: QTensor,
         down: QTensor,
@@ -115,6 +115,11 @@ class Experts(nn.Module):
         if shared is not None:
             self.shared = shared
 
+    @property
+    def count(self) -> int:
+        """How many experts there are."""
+        return self.gate.shape[0]
+
     def __call__(self, x: mx.array, add: mx.array | None = None) -> mx.array:
         ids, weights = self._choose(x)
         if self.observer is not None:
@@ -124,7 +129,7 @@ class Experts(nn.Module):
 
     @stage("router")
     def _choose(self, x: mx.array) -> tuple[mx.array, mx.array]:
-        return ops.route(self.router(x), self.routing, bias=self.get("bias"))
+        return ops.route(ops.matmul(x, self.router), self.routing, bias=self.get("bias"))
 
     @stage("experts")
     def _ask(self, x: mx.array, ids: mx.array, weights: mx.array, add: mx.array | None) -> mx.array:

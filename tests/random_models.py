@@ -135,6 +135,11 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
+def has_experts(case: Mapping[str, Any]) -> bool:
+    """Whether layers of a case have experts."""
+    return bool(case.get("sizes", Sizes()).experts)
+
+
 def write_case(path: Path, name: str, seed: int) -> Path:
     """Write the file of `CASES[name]` with this seed to `path`."""
     return write(path, seed=seed, **CASES[name])

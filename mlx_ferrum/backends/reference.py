@@ -126,8 +126,8 @@ def route(
     logits = logits.astype(mx.float32)
     softmax = routing.gating == "softmax"
     scores = mx.softmax(logits, axis=-1) if softmax else mx.sigmoid(logits)
-    # softmax keeps the order, and logits are finer
-    chosen_by = logits if softmax and bias is None else scores
+    # softmax keeps the order, and logits are finer; groups are compared by sums, which it changes
+    chosen_by = logits if softmax and bias is None and routing.groups == 1 else scores
     if bias is not None:
         chosen_by = chosen_by + bias
     chosen_by = mx.where(mx.isnan(chosen_by), -mx.inf, chosen_by)
@@ -164,10 +164,12 @@ def gather_matmul(
 
 def _each(x: mx.array, w: QTensor, ids: mx.array, bias: mx.array | None = None) -> mx.array:
     """Each row by its own expert: x: (..., n, k), ids: (..., n) -> (..., n, rows)"""
-    experts, rows, k = w.shape
-    flat, experts_of = x.reshape(-1, k), np.asarray(ids).reshape(-1)
+    if len(w.shape) != 3 or x.shape[-1] != w.shape[-1]:
+        raise ValueError(f"gather: x of shape {x.shape} does not fit {w}")
     if x.shape[:-1] != ids.shape:
         raise ValueError(f"gather: x of shape {x.shape} does not fit ids of shape {ids.shape}")
+    experts, rows, k = w.shape
+    flat, experts_of = x.reshape(-1, k), np.asarray(ids).reshape(-1)
     if experts_of.size and not 0 <= experts_of.min() <= experts_of.max() < experts:
         raise ValueError(f"{w}: expert ids lie between 0 and {experts - 1}, found {experts_of}")
     out = mx.zeros((flat.shape[0], rows))

@@ -189,16 +189,9 @@ def _run(args: argparse.Namespace) -> int:
 
 def _prompt_text(args: argparse.Namespace, tokenizer: Tokenizer) -> str:
     """The prompt as the model should read it. Raises ValueError when the template is missing."""
-    text = args.prompt
-    if text == "-":
-        try:
-            text = sys.stdin.buffer.read().decode()
-        except UnicodeDecodeError as error:
-            raise ValueError(
-                f"stdin is not valid UTF-8: {error.reason} at byte {error.start}"
-            ) from None
+    text = cli.read_prompt(args.prompt)
     if args.raw:
-        return str(text)
+        return text
     if not tokenizer.has_chat_template:
         raise ValueError(
             f"{args.model} has no chat template (it is probably a base model): "

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..ops import Gating, Routing
-from .metadata import MAX_LAYERS, Metadata
+from .metadata import Metadata
 
 MAX_EXPERTS = 1024
 SOFTMAX, SIGMOID, SOFTMAX_OF_CHOSEN = 1, 2, 3
@@ -23,12 +23,14 @@ class ExpertArgs:
     size: what each is wide inside
     shared_size: the same of the expert that every token gets, 0 where there is none
     dense_layers: so many layers from the first on have none
+    by_scores: whether experts are chosen by their scores, to which a bias may be added, or by logits
     """
 
     count: int
     size: int
     shared_size: int
     dense_layers: int
+    by_scores: bool
     routing: Routing
 
 
@@ -42,7 +44,8 @@ def expert_args(m: Metadata, *, size: int, shared_size: int = 0, normalise: bool
         count=count,
         size=size,
         shared_size=shared_size,
-        dense_layers=m.size("leading_dense_block_count", 0, MAX_LAYERS, least=0),
+        dense_layers=m.size("leading_dense_block_count", 0, m.size("block_count"), least=0),
+        by_scores=_gating(m) != SOFTMAX_OF_CHOSEN,
         routing=_routing(m, count, normalise),
     )
 
@@ -50,11 +53,15 @@ def expert_args(m: Metadata, *, size: int, shared_size: int = 0, normalise: bool
 def expert_size(m: Metadata) -> int:
     """`expert_feed_forward_length`; a file without it says how wide all of a token's experts are together."""
     used = m.size("expert_used_count", most=MAX_EXPERTS)
-    return m.size("expert_feed_forward_length", m.size("feed_forward_length", used) // used)
+    return m.size("expert_feed_forward_length", m.size("feed_forward_length") // used)
+
+
+def _gating(m: Metadata) -> int:
+    return m.size("expert_gating_func", SOFTMAX, SOFTMAX_OF_CHOSEN)
 
 
 def _routing(m: Metadata, count: int, normalise: bool) -> Routing:
-    function = m.size("expert_gating_func", SOFTMAX, SOFTMAX_OF_CHOSEN)
+    function = _gating(m)
     groups, groups_used = _groups(m, count)
     of_chosen = function == SOFTMAX_OF_CHOSEN
     if of_chosen and groups > 1:

@@ -13,6 +13,7 @@ from .experts import ExpertArgs
 
 # One tensor an expert, as files had them until April 2024; and gate and up in one.
 OTHER_LAYOUTS = ("ffn_gate.0.weight", "ffn_gate_up_exps.weight")
+SELECTION_BIAS = "exp_probs_b.bias"
 
 
 class SharedExpert(GatedMLP):
@@ -52,14 +53,19 @@ def feed_forward(args: BaseArgs, w: Weights, layer: int) -> MLP | Experts:
 
 def _experts(args: BaseArgs, experts: ExpertArgs, w: Weights) -> Experts:
     count, wide, hidden = experts.count, experts.size, args.hidden_size
-    has_bias = "exp_probs_b.bias" in w
+    has_bias = SELECTION_BIAS in w
+    if has_bias and not experts.by_scores:
+        raise NotImplementedError(
+            f"tensor {w.prefix + SELECTION_BIAS!r}: a bias of the choice is not supported where weights are "
+            "the softmax of the chosen"
+        )
     return Experts(
-        w.linear("ffn_gate_inp", count, hidden),
+        w.tensor("ffn_gate_inp.weight", count, hidden),
         w.tensor("ffn_gate_exps.weight", count, wide, hidden),
         w.tensor("ffn_up_exps.weight", count, wide, hidden),
         w.tensor("ffn_down_exps.weight", count, hidden, wide),
         routing=experts.routing,
-        bias=w.vector("exp_probs_b.bias", count) if has_bias else None,
+        bias=w.vector(SELECTION_BIAS, count) if has_bias else None,
         shared=SharedExpert(args, experts.shared_size, w) if experts.shared_size else None,
     )
 
