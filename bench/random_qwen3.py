@@ -107,13 +107,17 @@ def feed_forward_shapes(sizes: Sizes) -> dict[str, tuple[int, ...]]:
     }
 
 
-def draw(rng: np.random.Generator, tensor: Tensor) -> np.ndarray:
-    """(..., rows, row bytes) uint8, of standard deviation 1 / sqrt(k); norms are near 1."""
+def draw(rng: np.random.Generator, tensor: Tensor, has_head: bool) -> np.ndarray:
+    """(..., rows, row bytes) uint8, of standard deviation 1 / sqrt(k); norms are near 1.
+
+    Embeddings that are no head have 1: with smaller ones tokens grow alike, and routers choose few experts.
+    """
     if len(tensor.shape) == 1:
         return rng.uniform(0.5, 1.5, tensor.shape).astype(np.float32).view(np.uint8)
     *outer, k = tensor.shape
     block = blocks.by_name(tensor.type)
-    drawn = random_weights.rows(rng, block, (int(np.prod(outer)), k), k**-0.5)
+    std = 1 if tensor.name == "token_embd.weight" and has_head else k**-0.5
+    drawn = random_weights.rows(rng, block, (int(np.prod(outer)), k), std)
     return drawn.reshape(tensor.stored)
 
 
@@ -176,7 +180,7 @@ def write(path: Path, sizes: Sizes, seed: int) -> None:
     total = sum(tensor.nbytes for tensor in wanted)
     with tqdm(total=total, desc=path.name, unit="B", unit_scale=True) as bar:
         for tensor in wanted:
-            writer.write_tensor_data(draw(rng, tensor))
+            writer.write_tensor_data(draw(rng, tensor, has_head=sizes.experts > 0))
             bar.update(tensor.nbytes)
     writer.close()
     part.replace(path)
