@@ -130,12 +130,16 @@ def rows(path: Path, plan: Plan, limits: dict[int, Spread]) -> list[Row]:
 
 
 def token_bytes(path: Path) -> int:
-    """The bytes of weights that each generated token needs: all, without a table that only gives one row."""
-    tensors = gguf.read(path).tensors
-    sizes = {name: info.nbytes for name, info in tensors.items()}
+    """The bytes of weights that each generated token needs: of tables that give one row none, of experts those used."""
+    file = gguf.read(path)
+    sizes = {name: info.nbytes for name, info in file.tensors.items()}
     if "output.weight" in sizes:
         del sizes["token_embd.weight"]
-    return sum(sizes.values())
+    architecture = file.metadata["general.architecture"]
+    used, count = (
+        file.metadata.get(f"{architecture}.expert_{key}", 1) for key in ("used_count", "count")
+    )
+    return sum(n * used // count if "_exps." in name else n for name, n in sizes.items())
 
 
 def footprint(path: Path, plan: Plan) -> dict[str, Any]:

@@ -23,19 +23,10 @@ struct Plan {
     void set(const Weight* w, int n, int k);
 };
 
-long bytes(const Weight& w, int k) {
-    long size = 0;
-    with_block(int(w.type), [&](auto type) {
-        using B = typename decltype(type)::type;
-        size = w.rows * (k / B::WEIGHTS) * long(sizeof(B));
-    });
-    return size;
-}
-
 bool Plan::same(const Weight* w, int n, int k) const {
     if (count != n) return false;
     for (int i = 0; i < n; i++)
-        if (from[i] != w[i].data || size[i] != bytes(w[i], k)) return false;
+        if (from[i] != w[i].data || size[i] != matrix_bytes(w[i], k)) return false;
     return true;
 }
 
@@ -44,7 +35,7 @@ void Plan::set(const Weight* w, int n, int k) {
     count = n;
     for (int i = 0; i < n; i++) {
         from[i] = (const char*)w[i].data;
-        size[i] = bytes(w[i], k);
+        size[i] = matrix_bytes(w[i], k);
     }
 }
 

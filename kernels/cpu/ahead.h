@@ -6,7 +6,8 @@
 #include "linear.h"
 
 // A product with these weights begins; what the calling thread did before it is remembered as leading
-// to it.
+// to it. Of the weights, `count` will be read whole: none of a stack of experts, of which a token needs
+// others than the one before.
 void ahead_begin(const Weight* w, int count, int k);
 
 // The product is done: what followed it the last time may be fetched.

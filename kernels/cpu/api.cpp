@@ -35,6 +35,10 @@ void ferrum_put(const Put* a) { run(*a); }
 void ferrum_attend(const Attention* a) { run(*a); }
 void ferrum_rotate(const Rotate* a) { run(*a); }
 void ferrum_rms_norm(const RmsNorm* a) { run(*a); }
+void ferrum_sigmoid_gate(const SigmoidGate* a) { run(*a); }
+void ferrum_route(const Route* a) { run(*a); }
+void ferrum_gather(const Gather* a) { run(*a); }
+void ferrum_gather_down(const GatherDown* a) { run(*a); }
 
 // The recorded calls again, `later` positions after those of the recording.
 void ferrum_replay(const Call* calls, int count, long later) {

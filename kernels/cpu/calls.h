@@ -3,6 +3,7 @@
 #pragma once
 
 #include "attention.h"
+#include "experts.h"
 #include "layers.h"
 #include "linear.h"
 
@@ -50,3 +51,7 @@ void run(const Put& a);
 inline void run(const Attention& a) { attend(a); }
 inline void run(const Rotate& a) { rotate(a); }
 inline void run(const RmsNorm& a) { rms_norm(a); }
+inline void run(const SigmoidGate& a) { sigmoid_gate(a); }
+inline void run(const Route& a) { route(a); }
+inline void run(const Gather& a) { gather(a); }
+inline void run(const GatherDown& a) { gather_down(a); }

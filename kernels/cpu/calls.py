@@ -90,13 +90,48 @@ class RmsNorm(Arguments):
     )
 
 
+class SigmoidGate(Arguments):
+    """x * sigmoid(gate) + add."""
+
+    symbol = "ferrum_sigmoid_gate"
+    _fields_ = _fields((c_void_p, "x gate add out"), (c_long, "rows"), (c_int, "d"))
+
+
+class Route(Arguments):
+    """The choice of experts."""
+
+    symbol = "ferrum_route"
+    _fields_ = _fields(
+        (c_void_p, "logits bias ids weights"),
+        (c_int, "n experts used sigmoid normalise groups groups_used"),
+        (c_float, "scale"),
+    )
+
+
+class Gather(Arguments):
+    """Products with the chosen experts of one stack, or gate and up of two."""
+
+    symbol = "ferrum_gather"
+    _fields_ = _fields((c_void_p, "x w ids out"), (c_int, "n used experts k count act"))
+
+
+class GatherDown(Arguments):
+    """The weighted sum over the chosen experts."""
+
+    symbol = "ferrum_gather_down"
+    _fields_ = _fields((c_void_p, "x w ids weights add out"), (c_int, "n used experts k"))
+
+
 class Call(Structure):
     """A recorded call: which struct, and where it lies."""
 
     _fields_ = _fields((c_long, "kind"), (c_void_p, "arguments"))
 
 
-KINDS: tuple[type[Arguments], ...] = (Matmuls, GateUp, Rows, Put, Attention, Rotate, RmsNorm)
+KINDS: tuple[type[Arguments], ...] = (
+    *(Matmuls, GateUp, Rows, Put, Attention, Rotate, RmsNorm),
+    *(SigmoidGate, Route, Gather, GatherDown),
+)
 
 
 def recorded(calls: list[Arguments]) -> ctypes.Array[Call]:

@@ -5,6 +5,13 @@
 #include "activations.h"
 #include "registers.h"
 
+// Fetch what lies `ahead` bytes behind chunk c of a row, into the caches of LEVEL: 3 all, 2 all but the first.
+template <int LEVEL, typename B>
+FERRUM_INLINE void prefetch_chunk(const B* row, int c, long ahead) {
+    const char* here = (const char*)(row + c * (CHUNK / B::WEIGHTS)) + ahead;
+    for (size_t at = 0; at < sizeof(B) * CHUNK / B::WEIGHTS; at += 64) __builtin_prefetch(here + at, 0, LEVEL);
+}
+
 // For each lane of vector j of codes, the number of its group of 16.
 FERRUM_INLINE Floats spread(const Floats* groups, int j) {
     constexpr int PER = LANES / 4; // groups of a vector of codes

@@ -25,6 +25,8 @@ inline Floats exp_floats(Floats x) {
     return x < -87.0f ? Floats{} : p * scale;
 }
 
+inline Floats sigmoid(Floats x) { return 1.0f / (1.0f + exp_floats(-(x < -80.0f ? Floats{} - 80.0f : x))); }
+
 // x[i] = e^(x[i] - shift) for i < count, a multiple of LANES; every LANES-th of them summed.
 inline Floats exp_sums(float* x, int count, float shift) {
     Floats sums = {};

@@ -55,3 +55,21 @@ inline float dot(const float* a, const float* b, int count) {
     for (; i < count; i++) rest += a[i] * b[i];
     return total((sums[0] + sums[1]) + (sums[2] + sums[3])) + rest;
 }
+
+// out[r] = row r of a: (ROWS, count), of a type of floats, times b.
+template <int ROWS, typename B>
+inline void dots(const B* a, const float* b, int count, float* out) {
+    Floats sums[2][ROWS] = {};
+    int i = 0;
+    for (; i + 2 * LANES <= count; i += 2 * LANES)
+        for (int j = 0; j < 2; j++) {
+            Floats part = load_floats(b + i + LANES * j);
+#pragma GCC unroll 4
+            for (int r = 0; r < ROWS; r++) sums[j][r] += load_floats(&a[long(r) * count + i + LANES * j].value) * part;
+        }
+#pragma GCC unroll 4
+    for (int r = 0; r < ROWS; r++) {
+        out[r] = total(sums[0][r] + sums[1][r]);
+        for (int j = i; j < count; j++) out[r] += a[long(r) * count + j].value * b[j];
+    }
+}

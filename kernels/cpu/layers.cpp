@@ -65,8 +65,6 @@ void rotate_position(const Rotate& a, int job, Turn turn, float* key) {
     }
 }
 
-Floats sigmoid(Floats x) { return 1.0f / (1.0f + exp_floats(-(x < -80.0f ? Floats{} - 80.0f : x))); }
-
 Floats activated(Floats x, int act) {
     if (act == 0) return x * sigmoid(x);
     // (1 + tanh(y)) / 2 is the sigmoid of 2 y
@@ -80,6 +78,16 @@ void rms_norm(const RmsNorm& a) {
         long at = long(r) * a.d;
         float scale = rms_scale(a.x + at, a.d, a.eps);
         for (int i = 0; i < a.d; i++) a.out[at + i] = a.x[at + i] * scale * a.weight[i];
+        if (a.add)
+            for (int i = 0; i < a.d; i++) a.out[at + i] += a.add[at + i];
+    });
+}
+
+void sigmoid_gate(const SigmoidGate& a) {
+    shared(a.rows, a.rows * a.d, [&](int r) {
+        long at = long(r) * a.d;
+        float gate = sigmoid(repeat(a.gate[r]))[0];
+        for (int i = 0; i < a.d; i++) a.out[at + i] = a.x[at + i] * gate;
         if (a.add)
             for (int i = 0; i < a.d; i++) a.out[at + i] += a.add[at + i];
     });

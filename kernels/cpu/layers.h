@@ -14,6 +14,16 @@ struct RmsNorm {
 
 void rms_norm(const RmsNorm& a);
 
+// out[i] = x[i] * sigmoid(gate[row]) + add[i], rows of d; gate: (rows,); add: shaped as x, or null.
+struct SigmoidGate {
+    const float *x, *gate, *add;
+    float* out;
+    long rows;
+    int d;
+};
+
+void sigmoid_gate(const SigmoidGate& a);
+
 // q (batch, length, heads, d) -> turned (batch, heads, length, d); k (batch, length, groups, d) and
 // v (batch, length, groups, dv) -> added (2, batch, groups, length, width), with zeros past the shorter of them.
 // Queries and keys: RMS norm, if there are weights (d,), then rotation of the first 2 pairs values by the position

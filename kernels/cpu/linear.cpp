@@ -4,6 +4,8 @@
 // More rows: see tile.h.
 #include "linear.h"
 
+#include <type_traits>
+
 #include "tile.h"
 
 namespace {
@@ -20,25 +22,20 @@ long ahead(long rows, int k) {
     return std::min(AHEAD_MOST, std::max(AHEAD_LEAST, bytes / 8));
 }
 
-template <typename B>
-void prefetch(const B* row, int c, long ahead) {
-    const char* here = (const char*)(row + c * (CHUNK / B::WEIGHTS)) + ahead;
-    for (size_t at = 0; at < sizeof(B) * CHUNK / B::WEIGHTS; at += 64) __builtin_prefetch(here + at);
-}
-
 // One row of weights with `count` rows of x. J: vectors of 64 codes beyond the last whole chunk.
 template <typename B, int J>
 void multiply_row(const B* row, const Input& in, int first, int count, float* out, long stride) {
-    const Activations& x = *in.integers;
+    const Whole* x[AT_ONCE];
+    for (int i = 0; i < count; i++) x[i] = in.whole(first + i);
     Floats sums[AT_ONCE] = {};
     Registers chunk;
     for (int c = 0; c < in.k / CHUNK; c++) {
-        prefetch(row, c, AHEAD_LEAST);
+        prefetch_chunk<3>(row, c, AHEAD_LEAST);
         registers::unpack<CHUNK / CODES>(row + c * (CHUNK / B::WEIGHTS), chunk);
-        for (int i = 0; i < count; i++) add_product(chunk, x.row(first + i)[c], sums[i]);
+        for (int i = 0; i < count; i++) add_product(chunk, x[i][c], sums[i]);
     }
     for (int i = 0; i < count; i++) {
-        float rest = add_rest<J>(row, in.k, x.row(first + i), sums[i]);
+        float rest = add_rest<J>(row, in.k, x[i], sums[i]);
         out[(first + i) * stride] = total(sums[i]) + rest;
     }
 }
@@ -46,14 +43,14 @@ void multiply_row(const B* row, const Input& in, int first, int count, float* ou
 // Several rows of weights with one row of x, side by side: a sum alone would wait for itself.
 template <typename B, int J, int ROWS>
 void multiply_one(const B* rows, const Input& in, float* out, long ahead) {
-    const Whole* x = in.integers->row(0);
+    const Whole* x = in.whole(0);
     long blocks = in.k / B::WEIGHTS;
     Floats sums[ROWS] = {};
     Registers chunk;
     for (int c = 0; c < in.k / CHUNK; c++)
 #pragma GCC unroll 4
         for (int r = 0; r < ROWS; r++) {
-            prefetch(rows + r * blocks, c, ahead);
+            prefetch_chunk<3>(rows + r * blocks, c, ahead);
             registers::unpack<CHUNK / CODES>(rows + r * blocks + c * (CHUNK / B::WEIGHTS), chunk);
             add_product(chunk, x[c], sums[r]);
         }
@@ -65,12 +62,17 @@ void multiply_one(const B* rows, const Input& in, float* out, long ahead) {
 }
 
 template <typename B, int J>
-void multiply_few(const B* w, const Input& in, int first, int last, float* out, long stride) {
+void multiply_few(const B* w, const Input& in, int first, int last, float* out, long stride, const void* next) {
     long blocks = in.k / B::WEIGHTS;
     int row = first;
-    if (in.n == 1)
-        for (; row + 4 <= last; row += 4)
-            multiply_one<B, J, 4>(w + row * blocks, in, out + row, ahead<B>(last - first, in.k));
+    if (in.n == 1) {
+        const char* end = (const char*)(w + last * blocks);
+        long near = ahead<B>(last - first, in.k), beyond = near + (next ? (const char*)next - end : 0);
+        for (; row + 4 <= last; row += 4) {
+            const B* rows = w + row * blocks;
+            multiply_one<B, J, 4>(rows, in, out + row, end - (const char*)rows > near ? near : beyond);
+        }
+    }
     for (; row < last; row++)
         for (int i = 0; i < in.n; i += AT_ONCE) {
             int count = std::min(AT_ONCE, in.n - i);
@@ -79,48 +81,74 @@ void multiply_few(const B* w, const Input& in, int first, int last, float* out, 
 }
 
 template <typename B>
-void multiply_quantized(const B* w, const Input& in, int first, int last, float* out, long stride) {
+void multiply_quantized(const B* w, const Input& in, int first, int last, float* out, long stride, const void* next) {
     long blocks = in.k / B::WEIGHTS;
     int row = first;
     using Fitting = Tile<B::GROUP == 16 ? 16 : 32>;
     if (in.n >= TILED)
         for (; row + Fitting::ROWS <= last; row += Fitting::ROWS) {
             thread_local Fitting tile;
-            tile.pack(w + row * blocks, in.k);
-            tile.multiply(*in.integers, out + row, stride);
+            // the next tile's rows; there are none after the last but what `next` says
+            long ahead = Fitting::ROWS * blocks * long(sizeof(B));
+            if (next && row + 2 * Fitting::ROWS > last) ahead = (const char*)next - (const char*)(w + row * blocks);
+            tile.pack(w + row * blocks, in.k, ahead);
+            tile.multiply(in, out + row, stride);
         }
     if constexpr (B::WEIGHTS == SHARED && CODES > SHARED) // vectors that several blocks fill
         switch (in.k % CHUNK / CODES) {
         case 1:
-            return multiply_few<B, 1>(w, in, row, last, out, stride);
+            return multiply_few<B, 1>(w, in, row, last, out, stride, next);
         case 2:
-            return multiply_few<B, 2>(w, in, row, last, out, stride);
+            return multiply_few<B, 2>(w, in, row, last, out, stride, next);
         case 3:
-            return multiply_few<B, 3>(w, in, row, last, out, stride);
+            return multiply_few<B, 3>(w, in, row, last, out, stride, next);
         }
-    multiply_few<B, 0>(w, in, row, last, out, stride);
+    multiply_few<B, 0>(w, in, row, last, out, stride, next);
+}
+
+// ROWS rows of weights times all rows of x.
+template <int ROWS, typename B>
+void multiply_floats(const B* rows, const Input& in, float* out, long stride) {
+    for (int i = 0; i < in.n; i++) dots<ROWS>(rows, in.floats(i), in.k, out + i * stride);
+}
+
+template <int ROWS, typename B>
+void multiply_some_floats(const B* rows, const Input& in, float* out, long stride) {
+    if (std::is_same_v<B, F32> || in.n == 1) return multiply_floats<ROWS>(rows, in, out, stride);
+    thread_local std::vector<F32> wide;
+    wide.resize(size_t(ROWS) * in.k);
+    widen(rows, ROWS * in.k, &wide[0].value);
+    multiply_floats<ROWS>(wide.data(), in, out, stride);
 }
 
 template <typename B>
-void multiply_floats(const B* w, const Input& in, int first, int last, float* out, long stride) {
-    thread_local std::vector<float> wide;
-    wide.resize(in.k);
-    for (int row = first; row < last; row++) {
-        widen(w + long(row) * in.k, in.k, wide.data());
-        for (int i = 0; i < in.n; i++) out[i * stride + row] = dot(wide.data(), in.x + long(i) * in.k, in.k);
-    }
+void multiply_all_floats(const B* w, const Input& in, int first, int last, float* out, long stride) {
+    constexpr int TOGETHER = 4; // rows that share a pass over x
+    int row = first;
+    for (; row + TOGETHER <= last; row += TOGETHER)
+        multiply_some_floats<TOGETHER>(w + long(row) * in.k, in, out + row, stride);
+    for (; row < last; row++) multiply_some_floats<1>(w + long(row) * in.k, in, out + row, stride);
 }
 
 } // namespace
 
-void multiply_rows(const Weight& w, const Input& in, int first, int last, float* out, long stride) {
+void multiply_rows(const Weight& w, const Input& in, int first, int last, float* out, long stride, const void* next) {
     with_block(int(w.type), [&](auto type) {
         using B = typename decltype(type)::type;
         if constexpr (is_float<B>)
-            multiply_floats((const B*)w.data, in, first, last, out, stride);
+            multiply_all_floats((const B*)w.data, in, first, last, out, stride);
         else
-            multiply_quantized((const B*)w.data, in, first, last, out, stride);
+            multiply_quantized((const B*)w.data, in, first, last, out, stride, next);
     });
+}
+
+long matrix_bytes(const Weight& w, int k) {
+    long size = 0;
+    with_block(int(w.type), [&](auto type) {
+        using B = typename decltype(type)::type;
+        size = w.rows * (k / B::WEIGHTS) * long(sizeof(B));
+    });
+    return size;
 }
 
 int rows_per_part(long rows, int threads) {

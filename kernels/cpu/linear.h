@@ -11,15 +11,25 @@ struct Weight {
     const float* bias;
 };
 
+// The bytes of a matrix whose rows have k weights.
+long matrix_bytes(const Weight& w, int k);
+
 // What is multiplied: n rows of k floats, and the same as integers (only for quantized weights).
 struct Input {
     const float* x;
     int n, k;
     const Activations* integers;
+    const int* rows = nullptr; // where they lie in x and in `integers`; null: one after the other
+
+    int place(int i) const { return rows ? rows[i] : i; }
+    const float* floats(int i) const { return x + long(place(i)) * k; }
+    const Whole* whole(int i) const { return integers->row(place(i)); }
 };
 
 // out[i * stride + r] = row r of w times row i of the input, for rows [first, last).
-void multiply_rows(const Weight& w, const Input& in, int first, int last, float* out, long stride);
+// next: what the thread will read after these rows, if that is elsewhere.
+void multiply_rows(const Weight& w, const Input& in, int first, int last, float* out, long stride,
+                   const void* next = nullptr);
 
 // Rows that one part of a job takes: enough to be worth the sharing, few enough to share evenly.
 int rows_per_part(long rows, int threads);

@@ -1,7 +1,8 @@
 // Products of whole matrices: the input as integers, the rows shared out between the threads.
+#include "products.h"
+
 #include <vector>
 
-#include "ahead.h"
 #include "calls.h"
 #include "pool.h"
 
@@ -26,25 +27,6 @@ bool any_quantized(const Weight* w, int count) {
     return found;
 }
 
-Input input(const float* x, int n, int k, const Weight* w, int count) {
-    return {x, n, k, any_quantized(w, count) ? &integers(x, n, k) : nullptr};
-}
-
-// While it lives, a product runs; after it, the next one's weights are fetched. Only where reading
-// weights is what takes the time.
-class Expected {
-public:
-    Expected(const Weight* w, int count, int n, int k) : few_(n <= 8) {
-        if (few_) ahead_begin(w, count, k);
-    }
-    ~Expected() {
-        if (few_) ahead_end();
-    }
-
-private:
-    bool few_;
-};
-
 // Rows [first, last) of one weight.
 struct Part {
     const Weight* w;
@@ -52,12 +34,6 @@ struct Part {
     float* out;       // of the whole weight
     const float* add; // shaped as out, or null
 };
-
-// The part that is taken as number i of `count`: threads that take turns each walk along a stretch of memory.
-int place(int i, int count, int threads) {
-    int thread = i % threads;
-    return thread * (count / threads) + std::min(thread, count % threads) + i / threads;
-}
 
 void finish(const Part& p, int n) {
     for (int i = 0; i < n; i++) {
@@ -70,6 +46,15 @@ void finish(const Part& p, int n) {
 }
 
 } // namespace
+
+Input input(const float* x, int n, int k, const Weight* w, int count) {
+    return {x, n, k, any_quantized(w, count) ? &integers(x, n, k) : nullptr};
+}
+
+int place(int i, int count, int threads) {
+    int thread = i % threads;
+    return thread * (count / threads) + std::min(thread, count % threads) + i / threads;
+}
 
 void run(const Matmuls& a) {
     Expected expected(a.w, a.count, a.n, a.k);

@@ -41,9 +41,10 @@ void run_later(const void* arguments, long later) {
     run(moved(*(const T*)arguments, later));
 }
 
-constexpr void (*RUN[])(const void*, long) = {run_later<Matmuls>, run_later<GateUp>,    run_later<Rows>,
-                                              run_later<Put>,     run_later<Attention>, run_later<Rotate>,
-                                              run_later<RmsNorm>};
+constexpr void (*RUN[])(const void*, long) = {run_later<Matmuls>, run_later<GateUp>,      run_later<Rows>,
+                                              run_later<Put>,     run_later<Attention>,   run_later<Rotate>,
+                                              run_later<RmsNorm>, run_later<SigmoidGate>, run_later<Route>,
+                                              run_later<Gather>,  run_later<GatherDown>};
 
 } // namespace
 

@@ -52,6 +52,13 @@ FERRUM_INLINE Floats load_floats(const half* p) {
 #endif
 }
 
+FERRUM_INLINE Floats load_floats(const bfloat* p) {
+    typedef std::uint16_t Upper __attribute__((vector_size(2 * LANES)));
+    Upper upper;
+    std::memcpy(&upper, p, sizeof upper);
+    return (Floats)(__builtin_convertvector(upper, Ints) << 16);
+}
+
 // As the nearest halves, ties to even.
 FERRUM_INLINE void store_halves(half* p, Floats s) {
 #if defined(FERRUM_AVX512)

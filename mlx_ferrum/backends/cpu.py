@@ -8,11 +8,8 @@ sum exactly; everything else is float32.
 
 from __future__ import annotations
 
-import ctypes
 import math
 from collections.abc import Sequence
-from ctypes import c_char
-from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -20,13 +17,17 @@ import numpy as np
 from ..kernels.cpu import calls, native
 from ..ops import Activation, HeadNorms, Norm
 from ..tensor import QTensor
+from . import cpu_experts
+from .cpu_arguments import ACTIVATIONS, address, floats, places, shaped
 from .cpu_memory import empty
 from .cpu_step import Step
 
 LAZY = False
-_ACTIVATIONS = {"silu": 0, "gelu": 1}
 
 stepper = Step
+route, sigmoid_gate = cpu_experts.route, cpu_experts.sigmoid_gate
+gather_matmul, gather_gate_up = cpu_experts.gather_matmul, cpu_experts.gather_gate_up
+gather_down = cpu_experts.gather_down
 
 
 def prepare(threads: int | None) -> None:
@@ -40,9 +41,14 @@ def matmul(
     x, n, k = _rows_of(x, [w])
     out = empty(*x.shape[:-1], w.rows)
     if add is not None:
-        add = _shaped("matmul: add", add, *out.shape)
-    weights = _weights([w], [bias])
-    native.run(calls.Matmuls(_at(x), _at(weights), _at(add), _at(out), n, k, 1), x, add, out)
+        add = shaped("matmul: add", add, *out.shape)
+    weights = places([w], [bias])
+    native.run(
+        calls.Matmuls(address(x), address(weights), address(add), address(out), n, k, 1),
+        x,
+        add,
+        out,
+    )
     return out
 
 
@@ -55,8 +61,10 @@ def matmuls(
 ) -> list[np.ndarray]:
     x, n, k = _rows_of(_normed(x, norm), ws)
     out = empty(n * sum(w.rows for w in ws))
-    weights = _weights(ws, biases or [None] * len(ws))
-    native.run(calls.Matmuls(_at(x), _at(weights), None, _at(out), n, k, len(ws)), x, out)
+    weights = places(ws, biases or [None] * len(ws))
+    native.run(
+        calls.Matmuls(address(x), address(weights), None, address(out), n, k, len(ws)), x, out
+    )
     parts, start = [], 0
     for w in ws:
         parts.append(out[start : start + n * w.rows].reshape(*x.shape[:-1], w.rows))
@@ -71,8 +79,10 @@ def gate_up(
     if gate.rows != up.rows:
         raise ValueError(f"gate_up: {gate} and {up} differ in rows")
     out = empty(*x.shape[:-1], gate.rows)
-    pair = _weights([gate, up], [None, None])
-    native.run(calls.GateUp(_at(x), _at(pair), _at(out), n, k, _ACTIVATIONS[act]), x, out)
+    pair = places([gate, up], [None, None])
+    native.run(
+        calls.GateUp(address(x), address(pair), address(out), n, k, ACTIVATIONS[act]), x, out
+    )
     return out
 
 
@@ -89,7 +99,9 @@ def rows(w: QTensor, ids: mx.array | np.ndarray, scale: float = 1.0) -> np.ndarr
         )
     k = w.shape[-1]
     out = empty(*index.shape, k)
-    call = calls.Rows(_at(_weights([w], [None])), index.ctypes.data, _at(out), index.size, k, scale)
+    call = calls.Rows(
+        address(places([w], [None])), index.ctypes.data, address(out), index.size, k, scale
+    )
     native.run(call, index, out)
     return out
 
@@ -102,12 +114,14 @@ def dequantize(w: QTensor) -> np.ndarray:
 def rms_norm(
     x: np.ndarray, weight: np.ndarray | mx.array, eps: float, *, add: np.ndarray | None = None
 ) -> np.ndarray:
-    x, d = _floats(x), x.shape[-1]
-    weight = _shaped("rms_norm: weight", weight, d)
+    x, d = floats(x), x.shape[-1]
+    weight = shaped("rms_norm: weight", weight, d)
     if add is not None:
-        add = _shaped("rms_norm: add", add, *x.shape)
+        add = shaped("rms_norm: add", add, *x.shape)
     out = empty(*x.shape)
-    call = calls.RmsNorm(_at(x), _at(weight), _at(add), _at(out), x.size // d, d, eps)
+    call = calls.RmsNorm(
+        address(x), address(weight), address(add), address(out), x.size // d, d, eps
+    )
     native.run(call, x, weight, add, out)
     return out
 
@@ -123,14 +137,14 @@ def rotate(
     magnitude: float = 1.0,
     norms: HeadNorms | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    q, k, v, frequencies = map(_floats, (q, k, v, frequencies))
+    q, k, v, frequencies = map(floats, (q, k, v, frequencies))
     (b, length, h, d), (g, dv) = q.shape, v.shape[2:]
     if k.shape != (b, length, g, d) or v.shape[:2] != (b, length):
         raise ValueError(f"rotate: q {q.shape}, k {k.shape} and v {v.shape} do not fit together")
     if 2 * frequencies.size > d:
         raise ValueError(f"rotate: {frequencies.size} pairs do not fit heads of {d}")
     q_weight, k_weight, eps = (None, None, 0.0) if norms is None else norms
-    weights = [w if w is None else _shaped("rotate: norm", w, d) for w in (q_weight, k_weight)]
+    weights = [w if w is None else shaped("rotate: norm", w, d) for w in (q_weight, k_weight)]
     turned = empty(b, h, length, d)
     # half precision: attention over a long context is bound by reading keys and values
     shape = (2, b, g, length, max(d, dv))
@@ -139,7 +153,7 @@ def rotate(
     offsets[:] = offset
     inputs = (q, k, v, *weights, frequencies, offsets)
     call = calls.Rotate(
-        *map(_at, (*inputs, turned, new)),
+        *map(address, (*inputs, turned, new)),
         *(b, length, h, g, d, dv, frequencies.size, interleaved),
         *(magnitude, eps),
     )
@@ -165,7 +179,7 @@ def put(stored: np.ndarray, at: int, new: np.ndarray) -> np.ndarray:
 def attend(
     q: np.ndarray, k: np.ndarray, v: np.ndarray, *, scale: float, window: int | None = None
 ) -> np.ndarray:
-    q, k, v = _floats(q), np.asarray(k), np.asarray(v)
+    q, k, v = floats(q), np.asarray(k), np.asarray(v)
     (b, h, length, d), (_, g, held, dv) = q.shape, v.shape
     if k.shape != (b, g, held, d) or v.shape[0] != b or h % g or length > held:
         raise ValueError(f"attend: q {q.shape}, k {k.shape} and v {v.shape} do not fit together")
@@ -173,7 +187,7 @@ def attend(
         raise ValueError(f"attend: k is {k.dtype}, v is {v.dtype}, expected the same")
     out = empty(b, h, length, dv)
     call = calls.Attention(
-        *(_at(q), k.ctypes.data, v.ctypes.data, _at(out)),
+        *(address(q), k.ctypes.data, v.ctypes.data, address(out)),
         *(b, h, g, length, held, d, dv, window or 0, _halves("attend: k", k)),
         *(*_strides("attend: k", k), *_strides("attend: v", v), scale),
     )
@@ -191,50 +205,12 @@ def _normed(x: np.ndarray, norm: Norm | None) -> np.ndarray:
 
 def _rows_of(x: np.ndarray, ws: Sequence[QTensor]) -> tuple[np.ndarray, int, int]:
     """x contiguous, how many rows it has, and their width. Raises ValueError if a weight differs."""
-    x = _floats(x)
+    x = floats(x)
     k = x.shape[-1]
     for w in ws:
         if len(w.shape) != 2 or w.shape[1] != k:
             raise ValueError(f"matmul: x of shape {x.shape} does not fit {w}")
     return x, x.size // k, k
-
-
-def _weights(
-    ws: Sequence[QTensor], biases: Sequence[mx.array | None]
-) -> ctypes.Array[calls.Weight]:
-    """Where weights lie, as the library takes it; kept, with all it points to, on the first of them."""
-    key = (*map(id, ws), *map(id, biases))
-    kept = ws[0].kept.get(key)
-    if kept is None:
-        added = [
-            None if bias is None else _shaped(f"{w}: bias", bias, w.rows)
-            for w, bias in zip(ws, biases, strict=True)
-        ]
-        fields = [
-            (w.data.ctypes.data, w.block.id, w.rows, _at(bias))
-            for w, bias in zip(ws, added, strict=True)
-        ]
-        found = (calls.Weight * len(ws))(*fields)
-        kept = ws[0].kept[key] = (found, list(ws), list(biases), added)
-    return kept[0]
-
-
-def _floats(x: Any) -> np.ndarray:
-    return np.ascontiguousarray(x, np.float32)
-
-
-def _shaped(name: str, x: Any, *shape: int) -> np.ndarray:
-    """x as contiguous floats. Raises ValueError if it is shaped otherwise."""
-    x = _floats(x)
-    if x.shape != shape:
-        raise ValueError(f"{name}: expected shape {shape}, found {x.shape}")
-    return x
-
-
-def _at(x: Any) -> int | None:
-    """The address of an array, which must be contiguous; None has none."""
-    # five times faster than x.ctypes.data
-    return None if x is None else ctypes.addressof(c_char.from_buffer(x))
 
 
 def _halves(name: str, x: np.ndarray) -> bool:

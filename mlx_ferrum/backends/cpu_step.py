@@ -49,7 +49,8 @@ class Step:
         with native.recording() as made:
             out: np.ndarray = self._body(tokens, self._cache)
         look_ups = [i for i, call in enumerate(made.calls) if isinstance(call, calls.Rows)]
-        self._repeats = len(look_ups) == 1  # where the token goes in
+        # where the token goes in; and two tokens with the same experts would not show a choice made outside
+        self._repeats = len(look_ups) == 1 and _chooses_experts_itself(made.calls)
         if not self._repeats:
             return out
         self._recorded = _Recorded(made, look_ups[0], out, self._cache, offset)
@@ -64,6 +65,14 @@ class Step:
         self._repeats = repeated.tobytes() == out.tobytes()
         self._trusted = self._repeats and is_other
         return out
+
+
+def _chooses_experts_itself(made: list[calls.Arguments]) -> bool:
+    """Whether the ids of all experts lie where one of the calls writes them."""
+    chosen = {call.ids for call in made if isinstance(call, calls.Route)}
+    return all(
+        call.ids in chosen for call in made if isinstance(call, (calls.Gather, calls.GatherDown))
+    )
 
 
 class _Recorded:

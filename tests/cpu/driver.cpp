@@ -120,6 +120,7 @@ void norms(Random& random, int length, int heads, int d, int pairs) {
     Floats x = floats(random, size), weight = floats(random, d), frequencies = floats(random, pairs);
     for (const float* add : {(const float*)nullptr, (const float*)x.data()})
         run(RmsNorm{x.data(), weight.data(), add, Output(size), long(size) / d, d, 1e-5f});
+    run(SigmoidGate{x.data(), x.data(), length % 2 ? x.data() : nullptr, Output(size), long(size) / d, d});
     std::vector<long> offset = {0, 1000};
     for (int interleaved : {0, 1})
         for (const float* w : {(const float*)nullptr, (const float*)weight.data()}) {
@@ -153,6 +154,92 @@ void steps(Random& random, int room, int window) {
     for (long later = 0; later < room; later++) ferrum_replay(calls, 4, later);
 }
 
+// Experts of a token, of which some are none: outside the stack nothing may be read.
+std::vector<int> chosen(Random& random, int count, int experts, bool one) {
+    std::vector<int> ids(count);
+    for (int& id : ids) id = one ? experts - 1 : int(random() % (experts + 2)) - 1;
+    return ids;
+}
+
+template <typename B>
+void experts(Random& random, int id, int n, int rows, int blocks) {
+    constexpr int count = 5, used = 2;
+    int k = blocks * B::WEIGHTS;
+    Floats x = floats(random, size_t(n) * used * k), weights = floats(random, size_t(n) * used);
+    Floats bias = floats(random, count * rows), add = floats(random, size_t(n) * rows);
+    Matrix a = matrix<B>(random, id, count * rows, blocks), b = matrix<Q8_0>(random, 8, count * rows, k / 32);
+    a.weight.rows = b.weight.rows = rows;
+    Weight one[] = {a.weight}, two[] = {a.weight, k % 32 ? a.weight : b.weight};
+    one[0].bias = n % 2 ? bias.data() : nullptr;
+    for (bool same : {false, true}) {
+        std::vector<int> ids = chosen(random, n * used, count, same);
+        run(Gather{x.data(), one, ids.data(), Output(size_t(n) * used * rows), n, used, count, k, 1, 0});
+        run(Gather{x.data(), two, ids.data(), Output(size_t(n) * used * rows), n, used, count, k, 2, n % 2});
+        run(GatherDown{x.data(), &a.weight, ids.data(), weights.data(), n % 2 ? add.data() : nullptr,
+                       Output(size_t(n) * rows), n, used, count, k});
+    }
+}
+
+void all_experts(Random& random) {
+    for (int id = 0; id < TYPES; id++)
+        with_block(id, [&](auto type) {
+            using B = typename decltype(type)::type;
+            int width = std::max(1, 32 / B::WEIGHTS);
+            for (int n : {1, 3, 40})
+                for (int rows : {1, 37})
+                    for (int blocks : {1, 9}) experts<B>(random, id, n, rows, blocks * width - (width > 1));
+        });
+}
+
+// Logits of which some are infinite or NaN.
+void routes(Random& random, int n, int count, int used, int groups) {
+    Floats logits = floats(random, size_t(n) * count), bias = floats(random, count);
+    for (int i = 0; i < n; i++)
+        for (float odd : {NAN, INFINITY, -INFINITY})
+            if (random() % 4 == 0) logits[random() % logits.size()] = odd;
+    for (int sigmoid : {0, 1})
+        for (const float* added : {(const float*)nullptr, (const float*)bias.data()}) {
+            std::vector<int> ids(size_t(n) * used, -1);
+            Output weights(ids.size());
+            Route a{logits.data(), added, ids.data(), weights, n, count, used, sigmoid, n % 2, groups};
+            a.groups_used = (groups + 1) / 2, a.scale = 2;
+            run(a);
+            for (int id : ids)
+                if (id < 0 || id >= count) std::abort();
+        }
+}
+
+void all_routes(Random& random) {
+    for (int n : {1, 2, 50}) {
+        routes(random, n, 1, 1, 1);
+        routes(random, n, 7, 7, 1);
+        routes(random, n, 60, 4, 6);
+        routes(random, n, 512, 16, 1);
+        routes(random, n, 8, 8, 8);
+    }
+}
+
+// Recorded calls whose experts are others each time.
+void expert_steps(Random& random) {
+    constexpr int count = 9, used = 3, d = 256, wide = 70;
+    Floats x = floats(random, d), logits(count), weights(used), h(used * d), out(d);
+    Matrix a = matrix<Q4_K>(random, 12, count * wide, 1), b = matrix<Q6_K>(random, 14, count * d, 1);
+    Matrix router = matrix<F32>(random, 0, count, d);
+    a.weight.rows = wide, b.weight.rows = d;
+    Weight two[] = {a.weight, a.weight};
+    std::vector<int> ids(used);
+    Matmuls score{x.data(), &router.weight, nullptr, logits.data(), 1, d, 1};
+    Route choose{logits.data(), nullptr, ids.data(), weights.data(), 1, count, used, 0, 1, 1, 1, 1};
+    Gather up{x.data(), two, ids.data(), h.data(), 1, used, count, d, 2, 0};
+    GatherDown down{h.data(), &b.weight, ids.data(), weights.data(), x.data(), out.data(), 1, used, count, d};
+    SigmoidGate gate{out.data(), weights.data(), x.data(), out.data(), 1, d};
+    Call calls[] = {{0, &score}, {8, &choose}, {9, &up}, {10, &down}, {7, &gate}};
+    for (int step = 0; step < 20; step++) {
+        for (float& weight : x) weight = std::normal_distribution<float>()(random);
+        ferrum_replay(calls, 5, step);
+    }
+}
+
 void everything(unsigned seed) {
     Random random(seed);
     all_norms(random);
@@ -162,6 +249,9 @@ void everything(unsigned seed) {
         steps<half>(random, 100, window);
     }
     all_products(random);
+    all_routes(random);
+    all_experts(random);
+    expert_steps(random);
 }
 
 } // namespace

@@ -1,0 +1,173 @@
+// Products with stacks of matrices. Pairs of a token and one of its experts are put in order of experts, so that
+// an expert's weights are read once whatever the number of tokens, in the order in which they lie in the file.
+#include "experts.h"
+
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+#include "layers.h"
+#include "pool.h"
+#include "products.h"
+
+namespace {
+
+constexpr int UNKNOWN = -1; // the expert of pairs whose id is none
+
+// Pairs with one expert.
+struct Group {
+    int expert, first, count; // pairs [first, first + count) in order
+};
+
+// The pairs of a call in order of experts, then of tokens.
+class Pairs {
+public:
+    Pairs(const int* ids, int n, int used, int experts) {
+        thread_local std::vector<int> order, ends;
+        thread_local std::vector<Group> groups;
+        auto key = [&](int i) { return ids[i] < 0 || ids[i] >= experts ? 0 : ids[i] + 1; };
+        int count = n * used;
+        ends.assign(experts + 2, 0);
+        for (int i = 0; i < count; i++) ends[key(i) + 1]++;
+        groups.clear();
+        for (int e = 0; e <= experts; e++) {
+            if (ends[e + 1]) groups.push_back({e - 1, ends[e], ends[e + 1]});
+            ends[e + 1] += ends[e];
+        }
+        order.resize(count);
+        for (int i = 0; i < count; i++) order[ends[key(i)]++] = i;
+        order_ = order.data(), groups_ = &groups;
+    }
+
+    const std::vector<Group>& groups() const { return *groups_; }
+
+    // The pairs of a group, as numbers in (n, used).
+    const int* of(const Group& g) const { return order_ + g.first; }
+
+private:
+    // kept by the calling thread for its next call
+    const int* order_;
+    const std::vector<Group>* groups_;
+};
+
+// One expert's part of a stack.
+Weight expert_of(const Weight& stack, int expert, int k) {
+    Weight w = stack;
+    w.data = (const char*)stack.data + expert * matrix_bytes(stack, k);
+    if (w.bias) w.bias += expert * stack.rows;
+    return w;
+}
+
+// Rows [first, last) of what a group needs.
+struct Part {
+    const Group* group;
+    int first, last;
+
+    long size() const { return long(group->count) * (last - first); }
+};
+
+// Where a part of a stack begins; null if no weights are read for it.
+const void* start(const Weight& stack, int k, const Part& p) {
+    if (p.group->expert == UNKNOWN) return nullptr;
+    Weight before = expert_of(stack, p.group->expert, k);
+    const char* data = (const char*)before.data;
+    before.rows = p.first;
+    return data + matrix_bytes(before, k);
+}
+
+// out: (count, last - first), a part of a stack times rows of x, of which `rows` says where they lie.
+// next: what is read after it.
+void multiply(const Weight& stack, Input in, const Part& p, const int* rows, const void* next, float* out) {
+    int width = p.last - p.first;
+    if (p.group->expert == UNKNOWN) {
+        std::fill_n(out, p.size(), NAN);
+        return;
+    }
+    Weight w = expert_of(stack, p.group->expert, in.k);
+    in.n = p.group->count, in.rows = rows;
+    multiply_rows(w, in, p.first, p.last, out - p.first, width, next);
+    for (int i = 0; w.bias && i < in.n; i++)
+        for (int r = 0; r < width; r++) out[long(i) * width + r] += w.bias[p.first + r];
+}
+
+// Parts of about equal work; those that follow each other read weights that do.
+void share_out(const std::vector<Group>& groups, long rows, int threads, std::vector<Part>& parts) {
+    constexpr int UNIT = 32, SHARE = 8; // rows that are multiplied together at least; parts of a thread
+    constexpr int READING = 8;          // in products, what reading and unpacking a weight costs
+    long work = 0;
+    for (const Group& g : groups) work += (READING + g.count) * rows;
+    parts.clear();
+    for (const Group& g : groups) {
+        long wanted = work / (threads * SHARE) / (READING + g.count);
+        long step = std::min(rows, std::max(1L, (wanted + UNIT - 1) / UNIT) * UNIT);
+        for (long r = 0; r < rows; r += step) parts.push_back({&g, int(r), int(std::min(rows, r + step))});
+    }
+}
+
+// A part of what the experts say. later: the thread's next part.
+void answer(const Gather& a, const Input& in, const Pairs& pairs, const Part& p, const Part& later) {
+    thread_local std::vector<int> tokens;
+    thread_local std::vector<float> out;
+    const int* of = pairs.of(*p.group);
+    tokens.resize(p.group->count);
+    for (int i = 0; i < p.group->count; i++) tokens[i] = of[i] / a.used;
+    out.resize(a.count * p.size());
+    for (int j = 0; j < a.count; j++) {
+        const void* next = j + 1 < a.count ? start(a.w[j + 1], a.k, p) : start(a.w[0], a.k, later);
+        multiply(a.w[j], in, p, tokens.data(), next, &out[j * p.size()]);
+    }
+    if (a.count == 2) activate(out.data(), &out[p.size()], p.size(), a.act);
+    int width = p.last - p.first;
+    for (int i = 0; i < p.group->count; i++)
+        std::copy_n(&out[long(i) * width], width, a.out + of[i] * a.w->rows + p.first);
+}
+
+// Rows [first, last) of all experts, so that each sum is made by one thread, in the order of the experts.
+void sum_rows(const GatherDown& a, const Input& in, const Pairs& pairs, int first, int last) {
+    long rows = a.w->rows;
+    int width = last - first;
+    thread_local std::vector<float> out;
+    for (int t = 0; t < a.n; t++) std::fill_n(a.out + t * rows + first, width, 0.0f);
+    const std::vector<Group>& groups = pairs.groups();
+    for (size_t g = 0; g < groups.size(); g++) {
+        Part p{&groups[g], first, last}, later{&groups[(g + 1) % groups.size()], first, last};
+        const int* of = pairs.of(*p.group);
+        out.resize(p.size());
+        multiply(*a.w, in, p, of, start(*a.w, a.k, later), out.data());
+        for (int j = 0; j < p.group->count; j++) {
+            float *sum = a.out + of[j] / a.used * rows + first, weight = a.weights[of[j]];
+            for (int r = 0; r < width; r++) sum[r] += weight * out[long(j) * width + r];
+        }
+    }
+    for (int t = 0; a.add && t < a.n; t++)
+        for (int r = first; r < last; r++) a.out[t * rows + r] += a.add[t * rows + r];
+}
+
+} // namespace
+
+void gather(const Gather& a) {
+    Expected expected(a.w, 0, a.n, a.k);
+    Input in = input(a.x, a.n, a.k, a.w, a.count);
+    Pairs pairs(a.ids, a.n, a.used, a.experts);
+    thread_local std::vector<Part> kept;
+    std::vector<Part>& parts = kept;
+    int threads = pool_threads();
+    share_out(pairs.groups(), a.w->rows, threads, parts);
+    int count = int(parts.size());
+    pool_run(count, [&](int i) {
+        const Part& later = parts[place(std::min(i + threads, count - 1), count, threads)];
+        answer(a, in, pairs, parts[place(i, count, threads)], later);
+    });
+}
+
+void gather_down(const GatherDown& a) {
+    Expected expected(a.w, 0, a.n, a.k);
+    Input in = input(a.x, a.n * a.used, a.k, a.w, 1);
+    Pairs pairs(a.ids, a.n, a.used, a.experts);
+    long rows = a.w->rows;
+    int threads = pool_threads(), step = rows_per_part(rows, threads), count = int((rows + step - 1) / step);
+    pool_run(count, [&](int i) {
+        int first = place(i, count, threads) * step;
+        sum_rows(a, in, pairs, first, int(std::min(rows, long(first) + step)));
+    });
+}
