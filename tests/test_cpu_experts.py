@@ -206,7 +206,8 @@ def test_route(native: Backend, name: str, biased: bool) -> None:
         ids, weights = (np.asarray(x) for x in ops.route(logits, routing, bias=bias))
         assert ids.dtype == np.int32 and weights.dtype == np.float32
         # scores that round to the same number may change places
-        assert (ids != wanted_ids).mean() <= (0 if routing.gating == "softmax" else 2e-3)
+        by_logits = routing.gating == "softmax" and routing.groups == 1 and not biased
+        assert (ids != wanted_ids).mean() <= (0 if by_logits else 2e-3)
         assert all(len(set(row)) == routing.used for row in ids.tolist())
         assert np.allclose(weights, wanted, rtol=2e-5, atol=1e-7)
 

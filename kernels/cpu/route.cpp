@@ -84,8 +84,8 @@ void route_token(const Route& a, const float* logits, int* ids, float* weights) 
     thread_local std::vector<float> scores, chosen_by;
     thread_local Best best;
     score(a, logits, scores);
-    // softmax keeps the order, and logits are finer
-    const float* from = a.sigmoid || a.bias ? scores.data() : logits;
+    // softmax keeps the order, and logits are finer; groups are compared by sums, which it changes
+    const float* from = a.sigmoid || a.bias || a.groups > 1 ? scores.data() : logits;
     chosen_by.assign(from, from + a.experts);
     for (int i = 0; i < a.experts; i++) {
         if (a.bias) chosen_by[i] += a.bias[i];
