@@ -23,17 +23,17 @@ void shared(long count, long work, const F& part) {
         pool_run(int(count), part);
 }
 
-// The sine and cosine of each pair at one position.
+// The sine and cosine of each pair at one position; room for a head that is normed, and for a key that is turned.
 struct Turn {
-    const float *cosine, *sine;
+    float *cosine, *sine, *normed, *key;
 };
 
-// One head x (d,) -> out (d,), which may be x. weight: (d,), or null for no norm.
+// One head x (d,) -> out (d,). weight: (d,), or null for no norm.
 void rotate_head(const Rotate& a, const float* x, const float* weight, Turn turn, float* out) {
     if (weight) {
         float scale = rms_scale(x, a.d, a.eps);
-        for (int i = 0; i < a.d; i++) out[i] = x[i] * scale * weight[i];
-        x = out;
+        for (int i = 0; i < a.d; i++) turn.normed[i] = x[i] * scale * weight[i];
+        x = turn.normed;
     }
     int step = a.interleaved ? 2 : 1, apart = a.interleaved ? 1 : a.pairs;
     for (int i = 0; i < a.pairs; i++) {
@@ -41,7 +41,7 @@ void rotate_head(const Rotate& a, const float* x, const float* weight, Turn turn
         out[i * step] = first * turn.cosine[i] - second * turn.sine[i];
         out[i * step + apart] = first * turn.sine[i] + second * turn.cosine[i];
     }
-    if (x != out) std::copy(x + 2 * a.pairs, x + a.d, out + 2 * a.pairs);
+    std::copy(x + 2 * a.pairs, x + a.d, out + 2 * a.pairs);
 }
 
 void put_row(const float* x, int count, half* out, int width) {
@@ -50,7 +50,7 @@ void put_row(const float* x, int count, half* out, int width) {
 }
 
 // All heads of a position, `job` counted through the batch.
-void rotate_position(const Rotate& a, int job, Turn turn, float* key) {
+void rotate_position(const Rotate& a, int job, Turn turn) {
     int b = job / a.length, l = job % a.length;
     for (int h = 0; h < a.heads; h++) {
         float* out = a.turned + ((long(b) * a.heads + h) * a.length + l) * a.d;
@@ -58,8 +58,8 @@ void rotate_position(const Rotate& a, int job, Turn turn, float* key) {
     }
     for (int g = 0; g < a.groups; g++) {
         half* out = a.added + ((long(b) * a.groups + g) * a.length + l) * a.width();
-        rotate_head(a, a.k + (long(job) * a.groups + g) * a.d, a.k_weight, turn, key);
-        put_row(key, a.d, out, a.width());
+        rotate_head(a, a.k + (long(job) * a.groups + g) * a.d, a.k_weight, turn, turn.key);
+        put_row(turn.key, a.d, out, a.width());
         out += long(a.batch) * a.groups * a.length * a.width();
         put_row(a.v + (long(job) * a.groups + g) * a.dv, a.dv, out, a.width());
     }
@@ -89,15 +89,15 @@ void rotate(const Rotate& a) {
     long jobs = long(a.batch) * a.length;
     shared(jobs, jobs * (a.heads + a.groups) * a.d, [&](int job) {
         thread_local std::vector<float> scratch;
-        scratch.resize(2 * a.pairs + a.d);
-        float *cosine = scratch.data(), *sine = cosine + a.pairs;
+        scratch.resize(2 * (a.pairs + a.d));
+        float *cosine = scratch.data(), *sine = cosine + a.pairs, *normed = sine + a.pairs;
         int b = job / a.length, l = job % a.length;
         for (int i = 0; i < a.pairs; i++) {
             float angle = float(a.offset[b] + a.later + l) * a.frequencies[i];
             cosine[i] = std::cos(angle) * a.magnitude;
             sine[i] = std::sin(angle) * a.magnitude;
         }
-        rotate_position(a, job, {cosine, sine}, sine + a.pairs);
+        rotate_position(a, job, {cosine, sine, normed, normed + a.d});
     });
 }
 

@@ -41,6 +41,7 @@ public:
             }
     }
     operator float*() { return values_.data(); }
+    half* halves() { return (half*)values_.data(); }
 
 private:
     Floats values_;
@@ -114,43 +115,63 @@ void all_attention(Random& random) {
                 }
 }
 
-void norms(Random& random, int length, int heads, int d, int pairs) {
-    constexpr int batch = 2;
-    size_t size = size_t(batch) * length * heads * d;
-    Floats x = floats(random, size), weight = floats(random, d), frequencies = floats(random, pairs);
+void norms(Random& random, long rows, int d) {
+    Floats x = floats(random, rows * d), weight = floats(random, d);
     for (const float* add : {(const float*)nullptr, (const float*)x.data()})
-        run(RmsNorm{x.data(), weight.data(), add, Output(size), long(size) / d, d, 1e-5f});
+        run(RmsNorm{x.data(), weight.data(), add, Output(rows * d), rows, d, 1e-5f});
+}
+
+// Outputs of halves are seen as floats, two each.
+void rotation(Random& random, int length, int pairs, int dv) {
+    constexpr int batch = 2, heads = 6, groups = 3, d = 33;
+    int width = std::max(d, dv), positions = batch * length;
+    Floats q = floats(random, positions * heads * d), k = floats(random, positions * groups * d);
+    Floats v = floats(random, positions * groups * dv), weight = floats(random, d), frequencies = floats(random, pairs);
     std::vector<long> offset = {0, 1000};
     for (int interleaved : {0, 1})
         for (const float* w : {(const float*)nullptr, (const float*)weight.data()}) {
-            Output out(size);
-            NormRope a{x.data(), w, frequencies.data(), offset.data(), out};
-            a.batch = batch, a.length = length, a.heads = heads, a.d = d;
+            Output turned(q.size()), added(size_t(positions) * groups * width);
+            Rotate a{q.data(), k.data(), v.data(), w, w, frequencies.data(), offset.data(), turned, added.halves()};
+            a.batch = batch, a.length = length, a.heads = heads, a.groups = groups, a.d = d, a.dv = dv;
             a.pairs = pairs, a.interleaved = interleaved, a.magnitude = 1, a.eps = 1e-5f;
             run(a);
         }
 }
 
 void all_norms(Random& random) {
-    for (int length : {1, 5, 70})
-        for (int pairs : {1, 7, 16}) norms(random, length, 3, 33, pairs);
+    for (int length : {1, 5, 70}) {
+        norms(random, 6 * length, 33);
+        for (int pairs : {1, 7, 16})
+            for (int dv : {20, 33, 48}) rotation(random, length, pairs, dv);
+    }
 }
 
 // A cache of `room` positions that is filled by replaying the first: turn, put, then attend.
 template <typename T>
 void steps(Random& random, int room, int window) {
-    constexpr int groups = 2, d = 20, halves = sizeof(T) == 2;
-    Floats q = floats(random, 3 * groups * d), fresh = floats(random, groups * d), out(q.size());
-    std::vector<T> keys(size_t(groups) * room * d), values(keys.size());
-    long head = long(room) * d, offset = 5;
-    NormRope turn{q.data(), nullptr, fresh.data(), &offset, out.data(), 1, 1, 3 * groups, d, d / 2, 0, 1, 0, 0};
-    Put put_keys{fresh.data(), keys.data(), 0, 1, groups, 1, d, halves, {groups * d, d, d}, {groups * head, head, d}};
-    Put put_values = put_keys;
-    put_values.to = values.data();
-    Attention a{q.data(), keys.data(), values.data(), out.data(), 1, 3 * groups, groups, 1, 1, d, d, window, halves};
+    constexpr int groups = 2, d = 20, heads = 3 * groups, row = d * sizeof(T);
+    Floats q = floats(random, heads * d), fresh = floats(random, groups * d), out(q.size());
+    std::vector<half> added(2 * groups * d);
+    std::vector<T> source(2 * groups * d), stored(size_t(2) * groups * room * d);
+    long head = long(room) * d, offset = 5, at = head * sizeof(T);
+    Rotate turn{q.data(),     fresh.data(), fresh.data(), nullptr,     nullptr,
+                fresh.data(), &offset,      out.data(),   added.data()};
+    turn.batch = turn.length = 1, turn.heads = heads, turn.groups = groups, turn.d = turn.dv = d, turn.pairs = d / 2;
+    Put put{(const char*)source.data(),
+            (char*)stored.data(),
+            0,
+            1,
+            groups,
+            1,
+            row,
+            {groups * row, groups * row, row, row},
+            {groups * at, groups * at, at, row}};
+    Attention a{q.data(), stored.data(), stored.data() + groups * head, out.data(), 1, heads, groups, 1, 1, d,
+                d,        window};
     a.k_batch = a.v_batch = groups * head, a.k_head = a.v_head = head, a.k_stride = a.v_stride = d, a.scale = 0.2f;
-    Call calls[] = {{5, &turn}, {3, &put_keys}, {3, &put_values}, {4, &a}};
-    for (long later = 0; later < room; later++) ferrum_replay(calls, 4, later);
+    a.halves = sizeof(T) == 2;
+    Call calls[] = {{5, &turn}, {3, &put}, {4, &a}};
+    for (long later = 0; later < room; later++) ferrum_replay(calls, 3, later);
 }
 
 void everything(unsigned seed) {
