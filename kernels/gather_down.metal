@@ -6,13 +6,13 @@
 #include "experts.metal"
 #include "matvec.metal"
 
-// A lane's place in the long rows: a slice of a block, or four numbers.
+// A lane's place in the long rows: a slice of a block, or four numbers. PART: weights of a row that LANES share in a
+// step; parts: of such a row.
 template <typename B>
 struct Walk {
-    static constexpr constant int PART = B::WEIGHTS == 1 ? 4 : B::WEIGHTS;       // weights of a step along a row
-    static constexpr constant int LANES = B::WEIGHTS == 1 ? 1 : B::WEIGHTS / 32; // that share them
-    int parts;                                                                   // of a row
-    int expert, part;
+    static constexpr constant int PART = B::WEIGHTS == 1 ? 4 : B::WEIGHTS;
+    static constexpr constant int LANES = B::WEIGHTS == 1 ? 1 : B::WEIGHTS / 32;
+    int parts, expert, part;
 
     void settle() {
         while (part >= parts) {
