@@ -116,7 +116,9 @@ class Training:
         with torch.no_grad():
             for start in range(0, len(tokens) - 1, CONTEXT):
                 window = torch.from_numpy(tokens[start : start + CONTEXT + 1])[None]
-                total += _cross_entropy(self.model(window[:, :-1]).logits, window[:, 1:]).sum().item()
+                total += (
+                    _cross_entropy(self.model(window[:, :-1]).logits, window[:, 1:]).sum().item()
+                )
         return total
 
     def save(self, path: Path) -> None:
