@@ -110,17 +110,6 @@ class Training:
         starts = rng.integers(0, len(self.tokens) - CONTEXT, self.plan.batch)
         return torch.stack([self.tokens[start : start + CONTEXT + 1] for start in starts])
 
-    def held_out(self, tokens: np.ndarray) -> float:
-        """Sum over all but the first of `tokens` of their loss, each given what precedes it in its window."""
-        total = 0.0
-        with torch.no_grad():
-            for start in range(0, len(tokens) - 1, CONTEXT):
-                window = torch.from_numpy(tokens[start : start + CONTEXT + 1])[None]
-                total += (
-                    _cross_entropy(self.model(window[:, :-1]).logits, window[:, 1:]).sum().item()
-                )
-        return total
-
     def save(self, path: Path) -> None:
         """Write weights and the optimizer's state; what was there is replaced when they are complete."""
         part = path.with_name(path.name + ".part")
@@ -134,6 +123,16 @@ class Training:
         self.step = state["step"]
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
+
+
+def held_out_loss(model: torch.nn.Module, tokens: np.ndarray) -> float:
+    """Nats over all but the first of `tokens`, each given what precedes it in its window of `CONTEXT`."""
+    total = 0.0
+    with torch.no_grad():
+        for start in range(0, len(tokens) - 1, CONTEXT):
+            window = torch.from_numpy(tokens[start : start + CONTEXT + 1])[None]
+            total += _cross_entropy(model(window[:, :-1]).logits, window[:, 1:]).sum().item()
+    return total
 
 
 def imbalance(logits: torch.Tensor, used: int) -> torch.Tensor:
@@ -159,7 +158,7 @@ def train(training: Training, held_out: np.ndarray, nbytes: int, path: Path) -> 
     while training.step < plan.steps:
         losses.append(training.advance())
         if training.step % plan.evaluate == 0 or training.step == plan.steps:
-            loss = training.held_out(held_out)
+            loss = held_out_loss(training.model, held_out)
             training.save(path)
             print(
                 f"step {training.step}: {time.perf_counter() - start:.0f} s, "
