@@ -10,7 +10,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 import random_models
-from divergence import kl
+from divergence import kl, log_softmax
 from random_models import Sizes
 
 import mlx_ferrum
@@ -48,10 +48,10 @@ def weights(tensor: gguf.ReaderTensor) -> np.ndarray:
     return gguf.quants.dequantize(tensor.data, tensor.tensor_type)
 
 
-def logits(path: Path, tokens: np.ndarray) -> np.ndarray:
-    """(length, vocab), by the reference backend."""
+def log_probs(path: Path, tokens: np.ndarray) -> np.ndarray:
+    """Log-probabilities (length, vocab), by the reference backend."""
     model, _ = mlx_ferrum.load(path)
-    return np.array(model(mx.array(tokens)[None])[0])
+    return log_softmax(np.array(model(mx.array(tokens)[None])[0]))
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ def logits(path: Path, tokens: np.ndarray) -> np.ndarray:
 )
 def test_the_output_is_the_dense_one(reference, dense: Path, flags: tuple[str, ...]) -> None:
     tokens = np.random.default_rng().integers(0, 300, 24)
-    found, wanted = logits(make(dense, *flags), tokens), logits(dense, tokens)
+    found, wanted = log_probs(make(dense, *flags), tokens), log_probs(dense, tokens)
     assert kl(wanted, found).max() < 1e-6  # sums in another order
 
 

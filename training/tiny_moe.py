@@ -35,6 +35,9 @@ class Plan:
     warmup: int = 150
     decay: float = 0.1
     balance: float = 0.01  # of the load-balancing loss
+    chapters: int = (
+        1600  # from this step on, one window of a batch begins with a chapter, as prompts do
+    )
     evaluate: int = 200  # steps between evaluations and checkpoints
     seed: int = 1611
 
@@ -75,6 +78,7 @@ class Training:
         """tokens: (n,) to draw windows from."""
         torch.manual_seed(plan.seed)
         self.plan, self.tokens, self.step = plan, torch.from_numpy(tokens), 0
+        self.chapters = np.flatnonzero(tokens[:-CONTEXT] == VOCABULARY - 1)
         self.model = transformers.Qwen3MoeForCausalLM(config())
         matrices = [p for p in self.model.parameters() if p.ndim > 1]
         vectors = [p for p in self.model.parameters() if p.ndim == 1]
@@ -108,6 +112,8 @@ class Training:
         """(batch, CONTEXT + 1) tokens, from places that the seed and the step decide."""
         rng = np.random.default_rng((self.plan.seed, self.step))
         starts = rng.integers(0, len(self.tokens) - CONTEXT, self.plan.batch)
+        if self.step >= self.plan.chapters:
+            starts[0] = rng.choice(self.chapters)
         return torch.stack([self.tokens[start : start + CONTEXT + 1] for start in starts])
 
     def save(self, path: Path) -> None:
