@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import gguf
@@ -17,7 +18,7 @@ import mlx_ferrum
 from mlx_ferrum import blocks
 
 sys.path.append(str(Path(__file__).parent.parent / "bench"))
-import upcycle
+upcycle = import_module("upcycle")
 
 PARTS = ("gate", "up", "down")
 
