@@ -1,4 +1,4 @@
-"""Seconds to load a model, and the most memory that loading and generating take: `python bench/memory.py MODEL`.
+"""Seconds to load a model, and the most memory that it takes: `python bench/memory.py MODEL BACKEND`.
 
 `measure` runs this file in a process of its own, whose peak is the model's alone. The page cache is warm.
 """
@@ -25,9 +25,9 @@ class Footprint(NamedTuple):
     peak_bytes: int
 
 
-def measure(model: Path, runs: int) -> list[Footprint]:
+def measure(model: Path, backend: str, runs: int) -> list[Footprint]:
     """Load and generate in `runs` fresh processes, after one that fills the page cache."""
-    command = [sys.executable, __file__, str(model)]
+    command = [sys.executable, __file__, str(model), backend]
     done = [subprocess.run(command, stdout=subprocess.PIPE, check=True) for _ in range(runs + 1)]
     return [Footprint(**json.loads(process.stdout)) for process in done[1:]]
 
@@ -41,7 +41,7 @@ def peak_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-def main(model: str) -> None:
+def main(model: str, backend: str) -> None:
     """Print the footprint of this process as JSON."""
     start = time.perf_counter()
     import mlx_ferrum
@@ -50,7 +50,7 @@ def main(model: str) -> None:
     from mlx_ferrum import ops
     from mlx_ferrum.generate import stream_generate
 
-    ops.use_backend("cpu")
+    ops.use_backend(backend)
     imported, import_bytes = time.perf_counter(), peak_bytes()
     loaded, tokenizer = mlx_ferrum.load(model)
     load_s = time.perf_counter() - imported
@@ -61,4 +61,4 @@ def main(model: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

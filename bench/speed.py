@@ -35,8 +35,9 @@ RESULTS = Path(__file__).parent / "results"
 
 
 class Plan(NamedTuple):
-    """What is measured: lengths in tokens, thread counts, and how often each test is run."""
+    """What is measured, on which backend: lengths in tokens, thread counts, and how often each test is run."""
 
+    backend: str
     prompts: list[int]
     tokens: int
     threads: list[int]
@@ -66,14 +67,14 @@ class Row(NamedTuple):
 def prompt(model: LanguageModel, length: int) -> None:
     """Read `length` tokens and compute the logits of the last."""
     tokens = mx.array([_random_tokens(model, length)])
-    model.head(model.body(tokens, model.make_cache())[:, -1:])
+    mx.eval(model.head(model.body(tokens, model.make_cache())[:, -1:]))
 
 
 def decode(model: LanguageModel, length: int) -> None:
     """Compute the logits of `length` tokens, one after the other."""
     step = ops.stepper(model.body, model.make_cache())
     for token in _random_tokens(model, length):
-        model.head(step(mx.array([[token]])))
+        mx.eval(model.head(step(mx.array([[token]]))))
 
 
 def generate(model: LanguageModel, length: int) -> None:
@@ -90,7 +91,7 @@ def _random_tokens(model: LanguageModel, length: int) -> list[int]:
 
 def ours(model: LanguageModel, plan: Plan, threads: int) -> dict[str, float]:
     """Seconds of every test once, each after a warm-up."""
-    ops.use_backend("cpu", threads=threads)
+    ops.use_backend(plan.backend, threads=threads if plan.backend == "cpu" else None)
     seconds = {}
     for length in plan.prompts:
         prompt(model, length)
@@ -137,9 +138,9 @@ def token_bytes(path: Path) -> int:
     return sum(sizes.values())
 
 
-def footprint(path: Path, runs: int) -> dict[str, Any]:
+def footprint(path: Path, plan: Plan) -> dict[str, Any]:
     """Load time and memory of a process that loads the model and generates."""
-    found = memory.measure(path, runs)
+    found = memory.measure(path, plan.backend, plan.runs)
     columns = {name: Spread.of(getattr(f, name) for f in found) for name in found[0]._fields}
     return {name: spread._asdict() for name, spread in columns.items()}
 
@@ -160,7 +161,7 @@ def measure_model(name: str, plan: Plan, limits: dict[int, Spread]) -> dict[str,
     measured = rows(path, plan, limits)
     found["others"] = others.share()
     print_rows(measured)
-    found |= {"rows": [row.as_dict() for row in measured], "memory": footprint(path, plan.runs)}
+    found |= {"rows": [row.as_dict() for row in measured], "memory": footprint(path, plan)}
     print_footprint(found, threads)
     print_others(found["others"])
     return found
@@ -214,6 +215,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--prompts", type=cli.positive, nargs="+", default=[16, 128, 512], metavar="N")
     add("--tokens", type=cli.positive, default=64, metavar="N", help="generated tokens")
     add("--threads", type=cli.positive, nargs="+", default=bandwidth.thread_counts(), metavar="N")
+    add("--backend", choices=ops.BACKENDS, help="default: the one that models get here")
     add("--runs", type=cli.positive, default=3, metavar="N", help="of every test")
     add("--llama-bench", type=Path, metavar="PATH", help="compare with this llama-bench")
     add("--out", type=Path, default=RESULTS, metavar="FOLDER", help="default: bench/results")
@@ -226,9 +228,11 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 def main() -> int:
     """Measure, print, save, plot."""
     args = parse()
-    ops.use_backend("cpu")
-    plan = Plan(args.prompts, args.tokens, args.threads, args.runs, args.llama_bench)
-    results: dict[str, Any] = {"command": shlex.join(sys.argv), "hardware": hardware()}
+    backend = args.backend or ops.backend_name()
+    # llama.cpp gets the threads; on a GPU they are not ours to vary
+    threads = args.threads if backend == "cpu" else args.threads[-1:]
+    plan = Plan(backend, args.prompts, args.tokens, threads, args.runs, args.llama_bench)
+    results: dict[str, Any] = {"command": shlex.join(sys.argv), "hardware": hardware(backend)}
     print(", ".join(f"{key} {value}" for key, value in results["hardware"].items()))
     limits = {threads: bandwidth.read(threads) for threads in plan.threads}
     for threads, limit in limits.items():

@@ -101,12 +101,15 @@ def _busy_elsewhere() -> float | None:
     return ticks / os.sysconf("SC_CLK_TCK") - sum(os.times()[:4])
 
 
-def hardware() -> dict[str, str | int]:
-    """The processor, how many of its cores this process may use, the system, the versions."""
+def hardware(backend: str = "cpu") -> dict[str, str | int]:
+    """The processor, how many of its cores this process may use, the system, the versions, what `backend` runs on."""
     found = {"cpu": processor(), "cores": native.cores(), "system": platform.platform(terse=True)}
-    found |= {"python": platform.python_version(), "mlx": mx.__version__}
-    found |= {"kernels": native.library().ferrum_simd().decode(), "revision": revision()}
-    return found
+    found |= {"python": platform.python_version(), "mlx": mx.__version__, "backend": backend}
+    if backend == "cpu":
+        found["kernels"] = native.library().ferrum_simd().decode()
+    elif mx.default_device() == mx.gpu:
+        found["gpu"] = str(mx.device_info()["device_name"])
+    return found | {"revision": revision()}
 
 
 def processor() -> str:

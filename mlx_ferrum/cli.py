@@ -7,6 +7,7 @@ import io
 import os
 import sys
 from collections.abc import Callable
+from typing import Any
 
 from mlx_ferrum import catalog, ops
 from mlx_ferrum.load import load
@@ -29,13 +30,25 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
 def model_arguments(parser: argparse.ArgumentParser) -> None:
     """Add --model, --backend and --threads."""
     group = parser.add_argument_group("model")
+    model_argument(group, "--model")
+    backend_arguments(group)
+
+
+def model_argument(group: argparse._ActionsContainer, name: str) -> None:
+    """Add an argument that names a model; one that is no option must be given."""
+    option = name.startswith("--")
+    default: dict[str, Any] = {"default": catalog.DEFAULT} if option else {}
     group.add_argument(
-        "--model",
-        default=catalog.DEFAULT,
-        metavar="NAME",
-        help="a GGUF file, a folder, hf:owner/repo[:file], or one of "
-        f"{', '.join(catalog.names())} (default: {catalog.DEFAULT})",
+        name,
+        metavar="NAME" if option else "MODEL",
+        help=f"a GGUF file, a folder, hf:owner/repo[:file], or one of {', '.join(catalog.names())}"
+        + (f" (default: {catalog.DEFAULT})" if option else ""),
+        **default,
     )
+
+
+def backend_arguments(group: argparse._ActionsContainer) -> None:
+    """Add --backend and --threads."""
     group.add_argument(
         "--backend",
         choices=ops.BACKENDS,
@@ -200,6 +213,26 @@ def positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"{value} is not 1 or more")
     return value
+
+
+def count(text: str) -> int:
+    """The type of numbers that may be 0."""
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{value} is not 0 or more")
+    return value
+
+
+def read_prompt(text: str) -> str:
+    """The prompt that --prompt names: "-" reads it from stdin. Raises ValueError for what is no UTF-8."""
+    if text != "-":
+        return text
+    try:
+        return sys.stdin.buffer.read().decode()
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"stdin is not valid UTF-8: {error.reason} at byte {error.start}"
+        ) from None
 
 
 def stop_string(text: str) -> str:

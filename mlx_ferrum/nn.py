@@ -5,11 +5,16 @@ Weights are QTensors, so they are no parameters of the module: they stay in the 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import mlx.core as mx
 from mlx import nn
 
 from . import ops
+from .profile import stage
 from .tensor import QTensor
+
+Observer = Callable[[mx.array], None]
 
 
 class QLinear(nn.Module):
@@ -76,3 +81,57 @@ class GatedMLP(nn.Module):
 
     def __call__(self, x: mx.array, add: mx.array | None = None) -> mx.array:
         return self.down_proj(ops.gate_up(x, self.gate, self.up, self.act), add)
+
+
+class Experts(nn.Module):
+    """The chosen experts' gated MLPs, weighted and summed, + add: x and add: (..., k) -> (..., k).
+
+    router: (e, k), to a logit an expert
+    gate, up: (e, rows, k), down: (e, k, rows), stacks of all experts
+    bias: (e,), added to the scores for the choice only
+    shared: what every token gets besides
+    observer: told the ids (..., n) of each choice; not of steps that a backend repeats (`ops.stepper`)
+    """
+
+    observer: Observer | None = None
+
+    def __init__(
+        self,
+        router: QTensor,
+        gate: QTensor,
+        up: QTensor,
+        down: QTensor,
+        *,
+        routing: ops.Routing,
+        act: ops.Activation = "silu",
+        bias: mx.array | None = None,
+        shared: GatedMLP | None = None,
+    ) -> None:
+        super().__init__()
+        self.router, self.routing, self.act = router, routing, act
+        self.gate, self.up, self.down = gate, up, down
+        if bias is not None:
+            self.bias = bias
+        if shared is not None:
+            self.shared = shared
+
+    @property
+    def count(self) -> int:
+        """How many experts there are."""
+        return self.gate.shape[0]
+
+    def __call__(self, x: mx.array, add: mx.array | None = None) -> mx.array:
+        ids, weights = self._choose(x)
+        if self.observer is not None:
+            self.observer(ids)
+        out = self._ask(x, ids, weights, add)
+        return self.shared(x, add=out) if "shared" in self else out
+
+    @stage("router")
+    def _choose(self, x: mx.array) -> tuple[mx.array, mx.array]:
+        return ops.route(ops.matmul(x, self.router), self.routing, bias=self.get("bias"))
+
+    @stage("experts")
+    def _ask(self, x: mx.array, ids: mx.array, weights: mx.array, add: mx.array | None) -> mx.array:
+        inner = ops.gather_gate_up(x, self.gate, self.up, ids, self.act)  # (..., n, rows)
+        return ops.gather_down(inner, self.down, ids, weights, add=add)

@@ -3,7 +3,8 @@
 Everything above speaks only these; every backend is a module with functions of the same names, and
 the reference backend defines what they mean. Activations are mx.arrays, or what a backend has in
 their place that adds, multiplies, reshapes and slices as they do (NumPy arrays on the CPU).
-Shapes: b batch, l new positions, s all positions held, h query heads, g key-value heads, d head size.
+Shapes: b batch, l new positions, s all positions held, h query heads, g key-value heads, d head size;
+e experts, n of them used by a token.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import importlib
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, Literal
 
@@ -19,8 +21,29 @@ import mlx.core as mx
 from .tensor import QTensor
 
 Activation = Literal["silu", "gelu"]
+Gating = Literal["softmax", "sigmoid"]
 BACKENDS = ("metal", "cpu", "reference")
 _active: ModuleType | None = None
+
+
+@dataclass(frozen=True)
+class Routing:
+    """How a router's logits choose experts and weigh what they say.
+
+    used: experts that each token gets
+    gating: what makes scores of logits, over all experts
+    normalise: weights are divided by their sum, which is the softmax of the chosen where gating is softmax
+    scale: multiplies the weights
+    groups: of experts, all of one size; a token chooses among the groups_used best ones, by the sum of the two
+        best scores in each
+    """
+
+    used: int
+    gating: Gating = "softmax"
+    normalise: bool = True
+    scale: float = 1.0
+    groups: int = 1
+    groups_used: int = 1
 
 
 def use_backend(name: str, *, threads: int | None = None) -> None:
@@ -152,6 +175,49 @@ def norm_rope(
         magnitude=magnitude,
         norm=norm,
     )
+
+
+def route(
+    logits: mx.array, routing: Routing, *, bias: mx.array | None = None
+) -> tuple[mx.array, mx.array]:
+    """Choose experts: logits: (..., e) -> ids: (..., n) int32 and weights: (..., n) float32, the best first.
+
+    bias: (e,), added to the scores for the choice, not for the weights
+    Of equal scores the lower id is chosen; a NaN scores lowest, so ids lie below e whatever the logits are.
+    """
+    return _backend().route(logits, routing, bias=bias)
+
+
+def gather_matmul(
+    x: mx.array, w: QTensor, ids: mx.array, *, bias: mx.array | None = None
+) -> mx.array:
+    """x w[id]ᵀ + bias[id] for each of a token's ids.
+
+    x: (..., k), w: (e, rows, k), bias: (e, rows), ids: (..., n) -> (..., n, rows)
+    """
+    return _backend().gather_matmul(x, w, ids, bias=bias)
+
+
+def gather_gate_up(
+    x: mx.array, gate: QTensor, up: QTensor, ids: mx.array, act: Activation
+) -> mx.array:
+    """`gate_up` of each chosen expert: x: (..., k), gate and up: (e, rows, k), ids: (..., n) -> (..., n, rows)"""
+    return _backend().gather_gate_up(x, gate, up, ids, act)
+
+
+def gather_down(
+    x: mx.array, w: QTensor, ids: mx.array, weights: mx.array, *, add: mx.array | None = None
+) -> mx.array:
+    """The weighted sum of what the chosen experts say, + add.
+
+    x: (..., n, k), w: (e, rows, k), ids and weights: (..., n), add: (..., rows) -> (..., rows)
+    """
+    return _backend().gather_down(x, w, ids, weights, add=add)
+
+
+def sigmoid_gate(x: mx.array, gate: mx.array, *, add: mx.array | None = None) -> mx.array:
+    """x * sigmoid(gate) + add: x and add: (..., d), gate: (..., 1) -> (..., d)"""
+    return _backend().sigmoid_gate(x, gate, add=add)
 
 
 def to_mlx(x: mx.array) -> mx.array:

@@ -114,6 +114,14 @@ class QTensor:
         start, stop, first = window(self.offset, self.nbytes)
         return np.asarray(_Pages(self.buffer, start, stop - start)), first
 
+    def matrix(self, i: int) -> QTensor:
+        """Matrix i of a stack: (n, rows, k) -> (rows, k), the same bytes."""
+        count, *shape = self.shape
+        if not 0 <= i < count:
+            raise ValueError(f"{self} has {count} matrices, there is no number {i}")
+        nbytes = self.nbytes // count
+        return QTensor(self.block, tuple(shape), self.buffer, self.offset + i * nbytes)
+
     def tile(self, start: int, stop: int) -> mx.array:
         """Rows [start, stop) of all rows, counted through the leading axes: (stop - start, row bytes) uint8."""
         if mx.metal.is_available():

@@ -27,6 +27,7 @@ class Backend:
     logit: how far a logit of a small random model may lie from float32's
     pieces: how far it may lie from itself when the same text comes in other pieces
     attention: how far attention may lie from float32's, of keys and values that half precision holds
+    tiles: how far products of many rows may lie from float32's, of the largest, besides
     """
 
     name: str
@@ -35,6 +36,7 @@ class Backend:
     logit: float = 2e-2
     pieces: float = 2e-3
     attention: float = 1e-6
+    tiles: float = 0
 
     def __str__(self) -> str:
         return self.name if self.level == "native" else f"{self.name}-{self.level}"
@@ -75,7 +77,7 @@ class Backend:
 
 REFERENCE = Backend("reference", integers=False, logit=2e-3, pieces=2e-4)  # both sides are float32
 # tiles hold float16, attention is computed in it
-METAL = Backend("metal", integers=False, logit=5e-2, pieces=2e-2, attention=4e-3)
+METAL = Backend("metal", integers=False, logit=5e-2, pieces=2e-2, attention=4e-3, tiles=2e-3)
 CPU, *LOWER = (Backend("cpu", level) for level in build.levels())
 CPU_PORTABLE = LOWER[-1]
 BACKENDS = (REFERENCE, CPU, CPU_PORTABLE, METAL)

@@ -33,6 +33,13 @@ LAYER_NAMES = {
     "ffn_gate": "mlp.gate_proj",
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
+    "ffn_gate_inp": "mlp.gate",
+    "ffn_gate_up_exps": "mlp.experts.gate_up_proj",
+    "ffn_down_exps": "mlp.experts.down_proj",
+    "ffn_gate_inp_shexp": "mlp.shared_expert_gate",
+    "ffn_gate_shexp": "mlp.shared_expert.gate_proj",
+    "ffn_up_shexp": "mlp.shared_expert.up_proj",
+    "ffn_down_shexp": "mlp.shared_expert.down_proj",
 }
 GEMMA_LAYER_NAMES = {
     **LAYER_NAMES,
@@ -45,6 +52,9 @@ MODELS = {
     "qwen2": (transformers.Qwen2Config, transformers.Qwen2ForCausalLM),
     "qwen3": (transformers.Qwen3Config, transformers.Qwen3ForCausalLM),
     "gemma3": (transformers.Gemma3TextConfig, transformers.Gemma3ForCausalLM),
+    "qwen2moe": (transformers.Qwen2MoeConfig, transformers.Qwen2MoeForCausalLM),
+    "qwen3moe": (transformers.Qwen3MoeConfig, transformers.Qwen3MoeForCausalLM),
+    "mixtral": (transformers.MixtralConfig, transformers.MixtralForCausalLM),
 }
 GEMMA3_27B_LAYERS = 62
 
@@ -59,9 +69,10 @@ def load(path: Path) -> transformers.PreTrainedModel:
         for key, field in reader.fields.items()
         if key.startswith(f"{arch}.")
     }
-    config_class, model_class = MODELS[arch]
+    is_mixtral = arch == "llama" and "expert_count" in metadata
+    config_class, model_class = MODELS["mixtral" if is_mixtral else arch]
     config = config_class(**_config(arch, metadata, tensors))
-    config._attn_implementation = "eager"
+    config._attn_implementation = config._experts_implementation = "eager"
     model = model_class(config).eval()
     missing, unexpected = model.load_state_dict(_state(arch, config, tensors), strict=False)
     assert not unexpected, unexpected
@@ -75,6 +86,13 @@ def logits(model: transformers.PreTrainedModel, tokens: list[int]) -> np.ndarray
     """Logits after each token: (length,) -> (length, vocab) float32."""
     with torch.no_grad():
         return model(torch.tensor([tokens])).logits[0].numpy()
+
+
+def router_logits(model: transformers.PreTrainedModel, tokens: list[int]) -> np.ndarray:
+    """What each layer with experts makes of each token: (length,) -> (layers, length, experts) float32."""
+    with torch.no_grad():
+        found = model(torch.tensor([tokens]), output_router_logits=True).router_logits
+    return torch.stack(found).numpy()
 
 
 def greedy(
@@ -113,6 +131,8 @@ def _config(arch: str, metadata: dict[str, Any], tensors: dict[str, np.ndarray])
         config["attention_bias"] = "blk.0.attn_q.bias" in tensors
     if arch == "gemma3":
         config |= _gemma3_config(metadata, config)
+    if "expert_count" in metadata:
+        config |= _expert_config(metadata, tensors)
     return config
 
 
@@ -155,10 +175,27 @@ def _gemma3_config(metadata: dict[str, Any], config: dict[str, Any]) -> dict[str
     }
 
 
+def _expert_config(metadata: dict[str, Any], tensors: dict[str, np.ndarray]) -> dict[str, Any]:
+    """Mixtral goes by other names, and leaves the rest alone."""
+    count, layers = metadata["expert_count"], range(metadata["block_count"])
+    config = {
+        "num_experts": count,
+        "num_local_experts": count,
+        "num_experts_per_tok": metadata["expert_used_count"],
+        "moe_intermediate_size": metadata.get("expert_feed_forward_length"),
+        "shared_expert_intermediate_size": metadata.get("expert_shared_feed_forward_length"),
+        "mlp_only_layers": [i for i in layers if f"blk.{i}.ffn_gate_inp.weight" not in tensors],
+        "norm_topk_prob": metadata.get(
+            "expert_weights_norm", "blk.0.attn_q_norm.weight" in tensors
+        ),
+    }
+    return {key: value for key, value in config.items() if value is not None}
+
+
 def _state(arch: str, config: Any, tensors: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
     """The transformers state dict of a file's tensors."""
     state = {}
-    for name, array in tensors.items():
+    for name, array in _gates_with_ups(tensors).items():
         stem, _, kind = name.rpartition(".")
         if stem == "rope_freqs":
             continue
@@ -166,8 +203,24 @@ def _state(arch: str, config: Any, tensors: dict[str, np.ndarray]) -> dict[str, 
             array = _undo_interleaving(array, config.head_dim)
         if arch == "gemma3" and stem.endswith("norm"):
             array = array - 1  # the file holds 1 + weight
-        state[f"{_target(arch, stem)}.{kind}"] = torch.tensor(np.ascontiguousarray(array))
+        if stem.endswith("ffn_gate_inp_shexp"):
+            array = array.reshape(1, -1)
+        target = _target(arch, stem)
+        key = target if stem.endswith("_exps") else f"{target}.{kind}"
+        state[key] = torch.tensor(np.ascontiguousarray(array))
     return state
+
+
+def _gates_with_ups(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """With each expert's gate and up in one matrix, gate first."""
+    joined = {}
+    for name, array in tensors.items():
+        if "ffn_gate_exps" in name:
+            up = tensors[name.replace("gate", "up")]
+            joined[name.replace("gate", "gate_up")] = np.concatenate([array, up], axis=1)
+        elif "ffn_up_exps" not in name:
+            joined[name] = array
+    return joined
 
 
 def _target(arch: str, stem: str) -> str:

@@ -11,7 +11,8 @@ the files too. Nothing here knows what a model computes.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,8 +34,14 @@ class Sizes:
     head_dim: int = 64
     vocab: int = 300
     context: int = 128
+    experts: int = 0
+    used: int = 0
+    expert_ffn: int = 64
+    shared_ffn: int = 0
+    dense_layers: Sequence[int] = ()  # without experts
 
 
+ROUTER = "ffn_gate_inp"
 QKV_BIASES = ("attn_q", "attn_k", "attn_v")
 GEMMA_WINDOW = {
     "attention.sliding_window": 8,
@@ -98,7 +105,39 @@ CASES: dict[str, dict[str, Any]] = {
         "sizes": Sizes(layers=4),
     },
     "gemma3-no-window": {"arch": "gemma3", "tied": True},
+    "qwen3moe": {"arch": "qwen3moe", "sizes": Sizes(layers=2, experts=8, used=2, expert_ffn=256)},
+    "qwen3moe-60-dense": {
+        "arch": "qwen3moe",
+        "tied": True,
+        "types": ("Q5_K", "Q8_0", "IQ4_NL", "F16", "Q5_1"),
+        "sizes": Sizes(layers=3, experts=60, used=4, dense_layers=(0,)),
+    },
+    "qwen3moe-128": {
+        "arch": "qwen3moe",
+        "types": ("Q4_K", "Q6_K", "Q5_0"),
+        "sizes": Sizes(layers=2, experts=128, used=8, head_dim=128),
+    },
+    "qwen3moe-not-normalised": {
+        "arch": "qwen3moe",
+        "types": ("MXFP4", "Q3_K", "Q4_1", "BF16", "IQ4_XS"),
+        "metadata": {"expert_weights_norm": False},
+        "sizes": Sizes(layers=2, experts=9, used=3),
+    },
+    "qwen2moe": {
+        "arch": "qwen2moe",
+        "biases": QKV_BIASES,
+        "sizes": Sizes(layers=2, kv_heads=4, experts=60, used=4, shared_ffn=256),
+    },
+    "mixtral": {
+        "arch": "llama",
+        "sizes": Sizes(ffn=256, layers=2, experts=8, used=2, expert_ffn=256),
+    },
 }
+
+
+def has_experts(case: Mapping[str, Any]) -> bool:
+    """Whether layers of a case have experts."""
+    return bool(case.get("sizes", Sizes()).experts)
 
 
 def write_case(path: Path, name: str, seed: int) -> Path:
@@ -134,11 +173,12 @@ def write(
     _add_vocabulary(writer, sizes.vocab)
     deal = itertools.cycle(types[i] for i in rng.permutation(len(types)))
     for name, shape in _shapes(arch, sizes, tied, biases).items():
-        if len(shape) == 2:
-            _add_matrix(writer, name, random_blocks.matrix(rng, next(deal), *shape))
+        if len(shape) == 1:
+            writer.add_tensor(name, rng.uniform(*_range(name), shape).astype(np.float32))
         else:
-            low, high = (-0.5, 0.5) if name.endswith(".bias") else (0.5, 2.0)
-            writer.add_tensor(name, rng.uniform(low, high, shape).astype(np.float32))
+            type = "F32" if ROUTER in name else _fitting(deal, shape[-1])
+            matrix = random_blocks.matrix(rng, type, math.prod(shape[:-1]), shape[-1])
+            _add_matrix(writer, name, matrix, shape)
     for name, vector in (vectors or {}).items():
         writer.add_tensor(name, vector)
     writer.write_header_to_file()
@@ -148,17 +188,47 @@ def write(
     return path
 
 
-def _add_matrix(writer: gguf.GGUFWriter, name: str, matrix: random_blocks.Matrix) -> None:
+def _range(name: str) -> tuple[float, float]:
+    """What a vector's values are drawn from."""
+    if name.endswith(".bias"):
+        return -0.5, 0.5
+    return (-0.1, 0.1) if ROUTER in name else (0.5, 2.0)
+
+
+def _fitting(deal: Iterator[str], k: int) -> str:
+    """The next type whose blocks fit rows of k."""
+    return next(
+        type for type in deal if k % gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[type]][0] == 0
+    )
+
+
+def _add_matrix(
+    writer: gguf.GGUFWriter, name: str, matrix: random_blocks.Matrix, shape: tuple[int, ...]
+) -> None:
+    """shape: (..., rows, k)"""
     qtype = gguf.GGMLQuantizationType[matrix.type]
     unquantized = {"F32": np.float32, "F16": np.float16}.get(matrix.type)
     data = matrix.data if unquantized is None else matrix.data.view(unquantized)
-    writer.add_tensor(name, data, raw_dtype=qtype)
+    writer.add_tensor(name, data.reshape(*shape[:-1], -1), raw_dtype=qtype)
 
 
 def _shapes(
     arch: str, sizes: Sizes, tied: bool, biases: Sequence[str]
 ) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of all tensors, in file order; a matrix is (rows, k)."""
+    """Names and shapes of all tensors, in file order; a matrix is (rows, k), a stack (experts, rows, k)."""
+    shapes: dict[str, tuple[int, ...]] = {"token_embd.weight": (sizes.vocab, sizes.hidden)}
+    for i in range(sizes.layers):
+        for name, shape in _layer(arch, sizes, i).items():
+            shapes[f"blk.{i}.{name}.weight"] = shape
+            if name in biases:
+                shapes[f"blk.{i}.{name}.bias"] = shape[:1]
+    shapes["output_norm.weight"] = (sizes.hidden,)
+    if not tied:
+        shapes["output.weight"] = (sizes.vocab, sizes.hidden)
+    return shapes
+
+
+def _layer(arch: str, sizes: Sizes, i: int) -> dict[str, tuple[int, ...]]:
     hidden, head_dim = sizes.hidden, sizes.head_dim
     q_rows, kv_rows = sizes.heads * head_dim, sizes.kv_heads * head_dim
     layer: dict[str, tuple[int, ...]] = {
@@ -168,23 +238,39 @@ def _shapes(
         "attn_v": (kv_rows, hidden),
         "attn_output": (hidden, q_rows),
         "ffn_norm": (hidden,),
-        "ffn_gate": (sizes.ffn, hidden),
-        "ffn_up": (sizes.ffn, hidden),
-        "ffn_down": (hidden, sizes.ffn),
     }
-    if arch in ("qwen3", "gemma3"):
+    has_experts = sizes.experts and i not in sizes.dense_layers
+    layer |= _experts(sizes) if has_experts else _mlp(sizes)
+    if arch in ("qwen3", "qwen3moe", "gemma3"):
         layer |= {"attn_q_norm": (head_dim,), "attn_k_norm": (head_dim,)}
     if arch == "gemma3":
         layer |= {"post_attention_norm": (hidden,), "post_ffw_norm": (hidden,)}
-    shapes: dict[str, tuple[int, ...]] = {"token_embd.weight": (sizes.vocab, hidden)}
-    for i in range(sizes.layers):
-        for name, shape in layer.items():
-            shapes[f"blk.{i}.{name}.weight"] = shape
-            if name in biases:
-                shapes[f"blk.{i}.{name}.bias"] = shape[:1]
-    shapes["output_norm.weight"] = (hidden,)
-    if not tied:
-        shapes["output.weight"] = (sizes.vocab, hidden)
+    return layer
+
+
+def _mlp(sizes: Sizes) -> dict[str, tuple[int, ...]]:
+    return {
+        "ffn_gate": (sizes.ffn, sizes.hidden),
+        "ffn_up": (sizes.ffn, sizes.hidden),
+        "ffn_down": (sizes.hidden, sizes.ffn),
+    }
+
+
+def _experts(sizes: Sizes) -> dict[str, tuple[int, ...]]:
+    hidden, n, shared = sizes.hidden, sizes.experts, sizes.shared_ffn
+    shapes: dict[str, tuple[int, ...]] = {
+        "ffn_gate_inp": (n, hidden),
+        "ffn_gate_exps": (n, sizes.expert_ffn, hidden),
+        "ffn_up_exps": (n, sizes.expert_ffn, hidden),
+        "ffn_down_exps": (n, hidden, sizes.expert_ffn),
+    }
+    if shared:
+        shapes |= {
+            "ffn_gate_inp_shexp": (hidden,),
+            "ffn_gate_shexp": (shared, hidden),
+            "ffn_up_shexp": (shared, hidden),
+            "ffn_down_shexp": (hidden, shared),
+        }
     return shapes
 
 
@@ -201,6 +287,12 @@ def _metadata(arch: str, sizes: Sizes) -> dict[str, Any]:
         "attention.value_length": sizes.head_dim,
         "rope.freq_base": 10000.0,
     }
+    if sizes.experts:
+        metadata |= {"expert_count": sizes.experts, "expert_used_count": sizes.used}
+    if arch in ("qwen2moe", "qwen3moe"):
+        metadata["expert_feed_forward_length"] = sizes.expert_ffn
+    if sizes.shared_ffn:
+        metadata["expert_shared_feed_forward_length"] = sizes.shared_ffn
     if arch == "llama":
         metadata |= {"vocab_size": sizes.vocab, "rope.dimension_count": sizes.head_dim}
     return metadata

@@ -11,11 +11,13 @@ import pytest
 import random_models
 from backends import REFERENCE, Backend
 from divergence import MAX_KL, coarsen, kl, log_softmax
+from routing import Routed, is_clear, is_tainted
 
 import mlx_ferrum
 
 GOLDEN = Path(__file__).parent / "golden"
 SEED = 2026  # of make_logits.py
+TAINTED_KL, OTHER_KL = 1e-3, 0.2  # after a token that got other experts, and of that token
 PIECES = (17, 1, 9, 1, 12)  # the golden texts' 40 tokens
 
 
@@ -45,12 +47,29 @@ def check(expected: np.ndarray, found: np.ndarray, backend: Backend = REFERENCE)
     np.testing.assert_allclose(found, expected, rtol=0, atol=backend.logit)
 
 
+def check_golden(
+    goldens: Any, name: str, found: np.ndarray, routed: Routed, backend: Backend
+) -> None:
+    """found: (l, vocab), all of them; a token that got other experts, and those after it, are held to less."""
+    expected = goldens[f"{name}.logits"]
+    other = np.zeros(len(expected), bool)
+    if f"{name}.router_logits" in goldens:
+        other = routed.differs(goldens[f"{name}.router_logits"]).any(0)
+    same = np.cumsum(other) == 0
+    check(expected[same], found[same], backend)
+    far = kl(log_softmax(expected), log_softmax(found))
+    assert far[~other].max() < TAINTED_KL
+    assert far.max() < OTHER_KL
+
+
 @pytest.mark.parametrize("name", random_models.CASES)
 def test_random_model(backend: Backend, name: str, tmp_path: Path, random_goldens: Any) -> None:
     """A whole text at once, in a batch with another one."""
     tokens = random_goldens[f"{name}.tokens"]
-    found = run(load_case(tmp_path, name), np.stack([tokens, tokens[::-1]]))
-    check(random_goldens[f"{name}.logits"], found[0], backend)
+    model = load_case(tmp_path, name)
+    routed = Routed(model)
+    found = run(model, np.stack([tokens, tokens[::-1]]))
+    check_golden(random_goldens, name, found[0], routed, backend)
 
 
 @pytest.mark.parametrize("name", random_models.CASES)
@@ -60,10 +79,27 @@ def test_random_model_in_pieces(
     """Keys and values come from the cache, over the edge of the window too."""
     tokens = random_goldens[f"{name}.tokens"]
     model = load_case(tmp_path, name)
-    cache = model.make_cache()
+    cache, routed = model.make_cache(), Routed(model)
     pieces = np.split(tokens, np.cumsum(PIECES)[:-1])
     found = [run(model, piece[None], cache)[0] for piece in pieces]
-    check(random_goldens[f"{name}.logits"], np.concatenate(found), backend)
+    check_golden(random_goldens, name, np.concatenate(found), routed, backend)
+
+
+@pytest.mark.parametrize(
+    "name", [name for name, case in random_models.CASES.items() if random_models.has_experts(case)]
+)
+def test_experts_are_those_of_the_oracle(
+    backend: Backend, name: str, tmp_path: Path, random_goldens: Any
+) -> None:
+    """In every layer, for every token whose choice is no close call and comes from the same hidden state."""
+    model = load_case(tmp_path, name)
+    routed, router_logits = Routed(model), random_goldens[f"{name}.router_logits"]
+    run(model, random_goldens[f"{name}.tokens"][None])
+    clear = is_clear(router_logits, routed.used)
+    differs = routed.differs(router_logits)
+    assert clear.mean() > 0.5
+    assert not (differs & clear & ~is_tainted(differs)).any()
+    assert differs.mean() < 0.06
 
 
 def test_window_slides(backend: Backend, tmp_path: Path) -> None:

@@ -10,13 +10,15 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 from mlx import nn
 
-from ..ops import Activation
+from ..ops import Activation, Routing
 from ..tensor import QTensor
 
 LAZY = True
 TILE_WEIGHTS = 1 << 20
+LEAST_SUM = 1e-20  # of weights that are divided by it; sigmoids can all be 0
 _ACTIVATIONS = {"silu": nn.silu, "gelu": nn.gelu_approx}
 
 
@@ -116,6 +118,85 @@ def norm_rope(
     pair = [first * cos - second * sin, first * sin + second * cos]
     out = mx.stack(pair, axis=-1) if interleaved else mx.concatenate(pair, axis=-1)
     return mx.concatenate([out.reshape(rotated.shape), rest], axis=-1)
+
+
+def route(
+    logits: mx.array, routing: Routing, *, bias: mx.array | None = None
+) -> tuple[mx.array, mx.array]:
+    logits = logits.astype(mx.float32)
+    softmax = routing.gating == "softmax"
+    scores = mx.softmax(logits, axis=-1) if softmax else mx.sigmoid(logits)
+    # softmax keeps the order, and logits are finer; groups are compared by sums, which it changes
+    chosen_by = logits if softmax and bias is None and routing.groups == 1 else scores
+    if bias is not None:
+        chosen_by = chosen_by + bias
+    chosen_by = mx.where(mx.isnan(chosen_by), -mx.inf, chosen_by)
+    if routing.groups > 1:
+        chosen_by = _best_groups(chosen_by, routing)
+    ids = _best(chosen_by, routing.used)
+    weights = mx.take_along_axis(scores, ids, axis=-1)
+    if routing.normalise:
+        weights = weights / (weights.sum(axis=-1, keepdims=True) + LEAST_SUM)
+    return ids, weights * routing.scale
+
+
+def _best(scores: mx.array, n: int) -> mx.array:
+    """The last axis' n highest, highest first; argsort is stable, so the lower of equal ones comes first."""
+    return mx.argsort(-scores, axis=-1)[..., :n].astype(mx.int32)
+
+
+def _best_groups(scores: mx.array, routing: Routing) -> mx.array:
+    """scores: (..., e), -inf outside the best groups."""
+    grouped = scores.reshape(*scores.shape[:-1], routing.groups, -1)
+    two = mx.take_along_axis(grouped, _best(grouped, 2), axis=-1)
+    best = _best(two.sum(axis=-1), routing.groups_used)
+    is_best = (mx.arange(routing.groups)[:, None] == best[..., None, :]).any(axis=-1)
+    return mx.where(is_best[..., None], grouped, -mx.inf).reshape(scores.shape)
+
+
+def gather_matmul(
+    x: mx.array, w: QTensor, ids: mx.array, *, bias: mx.array | None = None
+) -> mx.array:
+    n = ids.shape[-1]
+    spread = mx.broadcast_to(x[..., None, :], (*x.shape[:-1], n, x.shape[-1]))
+    return _each(spread, w, ids, bias)
+
+
+def _each(x: mx.array, w: QTensor, ids: mx.array, bias: mx.array | None = None) -> mx.array:
+    """Each row by its own expert: x: (..., n, k), ids: (..., n) -> (..., n, rows)"""
+    if len(w.shape) != 3 or x.shape[-1] != w.shape[-1]:
+        raise ValueError(f"gather: x of shape {x.shape} does not fit {w}")
+    if x.shape[:-1] != ids.shape:
+        raise ValueError(f"gather: x of shape {x.shape} does not fit ids of shape {ids.shape}")
+    experts, rows, k = w.shape
+    flat, experts_of = x.reshape(-1, k), np.asarray(ids).reshape(-1)
+    if experts_of.size and not 0 <= experts_of.min() <= experts_of.max() < experts:
+        raise ValueError(f"{w}: expert ids lie between 0 and {experts - 1}, found {experts_of}")
+    out = mx.zeros((flat.shape[0], rows))
+    for expert in np.unique(experts_of).tolist():
+        mine = mx.array(np.flatnonzero(experts_of == expert))
+        out[mine] = matmul(
+            flat[mine], w.matrix(expert), bias=None if bias is None else bias[expert]
+        )
+    return out.reshape(*ids.shape, rows)
+
+
+def gather_gate_up(
+    x: mx.array, gate: QTensor, up: QTensor, ids: mx.array, act: Activation
+) -> mx.array:
+    return _ACTIVATIONS[act](gather_matmul(x, gate, ids)) * gather_matmul(x, up, ids)
+
+
+def gather_down(
+    x: mx.array, w: QTensor, ids: mx.array, weights: mx.array, *, add: mx.array | None = None
+) -> mx.array:
+    total = (_each(x, w, ids) * weights[..., None]).sum(axis=-2)
+    return total if add is None else total + add
+
+
+def sigmoid_gate(x: mx.array, gate: mx.array, *, add: mx.array | None = None) -> mx.array:
+    gated = x * mx.sigmoid(gate)
+    return gated if add is None else gated + add
 
 
 def to_mlx(x: mx.array) -> mx.array:

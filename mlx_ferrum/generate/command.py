@@ -194,16 +194,9 @@ def _run(args: argparse.Namespace) -> int:
 
 def _prompt_text(args: argparse.Namespace, tokenizer: Tokenizer) -> str:
     """The prompt as the model should read it. Raises ValueError for a system message without a template."""
-    text = args.prompt
-    if text == "-":
-        try:
-            text = sys.stdin.buffer.read().decode()
-        except UnicodeDecodeError as error:
-            raise ValueError(
-                f"stdin is not valid UTF-8: {error.reason} at byte {error.start}"
-            ) from None
+    text = cli.read_prompt(args.prompt)
     if args.raw:
-        return str(text)
+        return text
     if not tokenizer.has_chat_template:
         if args.system is not None:
             raise ValueError(f"{args.model} has no chat template, which --system needs")
@@ -212,7 +205,7 @@ def _prompt_text(args: argparse.Namespace, tokenizer: Tokenizer) -> str:
                 f"{args.model} has no chat template: the prompt is continued as it is",
                 file=sys.stderr,
             )
-        return str(text)
+        return text
     messages = [{"role": "user", "content": text}]
     if args.system is not None:
         messages.insert(0, {"role": "system", "content": args.system})

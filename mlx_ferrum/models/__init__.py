@@ -4,7 +4,7 @@ import importlib
 import pkgutil
 from types import ModuleType
 
-_SHARED = {"base"}
+_SHARED = {"base", "experts", "feed_forward", "metadata"}
 
 
 def architectures() -> list[str]:

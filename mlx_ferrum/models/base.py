@@ -5,7 +5,6 @@ Knows no file and no block type: tensors arrive as QTensors under their GGUF nam
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -20,56 +19,13 @@ from ..nn import GatedMLP, QEmbedding, QLinear, RMSNorm
 from ..profile import stage
 from ..rope import RopeArgs
 from ..tensor import QTensor
-
-MAX_LAYERS = 4096
-MAX_SIZE = 1 << 24  # no real model has a larger dimension, context or vocabulary
-
-
-class Metadata:
-    """The keys of one architecture, `{architecture}.NAME`, each checked for type and range."""
-
-    def __init__(self, values: Mapping[str, Any], architecture: str) -> None:
-        self.values, self.architecture = values, architecture
-
-    def __contains__(self, name: str) -> bool:
-        return f"{self.architecture}.{name}" in self.values
-
-    def raw(self, name: str) -> Any:
-        """The value of a key as the file has it, None if it is missing."""
-        return self.values.get(f"{self.architecture}.{name}")
-
-    def get(self, name: str, kind: type, default: Any = None) -> Any:
-        """The value of a key. Raises ValueError if it has another type, or is missing without a default."""
-        key = f"{self.architecture}.{name}"
-        value = self.values.get(key, default)
-        if value is None:
-            raise ValueError(f"metadata key {key!r} is missing")
-        if kind is float and type(value) is int:
-            value = float(value)
-        if type(value) is not kind:
-            raise ValueError(f"{key}: expected {kind.__name__}, found {type(value).__name__}")
-        return value
-
-    def size(self, name: str, default: int | None = None, most: int = MAX_SIZE) -> int:
-        """A positive whole number."""
-        value: int = self.get(name, int, default)
-        if not 0 < value <= most:
-            raise ValueError(f"{self.architecture}.{name}: expected 1 to {most}, found {value}")
-        return value
-
-    def positive(self, name: str, default: float | None = None) -> float:
-        """A positive, finite number."""
-        value = self.get(name, float, default)
-        if not (math.isfinite(value) and value > 0):
-            raise ValueError(
-                f"{self.architecture}.{name}: expected a positive number, found {value}"
-            )
-        return value
+from .experts import ExpertArgs
+from .metadata import MAX_LAYERS, Metadata
 
 
 @dataclass(frozen=True)
 class BaseArgs:
-    """The sizes that every architecture has."""
+    """The sizes that every architecture has; experts: of the layers that have some, None where all are dense."""
 
     architecture: str
     vocab_size: int
@@ -83,6 +39,7 @@ class BaseArgs:
     norm_eps: float
     context_length: int
     rope: RopeArgs
+    experts: ExpertArgs | None
 
     def __post_init__(self) -> None:
         if self.num_heads % self.num_kv_heads:
@@ -119,15 +76,17 @@ class BaseArgs:
             "norm_eps": m.positive("attention.layer_norm_rms_epsilon"),
             "context_length": m.size("context_length"),
             "rope": rope_args(m, head_dim),
+            "experts": None,
         }
 
     @classmethod
     def from_metadata(cls, values: Mapping[str, Any], architecture: str) -> BaseArgs:
         """Read and check the sizes. Raises ValueError naming the key."""
         m = Metadata(values, architecture)
-        if m.get("expert_count", int, 0):
+        args = cls(**cls.fields(m))
+        if args.experts is None and m.get("expert_count", int, 0):
             raise NotImplementedError(f"{architecture} with experts is not supported")
-        return cls(**cls.fields(m))
+        return args
 
 
 def vocab_size(m: Metadata) -> int:

@@ -1,11 +1,11 @@
-"""Llama, and what is built like it (SmolLM, Mistral, TinyLlama, Yi …): GGUF calls all of them `llama`.
+"""Llama, and what is built like it (SmolLM, Mistral, Mixtral, TinyLlama, Yi …): GGUF calls all of them `llama`.
 
 Query and key rows are permuted in converted files, so rotary pairs are interleaved.
 """
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import mlx.core as mx
 from mlx import nn
@@ -15,11 +15,21 @@ from ..cache import Cache
 from ..nn import FusedLinear
 from ..profile import stage
 from ..rope import Rope
-from .base import MLP, BaseArgs, LanguageModel, Weights, heads
+from .base import BaseArgs, LanguageModel, Metadata, Weights, heads
+from .experts import expert_args
+from .feed_forward import feed_forward
 
 
 class ModelArgs(BaseArgs):
-    """Nothing beyond the common sizes."""
+    """The common sizes; Mixtral has experts, each as wide as a dense model's MLP."""
+
+    @classmethod
+    def fields(cls, m: Metadata) -> dict[str, Any]:
+        fields = super().fields(m)
+        if m.get("expert_count", int, 0):
+            size = fields["intermediate_size"]
+            fields["experts"] = expert_args(m, size=size, normalise=True)
+        return fields
 
 
 class Attention(nn.Module):
@@ -68,12 +78,12 @@ class DecoderLayer(nn.Module):
 
     attention: ClassVar[type[Attention]] = Attention
 
-    def __init__(self, args: BaseArgs, w: Weights, rope: Rope) -> None:
+    def __init__(self, args: BaseArgs, w: Weights, rope: Rope, i: int) -> None:
         super().__init__()
         self.input_layernorm = w.norm("attn_norm", args.hidden_size, args.norm_eps)
         self.self_attn = self.attention(args, w, rope)
         self.post_attention_layernorm = w.norm("ffn_norm", args.hidden_size, args.norm_eps)
-        self.mlp = MLP(args, w)
+        self.mlp = feed_forward(args, w, i)
 
     def __call__(self, x: mx.array, cache: Cache) -> mx.array:
         x = self.self_attn(self.input_layernorm(x), cache, add=x)
@@ -87,7 +97,7 @@ class LlamaModel(nn.Module):
         super().__init__()
         rope = args.rope.rope(w.rope_factors(args.rope.dims // 2))
         self.embed_tokens = w.embedding("token_embd", args.vocab_size, args.hidden_size)
-        self.layers = [layer(args, w.layer(i), rope) for i in range(args.num_layers)]
+        self.layers = [layer(args, w.layer(i), rope, i) for i in range(args.num_layers)]
         self.norm = w.norm("output_norm", args.hidden_size, args.norm_eps)
 
     def __call__(self, tokens: mx.array, cache: list[Cache]) -> mx.array:

@@ -5,7 +5,8 @@ Run by hand where torch, transformers, gguf and xllamacpp (for token ids) are in
     PYTHONPATH=tests python tests/golden/make_logits.py --smollm2 FILE.gguf --gemma3 FILE.gguf
 
 Writes, beside itself,
-    random_logits.npz   for each of `random_models.CASES`: `NAME.tokens` (length,) and `NAME.logits` (length, vocab)
+    random_logits.npz   for each of `random_models.CASES`: `NAME.tokens` (length,) and `NAME.logits` (length, vocab);
+                        of those with experts also `NAME.router_logits` (layers with experts, length, experts)
     real_logits.npz     for each real model: `NAME.tokens` (length,), `NAME.positions` (n,), `NAME.ids` (n, 1024): the
                         512 most likely next tokens and 512 others, `NAME.log_probs` (n, 1025): theirs and, last, that
                         of all the other tokens together
@@ -76,8 +77,11 @@ def random_goldens() -> dict[str, Any]:
         for name in random_models.CASES:
             path = random_models.write_case(Path(folder) / "model.gguf", name, SEED)
             tokens = rng.integers(0, random_models.Sizes.vocab, LENGTH)
+            model = oracle.load(path)
             arrays[f"{name}.tokens"] = tokens.astype(np.int32)
-            arrays[f"{name}.logits"] = oracle.logits(oracle.load(path), tokens.tolist())
+            arrays[f"{name}.logits"] = oracle.logits(model, tokens.tolist())
+            if random_models.has_experts(random_models.CASES[name]):
+                arrays[f"{name}.router_logits"] = oracle.router_logits(model, tokens.tolist())
     return arrays
 
 

@@ -1,0 +1,109 @@
+"""The command line: runs a model over a text and says which experts it chose."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+
+from mlx_ferrum import cli
+from mlx_ferrum.generate import encode_prompt
+from mlx_ferrum.models.base import LanguageModel
+from mlx_ferrum.models.experts import ExpertArgs
+
+from . import picture, report
+from .choices import observe
+
+CHUNK = 512  # prompt tokens a pass
+
+EXAMPLES = """\
+examples:
+  %(prog)s tiny-moe --prompt "In the beginning" --tokens 200
+  %(prog)s model.gguf --prompt - --out heat.png < letter.txt
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    args = _parser().parse_args(argv)
+    return cli.guarded(lambda: _run(args))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m mlx_ferrum.experts",
+        description="Count which experts each layer of a model chooses for the tokens of a text, and for those "
+        "that it adds.",
+        epilog=EXAMPLES,
+        formatter_class=cli.HelpFormatter,
+    )
+    add = parser.add_argument
+    cli.model_argument(parser, "model")
+    add(
+        *("-p", "--prompt"),
+        required=True,
+        type=cli.utf8,
+        metavar="TEXT",
+        help="the text, as it is, without the chat template; '-' reads it from stdin",
+    )
+    add(
+        *("-n", "--tokens"),
+        type=cli.count,
+        default=0,
+        metavar="N",
+        help="continue the text by N tokens, the most likely ones (default: 0)",
+    )
+    add("--out", type=Path, metavar="FILE.png", help="draw a heat map: layers by experts")
+    add("--json", action="store_true", help="print one JSON object")
+    cli.backend_arguments(parser)
+    return parser
+
+
+def _run(args: argparse.Namespace) -> int:
+    if args.out is not None:
+        picture.check(args.out)
+    model, tokenizer = cli.load_model(args)
+    experts = _experts(model, args.model)
+    ids = encode_prompt(tokenizer, cli.read_prompt(args.prompt))
+    with observe(model) as layers:
+        _pass_through(model, ids, args.tokens, tokenizer.eos_token_ids)
+    used = experts.routing.used
+    if args.out is not None:
+        title = f"{Path(args.model).name}: experts chosen for {layers[0].tokens} tokens"
+        picture.draw(layers, used, title, args.out)
+    if args.json:
+        print(json.dumps({"model": args.model, **report.as_json(layers, used)}))
+    else:
+        print(*report.as_text(layers, used), sep="\n")
+    return 0
+
+
+def _experts(model: LanguageModel, name: str) -> ExpertArgs:
+    experts = model.args.experts
+    if experts is None:
+        raise ValueError(f"{name} has no experts: its architecture is {model.args.architecture}")
+    return experts
+
+
+def _pass_through(model: LanguageModel, ids: list[int], more: int, ends: frozenset[int]) -> None:
+    """The prompt, then up to `more` tokens, greedily; an end token is the last.
+
+    Raises ValueError if they do not fit the model's context.
+    """
+    context = model.args.context_length
+    if len(ids) + more > context:
+        raise ValueError(
+            f"{len(ids)} tokens and {more} more do not fit the model's context of {context} tokens"
+        )
+    cache = model.make_cache()
+    for start in range(0, len(ids), CHUNK):
+        hidden = model.body(mx.array([ids[start : start + CHUNK]]), cache)
+        mx.eval([c.state for c in cache])
+    for _ in range(more):
+        token = int(np.asarray(model.head(hidden[:, -1])).argmax())
+        hidden = model.body(mx.array([[token]]), cache)
+        if token in ends:
+            break

@@ -1,0 +1,78 @@
+"""What follows attention in a layer: one MLP, or experts where the file has them."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+
+from .. import ops
+from ..nn import Experts, GatedMLP, QLinear
+from ..profile import stage
+from ..tensor import QTensor
+from .base import MLP, BaseArgs, Weights
+from .experts import ExpertArgs
+
+# One tensor an expert, as files had them until April 2024; and gate and up in one.
+OTHER_LAYOUTS = ("ffn_gate.0.weight", "ffn_gate_up_exps.weight")
+SELECTION_BIAS = "exp_probs_b.bias"
+
+
+class SharedExpert(GatedMLP):
+    """mlp(x) * sigmoid(x gateᵀ) + add, for every token: x and add: (..., hidden) -> (..., hidden)"""
+
+    def __init__(self, args: BaseArgs, size: int, w: Weights) -> None:
+        hidden = args.hidden_size
+        super().__init__(
+            w.tensor("ffn_gate_shexp.weight", size, hidden),
+            w.tensor("ffn_up_shexp.weight", size, hidden),
+            w.linear("ffn_down_shexp", hidden, size),
+        )
+        self.share = QLinear(_as_row(w, "ffn_gate_inp_shexp.weight", hidden))
+
+    @stage("shared expert")
+    def __call__(self, x: mx.array, add: mx.array | None = None) -> mx.array:
+        return ops.sigmoid_gate(super().__call__(x), self.share(x), add=add)
+
+
+def feed_forward(args: BaseArgs, w: Weights, layer: int) -> MLP | Experts:
+    """x and add: (b, l, hidden) -> (b, l, hidden), from the tensors of one layer.
+
+    Raises NotImplementedError for experts that are laid out otherwise.
+    """
+    experts = args.experts
+    if experts is None or layer < experts.dense_layers:
+        return MLP(args, w)
+    for name in OTHER_LAYOUTS:
+        if name in w:
+            raise NotImplementedError(
+                f"tensor {w.prefix + name!r}: expected experts stacked in ffn_gate_exps, ffn_up_exps "
+                "and ffn_down_exps; convert the model again with a recent llama.cpp"
+            )
+    is_dense = "ffn_gate.weight" in w and "ffn_gate_exps.weight" not in w
+    return MLP(args, w) if is_dense else _experts(args, experts, w)
+
+
+def _experts(args: BaseArgs, experts: ExpertArgs, w: Weights) -> Experts:
+    count, wide, hidden = experts.count, experts.size, args.hidden_size
+    has_bias = SELECTION_BIAS in w
+    if has_bias and not experts.by_scores:
+        raise NotImplementedError(
+            f"tensor {w.prefix + SELECTION_BIAS!r}: a bias of the choice is not supported where weights are "
+            "the softmax of the chosen"
+        )
+    return Experts(
+        w.tensor("ffn_gate_inp.weight", count, hidden),
+        w.tensor("ffn_gate_exps.weight", count, wide, hidden),
+        w.tensor("ffn_up_exps.weight", count, wide, hidden),
+        w.tensor("ffn_down_exps.weight", count, hidden, wide),
+        routing=experts.routing,
+        bias=w.vector(SELECTION_BIAS, count) if has_bias else None,
+        shared=SharedExpert(args, experts.shared_size, w) if experts.shared_size else None,
+    )
+
+
+def _as_row(w: Weights, name: str, k: int) -> QTensor:
+    """A vector (k,) as a matrix (1, k), which files may have as well."""
+    found = w.tensors.get(w.prefix + name)
+    shape = (1, k) if found is not None and len(found.shape) == 2 else (k,)
+    vector = w.tensor(name, *shape)
+    return QTensor(vector.block, (1, k), vector.buffer, vector.offset)
