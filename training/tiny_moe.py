@@ -1,7 +1,7 @@
 """Train `tiny-moe`, a small Qwen3-MoE, on the King James Bible: 7.6 million weights, 2.9 million at work a token.
 
     pip install '.[train]'
-    OMP_NUM_THREADS=1 python training/tiny_moe.py kjv.txt tiny_moe.pt     # 40 minutes on one core
+    python training/tiny_moe.py kjv.txt tiny_moe.pt     # 40 minutes on one core
     python training/export.py kjv.txt tiny_moe.pt tiny-moe.gguf
 
 corpus.py says where kjv.txt comes from, and what is held out. A second call resumes at the last checkpoint.
@@ -35,9 +35,7 @@ class Plan:
     warmup: int = 150
     decay: float = 0.1
     balance: float = 0.01  # of the load-balancing loss
-    chapters: int = (
-        1600  # from this step on, one window of a batch begins with a chapter, as prompts do
-    )
+    chapters: int = 1600  # the step from which one window of a batch begins with a chapter
     evaluate: int = 200  # steps between evaluations and checkpoints
     seed: int = 1611
 
@@ -186,7 +184,9 @@ def main() -> int:
     )
     parser.add_argument("corpus", type=Path, help="the text, as corpus.py describes")
     parser.add_argument("checkpoint", type=Path, help="file to write, or to resume from")
+    parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
+    torch.set_num_threads(args.threads)
     text = corpus.read(args.corpus)
     tokenizer = vocabulary.train(text.train, VOCABULARY)
     tokens, held_out = (np.array(vocabulary.encode(tokenizer, chapters)) for chapters in text)

@@ -16,14 +16,9 @@ import numpy as np
 Array = np.ndarray
 
 HALF_MAX, HALF_MIN = 65504.0, 2.0**-24  # the largest and the smallest float16
-_STRETCH = np.linspace(
-    -1.0, 1.5, 21
-)  # added to the number of codes that a group's range is spread over
-_STARTS = (
-    1.0,
-    0.5,
-    0.0,
-)  # where that range begins, in least weights; not there if one stands far above all
+# What a group's range is taken to be: as wide as so many codes more than there are, and beginning at such a share
+# of its least weight (nearer to 0 where one weight stands far above the others).
+_STRETCH, _STARTS = np.linspace(-1.0, 1.5, 21), (1.0, 0.5, 0.0)
 _ROUNDS = 6
 _NEIGHBOURS = ((0, 0), (-1, 0), (1, 0), (0, -1), (0, 1), (-1, -1), (-1, 1), (1, -1), (1, 1))
 
@@ -70,10 +65,8 @@ def over(numerator: Array | np.float32, denominator: Array) -> Array:
 def _rounds(x: Array, exponent: Array, levels: Levels) -> Iterator[tuple[Array, ...]]:
     """Fits after their errors, each from the d and dmin that suited the one before best."""
     scale, minimum = _affine(x, levels) if levels.minimums[1] else _symmetric(x, levels)
-    d, dmin = (
-        _extreme(scale) / _furthest(levels.scales),
-        _extreme(minimum) / (levels.minimums[1] or 1),
-    )
+    d = _extreme(scale) / max(levels.scales, key=abs)
+    dmin = _extreme(minimum) / (levels.minimums[1] or 1)
     for _ in range(_ROUNDS):
         d16, dmin16 = half(np.ldexp(d, exponent)), half(np.ldexp(dmin, exponent))
         d, dmin = (np.ldexp(y.astype(np.float32), -exponent)[:, None] for y in (d16, dmin16))
@@ -168,8 +161,3 @@ def _extreme(x: Array) -> Array:
     """The element furthest from 0, with its sign: (..., w) -> (...)."""
     at = np.abs(x).argmax(-1, keepdims=True)
     return np.take_along_axis(x, at, -1)[..., 0]
-
-
-def _furthest(ends: tuple[int, int]) -> int:
-    """The end furthest from 0."""
-    return max(ends, key=abs)
