@@ -31,7 +31,9 @@ def tiny_moe() -> tuple[Any, Any]:
     return mlx_ferrum.load("tiny-moe")
 
 
-def test_it_is_a_file_of_the_package_and_nothing_is_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_is_a_file_of_the_package_and_nothing_is_fetched(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def fetch(*args: object) -> None:
         raise AssertionError("fetched")
 
@@ -51,9 +53,9 @@ def test_the_catalog_lists_it(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_without_a_prompt_it_begins_a_text(tiny_moe: tuple[Any, Any]) -> None:
     _, tokenizer = tiny_moe
-    prompt = catalog.sample_prompt("tiny-moe")
-    assert prompt is not None and tokenizer.encode(prompt)[0] == tokenizer.bos_token_id
-    assert catalog.sample_prompt("smollm2-135m") is None
+    sample = catalog.sample("tiny-moe")
+    assert sample is not None and tokenizer.encode(sample.prompt) == [tokenizer.bos_token_id]
+    assert catalog.sample("smollm2-135m") is None
 
 
 def test_greedy_text(backend: Backend, tiny_moe: tuple[Any, Any]) -> None:

