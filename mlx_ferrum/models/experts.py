@@ -53,7 +53,7 @@ def expert_args(m: Metadata, *, size: int, shared_size: int = 0, normalise: bool
 def expert_size(m: Metadata) -> int:
     """`expert_feed_forward_length`; a file without it says how wide all of a token's experts are together."""
     used = m.size("expert_used_count", most=MAX_EXPERTS)
-    return m.size("expert_feed_forward_length", m.size("feed_forward_length", used) // used)
+    return m.size("expert_feed_forward_length", m.size("feed_forward_length") // used)
 
 
 def _gating(m: Metadata) -> int:
