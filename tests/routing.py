@@ -31,6 +31,12 @@ class Routed:
         wanted = np.argsort(-router_logits, axis=-1)[..., : found.shape[-1]]
         return np.asarray((np.sort(found) != np.sort(wanted)).any(-1))
 
+    def other(self, goldens: Any, name: str) -> np.ndarray:
+        """Which tokens got other experts somewhere than those of a golden file: (length,)"""
+        if not self._ids:
+            return np.zeros(len(goldens[f"{name}.tokens"]), bool)
+        return np.asarray(self.differs(goldens[f"{name}.router_logits"]).any(0))
+
     @property
     def used(self) -> int:
         """Experts that a token gets."""

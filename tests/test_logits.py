@@ -52,9 +52,7 @@ def check_golden(
 ) -> None:
     """found: (l, vocab), all of them; a token that got other experts, and those after it, are held to less."""
     expected = goldens[f"{name}.logits"]
-    other: Any = np.zeros(len(expected), bool)
-    if f"{name}.router_logits" in goldens:
-        other = routed.differs(goldens[f"{name}.router_logits"]).any(0)
+    other = routed.other(goldens, name)
     same = np.cumsum(other) == 0
     check(expected[same], found[same], backend)
     far = kl(log_softmax(expected), log_softmax(found))
