@@ -23,7 +23,11 @@ RUTH = (  # of what was held out
     "And Ruth said, Intreat me not to leave thee, or to return from following after thee: for whither thou goest, I "
     "will go; and where thou lodgest, I will lodge: thy people shall be my people, and thy God my God:"
 )
-CLOSE = 5e-3  # KL of the quantized activations of some backends
+CLOSE = {
+    "reference": 1e-6,
+    "cpu": 5e-3,
+    "metal": 1e-3,
+}  # KL: activations are rounded, and may choose others
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +78,7 @@ def test_logits(backend: Backend, tiny_moe: tuple[Any, Any]) -> None:
         goldens[f"tiny-moe.{part}"] for part in ("tokens", "positions", "ids", "log_probs")
     )
     found = log_softmax(np.array(tiny_moe[0](mx.array(tokens)[None])[0]))[positions]
-    assert kl(expected, coarsen(found, ids)).max() < CLOSE
+    assert kl(expected, coarsen(found, ids)).max() < CLOSE[backend.name]
 
 
 def test_it_has_learnt(reference: Backend, tiny_moe: tuple[Any, Any]) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import sys
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import gguf
 import mlx.core as mx
 import numpy as np
 import pytest
 import random_models
+from backends import CPU
 from divergence import kl, log_softmax
 from random_models import Sizes
 
@@ -20,6 +22,7 @@ from mlx_ferrum import blocks
 sys.path.append(str(Path(__file__).parent.parent / "bench"))
 upcycle = import_module("upcycle")
 
+QUESTION = "<|im_start|>user\nWhat is gravity?<|im_end|>\n<|im_start|>assistant\n"
 PARTS = ("gate", "up", "down")
 
 
@@ -55,6 +58,13 @@ def log_probs(path: Path, tokens: np.ndarray) -> np.ndarray:
     return log_softmax(np.array(model(mx.array(tokens)[None])[0]))
 
 
+def greedy(path: Path, prompt: str, count: int) -> list[int]:
+    """The most likely tokens after `prompt`."""
+    model, tokenizer = mlx_ferrum.load(path)
+    found = mlx_ferrum.stream_generate(model, tokenizer, prompt, max_tokens=count)
+    return [response.token for response in found]
+
+
 @pytest.mark.parametrize(
     "flags",
     [
@@ -69,6 +79,15 @@ def test_the_output_is_the_dense_one(reference, dense: Path, flags: tuple[str, .
     tokens = np.random.default_rng().integers(0, 300, 24)
     found, wanted = log_probs(make(dense, *flags), tokens), log_probs(dense, tokens)
     assert kl(wanted, found).max() < 1e-6  # sums in another order
+
+
+@pytest.mark.parametrize("flags", [("--copy",), ("--split",)], ids=" ".join)
+def test_smollm2_writes_the_same_text(smollm2_path: Path, tmp_path: Path, flags: Any) -> None:
+    dense = tmp_path / "dense.gguf"
+    dense.symlink_to(smollm2_path)
+    with CPU.in_use():
+        found, wanted = (greedy(path, QUESTION, 48) for path in (make(dense, *flags), dense))
+    assert found == wanted and len(found) == 48
 
 
 def test_copies_are_the_same_bytes(dense: Path) -> None:
