@@ -187,16 +187,28 @@ def test_failures_are_one_line(run: Command, flags: list[str], stdin: bytes, tol
     assert (run.err.count("\n"), run.out) == (1, "")
 
 
-def test_a_base_model_needs_raw(run: Command) -> None:
-    run.tokenizer = byte_tokenizer(chat=False)
-    assert run("--prompt", "hi") == 1
-    assert run.err == (
-        "error: smollm2-135m has no chat template (it is probably a base model): "
-        "give --raw to continue the prompt as it is\n"
-    )
-    run.prompt = "hi"
-    assert run("--prompt", "hi", "--raw") == 0
+def test_a_base_model_continues_the_prompt_and_says_so(run: Command) -> None:
+    run.tokenizer, run.prompt = byte_tokenizer(chat=False), "hi"
+    assert run("--prompt", "hi") == 0
     assert run.out == "hello €\n"
+    assert run.err.startswith(
+        "smollm2-135m has no chat template: the prompt is continued as it is\n"
+    )
+    for silent in ("--raw", "--quiet"):
+        assert run("--prompt", "hi", silent) == 0
+        assert (run.out, "template" in run.err) == ("hello €\n", False)
+
+
+def test_a_base_model_has_no_system_message(run: Command) -> None:
+    run.tokenizer = byte_tokenizer(chat=False)
+    assert run("--prompt", "hi", "--system", "x") == 1
+    assert run.err == "error: smollm2-135m has no chat template, which --system needs\n"
+
+
+def test_a_model_of_the_package_needs_no_prompt(run: Command) -> None:
+    run.tokenizer, run.prompt = byte_tokenizer(chat=False, bos=True), ""
+    assert run("--model", "tiny-moe", "--json") == 0
+    assert json.loads(run.out)["prompt_tokens"] == 1
 
 
 def test_ctrl_c_keeps_what_was_printed(run: Command, lazy: bool) -> None:
@@ -300,7 +312,10 @@ def test_a_prompt_cache_of_another_model_is_refused(
 
 
 def test_gemma_is_a_base_model(gemma3_path: Path) -> None:
-    check_failure(start("generate", "--model", str(gemma3_path), "--prompt", "Hi"), "--raw")
+    flags = ["--model", str(gemma3_path), "--prompt", "The capital of France is", "-n", "2"]
+    done = start("generate", *flags)
+    assert done.returncode == 0 and done.stdout.strip()
+    assert done.stderr.startswith(f"{gemma3_path} has no chat template")
     check_failure(start("chat", "--model", str(gemma3_path)), "no chat template")
 
 

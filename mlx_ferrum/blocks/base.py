@@ -1,8 +1,8 @@
-"""What every block type shares: its layout, its size, and the way from bytes to float32.
+"""What every block type shares: its layout, its size, and the ways from bytes to float32 and back.
 
 A block type is one subclass of `Block` in a file of its own. It states its fields in file order and
-decodes them; the size in bytes follows from the fields. Nothing here knows a file, a tensor or a
-backend.
+decodes them; the size in bytes follows from the fields. Some can encode too. Nothing here knows a file,
+a tensor or a backend.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ from types import SimpleNamespace
 from typing import ClassVar
 
 import mlx.core as mx
+import numpy as np
 
+_CHUNK = 1 << 20  # weights that are quantized at a time
 _FIELD_BYTES = {"u8": 1, "i8": 1, "u16": 2, "i16": 2, "f16": 2, "bf16": 2, "u32": 4, "f32": 4}
 _FIELD_DTYPES = {
     "u8": mx.uint8,
@@ -22,6 +24,15 @@ _FIELD_DTYPES = {
     "bf16": mx.bfloat16,
     "u32": mx.uint32,
     "f32": mx.float32,
+}
+_NUMPY_DTYPES = {
+    "u8": np.uint8,
+    "i8": np.int8,
+    "u16": np.uint16,
+    "i16": np.int16,
+    "f16": np.float16,
+    "u32": np.uint32,
+    "f32": np.float32,
 }
 
 
@@ -43,10 +54,11 @@ class BlockType:
 
 
 class Block(BlockType):
-    """A type that can be decoded. Subclasses give `fields` and `decode`."""
+    """A type that can be decoded. Subclasses give `fields` and `decode`; those with `encode` also `limit`."""
 
     supported = True
     fields: ClassVar[dict[str, tuple[str, int]]]
+    limit: ClassVar[float | None] = None  # what `encode` can take, of either sign
 
     def __init_subclass__(cls, *, id: int, weights: int) -> None:
         cls.id, cls.name, cls.weights = id, cls.__name__, weights
@@ -72,6 +84,44 @@ class Block(BlockType):
         k = raw.shape[-1] // cls.bytes * cls.weights
         weights = cls.decode(cls._split(raw.reshape(-1, cls.bytes)))
         return weights.reshape(*raw.shape[:-1], k)
+
+    @classmethod
+    def encode(cls, x: np.ndarray) -> dict[str, np.ndarray]:
+        """The fields of n blocks near x.
+
+        x: (n, weights) float32, finite and within `limit`
+        returns: (n, count), or (n,) for a count of 1
+        """
+        raise NotImplementedError(f"weights cannot be quantized to {cls.name}")
+
+    @classmethod
+    def quantize(cls, x: np.ndarray) -> np.ndarray:
+        """x: (..., k) -> (..., row bytes) uint8, by the least squares that the search of `encode` finds.
+
+        Raises NotImplementedError for a type without `encode`, ValueError for weights that it cannot hold.
+        """
+        shape = (*x.shape[:-1], cls.row_bytes(x.shape[-1]))
+        x = np.ascontiguousarray(x, np.float32).reshape(-1, cls.weights)
+        beyond = x[~(np.abs(x) <= cls.limit)] if cls.limit is not None else x[:0]
+        if beyond.size:
+            raise ValueError(
+                f"{cls.name}: weights must be within {cls.limit:g} of 0, found {beyond[0]:g}"
+            )
+        raw, step = np.empty((len(x), cls.bytes), np.uint8), _CHUNK // cls.weights
+        for start in range(0, len(x), step):
+            raw[start : start + step] = cls._join(cls.encode(x[start : start + step]))
+        return raw.reshape(shape)
+
+    @classmethod
+    def _join(cls, block: dict[str, np.ndarray]) -> np.ndarray:
+        """The bytes of n blocks, (n, bytes) uint8, from fields as `encode` gives them."""
+        columns = [
+            np.ascontiguousarray(block[name].reshape(-1, count), _NUMPY_DTYPES[dtype]).view(
+                np.uint8
+            )
+            for name, (dtype, count) in cls.fields.items()
+        ]
+        return np.concatenate(columns, axis=1)
 
     @classmethod
     def _split(cls, raw: mx.array) -> SimpleNamespace:
@@ -101,3 +151,11 @@ def per_group(scale: mx.array, weights: mx.array) -> mx.array:
     """scale: (n, groups), weights: (n, ...) -> their product (n, groups, w) float32."""
     n, groups = scale.shape
     return scale[:, :, None] * weights.astype(mx.float32).reshape(n, groups, -1)
+
+
+def packed(codes: np.ndarray, *, bits: int, fields: int) -> np.ndarray:
+    """The inverse of `bit_fields`: (n, m * fields, w) uint8 -> (n, m, w), the first in the lowest bits."""
+    n, rows, w = codes.shape
+    shifts = np.arange(fields, dtype=np.uint8)[:, None] * np.uint8(bits)
+    parts = codes.reshape(n, rows // fields, fields, w) << shifts
+    return np.asarray(np.bitwise_or.reduce(parts, axis=2))

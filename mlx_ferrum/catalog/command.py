@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from ..cli import guarded
-from . import MODELS, cache_folder, megabytes, resolve
+from . import EMBEDDED, MODELS, cache_folder, megabytes, resolve
 from .wheels import is_complete
 
 
@@ -26,8 +26,11 @@ def main(argv: list[str] | None = None) -> int:
 
 def table() -> str:
     """The catalog for people, a line a model."""
-    lines = [f"{'name':<14} {'size':>7}  {'cached':<6}  licence"]
+    lines = [f"{'name':<14} {'size':>7}  {'cached':<8}  licence"]
     for model in MODELS:
         state = "yes" if is_complete(model, cache_folder() / model.filename) else "no"
-        lines.append(f"{model.name:<14} {megabytes(model):>7}  {state:<6}  {model.licence}")
+        lines.append(f"{model.name:<14} {megabytes(model):>7}  {state:<8}  {model.licence}")
+    for embedded in EMBEDDED:
+        size = megabytes(embedded)
+        lines.append(f"{embedded.name:<14} {size:>7}  {'built in':<8}  {embedded.licence}")
     return "\n".join(lines)

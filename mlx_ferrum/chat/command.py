@@ -145,7 +145,7 @@ def _run(args: argparse.Namespace) -> int:
     if not tokenizer.has_chat_template:
         raise ValueError(
             f"{args.model} has no chat template (it is probably a base model): "
-            "use python -m mlx_ferrum.generate --raw"
+            "python -m mlx_ferrum.generate continues text"
         )
     conversation = Conversation(
         model,

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from mlx_ferrum import cli
+from mlx_ferrum import catalog, cli
 from mlx_ferrum.profile import Profile
 from mlx_ferrum.tokenizer import Tokenizer
 
@@ -27,7 +27,8 @@ examples:
   %(prog)s --prompt "What is the capital of France?"
   %(prog)s --prompt "Write a poem." --temp 0.8 --top-p 0.95 --seed 7
   cat letter.txt | %(prog)s --system "Summarize in one sentence." --prompt - --quiet
-  %(prog)s --model gemma3-270m --raw --prompt "Once upon a time" --max-tokens 40
+  %(prog)s --model gemma3-270m --prompt "Once upon a time" --max-tokens 40
+  %(prog)s --model tiny-moe
   %(prog)s --prompt "Hi" --json --logprobs 3
 
 The text goes to stdout, everything else to stderr. Special tokens written in the prompt, such as
@@ -59,12 +60,24 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     parser = _parser()
     args = parser.parse_args(argv)
+    if args.prompt is None:
+        _take_sample(parser, args)
     cli.check_sampling(parser, args)
     if args.raw and args.system is not None:
         parser.error("argument --system: needs the chat template, which --raw leaves out")
     if args.logprobs and not args.json:
         parser.error("argument --logprobs: is printed by --json only")
     return cli.guarded(lambda: _run(args))
+
+
+def _take_sample(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Set the prompt, and temperature and seed unless they are given, to those of the model's own sample."""
+    sample = catalog.sample(args.model)
+    if sample is None:
+        parser.error("the following arguments are required: -p/--prompt")
+    args.prompt, args.raw = sample.prompt, True
+    args.temp = sample.temp if args.temp is None else args.temp
+    args.seed = sample.seed if args.seed is None else args.seed
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -79,14 +92,15 @@ def _parser() -> argparse.ArgumentParser:
     group.add_argument(
         "-p",
         "--prompt",
-        required=True,
         type=cli.utf8,
         metavar="TEXT",
-        help="what to say to the model; '-' reads it from stdin",
+        help="what to say to the model; '-' reads it from stdin; a base model continues it",
     )
     group.add_argument("--system", type=cli.utf8, metavar="TEXT", help="the system message")
     group.add_argument(
-        "--raw", action="store_true", help="continue the prompt as it is, without the chat template"
+        "--raw",
+        action="store_true",
+        help="continue the prompt as it is, though there is a chat template",
     )
     group.add_argument(
         "--prompt-cache",
@@ -188,15 +202,19 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _prompt_text(args: argparse.Namespace, tokenizer: Tokenizer) -> str:
-    """The prompt as the model should read it. Raises ValueError when the template is missing."""
+    """The prompt as the model should read it. Raises ValueError for a system message without a template."""
     text = cli.read_prompt(args.prompt)
     if args.raw:
         return text
     if not tokenizer.has_chat_template:
-        raise ValueError(
-            f"{args.model} has no chat template (it is probably a base model): "
-            "give --raw to continue the prompt as it is"
-        )
+        if args.system is not None:
+            raise ValueError(f"{args.model} has no chat template, which --system needs")
+        if not args.quiet:
+            print(
+                f"{args.model} has no chat template: the prompt is continued as it is",
+                file=sys.stderr,
+            )
+        return text
     messages = [{"role": "user", "content": text}]
     if args.system is not None:
         messages.insert(0, {"role": "system", "content": args.system})

@@ -47,7 +47,9 @@ PROMPTS = {
     "You are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
     "<|im_start|>user\nWhy is the sky blue?<|im_end|>\n<|im_start|>assistant\n",
     "gemma3-270m": "def fibonacci(n):\n",
+    "tiny-moe": "In the beginning",
 }
+TINY_MOE = HERE.parents[1] / "mlx_ferrum" / "catalog" / "tiny-moe.gguf"
 
 
 def main() -> None:
@@ -60,7 +62,8 @@ def main() -> None:
     np.savez_compressed(HERE / "random_logits.npz", **random_goldens())
     arrays: dict[str, Any] = {}
     texts = {}
-    for name, path in {"smollm2-135m": args.smollm2, "gemma3-270m": args.gemma3}.items():
+    paths = {"smollm2-135m": args.smollm2, "gemma3-270m": args.gemma3, "tiny-moe": TINY_MOE}
+    for name, path in paths.items():
         model = oracle.load(path)
         llama_cpp = _server(path)
         arrays |= real_goldens(name, model, _tokens(llama_cpp, TEXT))
