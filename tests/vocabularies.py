@@ -74,10 +74,13 @@ def spelled(word: str, raw: bool) -> str:
 
 
 def user_defined(smollm2: Mapping[str, Any]) -> Metadata:
-    """SmolLM2's with overlapping user-defined tokens, and special ones that take space on their right."""
+    """SmolLM2's with overlapping user-defined tokens, and special ones that take space on their right.
+
+    That of spaces is as long as no other: between equals the order in which llama.cpp looks is its compiler's.
+    """
     metadata = tokenizer_keys(smollm2)
     tokens, types = metadata[TOKENS], metadata[TYPES]
-    tokens[9:15] = ["a b", "</s>", "  \t", "<unk>", "<s>", "<|end|>"]
+    tokens[9:15] = ["a b", "</s>", " \t \t\t ", "<unk>", "<s>", "<|end|>"]
     types[3:17] = USER_DEFINED
     types[[tokens.index(text) for text in ("ab", "abc", "bc", "the", "The", "ing")]] = USER_DEFINED
     types[0] = UNKNOWN

@@ -176,8 +176,7 @@ def _header(mode: Mode) -> Path:
         source = str(INCLUDE / "metal.h")
         _zig(*_LANGUAGE, *_CODE, *mode.flags, "-emit-pch", source, "-o", str(built))
 
-    # it names the files that it was made of
-    return _kept(f"header\n{mode}\n{INCLUDE}", ".pch", build)
+    return _kept(f"header\n{mode}", ".pch", build)
 
 
 def _without_includes(text: str) -> str:
@@ -210,7 +209,8 @@ def _folder() -> Path:
 
 @functools.cache
 def _tools() -> str:
-    digest = hashlib.sha256(f"{_zig_path()} {_LANGUAGE} {_CODE}".encode())
+    # products name the files that they were made of, which findings are told by
+    digest = hashlib.sha256(f"{_zig_path()} {HERE} {_LANGUAGE} {_CODE}".encode())
     digest.update(str(_zig_path().stat().st_mtime_ns).encode())
     files = [*HERE.glob("*.py"), *INCLUDE.glob("*"), *RUNTIME.glob("*")]
     for path in sorted(f for f in files if f.is_file()):
