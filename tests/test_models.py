@@ -47,6 +47,14 @@ def test_architectures_are_the_files():
     assert models.architectures() == ["gemma3", "llama", "qwen2", "qwen2moe", "qwen3", "qwen3moe"]
 
 
+@pytest.mark.parametrize("factor", [0.0, -1.0, np.inf, np.nan])
+def test_rotary_factors_are_positive_numbers(factor):
+    factors = np.array([1, 2, factor, 4], np.float32)
+    raw = QTensor(blocks.F32, (4,), factors.view(np.uint8))
+    with pytest.raises(ValueError, match=f"expected positive numbers, found {factor}"):
+        Weights({"rope_freqs.weight": raw}).rope_factors(4)
+
+
 @pytest.mark.parametrize("name", ["mamba", "base", "../llama", ""])
 def test_unknown_architectures_are_refused(name):
     with pytest.raises(

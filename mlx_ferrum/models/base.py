@@ -163,10 +163,18 @@ class Weights:
         return RMSNorm(self.vector(f"{name}.weight", size), eps)
 
     def rope_factors(self, pairs: int) -> np.ndarray | None:
-        """`rope_freqs.weight`, (pairs,) divisors of the rotary frequencies, where the file has it."""
-        if "rope_freqs.weight" not in self:
+        """`rope_freqs.weight`, (pairs,) divisors of the rotary frequencies, where the file has it.
+
+        Raises ValueError unless all are positive, finite numbers.
+        """
+        name = "rope_freqs.weight"
+        if name not in self:
             return None
-        return np.asarray(self.vector("rope_freqs.weight", pairs)).astype(np.float64)
+        factors = np.asarray(self.vector(name, pairs)).astype(np.float64)
+        wrong = factors[~(np.isfinite(factors) & (factors > 0))]
+        if wrong.size:
+            raise ValueError(f"tensor {name!r}: expected positive numbers, found {wrong[0]}")
+        return factors
 
     def check_all_used(self) -> None:
         """Raises ValueError if the file has tensors that the model did not take: they would change what it says."""
