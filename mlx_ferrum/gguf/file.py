@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 import stat
@@ -85,7 +86,16 @@ def _open(path: Path) -> _Part:
         raise ValueError(f"{path}: found an empty file, expected GGUF")
     with path.open("rb") as file:
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    _ask_for_large_pages(mapped)
     return _Part(path, mapped, read_header(path, mapped))
+
+
+def _ask_for_large_pages(mapped: mmap.mmap) -> None:
+    """Where Linux has them for files: scattered weights take fewer steps to be read from the disk and found in memory."""
+    advice = getattr(mmap, "MADV_HUGEPAGE", None)
+    if advice is not None:
+        with contextlib.suppress(OSError):  # a kernel may be built without; it was a wish
+            mapped.madvise(advice)
 
 
 def _all_parts(given: _Part) -> list[_Part]:
