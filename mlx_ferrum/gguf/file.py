@@ -91,7 +91,7 @@ def _open(path: Path) -> _Part:
 
 
 def _ask_for_large_pages(mapped: mmap.mmap) -> None:
-    """Where Linux has them for files: scattered weights take fewer steps to be read from the disk and found in memory."""
+    """Where Linux has them for files: scattered weights take fewer steps to be read from disk and found in memory."""
     advice = getattr(mmap, "MADV_HUGEPAGE", None)
     if advice is not None:
         with contextlib.suppress(OSError):  # a kernel may be built without; it was a wish
