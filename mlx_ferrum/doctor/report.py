@@ -92,11 +92,12 @@ def _selftest(backend: str, results: Sequence[Result], seconds: float) -> Iterat
     cases = sum(result.cases for result in results)
     yield f"self-test   {backend} against the reference: {cases} cases in {seconds:.1f} s"
     yield "            error: the largest difference, over the largest value of the result"
+    width = max((len(result.op) for result in results), default=0)
     for result in results:
         worst = "no number" if result.worst is None else f"{result.worst:.1e}"
         allowed = f"{result.bound:.0e}" if result.bound else "exact"
         outcome = f"{len(result.failures)} of {result.cases} FAILED" if result.failures else "ok"
-        yield f"{result.op:<17} error {worst:>9}, allowed {allowed:<6} {outcome}"
+        yield f"{result.op:<{width}} error {worst:>9}, allowed {allowed:<6} {outcome}"
     # the first one of every operation, then the second ones
     ranked = [(rank, f) for result in results for rank, f in enumerate(result.failures)]
     failures = [failure for _, failure in sorted(ranked, key=lambda pair: pair[0])]
