@@ -10,8 +10,9 @@
 
 namespace {
 
-constexpr int TILED = LANES < 16 ? 2 : 4; // rows of activations from which on weights are packed
-constexpr int AT_ONCE = 8;                // rows of activations that share one unpacking
+// Rows of activations from which on weights are packed, by measurement; and how many share one unpacking before.
+constexpr int TILED = LANES == 16 ? 5 : LANES == 8 ? 3 : 2;
+constexpr int AT_ONCE = 4;
 // Bytes: how far ahead of use weights are fetched. The processor's own prefetching stops at every page
 // of a mapped file, so far enough to hide that; but not past what the caller will read.
 constexpr long AHEAD_LEAST = 4 << 10, AHEAD_MOST = 32 << 10;
@@ -22,62 +23,55 @@ long ahead(long rows, int k) {
     return std::min(AHEAD_MOST, std::max(AHEAD_LEAST, bytes / 8));
 }
 
-// One row of weights with `count` rows of x. J: vectors of 64 codes beyond the last whole chunk.
-template <typename B, int J>
-void multiply_row(const B* row, const Input& in, int first, int count, float* out, long stride) {
-    const Whole* x[AT_ONCE];
-    for (int i = 0; i < count; i++) x[i] = in.whole(first + i);
-    Floats sums[AT_ONCE] = {};
-    Registers chunk;
-    for (int c = 0; c < in.k / CHUNK; c++) {
-        prefetch_chunk<3>(row, c, AHEAD_LEAST);
-        registers::unpack<CHUNK / CODES>(row + c * (CHUNK / B::WEIGHTS), chunk);
-        for (int i = 0; i < count; i++) add_product(chunk, x[i][c], sums[i]);
-    }
-    for (int i = 0; i < count; i++) {
-        float rest = add_rest<J>(row, in.k, x[i], sums[i]);
-        out[(first + i) * stride] = total(sums[i]) + rest;
-    }
-}
-
-// Several rows of weights with one row of x, side by side: a sum alone would wait for itself.
-template <typename B, int J, int ROWS>
-void multiply_one(const B* rows, const Input& in, float* out, long ahead) {
-    const Whole* x = in.whole(0);
+// ROWS rows of weights with N rows of x from `at` on, side by side: a sum alone would wait for itself. J: vectors of
+// 64 codes beyond the last whole chunk.
+template <typename B, int J, int ROWS, int N>
+void multiply_some(const B* rows, const Input& in, int at, float* out, long stride, long ahead) {
+    const Whole* x[N];
+    for (int i = 0; i < N; i++) x[i] = in.whole(at + i);
     long blocks = in.k / B::WEIGHTS;
-    Floats sums[ROWS] = {};
+    Floats sums[ROWS][N] = {};
     Registers chunk;
     for (int c = 0; c < in.k / CHUNK; c++)
 #pragma GCC unroll 4
         for (int r = 0; r < ROWS; r++) {
             prefetch_chunk<3>(rows + r * blocks, c, ahead);
             registers::unpack<CHUNK / CODES>(rows + r * blocks + c * (CHUNK / B::WEIGHTS), chunk);
-            add_product(chunk, x[c], sums[r]);
+#pragma GCC unroll 4
+            for (int i = 0; i < N; i++) add_product(chunk, x[i][c], sums[r][i]);
         }
 #pragma GCC unroll 4
-    for (int r = 0; r < ROWS; r++) {
-        float rest = add_rest<J>(rows + r * blocks, in.k, x, sums[r]);
-        out[r] = total(sums[r]) + rest;
+    for (int r = 0; r < ROWS; r++)
+        for (int i = 0; i < N; i++) {
+            float rest = add_rest<J>(rows + r * blocks, in.k, x[i], sums[r][i]);
+            out[(at + i) * stride + r] = total(sums[r][i]) + rest;
+        }
+}
+
+template <typename B, int J, int N>
+void multiply_few(const B* w, const Input& in, int at, int first, int last, float* out, long stride, const void* next) {
+    constexpr int ROWS = N == 1 ? 4 : 2; // registers hold as many sums
+    long blocks = in.k / B::WEIGHTS;
+    const char* end = (const char*)(w + last * blocks);
+    long near = ahead<B>(last - first, in.k), beyond = near + (next ? (const char*)next - end : 0);
+    int row = first;
+    for (; row + ROWS <= last; row += ROWS) {
+        const B* rows = w + row * blocks;
+        bool inside = end - (const char*)rows > near;
+        multiply_some<B, J, ROWS, N>(rows, in, at, out + row, stride, inside ? near : beyond);
     }
+    for (; row < last; row++) multiply_some<B, J, 1, N>(w + row * blocks, in, at, out + row, stride, AHEAD_LEAST);
 }
 
 template <typename B, int J>
-void multiply_few(const B* w, const Input& in, int first, int last, float* out, long stride, const void* next) {
-    long blocks = in.k / B::WEIGHTS;
-    int row = first;
-    if (in.n == 1) {
-        const char* end = (const char*)(w + last * blocks);
-        long near = ahead<B>(last - first, in.k), beyond = near + (next ? (const char*)next - end : 0);
-        for (; row + 4 <= last; row += 4) {
-            const B* rows = w + row * blocks;
-            multiply_one<B, J, 4>(rows, in, out + row, end - (const char*)rows > near ? near : beyond);
-        }
+void multiply_all(const B* w, const Input& in, int first, int last, float* out, long stride, const void* next) {
+    for (int at = 0; at < in.n; at += AT_ONCE) {
+        int count = in.n - at;
+        if (count == 1) multiply_few<B, J, 1>(w, in, at, first, last, out, stride, next);
+        if (count == 2) multiply_few<B, J, 2>(w, in, at, first, last, out, stride, next);
+        if (count == 3) multiply_few<B, J, 3>(w, in, at, first, last, out, stride, next);
+        if (count >= AT_ONCE) multiply_few<B, J, AT_ONCE>(w, in, at, first, last, out, stride, next);
     }
-    for (; row < last; row++)
-        for (int i = 0; i < in.n; i += AT_ONCE) {
-            int count = std::min(AT_ONCE, in.n - i);
-            multiply_row<B, J>(w + row * blocks, in, i, count, out + row, stride);
-        }
 }
 
 template <typename B>
@@ -97,13 +91,13 @@ void multiply_quantized(const B* w, const Input& in, int first, int last, float*
     if constexpr (B::WEIGHTS == SHARED && CODES > SHARED) // vectors that several blocks fill
         switch (in.k % CHUNK / CODES) {
         case 1:
-            return multiply_few<B, 1>(w, in, row, last, out, stride, next);
+            return multiply_all<B, 1>(w, in, row, last, out, stride, next);
         case 2:
-            return multiply_few<B, 2>(w, in, row, last, out, stride, next);
+            return multiply_all<B, 2>(w, in, row, last, out, stride, next);
         case 3:
-            return multiply_few<B, 3>(w, in, row, last, out, stride, next);
+            return multiply_all<B, 3>(w, in, row, last, out, stride, next);
         }
-    multiply_few<B, 0>(w, in, row, last, out, stride, next);
+    multiply_all<B, 0>(w, in, row, last, out, stride, next);
 }
 
 // ROWS rows of weights times all rows of x.
