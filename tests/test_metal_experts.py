@@ -298,22 +298,22 @@ def test_route_of_numbers_that_are_none_and_of_equal_ones(name):
     np.testing.assert_array_equal(np.array(found), np.array(wanted))
 
 
-def test_a_step_takes_three_launches():
+@pytest.mark.parametrize("tokens, wanted", [(1, [1, 1, 1]), (33, [1, 3, 3])])
+def test_a_step_takes_few_launches(tokens, wanted):
     """Of one token, and of many: what choosing among kernels must not undo."""
     w, router = random_tensor(blocks.Q8_0, 4, 32, 32, seed=1), Routing(2)
-    for tokens, wanted in ((1, [1, 1, 1]), (33, [1, 3, 3])):
-        x, ids, weights = normal(tokens, 32), spread(tokens, 2, 4), normal(tokens, 2)
-        calls: list[Callable[[], object]] = [
-            lambda: metal.route(normal(tokens, 4), router),  # noqa: B023
-            lambda: metal.gather_gate_up(x, w, w, ids, "silu"),  # noqa: B023
-            lambda: metal.gather_down(normal(tokens, 2, 32), w, ids, weights, add=x),  # noqa: B023
-        ]
-        found = []
-        for call in calls:
-            with counting() as host:
-                call()
-            found.append(len(host.counts))
-        assert found == wanted
+    x, ids, weights = normal(tokens, 32), spread(tokens, 2, 4), normal(tokens, 2)
+    calls: list[Callable[[], object]] = [
+        lambda: metal.route(normal(tokens, 4), router),
+        lambda: metal.gather_gate_up(x, w, w, ids, "silu"),
+        lambda: metal.gather_down(normal(tokens, 2, 32), w, ids, weights, add=x),
+    ]
+    found = []
+    for call in calls:
+        with counting() as host:
+            call()
+        found.append(len(host.counts))
+    assert found == wanted
 
 
 @needs_host
