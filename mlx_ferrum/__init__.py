@@ -1,16 +1,45 @@
 """LLM inference on MLX that runs GGUF models as they are."""
 
+import sys
 from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 # A checkout keeps kernels/ and convert/ beside this folder; a wheel has them inside.
 _here = Path(__file__).parent
 if not (_here / "kernels").exists() and (_here.parent / "pyproject.toml").exists():
     __path__.append(str(_here.parent))
 
-from .generate import GenerationResponse, generate, stream_generate  # noqa: E402
-from .load import load  # noqa: E402
-from .ops import use_backend  # noqa: E402
-
 __version__ = "0.1.0"
 
 __all__ = ["GenerationResponse", "generate", "load", "stream_generate", "use_backend"]
+
+if TYPE_CHECKING:
+    from .generate import GenerationResponse, generate, stream_generate
+    from .load import load
+    from .ops import use_backend
+else:
+    from .lazy import attributes
+
+    __getattr__ = attributes(
+        __name__,
+        {
+            **dict.fromkeys(("GenerationResponse", "generate", "stream_generate"), "generate"),
+            "load": "load",
+            "use_backend": "ops",
+        },
+    )
+
+
+class _Package(ModuleType):
+    """`mlx_ferrum.generate` and `mlx_ferrum.load` are functions, though submodules have the same names.
+
+    Python binds a submodule to its package once it is imported: that must not hide the function.
+    """
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if not (name in __all__ and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

@@ -1,64 +1,68 @@
-"""What the command lines share: arguments for the model and the sampler, and how failures end."""
+"""Arguments that several commands share, for the model and the sampler, and what they mean.
+
+The models and the samplers are imported where they are used: --help needs no MLX.
+"""
 
 from __future__ import annotations
 
 import argparse
-import io
+import errno
 import os
-import sys
-from collections.abc import Callable
-from typing import Any
+import tempfile
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from mlx_ferrum import catalog, ops
-from mlx_ferrum.load import load
-from mlx_ferrum.models.base import LanguageModel
-from mlx_ferrum.sample import Processor, Sampler, make_processors, make_sampler
-from mlx_ferrum.tokenizer import Tokenizer
+import mlx_ferrum
 
-INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it
-BROKEN_PIPE = 141  # 128 + SIGPIPE
+from . import backends, catalog
+from .entry import begin, command, describe, guarded, stdin
+from .parser import Parser
+
+if TYPE_CHECKING:
+    from .models.base import LanguageModel
+    from .sample import Processor, Sampler
+    from .tokenizer import Tokenizer
+
 FILTERS = ("top_k", "typical", "top_p", "min_p", "xtc_probability")
 
-
-class HelpFormatter(argparse.RawDescriptionHelpFormatter):
-    """Keeps the lines of examples, and the options in one column."""
-
-    def __init__(self, prog: str) -> None:
-        super().__init__(prog, max_help_position=32)
+__all__ = ["Parser", "begin", "command", "describe", "guarded", "stdin"]
 
 
 def model_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add --model, --backend and --threads."""
+    """Add -m/--model, --backend and -t/--threads."""
     group = parser.add_argument_group("model")
     model_argument(group, "--model")
     backend_arguments(group)
 
 
 def model_argument(group: argparse._ActionsContainer, name: str) -> None:
-    """Add an argument that names a model; one that is no option must be given."""
+    """Add an argument that names a model: --model with -m, or one that is required."""
     option = name.startswith("--")
-    default: dict[str, Any] = {"default": catalog.DEFAULT} if option else {}
-    group.add_argument(
-        name,
-        metavar="NAME" if option else "MODEL",
-        help=f"a GGUF file, a folder, hf:owner/repo[:file], or one of {', '.join(catalog.names())}"
-        + (f" (default: {catalog.DEFAULT})" if option else ""),
-        **default,
+    about = (
+        "a GGUF file, a folder, a Hugging Face repository (hf:owner/repo, hf:owner/repo:Q4_K_M "
+        f"or hf:owner/repo:FILE), or one of {', '.join(catalog.names())}"
     )
+    if option:
+        about += f" (default: {catalog.DEFAULT})"
+        group.add_argument("-m", name, metavar="NAME", default=catalog.DEFAULT, help=about)
+    else:
+        group.add_argument(name, metavar="MODEL", help=about)
 
 
 def backend_arguments(group: argparse._ActionsContainer) -> None:
-    """Add --backend and --threads."""
+    """Add --backend and -t/--threads."""
     group.add_argument(
         "--backend",
-        choices=ops.BACKENDS,
-        help="what runs the operations (default: the fastest that works here)",
+        choices=backends.BACKENDS,
+        help="what computes (default: the fastest that works on this machine)",
     )
     group.add_argument(
+        "-t",
         "--threads",
         type=positive,
         metavar="N",
-        help="of the cpu backend (default: the cores that this process may use)",
+        help="threads of the cpu backend (default: as many as cores are available)",
     )
 
 
@@ -68,48 +72,54 @@ def sampling_arguments(parser: argparse.ArgumentParser, temp: float) -> None:
     temp: the default temperature
     """
     group = parser.add_argument_group(
-        "sampling", "The filters work in the order of this list, then the temperature."
+        "sampling", "The filters apply in this order, and the temperature after them."
     )
     add = group.add_argument
-    add("--top-k", type=int, metavar="K", help="keep the K most likely tokens; 40 is usual")
+    add("--top-k", type=int, metavar="K", help="keep the K most likely tokens; often 40")
     add(
         "--typical",
         type=float,
         metavar="P",
-        help="keep the tokens of most typical surprise that make up P",
+        help="keep the most typical tokens, up to a total probability of P",
     )
     add(
         "--top-p",
         type=float,
         metavar="P",
-        help="keep the most likely tokens that make up P; 0.9 is usual",
+        help="keep the most likely tokens, up to a total probability of P; often 0.9",
     )
     add(
         "--min-p",
         type=float,
         metavar="P",
-        help="keep tokens at least P times as likely as the best; 0.05",
+        help="keep tokens at least P times as likely as the most likely one; often 0.05",
     )
     add(
         "--xtc-probability",
         type=float,
         metavar="P",
-        help="how often XTC drops all top choices but the last",
+        help="probability that XTC drops all top choices but the least likely one",
     )
     add(
         "--xtc-threshold",
         type=float,
         default=0.1,
         metavar="P",
-        help="what makes a top choice: probability P (default: 0.1)",
+        help="XTC counts a token as a top choice from probability P on (default: 0.1)",
     )
     about = "0 always takes the most likely token" if temp == 0 else "0 is greedy"
     add("--temp", type=float, metavar="T", help=f"temperature; {about} (default: {temp:g})")
-    add("--seed", type=int, metavar="N", help="the same seed gives the same text")
+    add(
+        "--seed",
+        type=int,
+        metavar="N",
+        help="seed of the random numbers; the same seed gives the same text",
+    )
     parser.set_defaults(default_temp=temp)
 
     group = parser.add_argument_group(
-        "penalties and bias", "For tokens among the last N, the prompt's included."
+        "penalties and bias",
+        "Penalties apply to the tokens that occur in the last N, prompt included.",
     )
     add = group.add_argument
     add(
@@ -117,28 +127,28 @@ def sampling_arguments(parser: argparse.ArgumentParser, temp: float) -> None:
         type=float,
         default=1.0,
         metavar="X",
-        help="divides the logit of a token that occurred; 1.1 is usual",
+        help="weaken repeated tokens by the factor X; 1 is off, often 1.1",
     )
     add(
         "--presence-penalty",
         type=float,
         default=0.0,
         metavar="X",
-        help="subtracted once from the logit of a token that occurred",
+        help="subtract X from the logit of each repeated token",
     )
     add(
         "--frequency-penalty",
         type=float,
         default=0.0,
         metavar="X",
-        help="subtracted per occurrence",
+        help="subtract X for each time that a token occurred",
     )
     add(
         "--penalty-window",
         type=int,
         default=64,
         metavar="N",
-        help="the N of the above (default: 64)",
+        help="look for repeated tokens among the last N (default: 64)",
     )
     add(
         "--logit-bias",
@@ -146,7 +156,7 @@ def sampling_arguments(parser: argparse.ArgumentParser, temp: float) -> None:
         action="append",
         default=[],
         metavar="ID=BIAS",
-        help="add BIAS to a token's logit; -inf bans it; repeatable",
+        help="add BIAS to the logit of token ID; -inf bans it; can be repeated",
     )
 
 
@@ -157,6 +167,8 @@ def check_sampling(parser: argparse.ArgumentParser, args: argparse.Namespace) ->
         flag = "--" + chosen[0].replace("_", "-")
         parser.error(f"argument {flag}: has no effect at temperature 0, give --temp as well")
     try:
+        from .sample import make_processors
+
         sampler(args)
         processors(args)
         make_processors(logit_bias=dict(args.logit_bias))
@@ -166,6 +178,8 @@ def check_sampling(parser: argparse.ArgumentParser, args: argparse.Namespace) ->
 
 def sampler(args: argparse.Namespace, tokenizer: Tokenizer | None = None) -> Sampler:
     """The sampler that the arguments ask for; XTC spares end tokens and newline of `tokenizer`."""
+    from .sample import make_sampler
+
     spared: list[int] = []
     if tokenizer is not None:
         spared = [*tokenizer.eos_token_ids, *tokenizer.encode("\n", add_special=False)]
@@ -184,6 +198,8 @@ def sampler(args: argparse.Namespace, tokenizer: Tokenizer | None = None) -> Sam
 
 def processors(args: argparse.Namespace) -> list[Processor]:
     """The penalties that the arguments ask for; --logit-bias is for `stream_generate`."""
+    from .sample import make_processors
+
     return make_processors(
         repetition_penalty=args.repetition_penalty,
         presence_penalty=args.presence_penalty,
@@ -192,11 +208,34 @@ def processors(args: argparse.Namespace) -> list[Processor]:
     )
 
 
+def import_engine() -> None:
+    """Import what runs models, which takes half a second, and let the work begin.
+
+    Raises ImportError, which says what to install, if MLX cannot be imported.
+    """
+    for name in ("load", "sample", "generate.stream"):
+        import_module(f"mlx_ferrum.{name}")
+    begin()
+
+
 def load_model(args: argparse.Namespace) -> tuple[LanguageModel, Tokenizer]:
     """The model and tokenizer that --model names, on the backend that --backend names."""
     if args.backend is not None or args.threads is not None:
-        ops.use_backend(args.backend or "cpu", threads=args.threads)
-    return load(args.model)
+        mlx_ferrum.use_backend(args.backend or "cpu", threads=args.threads)
+    return mlx_ferrum.load(args.model)
+
+
+def check_writable(path: str | Path) -> None:
+    """Raises OSError, which names `path`, if no file can be written there. Nothing is left behind."""
+    path = Path(path)
+    if path.exists() and not path.is_file():
+        number = errno.EISDIR if path.is_dir() else errno.EINVAL
+        raise OSError(number, "not a file that can be replaced", str(path))
+    try:
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".writable-"):
+            pass
+    except OSError as error:
+        raise OSError(error.errno, f"cannot write: {error.strerror}", str(path)) from None
 
 
 def token_count(text: str) -> int:
@@ -224,11 +263,11 @@ def count(text: str) -> int:
 
 
 def read_prompt(text: str) -> str:
-    """The prompt that --prompt names: "-" reads it from stdin. Raises ValueError for what is no UTF-8."""
+    """The prompt that --prompt names: "-" reads it from stdin. Raises ValueError if that is not UTF-8."""
     if text != "-":
         return text
     try:
-        return sys.stdin.buffer.read().decode()
+        return stdin().buffer.read().decode()
     except UnicodeDecodeError as error:
         raise ValueError(
             f"stdin is not valid UTF-8: {error.reason} at byte {error.start}"
@@ -248,32 +287,6 @@ def utf8(text: str) -> str:
         return os.fsencode(text).decode()
     except UnicodeDecodeError:
         raise argparse.ArgumentTypeError("is not valid UTF-8") from None
-
-
-def guarded(body: Callable[[], int]) -> int:
-    """The exit code of a command: failures are one line on stderr, Ctrl-C and closed pipes none."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # not every terminal has every character
-    try:
-        code = body()
-        sys.stdout.flush()
-        return code
-    except BrokenPipeError:
-        # What is still buffered would fail once more when Python exits.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return BROKEN_PIPE
-    except (ValueError, RuntimeError, OSError) as error:  # MLX and backends raise RuntimeError
-        print(f"error: {describe(error)}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return INTERRUPTED
-
-
-def describe(error: Exception) -> str:
-    """An error in one line, for people."""
-    if isinstance(error, OSError) and error.filename is not None and error.strerror:
-        return f"{error.filename}: {error.strerror}"
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _token_bias(text: str) -> tuple[int, float]:

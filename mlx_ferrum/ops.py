@@ -18,13 +18,13 @@ from typing import Any, Literal
 
 import mlx.core as mx
 
+from .backends import BACKENDS
 from .tensor import QTensor
 
 Activation = Literal["silu", "gelu"]
 Gating = Literal["softmax", "sigmoid"]
 Norm = tuple[mx.array, float]  # an RMS norm: weight (k,), and epsilon
 HeadNorms = tuple[mx.array, mx.array, float]  # weight (d,) of queries, of keys, and epsilon
-BACKENDS = ("metal", "cpu", "reference")
 _active: ModuleType | None = None
 
 

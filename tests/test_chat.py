@@ -17,7 +17,8 @@ from prompt_toolkit.application import create_app_session
 from prompt_toolkit.input import create_pipe_input
 from prompt_toolkit.output import DummyOutput
 
-from mlx_ferrum import chat, cli
+import mlx_ferrum
+from mlx_ferrum import chat
 from mlx_ferrum.chat.lines import read_message, terminal_lines
 
 LETTERS = [3 + byte for byte in b"abcdefgh"]
@@ -50,7 +51,7 @@ class Chat:
         self, *lines: str | bytes, flags: Sequence[str] = ("--temp", "0", "-n", "5")
     ) -> int:
         raw = b"".join(line if isinstance(line, bytes) else line.encode() + b"\n" for line in lines)
-        self.monkeypatch.setattr(cli, "load", lambda _: (self.model, self.tokenizer))
+        self.monkeypatch.setattr(mlx_ferrum, "load", lambda _: (self.model, self.tokenizer))
         self.monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(raw)))
         code = chat.main(list(flags))
         out, self.told = self.capsys.readouterr()

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from fakes import FakeModel, ScriptedModel, byte_tokenizer
 
-from mlx_ferrum import cli
+import mlx_ferrum
 from mlx_ferrum import generate as generate_function
 from mlx_ferrum.generate import main
 
@@ -40,7 +40,7 @@ class Command:
             length = len(self.tokenizer.encode(self.prompt, parse_special=True))
             script = [*self.tokenizer.encode(self.reply), 1]
             model = ScriptedModel(script, 259, length)
-        self.monkeypatch.setattr(cli, "load", lambda _: (model, self.tokenizer))
+        self.monkeypatch.setattr(mlx_ferrum, "load", lambda _: (model, self.tokenizer))
         self.monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(stdin)))
         try:
             code = main(list(flags))

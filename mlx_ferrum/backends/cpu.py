@@ -8,6 +8,13 @@ sum exactly; everything else is float32.
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # the command needs neither MLX nor what follows
+    import sys
+
+    from mlx_ferrum import entry
+
+    sys.exit(entry.run("mlx_ferrum.backends.cpu_command"))
+
 import math
 from collections.abc import Sequence
 
@@ -227,11 +234,3 @@ def _strides(name: str, x: np.ndarray) -> tuple[int, ...]:
     if last != size and x.shape[-1] > 1:
         raise ValueError(f"{name}: expected a contiguous last axis, found strides {x.strides}")
     return tuple(stride // size for stride in outer)
-
-
-if __name__ == "__main__":
-    import sys
-
-    from .cpu_command import main
-
-    sys.exit(main())

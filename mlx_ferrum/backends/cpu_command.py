@@ -2,31 +2,31 @@
 
 from __future__ import annotations
 
-import argparse
+from collections.abc import Sequence
 
-from ..cli import guarded
+from mlx_ferrum import entry
+from mlx_ferrum.parser import Parser
+
 from ..kernels.cpu import build, native
 
 
-def main(argv: list[str] | None = None) -> int:
+@entry.command
+def main(argv: Sequence[str] | None) -> int:
     """Build the library, if need be, and print what it is; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m mlx_ferrum.backends.cpu",
+    parser = Parser(
+        "backends.cpu",
         description="Compile the CPU kernels for this processor ahead of their first use.",
     )
     parser.add_argument(
         "--level",
         choices=build.LEVELS,
         default="native",
-        help="the instruction set; lower ones than this processor's are for tests (default: native)",
+        help="instruction set (default: native, the best of this processor; the others are for tests)",
     )
     level = parser.parse_args(argv).level
-
-    def run() -> int:
-        print(table(level))
-        return 0
-
-    return guarded(run)
+    entry.begin()
+    print(table(level))
+    return 0
 
 
 def table(level: str) -> str:

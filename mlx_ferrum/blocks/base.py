@@ -2,7 +2,7 @@
 
 A block type is one subclass of `Block` in a file of its own. It states its fields in file order and
 decodes them; the size in bytes follows from the fields. Some can encode too. Nothing here knows a file,
-a tensor or a backend.
+a tensor or a backend. MLX is imported only to decode.
 """
 
 from __future__ import annotations
@@ -10,20 +10,21 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import ClassVar
 
-import mlx.core as mx
 import numpy as np
+
+from ..lazy import mx
 
 _CHUNK = 1 << 20  # weights that are quantized at a time
 _FIELD_BYTES = {"u8": 1, "i8": 1, "u16": 2, "i16": 2, "f16": 2, "bf16": 2, "u32": 4, "f32": 4}
-_FIELD_DTYPES = {
-    "u8": mx.uint8,
-    "i8": mx.int8,
-    "u16": mx.uint16,
-    "i16": mx.int16,
-    "f16": mx.float16,
-    "bf16": mx.bfloat16,
-    "u32": mx.uint32,
-    "f32": mx.float32,
+_MLX_DTYPES = {
+    "u8": "uint8",
+    "i8": "int8",
+    "u16": "uint16",
+    "i16": "int16",
+    "f16": "float16",
+    "bf16": "bfloat16",
+    "u32": "uint32",
+    "f32": "float32",
 }
 _NUMPY_DTYPES = {
     "u8": np.uint8,
@@ -128,7 +129,7 @@ class Block(BlockType):
         block, start = SimpleNamespace(), 0
         for name, (dtype, count) in cls.fields.items():
             stop = start + _FIELD_BYTES[dtype] * count
-            field = raw[:, start:stop].view(_FIELD_DTYPES[dtype])
+            field = raw[:, start:stop].view(getattr(mx, _MLX_DTYPES[dtype]))
             is_float = dtype in ("f16", "bf16", "f32")
             setattr(block, name, field.astype(mx.float32) if is_float else field)
             start = stop

@@ -1,9 +1,10 @@
 """BF16: the upper half of a float32."""
 
+from __future__ import annotations
+
 from types import SimpleNamespace
 
-import mlx.core as mx
-
+from ..lazy import mx
 from .base import Block
 
 

@@ -1,10 +1,12 @@
 """F32: plain float32."""
 
+from __future__ import annotations
+
 from types import SimpleNamespace
 
-import mlx.core as mx
 import numpy as np
 
+from ..lazy import mx
 from .base import Block
 
 

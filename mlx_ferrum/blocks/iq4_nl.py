@@ -1,9 +1,10 @@
 """IQ4_NL: 32 weights in 18 bytes, w = d t[q] with a fixed non-linear table t."""
 
+from __future__ import annotations
+
 from types import SimpleNamespace
 
-import mlx.core as mx
-
+from ..lazy import mx
 from .base import Block, halves
 
 LEVELS = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)

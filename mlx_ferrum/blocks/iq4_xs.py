@@ -1,9 +1,10 @@
 """IQ4_XS: 256 weights in 136 bytes, 8 groups of 32, w = d (s - 32) t[q], t as in IQ4_NL."""
 
+from __future__ import annotations
+
 from types import SimpleNamespace
 
-import mlx.core as mx
-
+from ..lazy import mx
 from .base import Block, bit_fields, per_group
 from .iq4_nl import LEVELS
 

@@ -3,10 +3,11 @@
 E2M1 values under a shared E8M0 exponent (OCP Microscaling Formats v1.0).
 """
 
+from __future__ import annotations
+
 from types import SimpleNamespace
 
-import mlx.core as mx
-
+from ..lazy import mx
 from .base import Block, halves
 
 # Twice the E2M1 values, so that they are whole; the scale is halved to match.

@@ -1,9 +1,10 @@
 """Q2_K: 256 weights in 84 bytes, 16 groups of 16, w = d s q - dmin m."""
 
+from __future__ import annotations
+
 from types import SimpleNamespace
 
-import mlx.core as mx
-
+from ..lazy import mx
 from .base import Block, bit_fields, per_group
 
 

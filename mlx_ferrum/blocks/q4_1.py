@@ -1,9 +1,10 @@
 """Q4_1: 32 weights in 20 bytes, w = d q + m."""
 
+from __future__ import annotations
+
 from types import SimpleNamespace
 
-import mlx.core as mx
-
+from ..lazy import mx
 from .base import Block, halves
 
 

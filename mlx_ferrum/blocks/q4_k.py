@@ -1,10 +1,12 @@
 """Q4_K: 256 weights in 144 bytes, 8 groups of 32, w = d s q - dmin m."""
 
+from __future__ import annotations
+
 from types import SimpleNamespace
 
-import mlx.core as mx
 import numpy as np
 
+from ..lazy import mx
 from .base import Block, bit_fields, packed, per_group
 from .fit import HALF_MAX, Levels, k_quant
 

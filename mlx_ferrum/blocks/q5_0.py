@@ -1,9 +1,10 @@
 """Q5_0: 32 weights in 22 bytes, w = d (q - 16)."""
 
+from __future__ import annotations
+
 from types import SimpleNamespace
 
-import mlx.core as mx
-
+from ..lazy import mx
 from .base import Block, halves
 
 

@@ -1,9 +1,10 @@
 """Q5_1: 32 weights in 24 bytes, w = d q + m."""
 
+from __future__ import annotations
+
 from types import SimpleNamespace
 
-import mlx.core as mx
-
+from ..lazy import mx
 from .base import Block
 from .q5_0 import with_fifth_bit
 

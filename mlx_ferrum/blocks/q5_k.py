@@ -1,9 +1,10 @@
 """Q5_K: 256 weights in 176 bytes, 8 groups of 32, w = d s q - dmin m."""
 
+from __future__ import annotations
+
 from types import SimpleNamespace
 
-import mlx.core as mx
-
+from ..lazy import mx
 from .base import Block, bit_fields, per_group
 from .q4_k import scales_and_mins
 

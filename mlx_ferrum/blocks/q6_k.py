@@ -1,10 +1,12 @@
 """Q6_K: 256 weights in 210 bytes, 16 groups of 16, w = d s (q - 32)."""
 
+from __future__ import annotations
+
 from types import SimpleNamespace
 
-import mlx.core as mx
 import numpy as np
 
+from ..lazy import mx
 from .base import Block, bit_fields, packed, per_group
 from .fit import HALF_MAX, Levels, k_quant
 

@@ -1,10 +1,12 @@
 """Q8_0: 32 weights in 34 bytes, w = d q."""
 
+from __future__ import annotations
+
 from types import SimpleNamespace
 
-import mlx.core as mx
 import numpy as np
 
+from ..lazy import mx
 from .base import Block
 from .fit import HALF_MAX, half, over
 

@@ -1,9 +1,10 @@
 """Q8_K: 256 weights in 292 bytes, w = d q. llama.cpp keeps activations in it; files rarely hold it."""
 
+from __future__ import annotations
+
 from types import SimpleNamespace
 
-import mlx.core as mx
-
+from ..lazy import mx
 from .base import Block
 
 

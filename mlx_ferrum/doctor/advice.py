@@ -6,6 +6,7 @@ import platform
 from collections.abc import Iterator
 
 from .. import catalog
+from ..lazy import remedy
 from .choice import Choice
 from .machine import Gpu, Machine
 
@@ -21,6 +22,8 @@ def advise(machine: Machine, choice: Choice, failed: bool = False) -> list[str]:
 
     failed: whether the self-test of the backend failed
     """
+    if choice.name == "none":
+        return [f"Install MLX with a backend: {remedy()}."]
     return [
         *_about_failure(choice, failed),
         *_about_compiler(machine, choice),

@@ -5,8 +5,8 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass
 
-from .. import ops
 from ..kernels.cpu import native
+from ..lazy import missing
 from .privacy import one_line, without_folders
 
 _REASONS = {
@@ -18,7 +18,7 @@ _REASONS = {
 
 @dataclass(frozen=True)
 class Choice:
-    """The backend in use. kernels: what was compiled for it; error: why it cannot run, if it cannot."""
+    """The backend in use, "none" without MLX. kernels: what was compiled for it; error: why it cannot run."""
 
     name: str
     reason: str
@@ -28,6 +28,10 @@ class Choice:
 
 def choose(name: str | None = None) -> Choice:
     """Use the backend called `name`, or the one that models get by themselves."""
+    if (reason := missing()) is not None:
+        return Choice("none", "MLX cannot be imported", error=without_folders(reason))
+    from .. import ops
+
     if name is None:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")

@@ -13,10 +13,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import mlx.core as mx
-
 from .. import __version__
 from ..kernels.cpu import build, native
+from ..lazy import missing, mx
 from .privacy import without_folders
 
 _FLAGS = ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "asimddp", "i8mm", "sve", "sve2")
@@ -75,20 +74,32 @@ class Machine:
 
 def inspect() -> Machine:
     """The machine that runs this process."""
+    works = missing() is None
     return Machine(
         version=__version__,
-        mlx=metadata.version("mlx"),
+        mlx=_mlx_version(),
         python=f"{platform.python_implementation()} {platform.python_version()}",
         system=_system(),
-        processor=str(mx.device_info(mx.cpu).get("device_name") or platform.machine()),
+        processor=_processor() if works else platform.machine(),
         features=_features(),
         cores=native.cores(),
         core_kinds=_core_kinds(),
         memory=_memory(),
         available=_available(),
         compiler=_compiler(),
-        gpu=_gpu() if mx.is_available(mx.gpu) else None,
+        gpu=_gpu() if works and mx.is_available(mx.gpu) else None,
     )
+
+
+def _mlx_version() -> str:
+    try:
+        return metadata.version("mlx")
+    except metadata.PackageNotFoundError:
+        return "missing"
+
+
+def _processor() -> str:
+    return str(mx.device_info(mx.cpu).get("device_name") or platform.machine())
 
 
 def _is_mac() -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from ..cli import describe
+from ..entry import describe
 
 _PATH = re.compile(r"(?<![\w./])~?(?:/[^\s/:;,'\"()]+)+/?")
 _LONGEST = 160

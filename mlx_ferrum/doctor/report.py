@@ -5,12 +5,14 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .advice import GIB
 from .choice import Choice
 from .machine import Gpu, Machine
-from .selftest import Result
+
+if TYPE_CHECKING:
+    from .selftest import Result
 
 _SHOWN_FAILURES = 5
 _WIDTH = 100

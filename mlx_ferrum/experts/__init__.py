@@ -1,6 +1,15 @@
 """Which experts a model chooses for a text: `python -m mlx_ferrum.experts MODEL --prompt TEXT`."""
 
-from .choices import Choices, observe
-from .command import main
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .choices import Choices, observe
+    from .command import main
+else:
+    from ..lazy import attributes
+
+    __getattr__ = attributes(
+        __name__, {"Choices": "choices", "observe": "choices", "main": "command"}
+    )
 
 __all__ = ["Choices", "main", "observe"]

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
-
-import mlx.core as mx
-import numpy as np
+from typing import TYPE_CHECKING
 
 from mlx_ferrum import cli
-from mlx_ferrum.generate import encode_prompt
-from mlx_ferrum.models.base import LanguageModel
-from mlx_ferrum.models.experts import ExpertArgs
 
-from . import picture, report
-from .choices import observe
+if TYPE_CHECKING:
+    from mlx_ferrum.models.base import LanguageModel
+    from mlx_ferrum.models.experts import ExpertArgs
 
 CHUNK = 512  # prompt tokens a pass
 
@@ -26,19 +23,19 @@ examples:
 """
 
 
-def main(argv: list[str] | None = None) -> int:
+@cli.command
+def main(argv: Sequence[str] | None) -> int:
     """Run the command line; returns the exit code."""
     args = _parser().parse_args(argv)
-    return cli.guarded(lambda: _run(args))
+    cli.import_engine()
+    return _run(args)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m mlx_ferrum.experts",
-        description="Count which experts each layer of a model chooses for the tokens of a text, and for those "
-        "that it adds.",
+    parser = cli.Parser(
+        "experts",
+        description="Count which experts each layer of a model chooses for the tokens of a text.",
         epilog=EXAMPLES,
-        formatter_class=cli.HelpFormatter,
     )
     add = parser.add_argument
     cli.model_argument(parser, "model")
@@ -47,24 +44,30 @@ def _parser() -> argparse.ArgumentParser:
         required=True,
         type=cli.utf8,
         metavar="TEXT",
-        help="the text, as it is, without the chat template; '-' reads it from stdin",
+        help="the text, used without the chat template; '-' reads stdin",
     )
     add(
         *("-n", "--tokens"),
         type=cli.count,
         default=0,
         metavar="N",
-        help="continue the text by N tokens, the most likely ones (default: 0)",
+        help="let the model add N tokens, always the most likely one, and count them too (default: 0)",
     )
-    add("--out", type=Path, metavar="FILE.png", help="draw a heat map: layers by experts")
+    add("--out", type=Path, metavar="FILE.png", help="draw a heat map of layers and experts")
     add("--json", action="store_true", help="print one JSON object")
     cli.backend_arguments(parser)
     return parser
 
 
 def _run(args: argparse.Namespace) -> int:
+    from mlx_ferrum.generate import encode_prompt
+
+    from . import picture, report
+    from .choices import observe
+
     if args.out is not None:
-        picture.check(args.out)
+        picture.check_installed()
+        cli.check_writable(args.out)
     model, tokenizer = cli.load_model(args)
     experts = _experts(model, args.model)
     ids = encode_prompt(tokenizer, cli.read_prompt(args.prompt))
@@ -93,6 +96,9 @@ def _pass_through(model: LanguageModel, ids: list[int], more: int, ends: frozens
 
     Raises ValueError if they do not fit the model's context.
     """
+    import mlx.core as mx
+    import numpy as np
+
     context = model.args.context_length
     if len(ids) + more > context:
         raise ValueError(

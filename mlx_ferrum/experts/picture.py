@@ -26,12 +26,10 @@ UNUSED = "#cbd5e1"
 TICKS = 32  # more rows or columns than this are not all numbered
 
 
-def check(path: Path) -> None:
-    """Raises RuntimeError, which says what to install, if there is no matplotlib, ValueError if there is no folder."""
+def check_installed() -> None:
+    """Raises RuntimeError, which says what to install, if there is no matplotlib."""
     if importlib.util.find_spec("matplotlib") is None:
         raise RuntimeError("drawing needs matplotlib: pip install 'mlx_ferrum[plot]'")
-    if not path.parent.is_dir():
-        raise ValueError(f"{path}: there is no folder {path.parent}")
 
 
 def draw(layers: Sequence[Choices], used: int, title: str, path: Path) -> None:

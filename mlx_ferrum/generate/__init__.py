@@ -3,10 +3,27 @@
 `python -m mlx_ferrum.generate` is the command line.
 """
 
-from .command import main
-from .prompt import PromptCache, encode_prompt
-from .step import generate_step
-from .stream import GenerationResponse, figures, generate, stream_generate
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .command import main
+    from .prompt import PromptCache, encode_prompt
+    from .step import generate_step
+    from .stream import GenerationResponse, figures, generate, stream_generate
+else:
+    from ..lazy import attributes
+
+    __getattr__ = attributes(
+        __name__,
+        {
+            "main": "command",
+            **dict.fromkeys(("PromptCache", "encode_prompt"), "prompt"),
+            "generate_step": "step",
+            **dict.fromkeys(
+                ("GenerationResponse", "figures", "generate", "stream_generate"), "stream"
+            ),
+        },
+    )
 
 __all__ = [
     "GenerationResponse",

@@ -7,20 +7,18 @@ import json
 import math
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
-from typing import Any
-
-import numpy as np
-from tqdm import tqdm
+from typing import TYPE_CHECKING, Any
 
 from mlx_ferrum import catalog, cli
-from mlx_ferrum.profile import Profile
-from mlx_ferrum.tokenizer import Tokenizer
 
-from .prompt import PromptCache, encode_prompt
-from .step import Progress
-from .stream import GenerationResponse, figures, stream_generate
+if TYPE_CHECKING:
+    from mlx_ferrum.profile import Profile
+    from mlx_ferrum.tokenizer import Tokenizer
+
+    from .step import Progress
+    from .stream import GenerationResponse
 
 EXAMPLES = """\
 examples:
@@ -51,15 +49,17 @@ class _Output:
         self.tokens.append(response.token)
         self.last = response
         if tokenizer is not None:
-            chosen = float(np.asarray(response.logprobs[response.token]))
+            chosen = float(response.logprobs[response.token])
             top = [_logprob(tokenizer, *pair) for pair in response.top_logprobs]
             self.logprobs.append({**_logprob(tokenizer, response.token, chosen), "top": top})
 
 
-def main(argv: list[str] | None = None) -> int:
+@cli.command
+def main(argv: Sequence[str] | None) -> int:
     """Run the command line; returns the exit code."""
     parser = _parser()
     args = parser.parse_args(argv)
+    cli.import_engine()
     if args.prompt is None:
         _take_sample(parser, args)
     cli.check_sampling(parser, args)
@@ -67,7 +67,9 @@ def main(argv: list[str] | None = None) -> int:
         parser.error("argument --system: needs the chat template, which --raw leaves out")
     if args.logprobs and not args.json:
         parser.error("argument --logprobs: is printed by --json only")
-    return cli.guarded(lambda: _run(args))
+    if args.save_prompt_cache:
+        cli.check_writable(args.save_prompt_cache)
+    return _run(args)
 
 
 def _take_sample(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
@@ -81,12 +83,11 @@ def _take_sample(parser: argparse.ArgumentParser, args: argparse.Namespace) -> N
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m mlx_ferrum.generate",
+    parser = cli.Parser(
+        "generate",
         usage="%(prog)s --prompt TEXT [--model NAME] [options]",
         description="Generate text with a GGUF model.",
         epilog=EXAMPLES,
-        formatter_class=cli.HelpFormatter,
     )
     group = parser.add_argument_group("prompt")
     group.add_argument(
@@ -94,28 +95,30 @@ def _parser() -> argparse.ArgumentParser:
         "--prompt",
         type=cli.utf8,
         metavar="TEXT",
-        help="what to say to the model; '-' reads it from stdin; a base model continues it",
+        help="the message to the model, or the text that a base model continues; '-' reads stdin",
     )
     group.add_argument("--system", type=cli.utf8, metavar="TEXT", help="the system message")
     group.add_argument(
         "--raw",
         action="store_true",
-        help="continue the prompt as it is, though there is a chat template",
+        help="continue the prompt as plain text, without the chat template",
     )
     group.add_argument(
         "--prompt-cache",
         metavar="FILE",
-        help="a saved cache: what the prompt has in common with it is not processed again",
+        help="reuse a saved cache: the part of the prompt that it holds is not processed again",
     )
     group.add_argument(
-        "--save-prompt-cache", metavar="FILE", help="save the cache of prompt and text at the end"
+        "--save-prompt-cache",
+        metavar="FILE",
+        help="save the cache of the prompt and the generated text",
     )
     group.add_argument(
         "--prefill-step-size",
         type=cli.positive,
         default=512,
         metavar="N",
-        help="prompt tokens per pass; fewer need less memory (default: 512)",
+        help="prompt tokens per pass; a smaller N needs less memory (default: 512)",
     )
     cli.model_arguments(parser)
     _length_arguments(parser)
@@ -132,7 +135,7 @@ def _length_arguments(parser: argparse.ArgumentParser) -> None:
         type=cli.token_count,
         default=256,
         metavar="N",
-        help="stop after N tokens; -1: when the context is full (default: 256)",
+        help="stop after N tokens; -1: only when the context is full (default: 256)",
     )
     group.add_argument(
         "--stop",
@@ -140,29 +143,44 @@ def _length_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="TEXT",
-        help="stop before this text; repeatable",
+        help="stop before this text; can be repeated",
     )
-    group.add_argument("--ignore-eos", action="store_true", help="never choose an end token")
+    group.add_argument(
+        "--ignore-eos",
+        action="store_true",
+        help="do not stop at the end of the answer: end tokens are never chosen",
+    )
 
 
 def _output_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("output")
     form = group.add_mutually_exclusive_group()
-    form.add_argument("--json", action="store_true", help="one JSON object with text and figures")
-    form.add_argument("-q", "--quiet", action="store_true", help="only the text, nothing on stderr")
+    form.add_argument(
+        "--json", action="store_true", help="print one JSON object with text and figures"
+    )
+    form.add_argument(
+        "-q", "--quiet", action="store_true", help="print only the text, nothing on stderr"
+    )
     group.add_argument(
         "--logprobs",
         type=int,
         default=0,
         metavar="N",
-        help="with --json: the N most likely tokens at each position",
+        help="with --json: list the N most likely tokens at each position",
     )
     group.add_argument(
-        "--profile", action="store_true", help="time per stage (slower: each stage is waited for)"
+        "--profile",
+        action="store_true",
+        help="print the time of each stage; slower, since each one is waited for",
     )
 
 
 def _run(args: argparse.Namespace) -> int:
+    from mlx_ferrum.profile import Profile
+
+    from .prompt import PromptCache, encode_prompt
+    from .stream import stream_generate
+
     start = time.perf_counter()
     model, tokenizer = cli.load_model(args)
     load_time = time.perf_counter() - start
@@ -241,6 +259,8 @@ def _progress_bar(args: argparse.Namespace, total: int) -> Progress | None:
     """A bar on stderr for prompts of more than one pass."""
     if args.json or args.quiet or total <= args.prefill_step_size:
         return None
+    from tqdm import tqdm
+
     bar = tqdm(total=total, desc="prompt", unit="tok", leave=False, disable=None)
 
     def update(done: int, total: int) -> None:
@@ -261,6 +281,8 @@ def _stages(profile: Profile | None, wall: float) -> dict[str, float]:
 def _print_figures(
     last: GenerationResponse, cached: int, load_time: float, stages: dict[str, float]
 ) -> None:
+    from .stream import figures
+
     lines = [f"load: {load_time:.2f} s", *figures(last)]
     if cached:
         lines[1] += f" ({cached} more came from the cache)"

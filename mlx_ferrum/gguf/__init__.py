@@ -4,9 +4,25 @@
 https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
 
-from .command import main
-from .file import GGUF, read
-from .header import TensorInfo
-from .values import Strings
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .command import main
+    from .file import GGUF, read
+    from .header import TensorInfo
+    from .values import Strings
+else:
+    from ..lazy import attributes
+
+    __getattr__ = attributes(
+        __name__,
+        {
+            "main": "command",
+            "GGUF": "file",
+            "read": "file",
+            "TensorInfo": "header",
+            "Strings": "values",
+        },
+    )
 
 __all__ = ["GGUF", "Strings", "TensorInfo", "main", "read"]

@@ -5,162 +5,41 @@ from __future__ import annotations
 import argparse
 import io
 import json
-import math
-import os
 import sys
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-import numpy as np
-
-from .file import GGUF, read
-from .header import TensorInfo
-from .values import Strings
-
-_SHOWN_ITEMS, _SHOWN_CHARACTERS, _NAME_WIDTH = 4, 80, 60
-_INTERRUPTED, _BROKEN_PIPE = 130, 141  # as a shell reports SIGINT and SIGPIPE
+from mlx_ferrum import catalog, cli
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; returns the exit status."""
+@cli.command
+def main(argv: Sequence[str] | None) -> int:
+    """Run the command line; returns the exit code."""
     args = _parser().parse_args(argv)
+    from .file import read
+    from .listing import as_json, as_text
+
+    cli.begin()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
-    try:
-        model = read(args.file)
-        for line in [json.dumps(_as_json(model))] if args.json else _as_text(model, args.full):
-            print(line)
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # The reader has enough, as in `| head`; the flush at exit must not complain either.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return _BROKEN_PIPE
-    except KeyboardInterrupt:
-        return _INTERRUPTED
-    except (OSError, ValueError) as error:
-        print(f"error: {_message(error)}", file=sys.stderr)
-        return 1
+    model = read(catalog.resolve(args.model))
+    for line in [json.dumps(as_json(model))] if args.json else as_text(model, args.full):
+        print(line)
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m mlx_ferrum.gguf",
-        description="Print the metadata and the tensors of a GGUF file. Shapes are in NumPy's "
-        "order: rows before row length. Any part of a split model stands for all of it.",
+    parser = cli.Parser(
+        "gguf",
+        description="Print the metadata and the tensors of a GGUF file, version 2 or 3. Shapes are in "
+        "NumPy's order: (rows, columns). Naming one part of a split model shows the whole model.",
     )
-    parser.add_argument("file", metavar="FILE", help="a GGUF file, version 2 or 3")
+    cli.model_argument(parser, "model")
     parser.add_argument(
-        "--full", action="store_true", help="print long strings and arrays whole, not abbreviated"
+        "--full", action="store_true", help="do not abbreviate long strings and arrays"
     )
     parser.add_argument(
         "--json",
         action="store_true",
-        help="print one JSON object, always whole; numbers that JSON lacks (nan, inf) are null",
+        help="print one JSON object, nothing abbreviated; NaN and infinity become null",
     )
     return parser
-
-
-def _message(error: OSError | ValueError) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename}: {error.strerror}"
-    return str(error)
-
-
-def _as_json(model: GGUF) -> dict[str, Any]:
-    return {
-        "path": str(model.path),
-        "version": model.version,
-        "alignment": model.alignment,
-        "parts": [part.size for part in model.parts],
-        "metadata": {key: _json_value(value) for key, value in model.metadata.items()},
-        "tensors": [vars(info) for info in model.tensors.values()],
-    }
-
-
-def _json_value(value: Any) -> Any:
-    if isinstance(value, np.ndarray):
-        return _json_value(value.tolist())
-    if isinstance(value, (list, Strings)):
-        return [_json_value(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
-
-
-def _as_text(model: GGUF, full: bool) -> Iterator[str]:
-    size, count = sum(part.size for part in model.parts), len(model.parts)
-    files = f"{count} files, " if count > 1 else ""
-    yield f"{model.path}"
-    yield f"GGUF version {model.version}, {files}{size:,} bytes, alignment {model.alignment}"
-    yield f"\nMetadata ({len(model.metadata)})"
-    rows = [(_plain(key), _shown(value, full)) for key, value in model.metadata.items()]
-    yield from _table(rows, "<<")
-    yield f"\nTensors ({len(model.tensors)})"
-    head = ("name", "type", "shape", "bytes")
-    yield from _table([head, *map(_tensor_row, model.tensors.values())], "<<>>")
-    yield "\nTypes"
-    yield from _table(_totals(list(model.tensors.values())), "<>>>>")
-
-
-def _tensor_row(info: TensorInfo) -> tuple[str, ...]:
-    return _plain(info.name), info.type, " x ".join(map(str, info.shape)), f"{info.nbytes:,}"
-
-
-def _totals(tensors: list[TensorInfo]) -> list[tuple[str, ...]]:
-    """Rows of type, tensors, weights, bytes and bits per weight, the largest type first."""
-    groups: dict[str, list[TensorInfo]] = {}
-    for info in tensors:
-        groups.setdefault(info.type, []).append(info)
-    rows: list[tuple[str, ...]] = [("type", "tensors", "weights", "bytes", "bits/weight")]
-    largest_first = sorted(groups.items(), key=lambda item: -sum(t.nbytes for t in item[1]))
-    for name, group in [*largest_first, ("total", tensors)]:
-        weights, nbytes = sum(math.prod(t.shape) for t in group), sum(t.nbytes for t in group)
-        bits = f"{8 * nbytes / weights:.2f}" if weights else "-"
-        rows.append((name, f"{len(group):,}", f"{weights:,}", f"{nbytes:,}", bits))
-    return rows
-
-
-def _table(rows: Sequence[tuple[str, ...]], aligned: str) -> Iterator[str]:
-    """Lines with the columns in step. `aligned`: "<" or ">" for each; an absurd name sticks out."""
-    widths = [min(max(map(len, column)), _NAME_WIDTH) for column in zip(*rows, strict=True)]
-    for row in rows:
-        cells = (f"{c:{a}{w}}" for c, a, w in zip(row, aligned, widths, strict=True))
-        yield ("  " + "  ".join(cells)).rstrip()
-
-
-def _plain(name: str) -> str:
-    """A name as it is, or escaped if a terminal might act on it."""
-    return name if name.isprintable() else repr(name)
-
-
-def _shown(value: Any, full: bool) -> str:
-    if isinstance(value, np.ndarray):
-        return f"{value.dtype}[{value.size}] {_items(value, full)}"
-    if isinstance(value, Strings):
-        return f"str[{len(value)}] {_items(value, full)}"
-    if isinstance(value, list):
-        return f"array[{len(value)}] {_items(value, full)}"
-    if isinstance(value, str):
-        return repr(value) if full else _abbreviated(value)
-    return _short(value) if isinstance(value, float) else str(value)
-
-
-def _short(value: float) -> str:
-    """The fewest digits: 1e-06 for a float32 that is 9.999999974752427e-07 as a double."""
-    with np.errstate(over="ignore"):
-        single = np.float32(value)
-    return repr(float(str(single)) if single == value else value)
-
-
-def _items(values: Sequence[Any] | np.ndarray, full: bool) -> str:
-    some = values if full else values[:_SHOWN_ITEMS]
-    items = some.tolist() if isinstance(some, np.ndarray) else some
-    more = [] if len(some) == len(values) else ["…"]
-    return f"[{', '.join([*(_shown(item, full) for item in items), *more])}]"
-
-
-def _abbreviated(text: str) -> str:
-    if len(text) <= _SHOWN_CHARACTERS:
-        return repr(text)
-    return f"{text[:_SHOWN_CHARACTERS]!r}… ({len(text):,} characters)"

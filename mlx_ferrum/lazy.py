@@ -1,0 +1,68 @@
+"""Imports that wait until they are needed: packages answer `--help` at once, and without MLX."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import mlx.core as mx
+else:
+
+    class _MLX:
+        """Stands for `mlx.core`, which is imported when the first name of it is read."""
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(import_module("mlx.core"), name)
+
+    mx = _MLX()
+
+__all__ = ["attributes", "explain", "missing", "mx", "remedy"]
+
+
+def attributes(package: str, modules: Mapping[str, str]) -> Callable[[str], Any]:
+    """The `__getattr__` of a package whose public names are imported when they are first read.
+
+    modules: the submodule of each name
+    Reading a name raises ImportError, which says what to install, if MLX cannot be imported.
+    """
+
+    def get(name: str) -> Any:
+        if name not in modules:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        try:
+            value = getattr(import_module(f".{modules[name]}", package), name)
+        except ImportError as error:
+            if missing() is None:
+                raise
+            raise explain(error) from None
+        vars(sys.modules[package])[name] = value
+        return value
+
+    return get
+
+
+def explain(error: ImportError) -> ImportError:
+    """An error that says what to install if MLX, or its backend for Linux, is missing; otherwise `error`."""
+    reason = missing()
+    return (
+        error if reason is None else ImportError(f"MLX cannot be imported ({reason}): {remedy()}")
+    )
+
+
+def missing() -> str | None:
+    """Why MLX cannot be imported; None if it can."""
+    try:
+        import_module("mlx.core")
+    except ImportError as error:
+        return str(error)
+    return None
+
+
+def remedy() -> str:
+    """The command that installs MLX with a backend on this system."""
+    if sys.platform == "darwin":
+        return "pip install --force-reinstall mlx"
+    return "pip install 'mlx_ferrum[cpu]', or 'mlx_ferrum[cuda]' for an NVIDIA GPU"
