@@ -9,7 +9,7 @@ import mlx.core as mx
 from mlx_ferrum.launch import Kernel
 from mlx_ferrum.tensor import QTensor
 
-from .gate_up import ACTIVATIONS
+from .activation import ACTIVATIONS, NO_ACTIVATION
 from .header import header
 from .matmul import THREADS, TILE_ROWS
 from .sort_pairs import Order
@@ -42,7 +42,7 @@ def gather_matmul(
     if len(w.shape) != 3 or x.shape != (tokens, w.shape[2]) or not tokens or pairs % tokens:
         raise ValueError(f"gather_matmul: x of shape {x.shape} does not fit {w} and {pairs} pairs")
     parts = -(-w.shape[1] // TILE_ROWS)
-    gated, act = (x, -1) if gate is None else (gate[0], ACTIVATIONS[gate[1]])
+    gated, act = (x, NO_ACTIVATION) if gate is None else (gate[0], ACTIVATIONS[gate[1]])
     # neighbouring groups share rows of x
     (y,) = _kernel(w.block.name)(
         [x, w.array, order.pairs, order.tiles, x if bias is None else bias, gated],

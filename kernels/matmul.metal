@@ -122,7 +122,7 @@ struct Finish {
     float operator()(float sum, int row, size_t at) const {
         if (BIAS) sum += float(bias[row]);
         if (ADD) sum += float(add[at]);
-        if (ACT >= 0) sum *= activation<ACT>(float(gate[at]));
+        if constexpr (ACT != NO_ACTIVATION) sum *= activation<ACT>(float(gate[at]));
         return sum;
     }
 };

@@ -9,7 +9,7 @@ import mlx.core as mx
 from mlx_ferrum.launch import Kernel
 from mlx_ferrum.tensor import QTensor
 
-from .gate_up import ACTIVATIONS
+from .activation import ACTIVATIONS, NO_ACTIVATION
 from .header import header
 
 THREADS = 128
@@ -43,7 +43,7 @@ def matmul(
         raise ValueError(f"matmul: x of shape {x.shape} does not fit {w}")
     n = x.shape[0]
     groups = -(-w.rows // TILE_ROWS) * -(-n // columns)
-    gated, act = (x, -1) if gate is None else (gate[0], ACTIVATIONS[gate[1]])
+    gated, act = (x, NO_ACTIVATION) if gate is None else (gate[0], ACTIVATIONS[gate[1]])
     # neighbouring groups share rows of w, which so come from memory once
     (y,) = _kernel(w.block.name)(
         [x, w.array, x if bias is None else bias, x if add is None else add, gated],
