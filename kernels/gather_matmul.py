@@ -33,6 +33,8 @@ def gather_matmul(
 ) -> mx.array:
     """act(gate) * (x wᵀ + bias) in one launch, as float32; weights and x are rounded to float16 on the way.
 
+    Weights and numbers of x beyond ±65,504, the range of float16, are taken as ±65,504; NaN stays NaN.
+
     x: (tokens, k) of a float type, of n pairs a token; w: (e, rows, k) of at least 8 words -> (pairs, rows); NaN
         for an id outside [0, e)
     order: of the pairs, in tiles of 16, 32 or 64

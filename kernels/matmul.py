@@ -35,6 +35,8 @@ def matmul(
 ) -> mx.array:
     """act(gate) * (x wᵀ + bias + add), as float32; weights and x are rounded to float16 on the way.
 
+    Weights and numbers of x beyond ±65,504, the range of float16, are taken as ±65,504; NaN stays NaN.
+
     x: (n, k) of a float type; w: (rows, k) of at least 8 words -> (n, rows)
     bias: (rows,); add: (n, rows); gate: (n, rows) and an activation
     columns: rows of x in a tile, 32 or 64
