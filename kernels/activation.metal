@@ -3,7 +3,7 @@
 
 #include "prelude.metal"
 
-enum { SILU, GELU };
+enum { NO_ACTIVATION, SILU, GELU }; // as in activation.py
 
 // GELU in its tanh form: (1 + tanh(z / 2)) / 2 = 1 / (1 + e^-z).
 template <int ACT>

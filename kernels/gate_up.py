@@ -9,10 +9,10 @@ import mlx.core as mx
 from mlx_ferrum.launch import Kernel
 from mlx_ferrum.tensor import QTensor
 
+from .activation import ACTIVATIONS
 from .header import header
 from .matvec import INPUT, INPUTS, LANES, SIMDGROUPS, check, normed_input
 
-ACTIVATIONS = {"silu": 0, "gelu": 1}  # as in activation.metal
 BODY = """
     int simdgroup = SIMDGROUPS * threadgroup_position_in_grid.x + simdgroup_index_in_threadgroup;
     gate_up<ROWS, BATCH, ACT>((const device Gate*)gate, (const device Up*)up, {input}, y, gate_shape[0], x_shape[1],

@@ -9,7 +9,7 @@ import mlx.core as mx
 from mlx_ferrum.launch import Kernel
 from mlx_ferrum.tensor import QTensor
 
-from .gate_up import ACTIVATIONS
+from .activation import ACTIVATIONS
 from .gather_matvec import check
 from .header import header
 from .matvec import LANES, SIMDGROUPS

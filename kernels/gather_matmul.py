@@ -9,7 +9,7 @@ import mlx.core as mx
 from mlx_ferrum.launch import Kernel
 from mlx_ferrum.tensor import QTensor
 
-from .gate_up import ACTIVATIONS
+from .activation import ACTIVATIONS, NO_ACTIVATION
 from .header import header
 from .matmul import THREADS, TILE_ROWS
 from .sort_pairs import Order
@@ -33,6 +33,8 @@ def gather_matmul(
 ) -> mx.array:
     """act(gate) * (x wᵀ + bias) in one launch, as float32; weights and x are rounded to float16 on the way.
 
+    Weights and numbers of x beyond ±65,504, the range of float16, are taken as ±65,504; NaN stays NaN.
+
     x: (tokens, k) of a float type, of n pairs a token; w: (e, rows, k) of at least 8 words -> (pairs, rows); NaN
         for an id outside [0, e)
     order: of the pairs, in tiles of 16, 32 or 64
@@ -42,7 +44,7 @@ def gather_matmul(
     if len(w.shape) != 3 or x.shape != (tokens, w.shape[2]) or not tokens or pairs % tokens:
         raise ValueError(f"gather_matmul: x of shape {x.shape} does not fit {w} and {pairs} pairs")
     parts = -(-w.shape[1] // TILE_ROWS)
-    gated, act = (x, -1) if gate is None else (gate[0], ACTIVATIONS[gate[1]])
+    gated, act = (x, NO_ACTIVATION) if gate is None else (gate[0], ACTIVATIONS[gate[1]])
     # neighbouring groups share rows of x
     (y,) = _kernel(w.block.name)(
         [x, w.array, order.pairs, order.tiles, x if bias is None else bias, gated],

@@ -6,6 +6,8 @@
 // threadgroup memory, so that an M1 core holds four groups, and expands a weight once for 64 rows of x:
 // some 80 instructions a thread and step, against 64 8x8 products a simdgroup. The loads of a step are under way during
 // the products of the one before. Sums are float32; each simdgroup has 32 x COLUMNS / 2 of them in registers.
+// Numbers beyond the range of halves become the largest half, for infinity times 0 would be NaN. This is done as tiles
+// are stored, when the loads have arrived anyway, and eight numbers share a test.
 #pragma once
 
 #include "activation.metal"
@@ -13,6 +15,7 @@
 
 constant constexpr int TILE_ROWS = 64;
 constant constexpr int DEPTH = 32; // weights of a row in a step
+constant constexpr float MOST_CODE = 255; // codes are bytes
 
 // What a thread brings to a step: eight weights or activations each.
 struct Eight {
@@ -20,6 +23,14 @@ struct Eight {
 };
 
 METAL_FUNC Eight halves_of(float4 a, float4 b) { return Eight{{half4(a), half4(b)}}; }
+
+METAL_FUNC Eight finite(Eight x) {
+    half4 most = max(abs(x.v[0]), abs(x.v[1]));
+    if (max(max(most.x, most.y), max(most.z, most.w)) > LARGEST_HALF) {
+        UNROLL for (int j = 0; j < 2; j++) { UNROLL for (int i = 0; i < 4; i++) x.v[j][i] = finite(x.v[j][i]); }
+    }
+    return x;
+}
 
 // Where in a row run h of a step starts.
 template <typename B>
@@ -39,12 +50,13 @@ METAL_FUNC Eight load_eight(P row, int start, int k) {
                      load_up_to_4(row + start + 4, max(k - start - 4, 0)));
 }
 
-// Run h of a step of a row of w, as halves.
+// Run h of a step of a row of w, as halves; returns whether any of them may be infinite.
 template <typename B>
-METAL_FUNC void expand_run(const device B* row, int step, int h, int k, thread Eight* out) {
+METAL_FUNC bool expand_run(const device B* row, int step, int h, int k, thread Eight* out) {
     if constexpr (B::WEIGHTS == 1) {
         int start = run_start<B>(step, h);
         UNROLL for (int j = 0; j < 2; j++) out[j] = load_eight(&row->value, start + 8 * j, k);
+        return true;
     } else {
         constexpr int SLICES = B::WEIGHTS / DEPTH;
         const device B& b = row[step / SLICES];
@@ -57,6 +69,7 @@ METAL_FUNC void expand_run(const device B* row, int step, int h, int k, thread E
             float4 high = float4(c.even[2 * j + 1].x, c.odd[2 * j + 1].x, c.even[2 * j + 1].y, c.odd[2 * j + 1].y);
             out[j] = halves_of(fma(scale, low, bias), fma(scale, high, bias));
         }
+        return fma(abs(a.x), MOST_CODE, abs(a.y)) > float(LARGEST_HALF);
     }
 }
 
@@ -80,6 +93,7 @@ struct Tiles {
     int k, thread_index;
     X from[EIGHTHS];
     Eight w[2], a[EIGHTHS];
+    bool may_overflow; // of w
 
     template <typename N>
     void take(X x, N taken) {
@@ -87,7 +101,7 @@ struct Tiles {
     }
 
     void load(int step) {
-        expand_run(row, step, thread_index % 2, k, w);
+        may_overflow = expand_run(row, step, thread_index % 2, k, w);
         UNROLL for (int j = 0; j < EIGHTHS; j++) {
             int piece = thread_index + 128 * j, part = piece % 4;
             a[j] = load_eight(from[j], run_start<B>(step, part / 2) + 8 * (part % 2), k);
@@ -98,11 +112,12 @@ struct Tiles {
         int r = thread_index / 2;
         UNROLL for (int j = 0; j < 2; j++) {
             int block = (2 * (thread_index % 2) + j) * (TILE_ROWS / 8) + r / 8;
+            if (may_overflow) w[j] = finite(w[j]);
             put(weights + 16 * block + 2 * (r % 8), w[j]);
         }
         UNROLL for (int j = 0; j < EIGHTHS; j++) {
             int piece = thread_index + 128 * j, c = piece / 4, block = piece % 4 * (COLUMNS / 8) + c / 8;
-            if (c < COLUMNS) put(activations + 16 * block + 2 * (c % 8), a[j]);
+            if (c < COLUMNS) put(activations + 16 * block + 2 * (c % 8), finite(a[j]));
         }
     }
 
@@ -122,7 +137,7 @@ struct Finish {
     float operator()(float sum, int row, size_t at) const {
         if (BIAS) sum += float(bias[row]);
         if (ADD) sum += float(add[at]);
-        if (ACT >= 0) sum *= activation<ACT>(float(gate[at]));
+        if constexpr (ACT != NO_ACTIVATION) sum *= activation<ACT>(float(gate[at]));
         return sum;
     }
 };

@@ -9,7 +9,7 @@ import mlx.core as mx
 from mlx_ferrum.launch import Kernel
 from mlx_ferrum.tensor import QTensor
 
-from .gate_up import ACTIVATIONS
+from .activation import ACTIVATIONS, NO_ACTIVATION
 from .header import header
 
 THREADS = 128
@@ -35,6 +35,8 @@ def matmul(
 ) -> mx.array:
     """act(gate) * (x wᵀ + bias + add), as float32; weights and x are rounded to float16 on the way.
 
+    Weights and numbers of x beyond ±65,504, the range of float16, are taken as ±65,504; NaN stays NaN.
+
     x: (n, k) of a float type; w: (rows, k) of at least 8 words -> (n, rows)
     bias: (rows,); add: (n, rows); gate: (n, rows) and an activation
     columns: rows of x in a tile, 32 or 64
@@ -43,7 +45,7 @@ def matmul(
         raise ValueError(f"matmul: x of shape {x.shape} does not fit {w}")
     n = x.shape[0]
     groups = -(-w.rows // TILE_ROWS) * -(-n // columns)
-    gated, act = (x, -1) if gate is None else (gate[0], ACTIVATIONS[gate[1]])
+    gated, act = (x, NO_ACTIVATION) if gate is None else (gate[0], ACTIVATIONS[gate[1]])
     # neighbouring groups share rows of w, which so come from memory once
     (y,) = _kernel(w.block.name)(
         [x, w.array, x if bias is None else bias, x if add is None else add, gated],

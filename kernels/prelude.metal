@@ -14,6 +14,14 @@ inline float as_float(uint bits) { return as_type<float>(bits); }
 // The half whose bits are the low 16.
 inline float half_float(uint bits) { return float(as_type<half>(ushort(bits))); }
 
+constant constexpr half LARGEST_HALF = 65504;
+
+// Infinity as the largest half. NaN stays NaN.
+METAL_FUNC half finite(half x) {
+    half low = x < -LARGEST_HALF ? -LARGEST_HALF : x;
+    return low > LARGEST_HALF ? LARGEST_HALF : low;
+}
+
 // 16 bytes from an address that is a multiple of ALIGNED.
 template <int ALIGNED>
 inline uint4 load16(const device uchar* p) {

@@ -1,7 +1,7 @@
 // Queries and keys as attention takes them: RMS norm of each head, rotary position embedding, and positions inside
 // heads; keys and values in one array, as a cache holds them. One simdgroup a head, which it reads twice, the second
 // time from the cache; that of a key brings the value with it. Angles are exact to float32, so sine and cosine must be
-// the precise ones: positions reach 10^5 radians.
+// the precise ones: positions reach 10^5 radians. Results beyond the range of halves become the largest half.
 #pragma once
 
 #include "prelude.metal"
@@ -26,8 +26,8 @@ METAL_FUNC float inverse_rms(X x, int size, float eps, uint lane) {
 }
 
 // One head: in (d,), weight (d,), frequencies (pairs,) -> out (d,).
-template <bool NORM, bool INTERLEAVED, typename X, typename W, typename F, typename T>
-METAL_FUNC void rotate_head(X in, W weight, F frequencies, device T* out, float position, HeadShape s, HeadFactors f,
+template <bool NORM, bool INTERLEAVED, typename X, typename W, typename F>
+METAL_FUNC void rotate_head(X in, W weight, F frequencies, device half* out, float position, HeadShape s, HeadFactors f,
                             uint lane) {
     float scale = NORM ? inverse_rms(in, s.size, f.eps, lane) : 1;
     for (int p = lane; p < s.pairs; p += 32) {
@@ -39,34 +39,33 @@ METAL_FUNC void rotate_head(X in, W weight, F frequencies, device T* out, float 
         }
         float angle = position * frequencies[p];
         float cosine = precise::cos(angle) * f.magnitude, sine = precise::sin(angle) * f.magnitude;
-        out[i] = T(first * cosine - second * sine);
-        out[j] = T(first * sine + second * cosine);
+        out[i] = finite(half(first * cosine - second * sine));
+        out[j] = finite(half(first * sine + second * cosine));
     }
     for (int i = 2 * s.pairs + lane; i < s.size; i += 32) {
         float value = float(in[i]) * scale;
-        out[i] = T(NORM ? value * float(weight[i]) : value);
+        out[i] = finite(half(NORM ? value * float(weight[i]) : value));
     }
 }
 
 // One of the b l (h + g) heads: q (b, l, h, d) -> turned (b, h, l, d); k (b, l, g, d), v (b, l, g, dv)
 // -> added (2, b, g, l, width), zeros past the shorter of them. Weights (d,), frequencies (pairs,), offset (1,) or
 // (b,).
-template <bool NORM, bool INTERLEAVED, typename Q, typename K, typename V, typename W, typename F, typename O,
-          typename T>
-METAL_FUNC void rotate(Q q, K k, V v, W q_weight, W k_weight, F frequencies, O offset, device T* turned,
-                       device T* added, HeadShape s, HeadFactors f, int head, uint lane) {
+template <bool NORM, bool INTERLEAVED, typename Q, typename K, typename V, typename W, typename F, typename O>
+METAL_FUNC void rotate(Q q, K k, V v, W q_weight, W k_weight, F frequencies, O offset, device half* turned,
+                       device half* added, HeadShape s, HeadFactors f, int head, uint lane) {
     int at = head / (s.heads + s.groups), h = head % (s.heads + s.groups), l = at % s.length, b = at / s.length;
     float position = offset[s.offsets == 1 ? 0 : b] + l;
     if (h < s.heads) {
-        device T* out = turned + (size_t(b * s.heads + h) * s.length + l) * s.size;
+        device half* out = turned + (size_t(b * s.heads + h) * s.length + l) * s.size;
         Q in = q + (size_t(at) * s.heads + h) * s.size;
         return rotate_head<NORM, INTERLEAVED>(in, q_weight, frequencies, out, position, s, f, lane);
     }
     int g = h - s.heads, width = max(s.size, s.values);
-    device T* key = added + (size_t(b * s.groups + g) * s.length + l) * width;
-    device T* value = key + size_t(s.batch) * s.groups * s.length * width;
+    device half* key = added + (size_t(b * s.groups + g) * s.length + l) * width;
+    device half* value = key + size_t(s.batch) * s.groups * s.length * width;
     size_t row = size_t(at) * s.groups + g;
     rotate_head<NORM, INTERLEAVED>(k + row * s.size, k_weight, frequencies, key, position, s, f, lane);
-    for (int i = s.size + lane; i < width; i += 32) key[i] = T(0);
-    for (int i = lane; i < width; i += 32) value[i] = i < s.values ? T(v[row * s.values + i]) : T(0);
+    for (int i = s.size + lane; i < width; i += 32) key[i] = 0;
+    for (int i = lane; i < width; i += 32) value[i] = i < s.values ? finite(half(v[row * s.values + i])) : half(0);
 }

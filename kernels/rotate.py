@@ -37,6 +37,7 @@ def rotate(
     """One launch. The arguments are those of ops.rotate.
 
     q: (b, l, h, d), k: (b, l, g, d), v: (b, l, g, dv) -> (b, h, l, d) and (2, b, g, l, max(d, dv)), float16
+    Results beyond ±65,504, the range of float16, become ±65,504; NaN stays NaN.
     """
     (b, length, heads, d), (groups, dv) = q.shape, v.shape[2:]
     if k.shape != (b, length, groups, d) or v.shape[:2] != (b, length):

@@ -201,6 +201,7 @@ def load(path: str | Path, model: CacheOwner) -> tuple[list[Cache], list[int]]:
     try:
         loaded: Any = mx.load(str(path), format="safetensors", return_metadata=True)
         arrays, metadata = loaded
+        mx.eval(arrays)  # so that another thread can use them
         return _restored(arrays, metadata, model)
     except (RuntimeError, ValueError) as error:
         raise ValueError(f"{path}: {error}") from error

@@ -30,7 +30,7 @@ class Launch:
     """One call of a kernel.
 
     arrays: the inputs, in the order of their names
-    template: name -> int, bool or mx.Dtype
+    template: name -> int that is not negative, bool or mx.Dtype
     grid: threads, not threadgroups, along each axis
     threadgroup: threads of one threadgroup along each axis
     init_value: what outputs hold before the kernel writes; None: anything
@@ -71,7 +71,11 @@ class Kernel:
         template: Mapping[str, Any] | None = None,
         init_value: float | None = None,
     ) -> list[mx.array]:
-        """Launch it: one array an output. See `Launch` for the arguments."""
+        """Launch it: one array an output. See `Launch` for the arguments.
+
+        Raises ValueError for a negative template integer.
+        """
+        self._check_template(template or {})
         return _runner(
             self,
             Launch(
@@ -84,6 +88,14 @@ class Kernel:
                 init_value,
             ),
         )
+
+    def _check_template(self, template: Mapping[str, Any]) -> None:
+        """MLX puts template arguments into the kernel's name, where some versions leave the minus sign."""
+        for name, value in template.items():
+            if isinstance(value, int) and value < 0:
+                raise ValueError(
+                    f"{self.name}: template argument {name} is {value}, expected 0 or more"
+                )
 
 
 Runner = Callable[[Kernel, Launch], list[mx.array]]

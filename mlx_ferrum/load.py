@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+from mlx import nn
 
 from . import blocks, catalog, gguf, models
 from .models.base import LanguageModel, Weights
@@ -19,6 +24,7 @@ def load(name: str | Path = catalog.DEFAULT) -> tuple[LanguageModel, Tokenizer]:
     name: a GGUF file (any part of a split one), a folder, hf:owner/repo[:file], or a catalog name
     Raises ValueError for a file that is not sound, NotImplementedError for an architecture, block
     type or tokenizer that is not supported, OSError if it cannot be had.
+    Any thread can use the model. Weights are read from the file when they are first used.
     """
     file = gguf.read(catalog.resolve(name))
     try:
@@ -39,7 +45,22 @@ def _model(file: gguf.GGUF) -> LanguageModel:
     model: LanguageModel = module.Model(args, weights)
     weights.check_all_used()
     model.fingerprint = _fingerprint(file)
+    # lazy arrays belong to the thread that made them: no other one could evaluate them
+    mx.eval(list(_arrays(model)))
     return model
+
+
+def _arrays(value: Any) -> Iterator[mx.array]:
+    """The arrays that modules hold, parameters or not: norms, biases, rotary frequencies. QTensors are left alone."""
+    if isinstance(value, mx.array):
+        yield value
+    elif isinstance(value, nn.Module):
+        yield from _arrays({**vars(value), **value})
+    elif isinstance(value, Mapping):
+        yield from _arrays(tuple(value.values()))
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _arrays(item)
 
 
 def _tensor(file: gguf.GGUF, name: str) -> QTensor:

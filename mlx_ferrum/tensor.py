@@ -93,7 +93,7 @@ class QTensor:
     def array(self) -> mx.array:
         """(..., rows, words) of `word(block)`: the mapped bytes themselves on Metal, a copy elsewhere.
 
-        Also a copy of what is no mapping, which starts on a page, or is not aligned within it.
+        Copies when the buffer is not a page-aligned mapping or the offset is not word-aligned.
         """
         dtype = word(self.block)
         shape = (*self.shape[:-1], self.row_bytes // dtype.itemsize)
@@ -103,7 +103,9 @@ class QTensor:
         pages, first = self.pages()
         words = mx.from_dlpack(pages.view(dtype), copy=False)
         first //= dtype.itemsize
-        return words[first : first + self.nbytes // dtype.itemsize].reshape(shape)
+        view = words[first : first + self.nbytes // dtype.itemsize].reshape(shape)
+        mx.eval(view)  # moves no bytes; a lazy array would belong to this thread
+        return view
 
     def pages(self) -> tuple[np.ndarray, int]:
         """The whole pages around the tensor, uint8, without a copy; and where the tensor starts in them."""

@@ -28,7 +28,7 @@ EVERYTHING = " ".join(ATTRIBUTES) + " a_shape a_strides a_ndim b_ndim c_shape b_
 @pytest.mark.parametrize("source", ["y[0] = 1;", f"// {EVERYTHING}"], ids=["little", "everything"])
 @pytest.mark.parametrize(
     "template",
-    [{}, {"T": mx.bfloat16, "N": 7, "M": -3, "B": True, "C": False, "U": mx.int64}],
+    [{}, {"T": mx.bfloat16, "N": 7, "M": 0, "B": True, "C": False, "U": mx.int64}],
     ids=["plain", "template"],
 )
 def test_the_text_is_what_mlx_generates(source, template, capfd, tmp_path):
@@ -119,8 +119,8 @@ def test_an_initial_value(dtype):
 
 def test_template_arguments():
     source = "y[0] = T(N) / 2; y[1] = B ? 1 : 0; y[2] = sizeof(T);"
-    for dtype, size, half in ((mx.float32, 4, -1.5), (mx.float16, 2, -1.5), (mx.int8, 1, -1)):
-        template = {"T": dtype, "N": -3, "B": True}
+    for dtype, size, half in ((mx.float32, 4, 1.5), (mx.float16, 2, 1.5), (mx.int8, 1, 1)):
+        template = {"T": dtype, "N": 3, "B": True}
         (y,) = results(source, [], [((3,), mx.float32)], grid=1, template=template)
         assert y.tolist() == [half, 1, size]
 
@@ -202,6 +202,25 @@ def test_what_metal_refuses_to_launch():
             launch(text, [mx.zeros(1, mx.complex64)], [((1,), mx.int32)], grid=1)
         with pytest.raises(ValueError, match="template argument T"):
             launch(text, [mx.zeros(1)], [((1,), mx.int32)], grid=1, template={"T": 1.5})
+
+
+@pytest.mark.parametrize("template", [{"ACT": -1}, {"T": mx.float32, "ACT": -7, "B": True}])
+def test_negative_template_integers_are_refused(template):
+    """MLX 0.32.1 to 0.32.3 leave the minus sign in the kernel's name, which Metal's compiler then refuses."""
+    text = kernel("y[0] = ACT;", 0, 1, name="product")
+    wanted = f"product: template argument ACT is {template['ACT']}, expected 0 or more"
+    with metal_on_cpu(), pytest.raises(ValueError, match=wanted):
+        launch(text, [], [((1,), mx.int32)], grid=1, template=template)
+
+
+@pytest.mark.parametrize("name, value", [("product", -1), ("a-product", 1)])
+def test_the_host_takes_no_name_that_metal_refuses(name, value):
+    """MLX before 0.32.4 would make that name, whatever launched the kernel."""
+    call = Launch([], {"N": value}, (1, 1, 1), (1, 1, 1), [(1,)], [mx.int32], None)
+    with pytest.raises(
+        ValueError, match=rf"custom_kernel_{name}__{value}_int32_t, is not an ident"
+    ):
+        signature(kernel("y[0] = N;", 0, 1, name=name), call)
 
 
 def test_a_runner_takes_launches_for_as_long_as_it_is_used():

@@ -1,6 +1,7 @@
 """Our kernels on Apple GPUs: which one for which shape. All of it is lazy.
 
-Products are float32; what attention takes and gives is float16. MLX's own fast operations serve where they
+Products are float32; what attention takes and gives is float16. Where numbers become float16, those beyond its range,
+±65,504, become the nearest one within. MLX's own fast operations serve where they
 are as fast: attention over a contiguous cache, and norms that no product of few rows follows.
 """
 

@@ -2,28 +2,50 @@
 
 from __future__ import annotations
 
+import threading
+
 import mlx.core as mx
 import numpy as np
 
 
+class _Thread(threading.local):
+    """The generator of each thread but the main one.
+
+    MLX's generators of other threads all start alike, whatever `mx.random.seed` was told: all would draw the same.
+    """
+
+    def __init__(self) -> None:
+        is_main = threading.current_thread() is threading.main_thread()
+        self.generator = None if is_main else np.random.default_rng()
+
+
+_thread = _Thread()
+
+
 class Keys:
-    """Fresh randomness for MLX and NumPy: from `seed`, or from MLX's global generator when it is None."""
+    """Fresh randomness for MLX and NumPy, in any thread.
+
+    seed: None for MLX's global generator in the main thread, and the system's entropy in others
+    """
 
     def __init__(self, seed: int | None = None) -> None:
         if seed is not None and not 0 <= seed < 2**64:
             raise ValueError(f"seed is {seed}, expected 0 to 2**64 - 1")
-        self._key = None if seed is None else mx.random.key(seed)
         self._generator = None if seed is None else np.random.default_rng(seed)
 
     def next(self) -> mx.array | None:
         """The next key; None asks MLX to use its global generator."""
-        if self._key is None:
-            return None
-        self._key, key = mx.random.split(self._key)
-        return key
+        own = self._own()
+        # made of numbers, so never lazy: the next draw may be another thread's
+        return None if own is None else mx.array(own.integers(0, 1 << 32, 2, np.uint32))
 
     def generator(self) -> np.random.Generator:
         """NumPy's generator to draw from now."""
-        if self._generator is not None:
-            return self._generator
+        own = self._own()
+        if own is not None:
+            return own
         return np.random.default_rng(np.asarray(mx.random.randint(0, 1 << 30, (4,))))
+
+    def _own(self) -> np.random.Generator | None:
+        """The generator to use in the place of MLX's."""
+        return _thread.generator if self._generator is None else self._generator

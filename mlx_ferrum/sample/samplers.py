@@ -32,7 +32,7 @@ def make_sampler(
 
     The defaults switch every filter off. `temp` 0 is greedy and uses no filter. The same `seed`
     gives the same tokens whatever else draws random numbers; without one MLX's global generator
-    (`mx.random.seed`) is used.
+    (`mx.random.seed`) is used in the main thread, and the system's entropy in others.
 
     Raises:
         ValueError: an argument is out of its range.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ PAD = 64 << 10  # bytes on either side of a buffer
 INPUT, OUTPUT, INITIALISED = range(3)  # Role in runtime.h
 _CAPACITY = 64
 _Triple = ctypes.c_uint32 * 3
+_one_launch = threading.Lock()  # at a time: the runtime keeps its workers
 
 
 class _Buffer(ctypes.Structure):
@@ -96,7 +98,8 @@ def run(
         checked,
         threads,
     )
-    _loaded(compiler.runtime()).msl_run(ctypes.byref(launch))
+    with _one_launch:
+        _loaded(compiler.runtime()).msl_run(ctypes.byref(launch))
     return [
         Raw(f.site, f.kind.decode(), f.detail.decode()) for f in findings[: launch.finding_count]
     ]

@@ -16,6 +16,7 @@ import mlx.core as mx
 from mlx_ferrum.launch import Kernel, Launch
 
 CONSTANT_BELOW = 8  # elements
+_IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 TYPES = {
     mx.bool_: "bool",
@@ -112,17 +113,17 @@ class Signature:
 
 
 def signature(kernel: Kernel, launch: Launch) -> Signature:
-    """The kernel for this call. Raises ValueError as MLX does, if counts or types do not fit."""
+    """The kernel for this call.
+
+    Raises ValueError as MLX does, if counts or types do not fit, and for a name that Metal's compiler refuses.
+    """
     _check_counts(kernel, launch)
     template = tuple(_template(name, value) for name, value in launch.template.items())
     kinds = [_type(x.dtype) + _passing(x) for x in launch.arrays]
     kinds += [_type(dtype) for dtype in launch.output_dtypes]
-    values = ", ".join(value for _, _, value in template)
-    # MLX makes a name of the template arguments
-    name = "_".join([f"custom_kernel_{kernel.name}", *_mangled(values), *kinds])
     return Signature(
         kernel.name,
-        name,
+        _name(kernel, [value for _, _, value in template], kinds),
         kernel.header,
         kernel.source,
         template,
@@ -131,8 +132,16 @@ def signature(kernel: Kernel, launch: Launch) -> Signature:
     )
 
 
-def _mangled(values: str) -> list[str]:
-    return ["_" + re.sub(r", |-", "_", values)] if values else []
+def _name(kernel: Kernel, values: Sequence[str], kinds: Sequence[str]) -> str:
+    """MLX's name, made of the template's arguments and the types of arrays.
+
+    Raises ValueError unless it is an identifier; MLX replaces a minus sign only since 0.32.4.
+    """
+    arguments = ["_" + "_".join(values)] if values else []
+    name = "_".join([f"custom_kernel_{kernel.name}", *arguments, *kinds])
+    if not _IDENTIFIER.fullmatch(name):
+        raise ValueError(f"{kernel.name}: its name in Metal, {name}, is not an identifier")
+    return name
 
 
 def _passing(x: mx.array) -> str:
