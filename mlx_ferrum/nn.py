@@ -63,7 +63,7 @@ class FusedLinear(nn.Module):
 
 
 class QEmbedding(nn.Module):
-    """ids: (...) -> (..., k) float32, times `scale`. `as_linear` is the tied output head."""
+    """ids: (...) -> (..., k) float32, times `scale`."""
 
     def __init__(self, weight: QTensor, scale: float = 1.0) -> None:
         super().__init__()
@@ -72,26 +72,24 @@ class QEmbedding(nn.Module):
     def __call__(self, ids: mx.array) -> mx.array:
         return ops.rows(self.weight, ids, self.scale)
 
-    def as_linear(self, x: mx.array) -> mx.array:
-        """x: (..., k) -> (..., rows)"""
-        return ops.matmul(x, self.weight)
-
 
 class GatedMLP(nn.Module):
-    """down(act(gate(x)) * up(x)) + add: x and add: (..., k) -> (..., k). Gate and up have no bias."""
+    """down(act(gate(x)) * up(x)) + add: x and add: (..., k) -> (..., k)."""
 
     def __init__(
-        self, gate: QTensor, up: QTensor, down: QLinear, act: ops.Activation = "silu"
+        self, gate: QLinear, up: QLinear, down: QLinear, act: ops.Activation = "silu"
     ) -> None:
         super().__init__()
-        self.gate, self.up, self.down_proj, self.act = gate, up, down, act
+        self.gate_proj, self.up_proj, self.down_proj, self.act = gate, up, down, act
 
     def __call__(
         self, x: mx.array, norm: RMSNorm | None = None, add: mx.array | None = None
     ) -> mx.array:
         """norm: of x, before the products."""
-        args = None if norm is None else norm.args
-        return self.down_proj(ops.gate_up(x, self.gate, self.up, self.act, norm=args), add)
+        gate, up, args = self.gate_proj, self.up_proj, None if norm is None else norm.args
+        biases = [gate.get("bias"), up.get("bias")]
+        inner = ops.gate_up(x, gate.weight, up.weight, self.act, biases=biases, norm=args)
+        return self.down_proj(inner, add)
 
 
 class Experts(nn.Module):

@@ -117,13 +117,20 @@ def matmuls(
 
 
 def gate_up(
-    x: mx.array, gate: QTensor, up: QTensor, act: Activation, *, norm: Norm | None = None
+    x: mx.array,
+    gate: QTensor,
+    up: QTensor,
+    act: Activation,
+    *,
+    biases: Sequence[mx.array | None] | None = None,
+    norm: Norm | None = None,
 ) -> mx.array:
     """act(x gateᵀ) * (x upᵀ): x: (..., k), gate and up: (rows, k) -> (..., rows). "gelu" is the tanh form.
 
+    biases: (rows,) of gate and of up, added to the products
     norm: of x, before the products
     """
-    return _backend().gate_up(x, gate, up, act, norm=norm)
+    return _backend().gate_up(x, gate, up, act, biases=biases, norm=norm)
 
 
 def norm_matmul(x: mx.array, w: QTensor, norm: Norm) -> tuple[mx.array, mx.array]:

@@ -116,6 +116,20 @@ class QTensor:
         start, stop, first = window(self.offset, self.nbytes)
         return np.asarray(_Pages(self.buffer, start, stop - start)), first
 
+    def part(self, start: int, stop: int) -> QTensor:
+        """Rows [start, stop) of a matrix: (rows, k) -> (stop - start, k), the same bytes."""
+        if len(self.shape) != 2 or not 0 <= start < stop <= self.rows:
+            raise ValueError(f"{self} has no rows {start} to {stop}")
+        offset = self.offset + start * self.row_bytes
+        return QTensor(self.block, (stop - start, self.shape[1]), self.buffer, offset)
+
+    def reshaped(self, *shape: int) -> QTensor:
+        """The same bytes in another shape, with rows of the same length."""
+        found = QTensor(self.block, shape, self.buffer, self.offset)
+        if found.row_bytes != self.row_bytes or found.rows != self.rows:
+            raise ValueError(f"{self} cannot have shape {shape}")
+        return found
+
     def matrix(self, i: int) -> QTensor:
         """Matrix i of a stack: (n, rows, k) -> (rows, k), the same bytes."""
         count, *shape = self.shape

@@ -17,7 +17,7 @@ struct Matmuls {
     int n, k, count;
 };
 
-// act(x gateᵀ) * (x upᵀ): x (n, k), w: gate and up -> out (n, rows).
+// act(x gateᵀ) * (x upᵀ), either with the bias of its weight: x (n, k), w: gate and up -> out (n, rows).
 struct GateUp {
     const float* x;
     const Weight* w;

@@ -35,14 +35,19 @@ struct Part {
     const float* add; // shaped as out, or null
 };
 
+// Rows [first, last) of n products: row r of product i at out[i * stride + r].
+void add_bias(const Weight& w, int n, int first, int last, float* out, long stride) {
+    if (!w.bias) return;
+    for (int i = 0; i < n; i++)
+        for (int r = first; r < last; r++) out[i * stride + r] += w.bias[r];
+}
+
 void finish(const Part& p, int n) {
-    for (int i = 0; i < n; i++) {
-        float* out = p.out + i * p.w->rows;
-        if (p.w->bias)
-            for (int r = p.first; r < p.last; r++) out[r] += p.w->bias[r];
-        if (p.add)
-            for (int r = p.first; r < p.last; r++) out[r] += p.add[i * p.w->rows + r];
-    }
+    long rows = p.w->rows;
+    add_bias(*p.w, n, p.first, p.last, p.out, rows);
+    if (!p.add) return;
+    for (int i = 0; i < n; i++)
+        for (int r = p.first; r < p.last; r++) p.out[i * rows + r] += p.add[i * rows + r];
 }
 
 } // namespace
@@ -90,6 +95,8 @@ void run(const GateUp& a) {
         up.resize(size_t(a.n) * count);
         multiply_rows(a.w[0], in, first, last, a.out, rows);
         multiply_rows(a.w[1], in, first, last, up.data() - first, count);
+        add_bias(a.w[0], a.n, first, last, a.out, rows);
+        add_bias(a.w[1], a.n, first, last, up.data() - first, count);
         for (int n = 0; n < a.n; n++) activate(a.out + n * rows + first, up.data() + long(n) * count, count, a.act);
     });
 }

@@ -80,13 +80,19 @@ def matmuls(
 
 
 def gate_up(
-    x: np.ndarray, gate: QTensor, up: QTensor, act: Activation, *, norm: Norm | None = None
+    x: np.ndarray,
+    gate: QTensor,
+    up: QTensor,
+    act: Activation,
+    *,
+    biases: Sequence[mx.array | None] | None = None,
+    norm: Norm | None = None,
 ) -> np.ndarray:
     x, n, k = _rows_of(_normed(x, norm), [gate, up])
     if gate.rows != up.rows:
         raise ValueError(f"gate_up: {gate} and {up} differ in rows")
     out = empty(*x.shape[:-1], gate.rows)
-    pair = places([gate, up], [None, None])
+    pair = places([gate, up], biases or [None, None])
     native.run(
         calls.GateUp(address(x), address(pair), address(out), n, k, ACTIVATIONS[act]), x, out
     )

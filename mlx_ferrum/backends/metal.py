@@ -76,12 +76,19 @@ def matmuls(
 
 
 def gate_up(
-    x: mx.array, gate: QTensor, up: QTensor, act: Activation, *, norm: Norm | None = None
+    x: mx.array,
+    gate: QTensor,
+    up: QTensor,
+    act: Activation,
+    *,
+    biases: Sequence[mx.array | None] | None = None,
+    norm: Norm | None = None,
 ) -> mx.array:
     flat = _flat(x, gate, up)
-    if is_tiny(gate) or is_tiny(up):
-        flat = _normed(flat, norm)
-        y = ACTIVATIONS[act](matmul(flat, gate)) * matmul(flat, up)
+    has_bias = biases is not None and any(bias is not None for bias in biases)
+    if has_bias or is_tiny(gate) or is_tiny(up):  # rare, so the fused kernel does without biases
+        gated, raised = matmuls(flat, [gate, up], biases, norm=norm)
+        y = ACTIVATIONS[act](gated) * raised
     elif flat.shape[0] <= MATVEC_ROWS:
         rows = rows_a_simdgroup(2 * gate.rows) // 2  # of either matrix
         y = gate_up_kernel.gate_up(flat, gate, up, act, norm=norm, rows=rows)

@@ -57,10 +57,16 @@ def matmuls(
 
 
 def gate_up(
-    x: mx.array, gate: QTensor, up: QTensor, act: Activation, *, norm: Norm | None = None
+    x: mx.array,
+    gate: QTensor,
+    up: QTensor,
+    act: Activation,
+    *,
+    biases: Sequence[mx.array | None] | None = None,
+    norm: Norm | None = None,
 ) -> mx.array:
-    x = _normed(x, norm)
-    return _ACTIVATIONS[act](matmul(x, gate)) * matmul(x, up)
+    gated, raised = matmuls(x, [gate, up], biases, norm=norm)
+    return _ACTIVATIONS[act](gated) * raised
 
 
 def norm_matmul(x: mx.array, w: QTensor, norm: Norm) -> tuple[mx.array, mx.array]:

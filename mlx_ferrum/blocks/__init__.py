@@ -18,7 +18,7 @@ from .q5_k import Q5_K
 from .q6_k import Q6_K
 from .q8_0 import Q8_0
 from .q8_k import Q8_K
-from .unsupported import UNSUPPORTED
+from .unsupported import REMOVED, UNSUPPORTED
 
 SUPPORTED: tuple[type[Block], ...] = (
     *(F32, F16, BF16),
@@ -62,6 +62,7 @@ __all__ = [
     "Q6_K",
     "Q8_0",
     "Q8_K",
+    "REMOVED",
     "SUPPORTED",
     "TYPES",
     "Block",

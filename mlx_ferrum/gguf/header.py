@@ -12,13 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mlx_ferrum.blocks import TYPES
+from mlx_ferrum.blocks import REMOVED, TYPES
 
 from .values import Cursor, failure
 
 MAX_ENTRIES = 1 << 16  # metadata values, and tensors; the largest models have some thousand tensors
 MAX_ALIGNMENT = 1 << 24
 MAX_DIMENSION = (1 << 31) - 1  # MLX's dimensions are int32
+_TEXT = ("general.architecture", "tokenizer.")  # keys whose text is more than shown
 _SMALLEST_VALUE = 8 + 1 + 4 + 1
 _SMALLEST_TENSOR = 8 + 1 + 4 + 8 + 4 + 8
 
@@ -126,7 +127,8 @@ def _metadata(cursor: Cursor, count: int) -> dict[str, Any]:
         key = cursor.name(f"metadata key {i}")
         if key in metadata:
             cursor.fail(f"metadata key {i}", f"a second {quoted(key)}", "every key once")
-        metadata[key] = cursor.value(f"metadata {quoted(key)}")
+        is_used = key.startswith(_TEXT)
+        metadata[key] = cursor.value(f"metadata {quoted(key)}", "strict" if is_used else "replace")
     return metadata
 
 
@@ -159,6 +161,10 @@ def _tensor(cursor: Cursor, index: int, alignment: int, part: int) -> TensorInfo
     if not all(0 < n <= MAX_DIMENSION for n in shape):
         cursor.fail(f"{field}: shape", str(shape), f"dimensions from 1 to {MAX_DIMENSION}")
     kind = cursor.u32(f"{field}: type")
+    if kind in REMOVED:
+        name, instead = REMOVED[kind]
+        found = f"{kind}, {name}, a type that ggml has removed"
+        cursor.fail(f"{field}: type", found, f"the model's {instead} file instead")
     if kind not in TYPES:
         cursor.fail(f"{field}: type", f"{kind}", f"a ggml type, one of {sorted(TYPES)}")
     block = TYPES[kind]
@@ -182,8 +188,9 @@ def _placed(cursor: Cursor, tensors: list[TensorInfo], alignment: int) -> list[T
     for t in sorted(placed, key=lambda t: t.offset):
         field, stop = f"tensor {quoted(t.name)}: data", t.offset + t.nbytes
         if stop > size:
-            expected = f"at most {size}, the file's size (is the download complete?)"
-            cursor.fail(field, f"bytes up to {stop}", expected)
+            needed = max(t.offset + t.nbytes for t in placed)
+            expected = f"{needed}, where the last tensor ends (is the download complete?)"
+            cursor.fail(field, f"a file truncated at {size} bytes", expected)
         if t.offset < taken:
             expected = f"{taken} or more, where {taken_by} ends"
             cursor.fail(field, f"bytes from {t.offset}", expected)

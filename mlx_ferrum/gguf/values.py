@@ -2,7 +2,8 @@
 
 Knows nothing of keys or tensors. All is little-endian; a string is a uint64 length and that many
 bytes of UTF-8; an array is a uint32 element type, a uint64 count and the elements, which may be
-arrays again. Text that is not UTF-8 is refused, so that every str that leaves here can be encoded.
+arrays again. Bytes that are not UTF-8 are refused, or become U+FFFD where the caller says so: every str
+that leaves here can be encoded.
 """
 
 from __future__ import annotations
@@ -51,9 +52,12 @@ def failure(path: Path, field: str, found: str, expected: str) -> ValueError:
 class Strings(Sequence[str]):
     """Strings that stay in the file until asked for; `list(strings)` is the fast way to all."""
 
-    def __init__(self, mapped: mmap.mmap, bounds: np.ndarray) -> None:
-        """bounds: (n + 1,) int64; string i is an 8-byte length at bounds[i], then its text."""
-        self._mapped, self._bounds = mapped, bounds
+    def __init__(self, mapped: mmap.mmap, bounds: np.ndarray, errors: str = "strict") -> None:
+        """bounds: (n + 1,) int64; string i is an 8-byte length at bounds[i], then its text.
+
+        errors: of `bytes.decode`
+        """
+        self._mapped, self._bounds, self._errors = mapped, bounds, errors
 
     def __len__(self) -> int:
         return len(self._bounds) - 1
@@ -61,7 +65,8 @@ class Strings(Sequence[str]):
     def __iter__(self) -> Iterator[str]:
         bounds = (self._bounds - self._bounds[0]).tolist()
         text = self._mapped[self._bounds[0] : self._bounds[-1]]
-        return iter([text[a + 8 : b].decode() for a, b in pairwise(bounds)])
+        errors = self._errors
+        return iter([text[a + 8 : b].decode(errors=errors) for a, b in pairwise(bounds)])
 
     @overload
     def __getitem__(self, index: int) -> str: ...
@@ -74,7 +79,8 @@ class Strings(Sequence[str]):
         if not -len(self) <= i < len(self):
             raise IndexError(f"string {i} of {len(self)}")
         i %= len(self)
-        return self._mapped[self._bounds[i] + 8 : self._bounds[i + 1]].decode()
+        raw = self._mapped[self._bounds[i] + 8 : self._bounds[i + 1]]
+        return raw.decode(errors=self._errors)
 
     def __repr__(self) -> str:
         return f"Strings({len(self)})"
@@ -90,6 +96,7 @@ class Cursor:
         self.path, self.mapped, self.position = path, mapped, 0
         self.end = min(len(mapped), MAX_HEADER_BYTES)
         self._left = {_STRING: MAX_STRINGS, _ARRAY: MAX_ARRAYS}
+        self._errors = "strict"
 
     def fail(self, field: str, found: str, expected: str) -> NoReturn:
         """Raises the error that says so."""
@@ -118,14 +125,21 @@ class Cursor:
             self.fail(field, "an empty name", "at least one byte")
         return text
 
-    def value(self, field: str) -> Any:
-        """A type and the value after it: int, float, bool, str, or what `_array` returns."""
+    def value(self, field: str, errors: str = "strict") -> Any:
+        """A type and the value after it: int, float, bool, str, or what `_array` returns.
+
+        errors: "strict" refuses text that is not UTF-8, "replace" puts U+FFFD there
+        """
         kind = self.u32(f"{field}: type")
-        if kind == _STRING:
-            return self._string(field, limit=MAX_HEADER_BYTES)
-        if kind == _ARRAY:
-            return self._array(field, depth=1)
-        return self._numbers(kind, 1, field)[0].item()
+        self._errors = errors
+        try:
+            if kind == _STRING:
+                return self._string(field, limit=MAX_HEADER_BYTES)
+            if kind == _ARRAY:
+                return self._array(field, depth=1)
+            return self._numbers(kind, 1, field)[0].item()
+        finally:
+            self._errors = "strict"
 
     def _array(self, field: str, depth: int) -> np.ndarray | Strings | list[Any]:
         """Numbers as an aligned read-only ndarray, strings as Strings, arrays as a list."""
@@ -161,7 +175,7 @@ class Cursor:
         start = self._advance(length, field)
         raw = self.mapped[start : self.position]
         try:
-            return raw.decode()
+            return raw.decode(errors=self._errors)
         except UnicodeDecodeError as error:
             self.fail(field, f"byte 0x{raw[error.start]:02x} at {start + error.start}", "UTF-8")
 
@@ -180,8 +194,9 @@ class Cursor:
             append(position)
         self.position = position
         strings = np.frombuffer(bounds, np.int64)
-        self._check_text(strings, field)
-        return Strings(mapped, strings)
+        if self._errors == "strict":
+            self._check_text(strings, field)
+        return Strings(mapped, strings, self._errors)
 
     def _check_text(self, bounds: np.ndarray, field: str) -> None:
         """With every length zeroed, the whole is UTF-8 exactly if each string is."""
@@ -206,7 +221,8 @@ class Cursor:
         """Steps over `size` bytes that are there; returns where they begin."""
         start, left = self.position, self.end - self.position
         if size > left:
-            limit = "file" if self.end == len(self.mapped) else "longest header that is read"
-            self.fail(field, f"{size} bytes at {start}", f"at most {left}: the {limit} ends there")
+            is_all = self.end == len(self.mapped)
+            limit = "file ends there, truncated?" if is_all else "longest header read ends there"
+            self.fail(field, f"{size} bytes at {start}", f"at most {left}: the {limit}")
         self.position = start + size
         return start

@@ -40,11 +40,16 @@ def expert_args(m: Metadata, *, size: int, shared_size: int = 0, normalise: bool
     normalise: what the architecture does where the file does not say
     """
     count = m.size("expert_count", most=MAX_EXPERTS)
+    if size < 1:
+        raise ValueError(
+            f"{m.architecture}: expected the width of an expert in expert_feed_forward_length or "
+            "feed_forward_length, found none"
+        )
     return ExpertArgs(
         count=count,
         size=size,
         shared_size=shared_size,
-        dense_layers=m.size("leading_dense_block_count", 0, m.size("block_count"), least=0),
+        dense_layers=m.size("leading_dense_block_count", 0, m.size("block_count"), zero=0),
         by_scores=_gating(m) != SOFTMAX_OF_CHOSEN,
         routing=_routing(m, count, normalise),
     )
@@ -53,11 +58,12 @@ def expert_args(m: Metadata, *, size: int, shared_size: int = 0, normalise: bool
 def expert_size(m: Metadata) -> int:
     """`expert_feed_forward_length`; a file without it says how wide all of a token's experts are together."""
     used = m.size("expert_used_count", most=MAX_EXPERTS)
-    return m.size("expert_feed_forward_length", m.size("feed_forward_length") // used)
+    share = m.size("feed_forward_length", 0, zero=0) // used
+    return m.size("expert_feed_forward_length", share, zero=share)
 
 
 def _gating(m: Metadata) -> int:
-    return m.size("expert_gating_func", SOFTMAX, SOFTMAX_OF_CHOSEN)
+    return m.size("expert_gating_func", SOFTMAX, SOFTMAX_OF_CHOSEN, zero=SOFTMAX)
 
 
 def _routing(m: Metadata, count: int, normalise: bool) -> Routing:
@@ -72,7 +78,7 @@ def _routing(m: Metadata, count: int, normalise: bool) -> Routing:
         used=m.size("expert_used_count", most=count // groups * groups_used),
         gating="softmax" if of_chosen else _GATINGS[function],
         normalise=of_chosen or m.get("expert_weights_norm", bool, normalise),
-        scale=m.positive("expert_weights_scale", 1.0),
+        scale=m.positive("expert_weights_scale", 1.0, zero=1.0),
         groups=groups,
         groups_used=groups_used,
     )
@@ -80,9 +86,10 @@ def _routing(m: Metadata, count: int, normalise: bool) -> Routing:
 
 def _groups(m: Metadata, count: int) -> tuple[int, int]:
     """How many groups of two experts or more there are, and how many of them a token chooses among."""
-    groups = m.size("expert_group_count", 1, max(1, count // 2))
+    groups = m.size("expert_group_count", 1, max(1, count // 2), zero=1)
     if count % groups:
         raise ValueError(
             f"{m.architecture}.expert_group_count: expected a divisor of {count} experts, found {groups}"
         )
-    return groups, m.size("expert_group_used_count", groups, groups)
+    unset = 1 if groups == 1 else None
+    return groups, m.size("expert_group_used_count", groups, groups, zero=unset)

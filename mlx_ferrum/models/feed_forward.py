@@ -5,9 +5,8 @@ from __future__ import annotations
 import mlx.core as mx
 
 from .. import ops
-from ..nn import Experts, GatedMLP, QLinear, RMSNorm
+from ..nn import Experts, GatedMLP, RMSNorm
 from ..profile import stage
-from ..tensor import QTensor
 from .base import MLP, BaseArgs, Weights
 from .experts import ExpertArgs
 
@@ -22,11 +21,11 @@ class SharedExpert(GatedMLP):
     def __init__(self, args: BaseArgs, size: int, w: Weights) -> None:
         hidden = args.hidden_size
         super().__init__(
-            w.tensor("ffn_gate_shexp.weight", size, hidden),
-            w.tensor("ffn_up_shexp.weight", size, hidden),
+            w.linear("ffn_gate_shexp", size, hidden),
+            w.linear("ffn_up_shexp", size, hidden),
             w.linear("ffn_down_shexp", hidden, size),
         )
-        self.share = QLinear(_as_row(w, "ffn_gate_inp_shexp.weight", hidden))
+        self.share = w.linear("ffn_gate_inp_shexp", 1, hidden)
 
     @stage("shared expert")
     def __call__(
@@ -72,11 +71,3 @@ def _experts(args: BaseArgs, experts: ExpertArgs, w: Weights) -> Experts:
         bias=w.vector(SELECTION_BIAS, count) if has_bias else None,
         shared=SharedExpert(args, experts.shared_size, w) if experts.shared_size else None,
     )
-
-
-def _as_row(w: Weights, name: str, k: int) -> QTensor:
-    """A vector (k,) as a matrix (1, k), which files may have as well."""
-    found = w.tensors.get(w.prefix + name)
-    shape = (1, k) if found is not None and len(found.shape) == 2 else (k,)
-    vector = w.tensor(name, *shape)
-    return QTensor(vector.block, (1, k), vector.buffer, vector.offset)

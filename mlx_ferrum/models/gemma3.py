@@ -40,7 +40,7 @@ class ModelArgs(BaseArgs):
         return fields | {
             "windows": windows(m, fields["num_layers"]),
             "rope_local": plain,
-            "final_softcap": m.get("final_logit_softcapping", float, 0.0),
+            "final_softcap": m.positive("final_logit_softcapping", 0.0, zero=0.0),
         }
 
     @property
@@ -52,18 +52,21 @@ class ModelArgs(BaseArgs):
 
 
 def windows(m: Metadata, layers: int) -> tuple[int | None, ...]:
-    """The window of each layer; the pattern is a period, or one flag a layer that says whether it slides."""
-    if "attention.sliding_window" not in m:
+    """The window of each layer; the pattern is a period, or one flag a layer that says whether it slides.
+
+    A window of 0 is none; a period of 0 leaves no layer without a window.
+    """
+    size, name = m.size("attention.sliding_window", 0, zero=0), "attention.sliding_window_pattern"
+    if size == 0:
         return (None,) * layers
-    size, name = m.size("attention.sliding_window"), "attention.sliding_window_pattern"
     if isinstance(m.raw(name), np.ndarray):
         slides = m.get(name, np.ndarray).astype(bool).tolist()
     else:
-        period = m.size(name, FULL_EVERY)
-        slides = [(i + 1) % period != 0 for i in range(layers)]
-    if len(slides) != layers:
+        period = m.size(name, FULL_EVERY, zero=0)
+        slides = [period == 0 or (i + 1) % period != 0 for i in range(layers)]
+    if len(slides) < layers:
         raise ValueError(f"{m.architecture}.{name}: expected {layers} flags, found {len(slides)}")
-    return tuple(size if slide else None for slide in slides)
+    return tuple(size if slide else None for slide in slides[:layers])
 
 
 class Attention(llama.Attention):

@@ -42,11 +42,12 @@ class Attention(nn.Module):
         super().__init__()
         self.args, self._rope = args, rope
         d, hidden = args.head_dim, args.hidden_size
-        self.qkv_proj = FusedLinear(
-            w.linear("attn_q", args.num_heads * d, hidden),
-            w.linear("attn_k", args.num_kv_heads * d, hidden),
-            w.linear("attn_v", args.num_kv_heads * args.value_dim, hidden),
-        )
+        rows = {
+            "attn_q": args.num_heads * d,
+            "attn_k": args.num_kv_heads * d,
+            "attn_v": args.num_kv_heads * args.value_dim,
+        }
+        self.qkv_proj = FusedLinear(*w.linears("attn_qkv", hidden, rows))
         self.o_proj = w.linear("attn_output", hidden, args.num_heads * args.value_dim)
         if self.head_norms:
             self.q_norm = w.norm("attn_q_norm", d, args.norm_eps)

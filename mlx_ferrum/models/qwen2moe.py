@@ -18,7 +18,8 @@ class ModelArgs(BaseArgs):
     @classmethod
     def fields(cls, m: Metadata) -> dict[str, Any]:
         fields = super().fields(m)
-        shared = m.size("expert_shared_feed_forward_length", fields["intermediate_size"])
+        dense = fields["intermediate_size"]
+        shared = m.size("expert_shared_feed_forward_length", dense, zero=dense)
         experts = expert_args(m, size=expert_size(m), shared_size=shared, normalise=False)
         return fields | {"experts": experts}
 

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from typing import Any
 
+from ..notice import warn
 from .merging import merge
 from .pretokenizers import PreTokenizer
 from .spaces import SPACE, SpaceWords
@@ -80,11 +81,11 @@ class BytePairEncoder:
         return tuple(i for symbol in symbols for i in self._symbol(symbol))
 
     def _symbol(self, symbol: str) -> Iterable[int]:
-        """The id of a symbol, or those of its bytes where the vocabulary has byte tokens."""
+        """The id of a symbol, or of a merged one that is no token those of its bytes, as llama.cpp does."""
         if symbol in self._ids:
             return (self._ids[symbol],)
-        if not self._pre.raw:
-            return ()
+        if not self._pre.raw:  # a byte of UTF-8 is a token's text only in ASCII
+            return (self._ids[c] for c in symbol if c.isascii() and c in self._ids)
         names = (f"<0x{byte:02X}>" for byte in symbol.encode("utf-8", "surrogatepass"))
         return (self._ids[name] for name in names if name in self._ids)
 
@@ -97,12 +98,18 @@ def read_merges(metadata: Mapping[str, Any], required: bool) -> list[str]:
 
 
 def _check(merges: list[str], ids: Mapping[str, int]) -> None:
-    """ValueError for a merge that is not two tokens which together are a third."""
+    """ValueError for too many merges; a warning if some are not two tokens which together are a third.
+
+    Those are applied nevertheless, since llama.cpp does so; see `_symbol` for what becomes of the result.
+    """
     if len(merges) > MAX_TOKENS:
         raise ValueError(f"{MERGES}: {len(merges)} merges found, expected at most {MAX_TOKENS}")
-    for place, text in enumerate(merges):
-        left, space, right = text.partition(" ")
-        if not (space and left in ids and right in ids and left + right in ids):
-            raise ValueError(
-                f"{MERGES}[{place}]: {text!r} found, expected two tokens that make one"
-            )
+    wrong = [text for text in merges if not _makes_token(text, ids)]
+    if wrong:
+        shown = repr(wrong[0][:40])
+        warn(f"{MERGES}: {len(wrong)} of {len(merges)} merges make no token, the first is {shown}")
+
+
+def _makes_token(merge: str, ids: Mapping[str, int]) -> bool:
+    left, space, right = merge.partition(" ")
+    return bool(space) and left in ids and right in ids and left + right in ids

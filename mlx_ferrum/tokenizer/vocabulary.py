@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from ..notice import warn
+
 MAX_TOKENS = 1 << 24
 _PREFIX = "tokenizer.ggml."
 _BYTE_TOKEN = re.compile("<0x[0-9A-Fa-f]{2}>")
@@ -216,29 +218,32 @@ def _numbers(metadata: Mapping[str, Any], name: str, count: int, kinds: str) -> 
     array = np.asarray(value)
     if array.ndim != 1 or array.dtype.kind not in kinds:
         raise ValueError(f"{key}: {type(value).__name__} found, expected an array of numbers")
-    if len(array) != count:
+    if len(array) < count:
         raise ValueError(f"{key}: {len(array)} values found, expected {count}, one a token")
-    return array
+    return array[:count]
 
 
 def _special_ids(
     metadata: Mapping[str, Any], count: int, defaults: Mapping[str, int]
 ) -> dict[str, int | None]:
-    """Ids of special tokens by metadata name: from the file, or the default if it is a token."""
-    names = {"bos", "eos", "eot", "eom", "unknown", "seperator", "padding", "mask"}
-    keys = {f"{name}_token_id" for name in names} | {
-        key for keys, _, _ in _FILL_TEXTS for key in keys
-    }
+    """Ids of special tokens by metadata name: from the file, or the default if it is a token.
+
+    An id that is no token is as good as none, as in llama.cpp: files write -1 or the size of a padded vocabulary.
+    """
+    names = ("bos", "eos", "eot", "eom", "unknown", "seperator", "padding", "mask")
+    keys = [f"{name}_token_id" for name in names]
+    keys += [key for keys, _, _ in _FILL_TEXTS for key in keys]
     ids: dict[str, int | None] = {}
     for key in keys:
+        default = defaults.get(key, count)
+        ids[key] = default if default < count else None
         value = metadata.get(_PREFIX + key)
         if value is None:
-            default = defaults.get(key, count)
-            ids[key] = default if default < count else None
-        elif isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)):
+            continue
+        if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)):
             raise ValueError(f"{_PREFIX}{key}: {value!r} found, expected a token id")
-        elif not 0 <= value < count:
-            raise ValueError(f"{_PREFIX}{key}: {value} found, expected an id below {count}")
-        else:
+        if 0 <= value < count:
             ids[key] = int(value)
+        else:
+            warn(f"{_PREFIX}{key}: {value} is ignored, there are {count} tokens")
     return ids
