@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 import pytest
+from sampling import min_p, softmax, top_k, top_p, typical
 
 from mlx_ferrum import sample
 from mlx_ferrum.generate.step import token_ids
@@ -33,44 +35,6 @@ def random_logprobs(seed: int, banned: int = 0) -> np.ndarray:
     logits[rng.permutation(VOCAB)[:banned]] = -np.inf
     with np.errstate(divide="ignore"):
         return np.asarray(np.log(softmax(logits)))
-
-
-def softmax(logits: np.ndarray) -> np.ndarray:
-    weights = np.exp(logits - logits.max())
-    return np.asarray(weights / weights.sum())
-
-
-def kept_by_mass(probs: np.ndarray, order: np.ndarray, mass: float) -> set[int]:
-    kept: set[int] = set()
-    total = 0.0
-    for token in order:
-        kept.add(int(token))
-        total += probs[token]
-        if total >= mass:
-            break
-    return kept
-
-
-def top_k(logprobs: np.ndarray, k: int) -> set[int]:
-    return set(np.argsort(-logprobs)[:k].tolist())
-
-
-def top_p(logprobs: np.ndarray, p: float) -> set[int]:
-    probs = softmax(logprobs)
-    return kept_by_mass(probs, np.argsort(-probs), p)
-
-
-def min_p(logprobs: np.ndarray, p: float) -> set[int]:
-    probs = softmax(logprobs)
-    return set(np.flatnonzero(probs >= p * probs.max()).tolist())
-
-
-def typical(logprobs: np.ndarray, p: float) -> set[int]:
-    probs = softmax(logprobs)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        surprise = -np.log(probs)
-        entropy = np.nansum(probs * surprise)
-    return kept_by_mass(probs, np.argsort(np.abs(surprise - entropy)), p)
 
 
 FILTERS: list[tuple[Any, Any, float]] = [
@@ -101,10 +65,44 @@ def test_a_filter_keeps_what_its_definition_says(
     np.testing.assert_allclose(np.diff(first[kept]), np.diff(logprobs[kept]), atol=1e-5)
 
 
-@pytest.mark.parametrize("make", [sample.by_top_p, sample.by_typical])
-def test_a_mass_of_nothing_still_keeps_one_token(make: Callable[[float], sample.Filter]) -> None:
-    kept = np.isfinite(np.asarray(make(0.0)(given([random_logprobs(2)]))))
-    assert kept.sum() == 1
+@pytest.mark.parametrize("value", [0.0, 1e-9, 1e-4])
+@pytest.mark.parametrize(("ours", "order"), [(sample.by_top_p, 0), (sample.by_typical, 1)])
+def test_a_mass_of_nothing_keeps_one_token_as_a_small_one_does(
+    ours: Callable[[float], sample.Filter], order: int, value: float
+) -> None:
+    logprobs = random_logprobs(2)
+    nearest = (top_k(logprobs, 1), typical(logprobs, 0.0))[order]
+    assert set(np.flatnonzero(np.isfinite(np.asarray(ours(value)(given(logprobs)))))) == nearest
+
+
+@pytest.mark.parametrize(
+    ("name", "off", "near"),
+    [("top_p", 1.0, 1 - 1e-7), ("typical_p", 1.0, 1 - 1e-7), ("min_p", 0.0, 1e-12)],
+)
+def test_a_filter_that_is_off_is_the_limit_of_small_changes(
+    name: str, off: float, near: float
+) -> None:
+    rows = mx.array(np.tile(random_logprobs(4), (300, 1)).astype(np.float32))
+    without, barely = (
+        token_ids(sample.make_sampler(1.0, seed=3, **{name: value})(rows))  # type: ignore[arg-type]
+        for value in (off, near)
+    )
+    assert without == barely
+
+
+@pytest.mark.parametrize("name", ["top_p", "top_k", "temp"])
+def test_the_least_of_a_filter_is_the_most_likely_token(name: str) -> None:
+    logprobs = random_logprobs(6)
+    rows = mx.array(np.tile(logprobs, (300, 1)).astype(np.float32))
+    values = {"top_p": [0, 0.0, 1e-9], "top_k": [1], "temp": [0, 1e-7, 1e-5]}[name]
+    for value in values:
+        draw = sample.make_sampler(**{"temp": 1.0, "seed": 0, name: value})  # type: ignore[arg-type]
+        assert set(token_ids(draw(rows))) == {int(logprobs.argmax())}, value
+
+
+def test_a_min_p_of_one_keeps_the_most_likely_and_its_equals() -> None:
+    rows = given(np.log([[0.4, 0.2, 0.4]]))
+    assert np.isfinite(np.asarray(sample.by_min_p(1.0)(rows))).tolist() == [[True, False, True]]
 
 
 @pytest.mark.parametrize("spread", [0.01, 1.0, 4.0])
@@ -128,52 +126,6 @@ def test_filters_read_probabilities_of_what_the_filter_before_left() -> None:
         draw = sample.make_sampler(1.0, top_k=2, top_p=p, seed=1)
         rows = mx.array(np.tile(logprobs, (500, 1)))
         assert set(token_ids(draw(rows))) == set(range(count))
-
-
-def chi_square(tokens: np.ndarray, probs: np.ndarray) -> tuple[float, int]:
-    """The statistic over the tokens that can occur, and its degrees of freedom."""
-    counts = np.bincount(tokens, minlength=len(probs))
-    assert not counts[probs == 0].any(), "a token was drawn that has no probability"
-    counts, expected = counts[probs > 0], len(tokens) * probs[probs > 0]
-    return float(((counts - expected) ** 2 / expected).sum()), len(expected) - 1
-
-
-DRAWS = 40_000
-CHAINS: list[tuple[dict[str, float], Callable[[np.ndarray], set[int]]]] = [
-    ({}, lambda _: set(range(8))),
-    ({"temp": 0.5}, lambda _: set(range(8))),
-    ({"temp": 2.0}, lambda _: set(range(8))),
-    ({"temp": 1.5, "top_k": 3}, lambda lp: top_k(lp, 3)),
-    ({"top_p": 0.8}, lambda lp: top_p(lp, 0.8)),
-    ({"min_p": 0.3, "temp": 0.7}, lambda lp: min_p(lp, 0.3)),
-    ({"typical_p": 0.6}, lambda lp: typical(lp, 0.6)),
-]
-
-
-@pytest.mark.parametrize(("options", "kept"), CHAINS)
-def test_draws_have_the_right_frequencies(
-    options: dict[str, float], kept: Callable[[np.ndarray], set[int]]
-) -> None:
-    logprobs = np.log(softmax(np.random.default_rng(5).normal(size=8)))
-    draw = sample.make_sampler(**{"temp": 1.0, "seed": 11, **options})  # type: ignore[arg-type]
-    tokens = np.asarray(draw(mx.array(np.tile(logprobs, (DRAWS, 1)).astype(np.float32))))
-    mask = np.isin(np.arange(8), list(kept(logprobs)))
-    probs = softmax(np.where(mask, logprobs, -np.inf) / options.get("temp", 1.0))
-    statistic, freedom = chi_square(tokens, probs)
-    assert statistic < freedom + 5 * np.sqrt(2 * max(freedom, 1))  # five standard deviations
-
-
-@pytest.mark.parametrize("probability", [0.0, 0.25, 1.0])
-def test_xtc_drops_all_top_choices_but_the_least_likely(probability: float) -> None:
-    probs = np.array([0.4, 0.05, 0.25, 0.2, 0.1])
-    draw = sample.make_sampler(
-        1.0, xtc_probability=probability, xtc_threshold=0.15, xtc_special_tokens=[2], seed=2
-    )
-    tokens = np.asarray(draw(mx.array(np.log(np.tile(probs, (DRAWS, 1))).astype(np.float32))))
-    without = np.where(np.isin(np.arange(5), [0]), 0, probs)  # 3 is the least likely, 2 is special
-    mixed = probability * without / without.sum() + (1 - probability) * probs
-    statistic, freedom = chi_square(tokens, mixed)
-    assert statistic < freedom + 5 * np.sqrt(2 * freedom)
 
 
 def test_xtc_needs_two_top_choices() -> None:
@@ -224,15 +176,26 @@ def test_no_temperature_at_all_is_greedy(temp: float) -> None:
         ("typical_p", 2.0),
         ("xtc_probability", 1.5),
         ("seed", -1),
+        ("seed", 2**64),
+        ("seed", 1.5),
+        ("temp", 1e31),
+        ("temp", "1"),
+        ("temp", None),
+        ("temp", True),
+        ("top_p", -1e-9),
+        ("top_k", True),
+        ("min_p", [0.1]),
     ],
 )
-def test_a_value_out_of_range_is_named(name: str, value: float) -> None:
-    with pytest.raises(ValueError, match=rf"{name} is {value}, expected"):
-        sample.make_sampler(**{"temp": 1.0, name: value})  # type: ignore[arg-type]
+def test_a_value_out_of_range_or_of_another_type_is_named(name: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=re.escape(f"{name} is {value!r}, expected a")):
+        sample.make_sampler(**{"temp": 1.0, name: value})
 
 
 def test_an_xtc_threshold_that_finds_nothing_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"xtc_threshold is 0\.6, expected 0 to 0\.5"):
+    with pytest.raises(
+        ValueError, match=r"xtc_threshold is 0\.6, expected a number from 0 to 0\.5"
+    ):
         sample.make_sampler(1.0, xtc_probability=0.5, xtc_threshold=0.6)
 
 
@@ -251,7 +214,7 @@ def penalized(
     ("repetition", "presence", "frequency"),
     [(1.3, 0, 0), (0.8, 0, 0), (1, 0.7, 0), (1, -0.7, 0), (1, 0, 0.4), (1.2, 0.5, 0.25)],
 )
-@pytest.mark.parametrize("window", [1, 5, 64, None])
+@pytest.mark.parametrize("window", [0, 1, 5, 64, None])
 def test_penalties(
     repetition: float, presence: float, frequency: float, window: int | None
 ) -> None:
@@ -264,7 +227,7 @@ def test_penalties(
         frequency_penalty=frequency,
         penalty_window=window,
     )
-    seen = tokens if window is None else tokens[-window:]
+    seen = tokens if window is None else tokens[len(tokens) - min(window, len(tokens)) :]
     ours = np.asarray(process(mx.array(tokens, mx.uint32), mx.array(logits)))
     theirs = [penalized(row, seen, repetition, presence, frequency) for row in logits]
     np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=1e-6)
@@ -290,7 +253,11 @@ def test_processors_that_do_nothing_are_left_out() -> None:
         {"repetition_penalty": float("inf")},
         {"presence_penalty": float("nan")},
         {"frequency_penalty": float("inf")},
-        {"frequency_penalty": 1.0, "penalty_window": 0},
+        {"frequency_penalty": 1.0, "penalty_window": -1},
+        {"frequency_penalty": "1"},
+        {"logit_bias": {"1": 1.0}},
+        {"logit_bias": {1: "1.0"}},
+        {"logit_bias": {1: None}},
     ],
 )
 def test_processors_refuse_what_has_no_meaning(options: dict[str, float]) -> None:

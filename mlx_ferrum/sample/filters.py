@@ -10,7 +10,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-from .arrays import Array, check, keep_largest, keep_mass, kind, log_softmax, uniform
+from .arrays import Array, keep_largest, keep_mass, kind, log_softmax, uniform
+from .checks import check_integer, check_number
 from .keys import Keys
 
 Filter = Callable[[Array], Array]
@@ -18,8 +19,7 @@ Filter = Callable[[Array], Array]
 
 def by_top_k(k: int) -> Filter:
     """Keep exactly the `k` most likely tokens."""
-    if not isinstance(k, int) or k < 1:
-        raise ValueError(f"top_k is {k}, expected an integer of at least 1 (0 switches it off)")
+    check_integer("top_k", k, 1)
 
     def apply(logprobs: Array) -> Array:
         if k >= logprobs.shape[-1]:
@@ -32,9 +32,10 @@ def by_top_k(k: int) -> Filter:
 def by_top_p(p: float) -> Filter:
     """Keep the fewest tokens, the most likely first, that together have probability `p`.
 
+    1 keeps every token, 0 only the most likely one.
     Source: nucleus sampling, arXiv:1904.09751.
     """
-    check("top_p", p, 0, 1)
+    check_number("top_p", p, 0, 1)
 
     def apply(logprobs: Array) -> Array:
         logprobs = log_softmax(logprobs)
@@ -46,9 +47,10 @@ def by_top_p(p: float) -> Filter:
 def by_typical(p: float) -> Filter:
     """Keep the fewest tokens, nearest the entropy first, that together have probability `p`.
 
+    1 keeps every token, 0 only the one nearest the entropy.
     Source: locally typical sampling, arXiv:2202.00666.
     """
-    check("typical_p", p, 0, 1)
+    check_number("typical_p", p, 0, 1)
 
     def apply(logprobs: Array) -> Array:
         logprobs = log_softmax(logprobs)
@@ -63,9 +65,10 @@ def by_typical(p: float) -> Filter:
 def by_min_p(p: float) -> Filter:
     """Keep the tokens that are at least `p` times as likely as the most likely one.
 
+    0 keeps every token, 1 only the most likely one and its equals.
     Source: min-p sampling, arXiv:2407.01082.
     """
-    check("min_p", p, 0, 1)
+    check_number("min_p", p, 0, 1)
     gap = math.log(p) if p > 0 else -math.inf
 
     def apply(logprobs: Array) -> Array:
@@ -83,8 +86,8 @@ def by_xtc(
     "Exclude top choices": `special_tokens` (end of text, newline) are never removed. A threshold
     above 0.5 could never find two such tokens and is refused.
     """
-    check("xtc_probability", probability, 0, 1)
-    check("xtc_threshold", threshold, 0, 0.5)
+    check_number("xtc_probability", probability, 0, 1)
+    check_number("xtc_threshold", threshold, 0, 0.5)
 
     def apply(logprobs: Array) -> Array:
         xp = kind(logprobs)

@@ -7,6 +7,8 @@ import threading
 import mlx.core as mx
 import numpy as np
 
+from .checks import check_integer
+
 
 class _Thread(threading.local):
     """The generator of each thread but the main one.
@@ -23,14 +25,17 @@ _thread = _Thread()
 
 
 class Keys:
-    """Fresh randomness for MLX and NumPy, in any thread.
+    """Random numbers for MLX and NumPy, in any thread.
 
     seed: None for MLX's global generator in the main thread, and the system's entropy in others
+
+    Raises:
+        ValueError: the seed is not an integer from 0 to 2**64 - 1.
     """
 
     def __init__(self, seed: int | None = None) -> None:
-        if seed is not None and not 0 <= seed < 2**64:
-            raise ValueError(f"seed is {seed}, expected 0 to 2**64 - 1")
+        if seed is not None:
+            check_integer("seed", seed, 0, 2**64 - 1)
         self._generator = None if seed is None else np.random.default_rng(seed)
 
     def next(self) -> mx.array | None:
@@ -39,12 +44,13 @@ class Keys:
         # made of numbers, so never lazy: the next draw may be another thread's
         return None if own is None else mx.array(own.integers(0, 1 << 32, 2, np.uint32))
 
-    def generator(self) -> np.random.Generator:
-        """NumPy's generator to draw from now."""
+    def uniform(self, shape: tuple[int, ...]) -> np.ndarray:
+        """Float64 numbers in [0, 1), of 48 random bits or more."""
         own = self._own()
         if own is not None:
-            return own
-        return np.random.default_rng(np.asarray(mx.random.randint(0, 1 << 30, (4,))))
+            return own.random(shape)
+        high, low = np.asarray(mx.random.uniform(shape=(2, *shape)), np.float64)  # of 24 bits each
+        return (np.floor(high * 2**24) + low) / 2**24
 
     def _own(self) -> np.random.Generator | None:
         """The generator to use in the place of MLX's."""

@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping
 
 import mlx.core as mx
 
+from .checks import check_integer, check_number
+
 Processor = Callable[[mx.array, mx.array], mx.array]
 
 
@@ -39,10 +41,9 @@ def make_processors(
 def bias(values: Mapping[int, float]) -> Processor:
     """Add `values[id]` to the logit of token `id`; -inf bans the token."""
     for token, value in values.items():
-        if token < 0 or math.isnan(value) or value == math.inf:
-            raise ValueError(
-                f"logit_bias of token {token} is {value}, expected a number or -inf, and an id >= 0"
-            )
+        check_integer("a key of logit_bias", token, 0)
+        if value != -math.inf:
+            check_number(f"logit_bias of token {token}", value)
     largest = max(values)
     ids = mx.array(list(values.keys()))
     added = mx.array(list(values.values()), mx.float32)
@@ -63,24 +64,25 @@ def penalties(
     frequency: float = 0.0,
     window: int | None = 64,
 ) -> Processor:
-    """Make tokens less likely that occur among the last `window` (None: all), prompt included.
+    """Make tokens less likely that occur among the last `window`, prompt included.
+
+    A window of None is all tokens, one of 0 none.
 
     A token that occurs c > 0 times has its logit divided by `repetition` where positive, else
     multiplied (arXiv:1909.05858), and then `presence + c * frequency` subtracted (the OpenAI API's
     definition). Negative `presence` and `frequency` make repetition more likely.
     """
-    if not (repetition > 0 and math.isfinite(repetition)):
+    check_number("repetition_penalty", repetition)
+    if repetition <= 0:
         raise ValueError(f"repetition_penalty is {repetition}, expected a number above 0")
-    if not (math.isfinite(presence) and math.isfinite(frequency)):
-        raise ValueError(
-            f"presence_penalty is {presence} and frequency_penalty {frequency}, expected numbers"
-        )
-    if window is not None and window < 1:
-        raise ValueError(f"penalty_window is {window}, expected at least 1, or None for all tokens")
+    check_number("presence_penalty", presence)
+    check_number("frequency_penalty", frequency)
+    if window is not None:
+        check_integer("penalty_window", window, 0)
 
     def apply(tokens: mx.array, logits: mx.array) -> mx.array:
         if window is not None:
-            tokens = tokens[-window:]
+            tokens = tokens[max(0, tokens.size - window) :]
         counts = mx.zeros(logits.shape[-1:]).at[tokens].add(1)  # (vocab,)
         scaled = mx.where(logits > 0, logits / repetition, logits * repetition)
         return mx.where(counts > 0, scaled - (presence + frequency * counts), logits)

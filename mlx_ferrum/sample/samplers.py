@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 
 import mlx.core as mx
 
-from .arrays import Array, at_hand, check, draw, kind, tokens
+from .arrays import Array, at_hand, draw, kind, tokens
+from .checks import check_number
 from .filters import Filter, by_min_p, by_top_k, by_top_p, by_typical, by_xtc
 from .keys import Keys
 
 Sampler = Callable[[mx.array], mx.array]
 
 GREEDY_BELOW = 1e-6  # a temperature below this would overflow float32 and is the argmax anyway
+HOTTEST = 1e30  # float32 has no temperature far above this
 
 
 def make_sampler(
@@ -30,9 +31,11 @@ def make_sampler(
 ) -> Sampler:
     """A sampler: the filters that are switched on, in the order of the arguments, then `temp`.
 
-    The defaults switch every filter off. `temp` 0 is greedy and uses no filter. The same `seed`
-    gives the same tokens whatever else draws random numbers; without one MLX's global generator
-    (`mx.random.seed`) is used in the main thread, and the system's entropy in others.
+    The defaults switch every filter off. `temp` 0 is greedy and uses no filter. `top_p` 0 keeps
+    only the most likely token, as the limit of small values does (mlx-lm takes it as off); so does
+    `top_k` 1, while 0 is off. On one backend the same `seed` gives the same tokens whatever else
+    draws random numbers; without one MLX's global generator (`mx.random.seed`) is used in the main
+    thread, and the system's entropy in others.
 
     Raises:
         ValueError: an argument is out of its range.
@@ -43,13 +46,13 @@ def make_sampler(
         filters.append(by_top_k(top_k))
     if typical_p != 1.0:
         filters.append(by_typical(typical_p))
-    if top_p not in (0.0, 1.0):  # 0 is how mlx-lm says "off"
+    if top_p != 1.0:
         filters.append(by_top_p(top_p))
     if min_p != 0.0:
         filters.append(by_min_p(min_p))
     if xtc_probability != 0.0:
         filters.append(by_xtc(xtc_probability, xtc_threshold, xtc_special_tokens, keys))
-    check("temp", temp, 0, math.inf)
+    check_number("temp", temp, 0, HOTTEST)
     return greedy if temp < GREEDY_BELOW else compose(*filters, last=categorical(temp, keys))
 
 
