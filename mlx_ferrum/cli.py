@@ -228,9 +228,12 @@ def load_model(args: argparse.Namespace) -> tuple[LanguageModel, Tokenizer]:
 def check_writable(path: str | Path) -> None:
     """Raises OSError, which names `path`, if no file can be written there. Nothing is left behind."""
     path = Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, "is a folder, expected a file", str(path))
     if path.exists() and not path.is_file():
-        number = errno.EISDIR if path.is_dir() else errno.EINVAL
-        raise OSError(number, "not a file that can be replaced", str(path))
+        raise OSError(errno.EINVAL, "is not a regular file, so it is not replaced", str(path))
+    if not path.parent.is_dir():
+        raise FileNotFoundError(errno.ENOENT, f"there is no folder {path.parent}", str(path))
     try:
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=".writable-"):
             pass

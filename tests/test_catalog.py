@@ -1,4 +1,4 @@
-"""Names to files, without a network: the index and the hub's functions are replaced."""
+"""Names to files, without a network: the index is replaced."""
 
 from __future__ import annotations
 
@@ -6,13 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import huggingface_hub
 import pytest
-from huggingface_hub import errors
 from tiny_model import MODEL, WHOLE, Index
 
 from mlx_ferrum import catalog
-from mlx_ferrum.catalog import command, hub
+from mlx_ferrum.catalog import command
 
 
 @pytest.fixture
@@ -91,9 +89,11 @@ def touch(folder: Path, *names: str) -> None:
 
 
 def test_resolve_a_file_and_a_folder(tmp_path: Path) -> None:
-    touch(tmp_path, "only.gguf", "readme.txt", "mmproj-only.gguf")
-    assert catalog.resolve(tmp_path / "only.gguf") == tmp_path / "only.gguf"
-    assert catalog.resolve(str(tmp_path)) == tmp_path / "only.gguf"
+    touch(
+        tmp_path, "only.GGUF", "readme.txt", "only.mmproj-f16.gguf", "imatrix.gguf", "._only.gguf"
+    )
+    assert catalog.resolve(tmp_path / "only.GGUF") == tmp_path / "only.GGUF"
+    assert catalog.resolve(str(tmp_path)) == tmp_path / "only.GGUF"
 
 
 def test_resolve_a_folder_with_a_split_model(tmp_path: Path) -> None:
@@ -113,7 +113,12 @@ def test_resolve_a_home_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         ("none", ValueError, "none: no GGUF file in this folder"),
         ("two", ValueError, "two: several models, name one: a.gguf, b.gguf"),
         ("missing.gguf", FileNotFoundError, "missing.gguf: no such file"),
-        ("missing/model", FileNotFoundError, "missing/model: no such file"),
+        ("missing/model", FileNotFoundError, "missing/model: no such .* write hf:missing/model$"),
+        ("a/b:Q4_K_M", FileNotFoundError, "no such file or folder; .* write hf:a/b:Q4_K_M$"),
+        ("https://huggingface.co/a/b", FileNotFoundError, "write hf:a/b$"),
+        ("./missing/model", FileNotFoundError, "missing/model: no such file or folder$"),
+        ("missing/model.gguf", FileNotFoundError, "missing/model.gguf: no such file or folder$"),
+        ("a/b/c", FileNotFoundError, "a/b/c: no such file or folder$"),
         ("smollm3", ValueError, "'smollm3'.*GGUF file.*folder.*hf:owner/repo.*smollm2-135m"),
         ("hf:smollm", ValueError, "hf:smollm: expected hf:owner/repo"),
     ],
@@ -127,84 +132,3 @@ def test_resolve_refuses(
     touch(tmp_path / "two", "b.gguf", "a.gguf")
     with pytest.raises(error, match=message):
         catalog.resolve(name)
-
-
-@pytest.mark.parametrize(
-    ("files", "expected"),
-    [
-        (["README.md", "m-Q8_0.gguf"], "m-Q8_0.gguf"),
-        (["m-Q8_0.gguf", "m-Q4_K_M.gguf", "m-f16.gguf"], "m-Q4_K_M.gguf"),
-        (
-            ["m-q8_0.gguf", "m-q4_k_m-00002-of-00002.gguf", "m-q4_k_m-00001-of-00002.gguf"],
-            "m-q4_k_m-00001-of-00002.gguf",
-        ),
-        (["m.gguf", "mmproj-m-f16.gguf"], "m.gguf"),
-        (
-            ["Q4_K_M/m-00001-of-00002.gguf", "Q4_K_M/m-00002-of-00002.gguf"],
-            "Q4_K_M/m-00001-of-00002.gguf",
-        ),
-    ],
-)
-def test_hub_choice(files: list[str], expected: str) -> None:
-    assert hub.choose("o/r", files) == expected
-
-
-@pytest.mark.parametrize(
-    ("files", "message"),
-    [
-        (["model.safetensors"], "hf:o/r: no GGUF file"),
-        (["m-Q8_0.gguf", "m-Q5_0.gguf"], "name one: hf:o/r:m-Q5_0.gguf, hf:o/r:m-Q8_0.gguf"),
-        (
-            ["a-Q4_K_M.gguf", "b-Q4_K_M.gguf"],
-            "name one: hf:o/r:a-Q4_K_M.gguf, hf:o/r:b-Q4_K_M.gguf",
-        ),
-    ],
-)
-def test_hub_choice_refuses(files: list[str], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        hub.choose("o/r", files)
-
-
-@pytest.mark.parametrize("name", ["hf:o/r", "hf:o/r:m-Q4_K_M-00002-of-00002.gguf"])
-def test_hub_downloads_all_parts(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
-    files = ["m-Q4_K_M-00001-of-00002.gguf", "m-Q4_K_M-00002-of-00002.gguf", "m-Q8_0.gguf"]
-    asked: list[tuple[str, str]] = []
-
-    def download(repo: str, file: str) -> str:
-        asked.append((repo, file))
-        return str(tmp_path / file)
-
-    monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", lambda self, repo: files)
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
-    assert catalog.resolve(name) == tmp_path / files[0]
-    assert asked == [("o/r", files[0]), ("o/r", files[1])]
-
-
-def without_response(error: type[Exception]) -> Exception:
-    """An error of the hub, which only its HTTP client can make in full."""
-    return error.__new__(error)
-
-
-@pytest.mark.parametrize(
-    ("raised", "expected", "message"),
-    [
-        (errors.LocalEntryNotFoundError("x"), ConnectionError, "hf:o/r:m.gguf: not in the cache"),
-        (OSError("disk full"), OSError, "^disk full$"),
-        (ConnectionError("no route"), ConnectionError, "no route"),
-        (errors.HfHubHTTPError.__bases__[0]("refused"), ConnectionError, "refused"),
-        (without_response(errors.RepositoryNotFoundError), ValueError, "no such repository"),
-        (without_response(errors.GatedRepoError), ValueError, "needs `hf auth login`"),
-        (without_response(errors.RemoteEntryNotFoundError), ValueError, "no such file"),
-    ],
-)
-def test_hub_errors(
-    monkeypatch: pytest.MonkeyPatch, raised: Exception, expected: type[Exception], message: str
-) -> None:
-    def download(repo: str, file: str) -> str:
-        raise raised
-
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
-    with pytest.raises(expected, match=message):
-        catalog.resolve("hf:o/r:m.gguf")

@@ -284,7 +284,7 @@ def test_command_fails_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture
     assert gguf.main([str(tmp_path / "no.gguf")]) == 1
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert captured.err == f"error: {tmp_path / 'no.gguf'}: no such file\n"
+    assert captured.err == f"error: {tmp_path / 'no.gguf'}: no such file or folder\n"
 
 
 def test_command_refuses_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:

@@ -103,10 +103,10 @@ def unreachable() -> str | None:
 @contextmanager
 def _offline(reason: str | None) -> Iterator[None]:
     """Let the hub's client refuse all requests at once if there is a reason: it would try each one six times."""
-    from huggingface_hub import get_session
+    from huggingface_hub import errors, get_session
 
     def refuse(*_: object) -> None:
-        raise ConnectionError(reason)
+        raise errors.OfflineModeIsEnabled(reason)
 
     session = get_session()
     hooks = session.event_hooks
