@@ -13,6 +13,8 @@ from mlx_ferrum.models.base import LanguageModel
 from mlx_ferrum.sample import Processor, Sampler, greedy, log_softmax
 from mlx_ferrum.sample.arrays import at_hand, tokens
 
+from .wired import wired
+
 Progress = Callable[[int, int], None]
 
 
@@ -57,9 +59,10 @@ def generate_step(
     if prefill_step_size < 1:
         raise ValueError(f"prefill_step_size is {prefill_step_size}, expected at least 1")
     choose = _Chooser(model, sampler or greedy, logits_processors, [*history, *tokens])
-    return _steps(
+    steps = _steps(
         tokens, model, cache, choose, limit, size=prefill_step_size, progress=progress or _ignore
     )
+    return wired(model, steps)
 
 
 def token_ids(prompt: Sequence[int] | mx.array) -> list[int]:
