@@ -62,12 +62,11 @@ def _wired(model: LanguageModel, limit: int | None) -> Iterator[None]:
             f"{limit / 1e9:.1f} GB that the GPU keeps resident: generation can be slow",
             stacklevel=2,
         )
-    stream = mx.default_stream(mx.default_device())
     _users.enter(limit)
     try:
         yield
     finally:
         try:
-            mx.synchronize(stream)  # a step may be in flight
+            mx.synchronize()  # a step may be in flight
         finally:
             _users.leave()
