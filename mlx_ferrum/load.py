@@ -45,6 +45,7 @@ def _model(file: gguf.GGUF) -> LanguageModel:
     model: LanguageModel = module.Model(args, weights)
     weights.check_all_used()
     model.fingerprint = _fingerprint(file)
+    model.nbytes = sum(info.nbytes for info in file.tensors.values())
     # lazy arrays belong to the thread that made them: no other one could evaluate them
     mx.eval(list(_arrays(model)))
     return model

@@ -77,6 +77,12 @@ def is_lazy() -> bool:
     return lazy
 
 
+def wired_limit() -> int | None:
+    """Bytes that MLX should keep resident while a model generates; None where that is not up to MLX."""
+    limit: int | None = _backend().wired_limit()
+    return limit
+
+
 def _backend() -> ModuleType:
     if _active is None:
         _use_default()

@@ -216,10 +216,11 @@ def test_a_mac(mac):
     assert (here.system, here.processor) == ("macOS 15.1, arm64", MAC.name)
     assert (here.features, here.core_kinds) == (("FEAT_DotProd",), (8, 2))
     assert here.compiler is None
-    found = report.Report(here, choice.Choice("metal", "why"), None, 0.0, [])
-    lines = list(report.as_text(found))
+    chosen = choice.Choice("metal", "why", wired_limit=48 * GIB)
+    lines = list(report.as_text(report.Report(here, chosen, None, 0.0, [])))
     assert "GPU         Apple M1 Max, 32 cores, applegpu_g13s" in lines
     assert "GPU memory  working set 48.0 GiB of 64.0 GiB, a buffer up to 36.0 GiB" in lines
+    assert "wired       up to 48.0 GiB while a model generates, the working set" in lines
 
 
 def test_a_compiler_on_a_mac(mac, tmp_path):

@@ -137,6 +137,30 @@ def test_a_conversation_goes_on_in_another_thread(path, tmp_path):
     assert in_thread(lambda: text(model, [token, 8], cache=restored)) == wanted
 
 
+@pytest.mark.parametrize("temp", [0.0, 1.0], ids=["greedy", "drawn"])
+def test_a_generation_goes_from_thread_to_thread(each_backend, temp, tmp_path):
+    """As where a pool of threads is asked for each token."""
+    model, _ = mlx_ferrum.load(random_models.write_case(tmp_path / "m.gguf", "gemma3", seed=1))
+
+    def begin() -> Any:
+        options: dict[str, Any] = {"top_k": 9, "seed": 1} if temp else {}
+        return generate_step(
+            PROMPT,
+            model,
+            max_tokens=6,
+            sampler=sample.make_sampler(temp, **options),
+            logits_processors=sample.make_processors(repetition_penalty=1.3),
+        )
+
+    def step(steps: Any) -> tuple[int, list[float]]:
+        token, logprobs = next(steps)
+        return token, logprobs.tolist()
+
+    alone, shared = begin(), begin()
+    for _ in range(6):
+        assert in_thread(lambda: step(shared)) == step(alone)
+
+
 def test_a_sampler_serves_any_thread(each_backend, tmp_path):
     model, _ = mlx_ferrum.load(random_models.write_case(tmp_path / "m.gguf", "llama", seed=1))
     options: dict[str, Any] = {"xtc_probability": 0.5, "top_k": 50}

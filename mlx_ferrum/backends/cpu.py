@@ -42,6 +42,10 @@ def prepare(threads: int | None) -> None:
     native.library().ferrum_set_threads(threads or native.cores())
 
 
+def wired_limit() -> None:
+    """Pages in use stay resident on a CPU."""
+
+
 def matmul(
     x: np.ndarray, w: QTensor, *, bias: mx.array | None = None, add: np.ndarray | None = None
 ) -> np.ndarray:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import mlx.core as mx
@@ -40,6 +40,14 @@ def prepare(_threads: int | None) -> None:
     """Kernels are compiled when they are first used. Raises OSError where there is no Metal."""
     if not launch.can_run():
         raise OSError("the metal backend needs a Mac with an Apple GPU; MLX finds no Metal here")
+
+
+def wired_limit() -> int | None:
+    """What Metal recommends as the most to use at a time; None on another runner."""
+    if not mx.metal.is_available():
+        return None
+    info: Mapping[str, Any] = mx.device_info(mx.gpu)
+    return info.get("max_recommended_working_set_size")
 
 
 def matmul(

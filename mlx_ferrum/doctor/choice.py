@@ -18,12 +18,18 @@ _REASONS = {
 
 @dataclass(frozen=True)
 class Choice:
-    """The backend in use, "none" without MLX. kernels: what was compiled for it; error: why it cannot run."""
+    """The backend in use, "none" without MLX.
+
+    kernels: what was compiled for it
+    error: why it cannot run, if it cannot
+    wired_limit: bytes that it has MLX keep resident while a model generates, None where it does not
+    """
 
     name: str
     reason: str
     kernels: str | None = None
     error: str | None = None
+    wired_limit: int | None = None
 
 
 def choose(name: str | None = None) -> Choice:
@@ -37,13 +43,19 @@ def choose(name: str | None = None) -> Choice:
             warnings.simplefilter("always")
             name = ops.backend_name()
         reasons = [without_folders(str(warning.message)) for warning in caught]
-        return Choice(name, reasons[0] if reasons else _REASONS[name], _kernels(name))
+        return _chosen(name, reasons[0] if reasons else _REASONS[name])
     reason = "asked for by --backend"
     try:
         ops.use_backend(name)
     except OSError as error:
         return Choice(name, reason, error=one_line(error))
-    return Choice(name, reason, _kernels(name))
+    return _chosen(name, reason)
+
+
+def _chosen(name: str, reason: str) -> Choice:
+    from .. import ops
+
+    return Choice(name, reason, _kernels(name), wired_limit=ops.wired_limit())
 
 
 def _kernels(name: str) -> str | None:

@@ -86,6 +86,8 @@ def _choice(choice: Choice) -> Iterator[tuple[str, str]]:
     yield "backend", f"{choice.name}: {choice.reason}"
     if choice.kernels is not None:
         yield "kernels", choice.kernels
+    if choice.wired_limit is not None:
+        yield "wired", f"up to {_gib(choice.wired_limit)} while a model generates, the working set"
     if choice.error is not None:
         yield "error", choice.error
 

@@ -13,6 +13,8 @@ from mlx_ferrum.models.base import LanguageModel
 from mlx_ferrum.sample import Processor, Sampler, greedy, log_softmax
 from mlx_ferrum.sample.arrays import at_hand, tokens
 
+from .wired import wired
+
 Progress = Callable[[int, int], None]
 
 
@@ -57,9 +59,10 @@ def generate_step(
     if prefill_step_size < 1:
         raise ValueError(f"prefill_step_size is {prefill_step_size}, expected at least 1")
     choose = _Chooser(model, sampler or greedy, logits_processors, [*history, *tokens])
-    return _steps(
+    steps = _steps(
         tokens, model, cache, choose, limit, size=prefill_step_size, progress=progress or _ignore
     )
+    return wired(model, steps)
 
 
 def token_ids(prompt: Sequence[int] | mx.array) -> list[int]:
@@ -108,20 +111,25 @@ class _Chooser:
         self.seen = mx.array(seen, mx.uint32)
 
     def __call__(self, hidden: mx.array) -> tuple[mx.array, mx.array]:
-        """hidden: (1, n, hidden) -> token (1,), logprobs (vocab,), both for the last position."""
+        """hidden: (1, n, hidden) -> token (1,), scores (1, vocab) for `logprobs`, both for the last position."""
         logits = self.model.head(hidden[:, -1])  # (1, vocab)
         for process in self.processors:
             logits = process(self.seen, logits)
-        token, logprobs = self._sample(logits)
+        token, scores = self._sample(logits)
         if self.processors:
             self.seen = mx.concatenate([self.seen, token])
-        mx.async_eval(token)
-        return token, logprobs[0]
+        # nothing stays lazy that the next step needs: another thread may ask for it
+        mx.async_eval(token, scores, self.seen)
+        return token, scores
+
+    def logprobs(self, scores: mx.array) -> mx.array:
+        """Log-probabilities (vocab,), lazy, so they are made in the thread that they are for."""
+        return (log_softmax(scores) if self.sampler is greedy else scores)[0]
 
     def _sample(self, logits: mx.array) -> tuple[mx.array, mx.array]:
-        """The next token (1,) and log-probabilities (1, vocab), a sum over the vocabulary that greedy does without."""
+        """The next token (1,), and log-probabilities (1, vocab); greedy does without their sum and keeps logits."""
         if self.sampler is greedy:
-            return greedy(logits), log_softmax(logits)
+            return greedy(logits), logits
         logprobs = mx.array(log_softmax(at_hand(logits)))
         return tokens(self.sampler(logprobs)), logprobs
 
@@ -143,21 +151,21 @@ def _steps(
         mx.clear_cache()  # a chunk's buffers seldom fit the next one, whose attention is longer
         progress(done, len(tokens))
     rest = tokens[(len(tokens) - 1) // size * size :]
-    token, logprobs = choose(model.body(mx.array([rest], mx.uint32), cache))
+    token, scores = choose(model.body(mx.array([rest], mx.uint32), cache))
     step = ops.stepper(model.body, cache)
     ahead, value = None, -1
     for count in range(1, limit + 1):
         if ahead is not None:
-            token, logprobs = ahead
+            token, scores = ahead
         elif count > 1:
             # made of the number: any operation on the array would have to be waited for
-            token, logprobs = choose(step(mx.array([[value]], mx.uint32)))
+            token, scores = choose(step(mx.array([[value]], mx.uint32)))
         # a lazy backend works on the next step while the caller looks at this one
         ahead = choose(step(token[None])) if ops.is_lazy() and count < limit else None
         (value,) = token_ids(token)
         if count == 1:
             progress(len(tokens), len(tokens))
-        yield value, logprobs
+        yield value, choose.logprobs(scores)
 
 
 def _ignore(done: int, total: int) -> None:

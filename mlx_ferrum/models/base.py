@@ -149,6 +149,7 @@ class LanguageModel(nn.Module):
 
     body: nn.Module
     fingerprint: str = ""  # of the file's tensors, set by load; saved caches are checked against it
+    nbytes: int = 0  # of the file's tensors, set by load
 
     def __init__(self, args: BaseArgs, w: Weights) -> None:
         super().__init__()
