@@ -7,6 +7,7 @@ from pathlib import Path
 
 from . import blocks, catalog, gguf, models
 from .models.base import LanguageModel, Weights
+from .sample.recommended import recommended
 from .tensor import QTensor
 from .tokenizer import Tokenizer
 
@@ -39,6 +40,7 @@ def _model(file: gguf.GGUF) -> LanguageModel:
     model: LanguageModel = module.Model(args, weights)
     weights.check_all_used()
     model.fingerprint = _fingerprint(file)
+    model.recommended = recommended(file.metadata)
     return model
 
 

@@ -4,12 +4,15 @@
 """
 
 from .command import main
+from .progress import PromptBar
 from .prompt import PromptCache, encode_prompt
-from .step import generate_step
+from .step import Progress, generate_step
 from .stream import GenerationResponse, figures, generate, stream_generate
 
 __all__ = [
     "GenerationResponse",
+    "Progress",
+    "PromptBar",
     "PromptCache",
     "encode_prompt",
     "figures",

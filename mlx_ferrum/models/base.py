@@ -18,6 +18,7 @@ from ..cache import Cache, KVCache
 from ..nn import GatedMLP, QEmbedding, QLinear, RMSNorm
 from ..profile import stage
 from ..rope import RopeArgs
+from ..sample.recommended import Recommended
 from ..tensor import QTensor
 from .experts import ExpertArgs
 from .metadata import MAX_LAYERS, Metadata
@@ -208,6 +209,7 @@ class LanguageModel(nn.Module):
 
     body: nn.Module
     fingerprint: str = ""  # of the file's tensors, set by load; saved caches are checked against it
+    recommended: Recommended = Recommended()  # sampling, set by load
 
     def __init__(self, args: BaseArgs, w: Weights) -> None:
         super().__init__()
