@@ -48,7 +48,9 @@ def _run(parser: argparse.ArgumentParser, argv: list[str] | None) -> int:
     if has_terminal(sys.stdin):
         tell(f"{args.model} on {cli.ops.backend_name()}, {settings.summary()}; /help for help")
     history = catalog.cache_folder().parent / "chat_history"
-    Session(conversation, settings, line_reader(history, completions())).run()
+    session = Session(conversation, settings, line_reader(history, completions()))
+    session.check_system()
+    session.run()
     return 0
 
 

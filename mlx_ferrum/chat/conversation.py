@@ -19,7 +19,7 @@ from mlx_ferrum.models.base import LanguageModel
 from mlx_ferrum.tokenizer import Tokenizer
 
 from . import saved
-from .context import Message, fit, last_user, turn_starts
+from .context import Message, fit, last_user, turn_starts, visible
 
 
 @dataclass
@@ -48,7 +48,6 @@ class Conversation:
         context: tokens that the model sees at most.
         options: what `stream_generate` gets at every turn.
         last: the figures of the last reply, None before the first.
-        context_used: tokens of the conversation as it was last processed, 0 if it has changed since.
     """
 
     def __init__(
@@ -73,13 +72,19 @@ class Conversation:
         self.messages: list[Message] = []
         self.hidden = 0
         self.last: GenerationResponse | None = None
-        self.context_used = 0
+        self._used = 0  # as last processed; 0 if the messages have changed since
         self._held = PromptCache(model)
 
     @property
     def context_full(self) -> bool:
         """Whether the last reply ended because nothing more fits."""
-        return self.context_used >= self.context
+        return self._used >= self.context
+
+    def context_used(self) -> int:
+        """Tokens of the messages that the model sees. Raises ValueError if the template refuses them."""
+        if self._used or not self.messages:
+            return self._used
+        return len(self._encode(visible(self.messages, self.hidden)))
 
     @property
     def turns(self) -> int:
@@ -163,7 +168,7 @@ class Conversation:
         finally:
             self._held.hold([*ids, *tokens])
             if tokens:
-                self.context_used = len(ids) + len(tokens)
+                self._used = len(ids) + len(tokens)
                 self.hidden = hidden
                 self.messages = [*asked, {"role": "assistant", "content": "".join(pieces)}]
 
@@ -172,7 +177,7 @@ class Conversation:
 
     def _change(self, messages: list[Message], *, forget: bool = False) -> None:
         """Take over other messages; hidden turns are shown again if no other is left, or to `forget`."""
-        self.messages, self.context_used = messages, 0
+        self.messages, self._used = messages, 0
         if forget or self.hidden >= self.turns:
             self.hidden = 0
 
@@ -185,7 +190,18 @@ class Conversation:
     @system.setter
     def system(self, text: str | None) -> None:
         turns = [message for message in self.messages if message["role"] != "system"]
-        self.messages = turns if text is None else [{"role": "system", "content": text}, *turns]
+        self._change(turns if text is None else [{"role": "system", "content": text}, *turns])
+
+    def hears_system(self) -> bool:
+        """Whether the template puts the system message into the prompt; true if there is none.
+
+        Raises:
+            ValueError: the template refuses it.
+        """
+        if self.system is None:
+            return True
+        asked = [self.messages[0], {"role": "user", "content": "?"}]
+        return self.system.strip() in self.tokenizer.apply_chat_template(asked)
 
     def clear(self) -> None:
         """Forget all but the system message."""

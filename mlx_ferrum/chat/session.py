@@ -121,7 +121,7 @@ class Session:
         """/help"""
         for name, (usage, about) in COMMANDS.items():
             tell(f"  {f'/{name} {usage}':<18} {about}")
-        tell(f"/set knows {', '.join(SETTINGS)}.", NOTES)
+        tell(NOTES)
 
     def retry(self, _: str) -> None:
         """/retry"""
@@ -143,6 +143,12 @@ class Session:
         """/system [TEXT]"""
         self.conversation.system = text or None
         tell("(system message set)" if text else "(no system message)")
+        self.check_system()
+
+    def check_system(self) -> None:
+        """Tell the user if the model will not see the system message."""
+        if not self.conversation.hears_system():
+            tell("(the model's chat template leaves the system message out)")
 
     def set(self, text: str) -> None:
         """/set [NAME VALUE]"""
@@ -173,7 +179,7 @@ class Session:
         """/stats"""
         chat = self.conversation
         lines = ["no reply yet"] if chat.last is None else figures(chat.last)
-        lines.append(f"context: {chat.context_used} of {chat.context} tokens")
+        lines.append(f"context: {chat.context_used()} of {chat.context} tokens")
         if chat.hidden:
             lines.append(
                 f"turns: {chat.turns}, of which the model sees the last {chat.turns - chat.hidden}"
