@@ -23,10 +23,10 @@ def talk(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
     return Chat(monkeypatch, capsys)
 
 
-def typed(keys: str, history: Path) -> str:
+def typed(keys: str | bytes, history: Path) -> str:
     """What the terminal reader returns when these keys are pressed."""
     with create_pipe_input() as pipe, create_app_session(input=pipe, output=DummyOutput()):
-        pipe.send_text(keys)
+        pipe.send_bytes(keys if isinstance(keys, bytes) else keys.encode())
         return read_message(terminal_lines(history, completions()))
 
 
@@ -41,6 +41,8 @@ def test_keys_in_a_terminal(tmp_path: Path) -> None:
         typed("half\x03", history)
     with pytest.raises(EOFError):
         typed("\x04", history)
+    with pytest.raises(ValueError, match="a line is not valid UTF-8: invalid start byte at byte 1"):
+        typed(b"a\xffb\r", history)
 
 
 def test_a_history_that_cannot_be_kept_is_told(

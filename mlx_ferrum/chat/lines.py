@@ -66,7 +66,8 @@ class Commands(Completer):
 def terminal_lines(history: Path, commands: Sequence[str] = ()) -> ReadLine:
     """Lines of the terminal: Enter sends, Alt-Enter starts a new line, Tab completes `commands`.
 
-    Reading raises KeyboardInterrupt on Ctrl-C and EOFError on Ctrl-D.
+    Reading raises KeyboardInterrupt on Ctrl-C, EOFError on Ctrl-D, and ValueError for a line that is
+    not UTF-8.
     """
     keys = KeyBindings()
 
@@ -87,7 +88,7 @@ def terminal_lines(history: Path, commands: Sequence[str] = ()) -> ReadLine:
         complete_while_typing=False,
         complete_style=CompleteStyle.READLINE_LIKE,
     )
-    return lambda: session.prompt("> ", prompt_continuation="… ")
+    return lambda: _decoded(_typed(session))
 
 
 def _history(path: Path) -> History:
@@ -112,8 +113,18 @@ def _piped_line() -> str:
     line = sys.stdin.buffer.readline()
     if not line:
         raise EOFError
+    return _decoded(line).removesuffix("\n").removesuffix("\r")
+
+
+def _typed(session: PromptSession[str]) -> bytes:
+    """What the user types; bytes that are not UTF-8 come from prompt_toolkit as surrogates."""
+    text = session.prompt("> ", prompt_continuation="… ")
+    return text.encode(errors="surrogateescape")
+
+
+def _decoded(line: bytes) -> str:
     try:
-        return line.decode().removesuffix("\n").removesuffix("\r")
+        return line.decode()
     except UnicodeDecodeError as error:
         raise ValueError(
             f"a line is not valid UTF-8: {error.reason} at byte {error.start}"
