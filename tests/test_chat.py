@@ -180,8 +180,10 @@ def test_a_template_that_refuses_is_told(talk: Chat) -> None:
 
     talk.tokenizer = Strict(talk.tokenizer.pieces[3:])
     talk("/system x", "hi", "/system", "hi")
-    assert "error: no system messages here" in talk.told
+    assert talk.told.count("error: no system messages here") == 2, "at once, and at each message"
     assert talk.replies == talk.expected("hi")
+    assert talk("hi", flags=["--system", "x"]) == 1
+    assert (talk.told, talk.replies) == ("error: no system messages here\n", [])
 
 
 def test_a_model_without_template_is_refused(talk: Chat) -> None:

@@ -134,6 +134,15 @@ def test_all_messages_are_saved_and_a_long_conversation_can_be_loaded(
     assert len(json.loads(path.read_text())["messages"]) == 42
 
 
+def test_another_conversation_is_seen_whole(talk: Chat, tmp_path: Path) -> None:
+    talk.model = LetterModel(context=120)
+    path = tmp_path / "talk.json"
+    said = list("stuvwxyz")
+    talk(*said, f"/save {path}", "a longer message", f"/load {path}", "a", flags=GREEDY)
+    assert talk.told.count("dropped") == 1
+    assert talk.replies[-1] == talk.expected(*said, "a")[-1]
+
+
 def test_a_message_too_long_changes_nothing(talk: Chat) -> None:
     talk.model = LetterModel(context=60)
     assert talk("hello", "a" * 60, "bye", flags=GREEDY) == 0
