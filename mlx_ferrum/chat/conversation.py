@@ -176,7 +176,7 @@ class Conversation:
         return encode_prompt(self.tokenizer, self.tokenizer.apply_chat_template(messages))
 
     def _change(self, messages: list[Message], *, forget: bool = False) -> None:
-        """Take over other messages; hidden turns are shown again if no other is left, or to `forget`."""
+        """Replace the messages. All turns are shown again with `forget`, or if only hidden ones are left."""
         self.messages, self._used = messages, 0
         if forget or self.hidden >= self.turns:
             self.hidden = 0

@@ -100,7 +100,7 @@ class Session:
         if self.conversation.context_full:
             size = self.conversation.context
             tell(
-                f"(stopped: the context of {size} tokens is full; the oldest turns are dropped next)"
+                f"(stopped: the context of {size} tokens is full; the next message drops the oldest turns)"
             )
         else:
             tell(f"(stopped after {last.generation_tokens} tokens: /set max-tokens allows more)")
