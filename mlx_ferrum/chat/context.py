@@ -44,8 +44,7 @@ def fit(
     """The prompt that fits the context, and how many turns it leaves out.
 
     Nothing is dropped while the prompt and a reserve for the reply fit. Else the oldest turns are
-    dropped until the prompt takes half of the context at most, so that the next drop, after which
-    most of the prompt must be processed again, is far away.
+    dropped until the prompt takes at most half of the context: each drop costs a new prefill.
 
     Args:
         messages: the last one is the user message to answer.
