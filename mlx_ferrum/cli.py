@@ -66,10 +66,12 @@ def backend_arguments(group: argparse._ActionsContainer) -> None:
     )
 
 
-def sampling_arguments(parser: argparse.ArgumentParser, temp: float) -> None:
+def sampling_arguments(
+    parser: argparse.ArgumentParser, temp: float, default: str | None = None
+) -> None:
     """Add the arguments that `sampler` and `processors` read, and --logit-bias.
 
-    temp: the default temperature
+    temp: the default temperature; default: what the help says of it, where that is more
     """
     group = parser.add_argument_group(
         "sampling", "The filters apply in this order, and the temperature after them."
@@ -108,7 +110,12 @@ def sampling_arguments(parser: argparse.ArgumentParser, temp: float) -> None:
         help="XTC counts a token as a top choice from probability P on (default: 0.1)",
     )
     about = "0 always takes the most likely token" if temp == 0 else "0 is greedy"
-    add("--temp", type=float, metavar="T", help=f"temperature; {about} (default: {temp:g})")
+    add(
+        "--temp",
+        type=float,
+        metavar="T",
+        help=f"temperature; {about} (default: {default or f'{temp:g}'})",
+    )
     add(
         "--seed",
         type=int,

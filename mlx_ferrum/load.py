@@ -12,6 +12,7 @@ from mlx import nn
 
 from . import blocks, catalog, gguf, models
 from .models.base import LanguageModel, Weights
+from .sample.recommended import recommended
 from .tensor import QTensor
 from .tokenizer import Tokenizer
 
@@ -46,6 +47,7 @@ def _model(file: gguf.GGUF) -> LanguageModel:
     weights.check_all_used()
     model.fingerprint = _fingerprint(file)
     model.nbytes = sum(info.nbytes for info in file.tensors.values())
+    model.recommended = recommended(file.metadata)
     # lazy arrays belong to the thread that made them: no other one could evaluate them
     mx.eval(list(_arrays(model)))
     return model

@@ -10,6 +10,8 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from mlx_ferrum.sample.recommended import Recommended
+
 DECAY = 0.97  # slow, so that every token counts
 
 
@@ -47,6 +49,7 @@ class FakeModel:
         self.args: Any = SimpleNamespace(vocab_size=vocab_size, context_length=context)
         self.fingerprint = f"fake-{seed}"
         self.nbytes = 0
+        self.recommended = Recommended()
         self.fixed_cache = fixed_cache
         rng = np.random.default_rng(seed)
         self.embedding = rng.normal(size=(vocab_size, 16)).astype(np.float32)

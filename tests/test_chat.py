@@ -2,81 +2,22 @@
 
 from __future__ import annotations
 
-import io
 import json
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
-import numpy as np
 import pytest
-from fakes import FakeModel, FakeTokenizer, byte_tokenizer
-from prompt_toolkit.application import create_app_session
-from prompt_toolkit.input import create_pipe_input
-from prompt_toolkit.output import DummyOutput
+from chats import Chat, LetterModel
+from fakes import FakeTokenizer, byte_tokenizer
 
-import mlx_ferrum
-from mlx_ferrum import chat
-from mlx_ferrum.chat.lines import read_message, terminal_lines
-
-LETTERS = [3 + byte for byte in b"abcdefgh"]
-
-
-class LetterModel(FakeModel):
-    """Can say only letters; of several runs of the same chat the replies are equal."""
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(vocab_size=259, **options)
-        allowed = np.isin(np.arange(259), LETTERS)
-        self.mask = np.where(allowed, 0, -1e9).astype(np.float32)
-
-    def head(self, hidden: mx.array) -> mx.array:
-        return super().head(hidden) + mx.array(self.mask)
-
-    def logits(self, tokens: Sequence[int]) -> np.ndarray:
-        return super().logits(tokens) + self.mask
-
-
-class Chat:
-    """Runs the chat's main over given lines; `replies` are what it printed on stdout."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-        self.monkeypatch, self.capsys = monkeypatch, capsys
-        self.model = LetterModel(context=400)
-        self.tokenizer = byte_tokenizer()
-
-    def __call__(
-        self, *lines: str | bytes, flags: Sequence[str] = ("--temp", "0", "-n", "5")
-    ) -> int:
-        raw = b"".join(line if isinstance(line, bytes) else line.encode() + b"\n" for line in lines)
-        self.monkeypatch.setattr(mlx_ferrum, "load", lambda _: (self.model, self.tokenizer))
-        self.monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(raw)))
-        code = chat.main(list(flags))
-        out, self.told = self.capsys.readouterr()
-        self.replies = out.splitlines()
-        return code
-
-    def expected(self, *said: str, system: str | None = None, count: int = 5) -> list[str]:
-        """The replies to `said`, from the model's definition."""
-        messages = [] if system is None else [{"role": "system", "content": system}]
-        replies = []
-        for text in said:
-            messages.append({"role": "user", "content": text})
-            ids = self.tokenizer.encode(
-                self.tokenizer.apply_chat_template(messages), parse_special=True
-            )
-            replies.append(self.tokenizer.decode(self.model.greedy(ids, count)))
-            messages.append({"role": "assistant", "content": replies[-1]})
-        return replies
+from mlx_ferrum.chat.lines import read_message
 
 
 @pytest.fixture
-def talk(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> Chat:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+def talk(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Chat:
     return Chat(monkeypatch, capsys)
 
 
@@ -186,15 +127,6 @@ def test_penalties_reach_back_over_the_turns(talk: Chat) -> None:
     assert len(set("".join(talk.replies))) == 6
 
 
-def test_a_full_context_is_told_and_clear_helps(talk: Chat) -> None:
-    talk.model = LetterModel(context=30)
-    talk("hello", "a" * 40, "you", "/clear", "you", flags=["--temp=0", "-n-1"])
-    assert "with at least one to generate that does not fit the model's context of 30" in talk.told
-    assert "the context of 30 tokens is full: /clear starts anew" in talk.told
-    assert len(talk.replies[0]) == 30 - len(b"u:hello") - 1 - len(b"a:")
-    assert talk.replies[1:] == talk.expected("you", count=30 - len(b"u:you") - 1 - len(b"a:"))
-
-
 def test_long_messages_and_slashes(talk: Chat) -> None:
     talk('"""one', "two", 'three"""', "//etc/passwd", '"""alone"""', "", "  ")
     assert talk.replies == talk.expected("one\ntwo\nthree", "/etc/passwd", "alone")
@@ -229,10 +161,11 @@ def test_ctrl_c_stops_the_reply_and_keeps_the_session(talk: Chat, lazy: bool, at
     said = max(at - 1 - lazy, 0)
     whole = talk.expected("hello")[0]
     assert talk.replies[0] == whole[:said]
-    assert "(stopped)" in talk.told
     if said == 0:
+        assert "(stopped: the conversation is as it was)" in talk.told
         assert talk.replies[1:] == talk.expected("bye"), "nothing was said: the turn is forgotten"
     else:
+        assert "(stopped)" in talk.told
         asked = f"u:hello<|end|>a:{whole[:said]}<|end|>u:bye<|end|>a:"
         ids = talk.tokenizer.encode(asked, parse_special=True)
         assert talk.replies[1] == talk.tokenizer.decode(talk.model.greedy(ids, 5))
@@ -247,8 +180,10 @@ def test_a_template_that_refuses_is_told(talk: Chat) -> None:
 
     talk.tokenizer = Strict(talk.tokenizer.pieces[3:])
     talk("/system x", "hi", "/system", "hi")
-    assert "error: no system messages here" in talk.told
+    assert talk.told.count("error: no system messages here") == 2, "at once, and at each message"
     assert talk.replies == talk.expected("hi")
+    assert talk("hi", flags=["--system", "x"]) == 1
+    assert (talk.told, talk.replies) == ("error: no system messages here\n", [])
 
 
 def test_a_model_without_template_is_refused(talk: Chat) -> None:
@@ -256,31 +191,3 @@ def test_a_model_without_template_is_refused(talk: Chat) -> None:
     assert talk("hello") == 1
     assert talk.told.startswith("error: smollm2-135m has no chat template")
     assert talk.told.count("\n") == 1
-
-
-def typed(keys: str, history: Path) -> str:
-    """What the terminal reader returns when these keys are pressed."""
-    with create_pipe_input() as pipe, create_app_session(input=pipe, output=DummyOutput()):
-        pipe.send_text(keys)
-        return read_message(terminal_lines(history))
-
-
-def test_keys_in_a_terminal(tmp_path: Path) -> None:
-    history = tmp_path / "state" / "history"
-    enter, up, newline, left = "\r", "\x1b[A", "\x1b\r", "\x1b[D"
-    assert typed("hello" + left + left + "p" + enter, history) == "helplo"
-    assert typed(f"one{newline}two" + enter, history) == "one\ntwo"
-    assert typed(up + enter, history) == "one\ntwo", "the history outlives the session"
-    assert history.stat().st_mode & 0o777 == 0o600
-    with pytest.raises(KeyboardInterrupt):
-        typed("half\x03", history)
-    with pytest.raises(EOFError):
-        typed("\x04", history)
-
-
-def test_a_history_that_cannot_be_kept_is_told(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "file").touch()
-    assert typed("hello\r", tmp_path / "file" / "history") == "hello"
-    assert capsys.readouterr().err.startswith("no history is kept: ")

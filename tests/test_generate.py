@@ -352,11 +352,17 @@ def test_a_cache_is_right_after_an_interruption(fixed: bool, noted: int) -> None
     assert run(held, following)[0] == model.greedy(following, 3)
 
 
-def test_caches_out_of_step_are_made_anew() -> None:
-    model: Any = FakeModel()
+@pytest.mark.parametrize("fixed", [False, True])
+def test_caches_out_of_step_go_back_to_what_all_hold(fixed: bool) -> None:
+    """An interrupted pass leaves some layers ahead of others; caches that cannot go back are made anew."""
+    model: Any = FakeModel(fixed_cache=fixed)
     held = PromptCache(model)
     run(held, PROMPT)
-    held.caches.append(model.make_cache()[0])
+    behind = model.make_cache()[0]
+    model.body(mx.array([PROMPT[:4]]), [behind])
+    held.caches.append(behind)
     held.hold([*PROMPT, *range(12)])
-    assert (held.tokens, held.caches[0].offset) == ([], 0)
+    common = 0 if fixed else 4
+    assert held.tokens == PROMPT[:common]
+    assert [cache.offset for cache in held.caches] == [common] * (1 if fixed else 2)
     assert run(held, PROMPT)[0] == model.greedy(PROMPT, 3)

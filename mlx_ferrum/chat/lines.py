@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import TextIO
 
 from prompt_toolkit import PromptSession
+from prompt_toolkit.completion import CompleteEvent, Completer, Completion
+from prompt_toolkit.document import Document
 from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
+from prompt_toolkit.shortcuts import CompleteStyle
 
 FENCE = '"""'
 ReadLine = Callable[[], str]
@@ -30,17 +33,41 @@ def read_message(read_line: ReadLine) -> str:
     return text.rstrip().removesuffix(FENCE).strip("\n")
 
 
-def line_reader(history: Path) -> ReadLine:
-    """Lines of the terminal, with editing and a history in the file `history`; else of stdin."""
-    if sys.stdin.isatty() and sys.stdout.isatty():
-        return terminal_lines(history)
-    return lambda: _piped_line(sys.stdin.buffer)
+def has_terminal(stream: TextIO | None) -> bool:
+    """Whether a standard stream is open and a terminal."""
+    return stream is not None and not stream.closed and stream.isatty()
 
 
-def terminal_lines(history: Path) -> ReadLine:
-    """Lines of the terminal: Enter sends, Alt-Enter starts a new line.
+def line_reader(history: Path, commands: Sequence[str] = ()) -> ReadLine:
+    """Lines of the terminal, with editing and a history in the file `history`; else of stdin.
 
-    Reading raises KeyboardInterrupt on Ctrl-C and EOFError on Ctrl-D.
+    commands: what Tab completes in a terminal
+    """
+    if has_terminal(sys.stdin) and has_terminal(sys.stdout):
+        return terminal_lines(history, commands)
+    return _piped_line
+
+
+class Commands(Completer):
+    """Completes the words of a line that starts like one of `commands`."""
+
+    def __init__(self, commands: Sequence[str]) -> None:
+        self.commands = commands
+
+    def get_completions(self, document: Document, _: CompleteEvent) -> Iterator[Completion]:
+        """The commands that go on from the text before the cursor, word by word."""
+        text = document.text_before_cursor
+        for command in self.commands:
+            same_word = command.rstrip().count(" ") == text.count(" ")
+            if text.startswith("/") and command.startswith(text) and same_word:
+                yield Completion(command, start_position=-len(text))
+
+
+def terminal_lines(history: Path, commands: Sequence[str] = ()) -> ReadLine:
+    """Lines of the terminal: Enter sends, Alt-Enter starts a new line, Tab completes `commands`.
+
+    Reading raises KeyboardInterrupt on Ctrl-C, EOFError on Ctrl-D, and ValueError for a line that is
+    not UTF-8.
     """
     keys = KeyBindings()
 
@@ -57,8 +84,11 @@ def terminal_lines(history: Path) -> ReadLine:
         key_bindings=keys,
         multiline=True,
         reserve_space_for_menu=0,
+        completer=Commands(commands),
+        complete_while_typing=False,
+        complete_style=CompleteStyle.READLINE_LIKE,
     )
-    return lambda: session.prompt("> ", prompt_continuation="… ")
+    return lambda: _decoded(_typed(session))
 
 
 def _history(path: Path) -> History:
@@ -71,13 +101,30 @@ def _history(path: Path) -> History:
     return FileHistory(str(path))
 
 
-def _piped_line(stream: BinaryIO) -> str:
-    """Raises ValueError for a line that is not UTF-8; the next call reads on after it."""
-    line = stream.readline()
+def _piped_line() -> str:
+    """The next line of stdin; asks for it on stderr if a person types it.
+
+    Raises ValueError for a line that is not UTF-8; the next call reads on after it.
+    """
+    if sys.stdin is None or sys.stdin.closed:
+        raise EOFError
+    if sys.stdin.isatty():
+        print("> ", end="", file=sys.stderr, flush=True)
+    line = sys.stdin.buffer.readline()
     if not line:
         raise EOFError
+    return _decoded(line).removesuffix("\n").removesuffix("\r")
+
+
+def _typed(session: PromptSession[str]) -> bytes:
+    """What the user types; bytes that are not UTF-8 come from prompt_toolkit as surrogates."""
+    text = session.prompt("> ", prompt_continuation="… ")
+    return text.encode(errors="surrogateescape")
+
+
+def _decoded(line: bytes) -> str:
     try:
-        return line.decode().removesuffix("\n").removesuffix("\r")
+        return line.decode()
     except UnicodeDecodeError as error:
         raise ValueError(
             f"a line is not valid UTF-8: {error.reason} at byte {error.start}"

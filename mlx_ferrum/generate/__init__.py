@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .command import main
+    from .progress import PromptBar
     from .prompt import PromptCache, encode_prompt
-    from .step import generate_step
+    from .step import Progress, generate_step
     from .stream import GenerationResponse, figures, generate, stream_generate
 else:
     from ..lazy import attributes
@@ -18,7 +19,8 @@ else:
         {
             "main": "command",
             **dict.fromkeys(("PromptCache", "encode_prompt"), "prompt"),
-            "generate_step": "step",
+            "PromptBar": "progress",
+            **dict.fromkeys(("Progress", "generate_step"), "step"),
             **dict.fromkeys(
                 ("GenerationResponse", "figures", "generate", "stream_generate"), "stream"
             ),
@@ -27,6 +29,8 @@ else:
 
 __all__ = [
     "GenerationResponse",
+    "Progress",
+    "PromptBar",
     "PromptCache",
     "encode_prompt",
     "figures",

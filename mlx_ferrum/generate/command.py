@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from mlx_ferrum.profile import Profile
     from mlx_ferrum.tokenizer import Tokenizer
 
-    from .step import Progress
     from .stream import GenerationResponse
 
 EXAMPLES = """\
@@ -178,6 +177,7 @@ def _output_arguments(parser: argparse.ArgumentParser) -> None:
 def _run(args: argparse.Namespace) -> int:
     from mlx_ferrum.profile import Profile
 
+    from .progress import PromptBar
     from .prompt import PromptCache, encode_prompt
     from .stream import stream_generate
 
@@ -201,7 +201,7 @@ def _run(args: argparse.Namespace) -> int:
         cache=held.caches,
         history=held.tokens,
         prefill_step_size=args.prefill_step_size,
-        progress=_progress_bar(args, len(rest)),
+        progress=None if args.json or args.quiet else PromptBar(args.prefill_step_size),
     )
     profile = Profile() if args.profile else None
     start = time.perf_counter()
@@ -253,22 +253,6 @@ def _collect(
         if output.tokens and not args.json:
             print(flush=True)
     return output
-
-
-def _progress_bar(args: argparse.Namespace, total: int) -> Progress | None:
-    """A bar on stderr for prompts of more than one pass."""
-    if args.json or args.quiet or total <= args.prefill_step_size:
-        return None
-    from tqdm import tqdm
-
-    bar = tqdm(total=total, desc="prompt", unit="tok", leave=False, disable=None)
-
-    def update(done: int, total: int) -> None:
-        bar.update(done - bar.n)
-        if done == total:
-            bar.close()
-
-    return update
 
 
 def _stages(profile: Profile | None, wall: float) -> dict[str, float]:

@@ -72,15 +72,14 @@ class PromptCache:
     def hold(self, tokens: Sequence[int]) -> None:
         """Note what the caches hold: the first of `tokens`, which are all that went in or came out.
 
-        After an interruption they may be one step ahead, or out of step with each other; then they
-        go back or are made anew.
+        After an interruption some may be ahead of the others, or of `tokens`; they go back to what
+        all of them hold, or are made anew if one cannot.
         """
-        offsets = {cache.offset for cache in self.caches}
-        ahead = max(offsets, default=0) - len(tokens)
-        if len(offsets) > 1 or not self._trim(max(ahead, 0)):
+        held = min([len(tokens), *(cache.offset for cache in self.caches)])
+        if all(cache.trim(cache.offset - held) for cache in self.caches):
+            self.tokens = list(tokens[:held])
+        else:
             self.reset()
-            return
-        self.tokens = list(tokens[: offsets.pop()]) if offsets else []
 
     def save(self, path: str | Path) -> None:
         """Write caches and tokens to a file, atomically."""

@@ -17,6 +17,7 @@ from ..cache import Cache, KVCache
 from ..nn import GatedMLP, QLinear, RMSNorm
 from ..profile import stage
 from ..rope import RopeArgs
+from ..sample.recommended import Recommended
 from .experts import ExpertArgs
 from .metadata import MAX_LAYERS, Metadata
 from .weights import Weights
@@ -150,6 +151,7 @@ class LanguageModel(nn.Module):
     body: nn.Module
     fingerprint: str = ""  # of the file's tensors, set by load; saved caches are checked against it
     nbytes: int = 0  # of the file's tensors, set by load
+    recommended: Recommended = Recommended()  # sampling, set by load
 
     def __init__(self, args: BaseArgs, w: Weights) -> None:
         super().__init__()
