@@ -46,6 +46,7 @@ class FakeModel:
     ) -> None:
         self.args: Any = SimpleNamespace(vocab_size=vocab_size, context_length=context)
         self.fingerprint = f"fake-{seed}"
+        self.check_file = None
         self.fixed_cache = fixed_cache
         rng = np.random.default_rng(seed)
         self.embedding = rng.normal(size=(vocab_size, 16)).astype(np.float32)
