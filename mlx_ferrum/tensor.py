@@ -93,7 +93,7 @@ class QTensor:
     def array(self) -> mx.array:
         """(..., rows, words) of `word(block)`: the mapped bytes themselves on Metal, a copy elsewhere.
 
-        Also a copy of what is no mapping, which starts on a page, or is not aligned within it.
+        Also a copy when the buffer is not a page-aligned mapping, or the offset is not word-aligned.
         """
         dtype = word(self.block)
         shape = (*self.shape[:-1], self.row_bytes // dtype.itemsize)

@@ -103,8 +103,9 @@ def joined(path: Path, fused: str, parts: tuple[str, ...]) -> dict[str, QTensor]
     layers = {name.split(".")[1] for name in tensors if name.startswith("blk.")}
     for prefix in [f"blk.{i}." for i in layers]:
         for kind in ("weight", "bias"):
-            found = [tensors.pop(f"{prefix}{part}.{kind}", None) for part in parts]
-            if found[0] is not None:
+            names = [f"{prefix}{part}.{kind}" for part in parts]
+            if names[0] in tensors:
+                found = [tensors.pop(name) for name in names]
                 raw = np.concatenate([tensor.data.ravel() for tensor in found])
                 rows = sum(tensor.shape[0] for tensor in found)
                 shape = (rows, *found[0].shape[1:])

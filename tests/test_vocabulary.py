@@ -19,7 +19,7 @@ def metadata(tokens: list[str], merges: list[str], **more: Any) -> dict[str, Any
     texts = [*byte_letters(), *tokens, "<|eos|>"]
     types = np.ones(len(texts), np.int32)
     types[-1] = 3
-    values = {"model": "gpt2", "pre": "gpt-2", "tokens": texts, "token_type": types}
+    values: dict[str, Any] = {"model": "gpt2", "pre": "gpt-2", "tokens": texts, "token_type": types}
     values |= {"merges": merges, "eos_token_id": len(texts) - 1}
     return {PREFIX + key: value for key, value in {**values, **more}.items()}
 
@@ -48,7 +48,8 @@ def test_special_ids_that_are_no_tokens(
 def test_a_sentencepiece_vocabulary_keeps_its_default_ids(caplog: pytest.LogCaptureFixture) -> None:
     """llama.cpp: bad special token, using the default id 1."""
     tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
-    values = {"model": "llama", "tokens": tokens, "token_type": np.array([2, 3, 3] + [6] * 256)}
+    types = np.array([2, 3, 3] + [6] * 256)
+    values: dict[str, Any] = {"model": "llama", "tokens": tokens, "token_type": types}
     values |= {"bos_token_id": 70_000, "padding_token_id": 4294967295}
     found = Tokenizer.from_metadata({PREFIX + key: value for key, value in values.items()})
     assert (found.bos_token_id, found.eos_token_id) == (1, 2)
