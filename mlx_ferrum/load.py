@@ -45,7 +45,7 @@ def _model(file: gguf.GGUF) -> LanguageModel:
     weights = Weights({name: _tensor(file, name) for name in file.tensors})
     model: LanguageModel = module.Model(args, weights)
     weights.check_all_used()
-    model.fingerprint = _fingerprint(file)
+    model.fingerprint, model.check_file = _fingerprint(file), file.check
     model.nbytes = sum(info.nbytes for info in file.tensors.values())
     model.recommended = recommended(file.metadata)
     # lazy arrays belong to the thread that made them: no other one could evaluate them

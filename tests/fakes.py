@@ -50,6 +50,7 @@ class FakeModel:
         self.fingerprint = f"fake-{seed}"
         self.nbytes = 0
         self.recommended = Recommended()
+        self.check_file = None
         self.fixed_cache = fixed_cache
         rng = np.random.default_rng(seed)
         self.embedding = rng.normal(size=(vocab_size, 16)).astype(np.float32)

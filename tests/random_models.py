@@ -161,7 +161,7 @@ def write(
 
     types: quant types, dealt in turn to the matrices, in an order drawn from the seed.
     tied: no `output.weight`; the token embeddings serve as the head.
-    biases: per-layer matrices that get a bias (`attn_q` …).
+    biases: matrices that get a bias: those of layers (`attn_q` …), and `output`.
     metadata: further keys, without the architecture's prefix; they override the defaults.
     vectors: further float32 tensors by their whole name.
     """
@@ -225,6 +225,8 @@ def _shapes(
     shapes["output_norm.weight"] = (sizes.hidden,)
     if not tied:
         shapes["output.weight"] = (sizes.vocab, sizes.hidden)
+    if "output" in biases:
+        shapes["output.bias"] = (sizes.vocab,)
     return shapes
 
 

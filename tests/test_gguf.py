@@ -115,6 +115,8 @@ def test_tensors_of_each_type_where_gguf_py_finds_them(tmp_path: Path, alignment
     writer = gguf_py.GGUFWriter(path, "llama")
     writer.add_custom_alignment(alignment)
     for kind in GGMLQuantizationType:
+        if kind == GGMLQuantizationType.Q8_1:  # 40 bytes in gguf-py 0.19, where ggml has 36
+            continue
         weights, size = gguf_py.GGML_QUANT_SIZES[kind]
         shape = (*rng.integers(1, 4, rng.integers(0, 4)), size * rng.integers(1, 4))
         raw = rng.integers(0, 256, shape, dtype=np.uint8)

@@ -213,10 +213,17 @@ REFUSED = {
     "long key": (values(("k" * 65_536, U8, 1)), "key 0: length: found 65536 bytes"),
     "key not UTF-8": (values((b"k\xff", U8, 1)), "key 0: found byte 0xff at 33, expected UTF-8"),
     "second key": (values(("k", U8, 1), ("k", U8, 1)), "metadata key 1: found a second 'k'"),
-    "text not UTF-8": (values(("k", STRING, b"a\xc3")), "'k': found byte 0xc3 at .* UTF-8"),
+    "text not UTF-8": (
+        values(("tokenizer.chat_template", STRING, b"a\xc3")),
+        "'tokenizer.chat_template': found byte 0xc3 at .* UTF-8",
+    ),
     "item not UTF-8": (
-        values(("k", ARRAY, (STRING, ["a", b"\xc3", b"\xa9"]))),
-        r"metadata 'k'\[1\]: found byte 0xc3 at 66, expected UTF-8",
+        values(("tokenizer.k", ARRAY, (STRING, ["a", b"\xc3", b"\xa9"]))),
+        r"metadata 'tokenizer.k'\[1\]: found byte 0xc3 at 76, expected UTF-8",
+    ),
+    "architecture not UTF-8": (
+        values(("general.architecture", STRING, b"\xff")),
+        "'general.architecture': found byte 0xff",
     ),
     "deep": (values(("k", ARRAY, nested(8))), "arrays nested 9 deep"),
     "terminal codes": (values(("\x1b[2J\n", 13, 0)), r"metadata '\\x1b\[2J\\n': type"),
@@ -233,16 +240,37 @@ REFUSED = {
     "5 dimensions": (tensors(Tensor("w", (1,) * 5)), "dimensions: found 5"),
     "dimension 0": (tensors(Tensor("w", (32, 0))), r"'w': shape: found \(0, 32\)"),
     "dimension 2^31": (tensors(Tensor("w", (32, 2**31))), "dimensions from 1 to 2147483647"),
-    "2^64 weights": (tensors(Tensor("w", (65_536,) * 4)), f"found bytes up to {2**66 + 96}"),
-    "unknown ggml type": (tensors(Tensor("w", kind=4)), "'w': type: found 4, expected a ggml type"),
+    "2^64 weights": (tensors(Tensor("w", (65_536,) * 4)), f"expected {2**66 + 96}, where the last tensor ends"),
+    "unknown ggml type": (tensors(Tensor("w", kind=43)), "'w': type: found 43, expected a ggml type"),
     "part of a block": (tensors(Tensor("w", (33,), 8)), "length: found 33, expected a multiple of 32"),
     "unaligned": (tensors(Tensor("w", offset=16)), "offset: found 16, expected a multiple of .* 32"),
-    "outside": (tensors(Tensor("w", offset=32)), "'w': data: found bytes up to 224, .* at most 192"),
-    "far outside": (tensors(Tensor("w", offset=2**64 - 32)), "'w': data: found bytes up to"),
+    "outside": (tensors(Tensor("w", offset=32)), "'w': data: found a file truncated at 192 bytes, expected 224"),
+    "far outside": (tensors(Tensor("w", offset=2**64 - 32)), "'w': data: found a file truncated at"),
     "overlap": (tensors(W, Tensor("v", (32,), offset=64)), "tensor 'v': data: .* where 'w' ends"),
     "same place": (tensors(W, Tensor("v", (32,), offset=0)), "found bytes from .* 'w' ends"),
     "second tensor": (tensors(W, W), "tensor 'w': found it twice"),
 }  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", [4, 5, 31, 32, 33, 36, 37, 38])
+def test_a_type_that_ggml_removed_says_what_to_take(tmp_path: Path, kind: int) -> None:
+    names = {4: "Q4_2", 5: "Q4_3", 31: "Q4_0_4_4", 32: "Q4_0_4_8", 33: "Q4_0_8_8"}
+    names |= {36: "IQ4_NL_4_4", 37: "IQ4_NL_4_8", 38: "IQ4_NL_8_8"}
+    instead = {4: "Q4_0", 5: "Q4_1"}.get(kind, "Q4_0" if kind < 36 else "IQ4_NL")
+    (tmp_path / "a.gguf").write_bytes(tensors(Tensor("w", kind=kind)))
+    expected = f"found {kind}, {names[kind]}, a type that ggml has removed, .* {instead} file"
+    with pytest.raises(ValueError, match=expected):
+        gguf.read(tmp_path / "a.gguf")
+
+
+def test_text_that_nothing_uses_need_not_be_utf_8(tmp_path: Path) -> None:
+    texts = (STRING, [b"Ren\xe9", "Ren\xe9", b"\xff\xfe"])
+    draft = Draft([("general.author", STRING, b"Ren\xe9"), ("llama.tags", ARRAY, texts)])
+    (tmp_path / "a.gguf").write_bytes(draft.raw)
+    metadata = gguf.read(tmp_path / "a.gguf").metadata
+    assert metadata["general.author"] == "Ren\ufffd"
+    assert list(metadata["llama.tags"]) == ["Ren\ufffd", "Ren\xe9", "\ufffd\ufffd"]
+    assert metadata["llama.tags"][0] == "Ren\ufffd" and metadata["llama.tags"][2] == "\ufffd\ufffd"
 
 
 @pytest.mark.parametrize("name", REFUSED)

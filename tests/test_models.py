@@ -76,6 +76,12 @@ BAD_METADATA = [
     ("llama.attention.head_count", True, "head_count: expected int, found bool"),
     ("llama.attention.key_length", 128, "attn_q.weight': expected shape"),
     ("llama.feed_forward_length", 256, "ffn_gate.weight': expected shape"),
+    ("llama.feed_forward_length", 0, "feed_forward_length: expected the width of the MLP"),
+    ("llama.feed_forward_length", None, "feed_forward_length: expected the width of the MLP"),
+    ("llama.rope.scaling.factor", -1.0, "scaling.factor: expected a positive number, found -1.0"),
+    ("llama.rope.scaling.attn_factor", 0.0, "attn_factor: expected a positive number, found 0.0"),
+    ("llama.attention.head_count_kv", np.array([2, 2]), "expected 3 values, one a layer, found 2"),
+    ("llama.embedding_length", np.array([256] * 3), "expected int, found ndarray"),
     (
         "llama.attention.layer_norm_rms_epsilon",
         float("nan"),
@@ -99,8 +105,6 @@ def test_unsupported_variants_are_refused(llama):
         NotImplementedError, match="'longrope' is not supported; known: none, linear"
     ):
         build(llama, **{"llama.rope.scaling.type": "longrope"})
-    with pytest.raises(NotImplementedError, match="yarn_log_multiplier is not supported"):
-        build(llama, **{"llama.rope.scaling.yarn_log_multiplier": 0.1})
 
 
 def test_missing_tensors_are_named(llama):
@@ -113,9 +117,13 @@ def test_window_patterns_are_checked(gemma3):
     assert build(gemma3, **{key: 2}).args.windows == (8, None, 8, None)
     flags = np.array([True, True, False, True])
     assert build(gemma3, **{key: flags}).args.windows == (8, 8, None, 8)
+    assert build(gemma3, **{key: np.append(flags, True)}).args.windows == (8, 8, None, 8)
+    assert build(gemma3, **{key: 0}).args.windows == (8,) * 4
     with pytest.raises(ValueError, match="expected 4 flags, found 3"):
         build(gemma3, **{key: flags[:3]})
-    assert build(gemma3, **{"gemma3.attention.sliding_window": None}).args.windows == (None,) * 4
+    for none in (None, 0):
+        args = build(gemma3, **{"gemma3.attention.sliding_window": none}).args
+        assert args.windows == (None,) * 4
 
 
 @pytest.mark.parametrize("case", ["llama", "qwen2", "qwen3", "gemma3", "qwen3moe"])

@@ -221,21 +221,10 @@ DAMAGE = [
     ("token_type", np.ones(3, np.int32), ValueError, r"token_type: 3 values found, expected \d+"),
     ("token_type", np.ones(3), ValueError, "token_type: ndarray found"),
     ("scores", np.ones(3, np.float32), ValueError, r"scores: 3 values found, expected \d+"),
-    (
-        "bos_token_id",
-        1 << 30,
-        ValueError,
-        r"bos_token_id: 1073741824 found, expected an id below \d+",
-    ),
-    ("eos_token_id", -1, ValueError, "eos_token_id: -1 found"),
     ("eot_token_id", "x", ValueError, "eot_token_id: 'x' found"),
     ("padding_token_id", True, ValueError, "padding_token_id: True found"),
     ("add_bos_token", 1, ValueError, "add_bos_token: 1 found, expected a boolean"),
     ("merges", None, ValueError, "tokenizer.ggml.merges: missing"),
-    ("merges", ["ab"], ValueError, r"merges\[0\]: 'ab' found"),
-    ("merges", ["a b", "a b c"], ValueError, r"merges\[1\]: 'a b c' found"),
-    ("merges", ["a b", "zz q"], ValueError, r"merges\[1\]: 'zz q' found"),
-    ("merges", ["a b", " "], ValueError, r"merges\[1\]: ' ' found"),
 ]
 
 

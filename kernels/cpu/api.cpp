@@ -1,5 +1,6 @@
 // The names that Python finds; see native.py.
 #include "ahead.h"
+#include "bus_error.h"
 #include "calls.h"
 #include "pool.h"
 #include "replay.h"
@@ -24,6 +25,7 @@ const char* ferrum_simd() {
 }
 
 void ferrum_set_threads(int n) {
+    explain_bus_errors();
     pool_when_idle(ahead_fetch);
     pool_set_threads(n);
 }

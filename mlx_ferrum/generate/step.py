@@ -51,7 +51,7 @@ def generate_step(
 
     Raises:
         ValueError: at the call, when the prompt is empty or does not fit; later, from the model,
-            when it has an id outside the vocabulary.
+            when it has an id outside the vocabulary, or when the model's file changes meanwhile.
     """
     tokens = token_ids(prompt)
     cache = model.make_cache() if cache is None else cache
@@ -144,17 +144,21 @@ def _steps(
     size: int,
     progress: Progress,
 ) -> Generator[tuple[int, mx.array], None, None]:
+    check = model.check_file or _unchanged
     progress(0, len(tokens))
+    check()
     for done in range(size, len(tokens), size):
         model.body(mx.array([tokens[done - size : done]], mx.uint32), cache)
         mx.eval([c.state for c in cache])
         mx.clear_cache()  # a chunk's buffers seldom fit the next one, whose attention is longer
         progress(done, len(tokens))
+        check()
     rest = tokens[(len(tokens) - 1) // size * size :]
     token, scores = choose(model.body(mx.array([rest], mx.uint32), cache))
     step = ops.stepper(model.body, cache)
     ahead, value = None, -1
     for count in range(1, limit + 1):
+        check()
         if ahead is not None:
             token, scores = ahead
         elif count > 1:
@@ -166,6 +170,10 @@ def _steps(
         if count == 1:
             progress(len(tokens), len(tokens))
         yield value, choose.logprobs(scores)
+
+
+def _unchanged() -> None:
+    """The check of a model that comes from no file."""
 
 
 def _ignore(done: int, total: int) -> None:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-import mmap
 import os
-import stat
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from .header import Header, TensorInfo, integer, quoted, read_header
+from .mapping import MappedFile
 from .values import failure
 
 
@@ -25,6 +23,7 @@ class GGUF:
         of a split model, the first part's
     tensors: name -> TensorInfo, in file order
     parts: (file size,) uint8 each, read-only, page-aligned; one, or all files of a split model
+    files: what the parts are mapped from
     """
 
     path: Path
@@ -33,6 +32,12 @@ class GGUF:
     metadata: dict[str, Any]
     tensors: dict[str, TensorInfo]
     parts: list[np.ndarray]
+    files: list[MappedFile] = field(default_factory=list)
+
+    def check(self) -> None:
+        """Raises ValueError if a file was cut short or written to since it was opened. Takes some microseconds."""
+        for file in self.files:
+            file.check()
 
     def data(self, name: str) -> np.ndarray:
         """A tensor's bytes: (nbytes,) uint8, a view of the file. ValueError if there is none."""
@@ -49,7 +54,7 @@ class GGUF:
 @dataclass(frozen=True)
 class _Part:
     path: Path
-    mapped: mmap.mmap
+    file: MappedFile
     header: Header
 
 
@@ -70,32 +75,14 @@ def read(path: str | os.PathLike[str]) -> GGUF:
         alignment=first.alignment,
         metadata=first.metadata,
         tensors=tensors,
-        parts=[np.frombuffer(part.mapped, np.uint8) for part in parts],
+        parts=[part.file.array() for part in parts],
+        files=[part.file for part in parts],
     )
 
 
 def _open(path: Path) -> _Part:
-    try:
-        status = path.stat()
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: no such file") from None
-    if not stat.S_ISREG(status.st_mode):
-        kind = "a folder" if stat.S_ISDIR(status.st_mode) else "a special file"
-        raise ValueError(f"{path}: found {kind}, expected a GGUF file")
-    if status.st_size == 0:
-        raise ValueError(f"{path}: found an empty file, expected GGUF")
-    with path.open("rb") as file:
-        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    _ask_for_large_pages(mapped)
-    return _Part(path, mapped, read_header(path, mapped))
-
-
-def _ask_for_large_pages(mapped: mmap.mmap) -> None:
-    """Where Linux has them for files: scattered weights take fewer steps to be read from disk and found in memory."""
-    advice = getattr(mmap, "MADV_HUGEPAGE", None)
-    if advice is not None:
-        with contextlib.suppress(OSError):  # a kernel may be built without; it was a wish
-            mapped.madvise(advice)
+    file = MappedFile(path)
+    return _Part(path, file, read_header(path, file.mapped))
 
 
 def _all_parts(given: _Part) -> list[_Part]:

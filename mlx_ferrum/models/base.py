@@ -5,7 +5,7 @@ Knows no file and no block type: tensors arrive as QTensors under their GGUF nam
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -152,6 +152,8 @@ class LanguageModel(nn.Module):
     fingerprint: str = ""  # of the file's tensors, set by load; saved caches are checked against it
     nbytes: int = 0  # of the file's tensors, set by load
     recommended: Recommended = Recommended()  # sampling, set by load
+    # set by load; raises ValueError if the file has changed since
+    check_file: Callable[[], None] | None = None
 
     def __init__(self, args: BaseArgs, w: Weights) -> None:
         super().__init__()
@@ -161,7 +163,12 @@ class LanguageModel(nn.Module):
         self.output = QLinear(weight, w.bias("output", args.vocab_size))
 
     def __call__(self, tokens: mx.array, cache: list[Cache] | None = None) -> mx.array:
-        """tokens: (b, l) integers -> logits (b, l, vocabulary) float32; cache: from `make_cache`, updated in place."""
+        """tokens: (b, l) integers -> logits (b, l, vocabulary) float32; cache: from `make_cache`, updated in place.
+
+        Raises ValueError for ids outside the vocabulary, and if the model's file changed since it was loaded.
+        """
+        if self.check_file is not None:
+            self.check_file()
         return self.head(self.body(tokens, cache or self.make_cache()))
 
     @stage("head")

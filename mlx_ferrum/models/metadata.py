@@ -101,7 +101,7 @@ class Metadata:
         if value == 0 and zero is not None:
             return zero
         if not 1 <= value <= most:
-            key, least = f"{self.architecture}.{name}", 1 if zero is None else 0
+            key, least = f"{self.architecture}.{name}", 0 if zero == 0 else 1
             raise ValueError(f"{key}: expected {least} to {most}, found {value}")
         return value
 
