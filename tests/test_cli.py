@@ -358,9 +358,8 @@ def test_the_end_is_clean_when_the_reader_leaves(smollm2_path: Path, how: str) -
     assert process.wait(60) == (130 if how == "interrupt" else 141)
 
 
-def test_smollm2_chats(smollm2_path: Path, tmp_path: Path) -> None:
-    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
+def test_smollm2_chats(smollm2_path: Path) -> None:
     lines = "What is the capital of France?\n/stats\n/exit\n"
-    done = start("chat", "--model", str(smollm2_path), "--temp", "0", stdin=lines, env=environment)
+    done = start("chat", "--model", str(smollm2_path), "--temp", "0", stdin=lines)
     assert (done.returncode, done.stdout) == (0, "The capital of France is Paris.\n")
     assert "generation: 8 tokens" in done.stderr
