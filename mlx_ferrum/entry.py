@@ -5,25 +5,28 @@ Imports next to nothing, so that it is in charge before anything else is importe
 
 from __future__ import annotations
 
-import functools
 import io
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
 from importlib import import_module
-from typing import Protocol, TextIO
+
+TYPE_CHECKING = False
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from typing import Protocol, TextIO
+
+    class Main(Protocol):
+        """Takes the arguments, by default those of the process; returns the exit code."""
+
+        def __call__(self, argv: Sequence[str] | None = None) -> int:
+            """Run the command."""
+
 
 INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it
 BROKEN_PIPE = 141  # 128 + SIGPIPE
 FAILURES = (ValueError, RuntimeError, OSError, ImportError, MemoryError)  # MLX raises RuntimeError
-
-
-class Main(Protocol):
-    """The main function of a command: takes the arguments, sys.argv's by default; returns the exit code."""
-
-    def __call__(self, argv: Sequence[str] | None = None) -> int:
-        """Run the command."""
 
 
 def run(module: str) -> int:
@@ -54,10 +57,10 @@ def _leave(*_: object) -> None:
 def command(main: Callable[[Sequence[str] | None], int]) -> Main:
     """Make `main` the main function of a command: it runs `guarded`."""
 
-    @functools.wraps(main)
     def run_guarded(argv: Sequence[str] | None = None) -> int:
         return guarded(lambda: main(argv))
 
+    run_guarded.__doc__ = main.__doc__
     return run_guarded
 
 

@@ -1,13 +1,19 @@
-"""Imports that wait until they are needed: packages answer `--help` at once, and without MLX."""
+"""Imports that wait until they are needed: packages answer `--help` at once, and without MLX.
+
+It is imported before Ctrl-C is handled, so it imports next to nothing itself.
+"""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+
+TYPE_CHECKING = False
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from typing import Any
+
     import mlx.core as mx
 else:
 

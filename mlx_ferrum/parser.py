@@ -64,6 +64,9 @@ class Parser(argparse.ArgumentParser):
         given = sys.argv[1:] if args is None else args
         return super().parse_known_args(list(self._joined(given)), namespace)
 
+    def _print_message(self, message: str, file: Any = None) -> None:
+        (file or sys.stderr).write(message)  # argparse hides that a disk is full or a reader gone
+
     def _joined(self, args: Iterable[str]) -> Iterator[str]:
         rest = iter(args)
         for arg in rest:
@@ -89,6 +92,11 @@ class Parser(argparse.ArgumentParser):
                 f"write {name}={value} if that is the value"
             )
         return (f"{name}={value}",)
+
+    def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
+        if arg_strings == ["--"] and action.nargs is None and action.option_strings:
+            return self._get_value(action, "--")  # argparse drops it before Python 3.13
+        return super()._get_values(action, arg_strings)
 
 
 def _program(command: str) -> str:

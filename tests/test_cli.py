@@ -16,7 +16,7 @@ import pytest
 from fakes import FakeModel, ScriptedModel, byte_tokenizer
 
 import mlx_ferrum
-from mlx_ferrum import generate as generate_function
+from mlx_ferrum import cli
 from mlx_ferrum.generate import main
 
 # -- with a known model ------------------------------------------------------------------------
@@ -211,6 +211,42 @@ def test_a_model_of_the_package_needs_no_prompt(run: Command) -> None:
     assert json.loads(run.out)["prompt_tokens"] == 1
 
 
+@pytest.mark.parametrize(
+    ("flags", "prompt"),
+    [
+        (["-p", "-hello"], "u:-hello<|end|>a:"),
+        (["--system", "-x", "-p", "--"], "s:-x<|end|>u:--<|end|>a:"),
+        (["-p", "hi", "--stop", "---", "-n", "-1", "-t", "1", "-m", "any"], "u:hi<|end|>a:"),
+    ],
+)
+def test_values_may_begin_with_a_dash(run: Command, flags: list[str], prompt: str) -> None:
+    run.prompt = prompt
+    assert run(*flags) == 0
+    assert run.out == "hello €\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("no/cache", "there is no folder {}/no"),
+        ("folder", "is a folder, expected a file"),
+        ("file/cache", "there is no folder {}/file"),
+        ("pipe", "is not a regular file, so it is not replaced"),
+    ],
+)
+def test_a_cache_that_cannot_be_saved_fails_before_the_work(
+    run: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, told: str
+) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").touch()
+    os.mkfifo(tmp_path / "pipe")
+    monkeypatch.setattr(cli, "load_model", lambda args: pytest.fail("asked before it loads"))
+    path = tmp_path / name
+    assert run("-p", "hi", "--save-prompt-cache", str(path)) == 1
+    assert run.err == f"error: {path}: {told.format(tmp_path)}\n"
+    assert sorted(left.name for left in tmp_path.iterdir()) == ["file", "folder", "pipe"]
+
+
 def test_ctrl_c_keeps_what_was_printed(run: Command, lazy: bool) -> None:
     class Interrupted(ScriptedModel):
         def head(self, hidden: Any) -> Any:
@@ -221,14 +257,6 @@ def test_ctrl_c_keeps_what_was_printed(run: Command, lazy: bool) -> None:
     run.model = Interrupted(run.tokenizer.encode("hello"), 259, 7)
     assert run("--prompt", "hi") == 130
     assert (run.out, run.err) == ("he\n" if lazy else "hel\n", "")
-
-
-def test_a_package_function_and_a_command_share_the_name() -> None:
-    import mlx_ferrum
-    import mlx_ferrum.generate.command
-
-    assert callable(mlx_ferrum.generate)
-    assert mlx_ferrum.generate is generate_function
 
 
 @pytest.mark.parametrize("module", ["generate", "chat"])

@@ -141,6 +141,7 @@ def test_failures_are_one_line(reference: Any, path: Path, tmp_path: Path, capsy
         ([path, "--prompt", ""], "the prompt is empty"),
         ([path, "--prompt", "x" * 100, "--tokens", 50], "do not fit the model's context of 128"),
         ([path, "--prompt", "x", "--out", tmp_path / "no" / "x.png"], "there is no folder"),
+        ([path, "--prompt", "x", "--out", tmp_path], f"{tmp_path}: is a folder"),
     ]:
         code, out, err = run(capsys, *args)
         assert (code, out, err.count("\n")) == (1, "", 1)

@@ -1,6 +1,6 @@
 """A conversation in the terminal: `python -m mlx_ferrum.chat`."""
 
-from typing import TYPE_CHECKING
+TYPE_CHECKING = False
 
 if TYPE_CHECKING:
     from .command import main

@@ -3,7 +3,7 @@
 The report is made to be pasted into an issue: nothing in it names a user, a host or a folder.
 """
 
-from typing import TYPE_CHECKING
+TYPE_CHECKING = False
 
 if TYPE_CHECKING:
     from .command import main

@@ -1,6 +1,6 @@
 """Which experts a model chooses for a text: `python -m mlx_ferrum.experts MODEL --prompt TEXT`."""
 
-from typing import TYPE_CHECKING
+TYPE_CHECKING = False
 
 if TYPE_CHECKING:
     from .choices import Choices, observe

@@ -3,7 +3,7 @@
 `python -m mlx_ferrum.generate` is the command line.
 """
 
-from typing import TYPE_CHECKING
+TYPE_CHECKING = False
 
 if TYPE_CHECKING:
     from .command import main

@@ -4,7 +4,7 @@
 https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
 
-from typing import TYPE_CHECKING
+TYPE_CHECKING = False
 
 if TYPE_CHECKING:
     from .command import main
