@@ -149,9 +149,7 @@ class LanguageModel(nn.Module):
 
     body: nn.Module
     fingerprint: str = ""  # of the file's tensors, set by load; saved caches are checked against it
-    check_file: Callable[[], None] | None = (
-        None  # set by load; raises ValueError if the file changed since
-    )
+    check_file: Callable[..., None] | None = None  # `GGUF.check`, set by load
 
     def __init__(self, args: BaseArgs, w: Weights) -> None:
         super().__init__()
