@@ -73,6 +73,15 @@ def test_every_model_is_repeated_to_the_bit(case: str, prompt: int, tmp_path: Pa
     assert body.calls < 30, "most steps are repeated"
 
 
+def test_biases_of_every_matrix_are_repeated(tmp_path: Path) -> None:
+    biases = (*random_models.QKV_BIASES, "attn_output", "ffn_gate", "ffn_up", "ffn_down")
+    path = random_models.write(tmp_path / "m.gguf", "llama", seed=3, biases=biases)
+    model, _ = mlx_ferrum.load(path)
+    body, held, plain = Counted(model), model.make_cache(), model.make_cache()
+    assert_same(ops.stepper(body, held), model, held, plain, random_tokens(12))
+    assert body.calls < 12, "most steps are repeated"
+
+
 def test_caches_that_were_changed_between_steps(tmp_path: Path) -> None:
     """Trimmed, continued by the model itself, replaced from a file."""
     model = load(tmp_path, "llama")

@@ -41,16 +41,19 @@ class MappedFile:
         """The whole file: (size,) uint8, read-only, page-aligned; it keeps the mapping alive."""
         return np.frombuffer(self.mapped, np.uint8)
 
-    def check(self) -> None:
-        """Takes some microseconds. Raises ValueError if the file was cut short or written to since it was mapped.
+    def check(self, *, thorough: bool = True) -> None:
+        """Raises ValueError if the file was cut short since it was mapped, or written to.
 
-        A file that was removed, or replaced by another one, is no harm: the mapping holds the old one.
+        thorough: also find what was written in place, which takes 10 us instead of 1
+        A file that was removed, or replaced by another one, does no harm: the mapping holds the old one.
         """
         expected, found = len(self.mapped), self.mapped.size()
         if found < expected:
             raise ValueError(
                 f"{self.path}: cut short while in use, found {found} bytes, expected {expected}"
             )
+        if not thorough:
+            return
         try:
             now = self.path.stat()
         except OSError:

@@ -152,8 +152,7 @@ class LanguageModel(nn.Module):
     fingerprint: str = ""  # of the file's tensors, set by load; saved caches are checked against it
     nbytes: int = 0  # of the file's tensors, set by load
     recommended: Recommended = Recommended()  # sampling, set by load
-    # set by load; raises ValueError if the file has changed since
-    check_file: Callable[[], None] | None = None
+    check_file: Callable[..., None] | None = None  # `GGUF.check`, set by load
 
     def __init__(self, args: BaseArgs, w: Weights) -> None:
         super().__init__()
