@@ -17,7 +17,7 @@ from mlx_ferrum.tokenizer import Tokenizer
 
 INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it
 BROKEN_PIPE = 141  # 128 + SIGPIPE
-FILTERS = ("top_k", "typical", "top_p", "min_p", "xtc_probability")
+FILTERS_OFF = {"top_k": 0, "typical": 1, "top_p": 1, "min_p": 0, "xtc_probability": 0}
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
@@ -71,7 +71,12 @@ def sampling_arguments(parser: argparse.ArgumentParser, temp: float) -> None:
         "sampling", "The filters work in the order of this list, then the temperature."
     )
     add = group.add_argument
-    add("--top-k", type=int, metavar="K", help="keep the K most likely tokens; 40 is usual")
+    add(
+        "--top-k",
+        type=int,
+        metavar="K",
+        help="keep the K most likely tokens; 40 is usual, 0 is off",
+    )
     add(
         "--typical",
         type=float,
@@ -82,7 +87,7 @@ def sampling_arguments(parser: argparse.ArgumentParser, temp: float) -> None:
         "--top-p",
         type=float,
         metavar="P",
-        help="keep the most likely tokens that make up P; 0.9 is usual",
+        help="keep the most likely tokens that make up P; 0.9 is usual, 1 is off, 0 keeps one",
     )
     add(
         "--min-p",
@@ -103,8 +108,8 @@ def sampling_arguments(parser: argparse.ArgumentParser, temp: float) -> None:
         metavar="P",
         help="what makes a top choice: probability P (default: 0.1)",
     )
-    about = "0 always takes the most likely token" if temp == 0 else "0 is greedy"
-    add("--temp", type=float, metavar="T", help=f"temperature; {about} (default: {temp:g})")
+    default = "0, the most likely token; 1 with a filter" if temp == 0 else f"{temp:g}; 0 is greedy"
+    add("--temp", type=float, metavar="T", help=f"temperature (default: {default})")
     add("--seed", type=int, metavar="N", help="the same seed gives the same text")
     parser.set_defaults(default_temp=temp)
 
@@ -138,7 +143,7 @@ def sampling_arguments(parser: argparse.ArgumentParser, temp: float) -> None:
         type=int,
         default=64,
         metavar="N",
-        help="the N of the above (default: 64)",
+        help="the N of the above; 0 is off (default: 64)",
     )
     add(
         "--logit-bias",
@@ -151,11 +156,13 @@ def sampling_arguments(parser: argparse.ArgumentParser, temp: float) -> None:
 
 
 def check_sampling(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """End with a usage error if the sampling arguments are out of range or without effect."""
-    chosen = [name for name in FILTERS if getattr(args, name) is not None]
-    if chosen and args.temp is None and args.default_temp == 0:
-        flag = "--" + chosen[0].replace("_", "-")
-        parser.error(f"argument {flag}: has no effect at temperature 0, give --temp as well")
+    """End with a usage error if the sampling arguments are out of range.
+
+    A filter without --temp sets temperature 1 where 0 is the default: there it would have no effect.
+    """
+    filters = [n for n, off in FILTERS_OFF.items() if getattr(args, n) not in (None, off)]
+    if filters and args.temp is None and args.default_temp == 0:
+        args.temp = 1.0
     try:
         sampler(args)
         processors(args)
