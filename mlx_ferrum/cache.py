@@ -18,6 +18,7 @@ import numpy as np
 from . import ops
 
 STEP = 256  # positions by which storage grows
+SLACK = 512  # positions before its window that a WindowCache keeps, to go back by
 FORMAT = "mlx_ferrum cache 2"
 
 
@@ -64,7 +65,11 @@ class KVCache:
 
 
 class WindowCache:
-    """Keys and values of a sliding window: the last positions only, in order, in storage that is shifted when full."""
+    """Keys and values of a sliding window: the last positions only, in order, in storage that is shifted when full.
+
+    It keeps SLACK positions more than the window, so that it can go back by as many. Storage is at most
+    window + SLACK + 2 STEP positions, and in a prefill as many more as the prompt's pieces are long.
+    """
 
     def __init__(self, window: int) -> None:
         self.window = window
@@ -78,35 +83,36 @@ class WindowCache:
         self._make_room(length)
         self.stored = _put(self.stored, self.offset - self.first, new)
         self.offset += length
-        seen = slice(self._oldest_seen(length) - self.first, self.offset - self.first)
+        seen = slice(self._oldest(length) - self.first, self.offset - self.first)
         return ops.attend(q, *_split(self.stored, seen, q), scale=scale, window=self.window)
 
-    def _oldest_seen(self, length: int) -> int:
-        """The oldest position that the last `length` positions see."""
-        return max(self.first, self.offset - length - self.window + 1)
+    def _oldest(self, back: int) -> int:
+        """The oldest position held that the ones from `offset - back` on see."""
+        return max(self.first, self.offset - back - self.window + 1)
 
     def _make_room(self, length: int) -> None:
-        """Drop what no later position sees, once storage would grow past the window and a step."""
-        if self.stored is None or self.offset - self.first + length <= self.window + STEP:
+        """Drop what lies before window and slack, once storage would grow past them and a step."""
+        if self.offset - self.first + length <= self.window + SLACK + STEP:
             return
-        start = self._oldest_seen(0) - self.first
-        self.stored = self.stored[..., start : self.offset - self.first, :]
-        self.first += start
+        if self.stored is not None:
+            (self.stored,) = self.state
+            self.first = self._oldest(SLACK)
 
     @property
     def state(self) -> list[mx.array]:
-        """What later positions can see, for mx.eval and for saving; empty at first."""
+        """The window and the slack before it, for mx.eval and for saving; empty at first."""
         if self.stored is None:
             return []
-        held = slice(self._oldest_seen(0) - self.first, self.offset - self.first)
+        held = slice(self._oldest(SLACK) - self.first, self.offset - self.first)
         return [self.stored[..., held, :]]
 
     def restore(self, state: list[mx.array], offset: int) -> None:
         """Take over a saved `state`. Raises ValueError if it does not hold the window before `offset`."""
         if not state and not offset:
             return
-        held = min(offset, self.window - 1)
-        self.stored = _checked(state, held)
+        held = state[0].shape[3] if state and state[0].ndim == 5 else 0
+        least = min(offset, self.window - 1)
+        self.stored = _checked(state, held if least <= held <= offset else least)
         self.first, self.offset = offset - held, offset
 
     @property
@@ -133,9 +139,19 @@ Cache = KVCache | WindowCache
 
 def _put(stored: mx.array | None, at: int, new: Any) -> mx.array:
     """`stored` with `new` at position `at`, grown by whole steps if need be."""
+    if stored is not None and _outer(stored) != _outer(new):
+        raise ValueError(
+            "the cache holds (sequences, heads, width) "
+            f"{_outer(stored)}, expected {_outer(new)}: it is of another model or batch"
+        )
     if stored is None or not _is_alike(stored, new) or at + new.shape[3] > stored.shape[3]:
         stored = _grown(stored, at, new)
     return ops.put(stored, at, new)
+
+
+def _outer(x: Any) -> tuple[int, int, int]:
+    """Sequences, key-value heads and width of keys and values: all sizes but the positions."""
+    return x.shape[1], x.shape[2], x.shape[4]
 
 
 def _is_alike(stored: mx.array, new: Any) -> bool:
@@ -166,6 +182,31 @@ class CacheOwner(Protocol):
 
     def make_cache(self) -> list[Cache]:
         """Empty caches, one a layer."""
+
+
+def check_caches(caches: Any, model: CacheOwner) -> None:
+    """Raises ValueError unless `caches` are such as `model.make_cache()` gives, all at one position."""
+    if not isinstance(caches, list | tuple):
+        found = type(caches).__name__
+        raise ValueError(f"the cache is a {found}, expected the list that model.make_cache() gives")
+    wanted = model.make_cache()
+    if len(caches) != len(wanted):
+        raise ValueError(
+            f"the cache has {len(caches)} layers, the model {len(wanted)}: it is of another model"
+        )
+    for i, (ours, theirs) in enumerate(zip(wanted, caches, strict=True)):
+        if _kind(ours) != _kind(theirs):
+            raise ValueError(f"cache {i} is {_kind(theirs)}, expected {_kind(ours)}")
+    offsets = {cache.offset for cache in caches}
+    if len(offsets) > 1:
+        raise ValueError(
+            f"the layers' caches hold {sorted(offsets)} positions, expected one number"
+        )
+
+
+def _kind(cache: Any) -> str:
+    window = getattr(cache, "window", None)
+    return f"a {type(cache).__name__}" + (f" of {window} positions" if window else "")
 
 
 def save(path: str | Path, caches: list[Cache], model: CacheOwner, tokens: list[int]) -> None:

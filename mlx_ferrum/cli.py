@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from .sample import Processor, Sampler
     from .tokenizer import Tokenizer
 
-FILTERS = ("top_k", "typical", "top_p", "min_p", "xtc_probability")
+FILTERS_OFF = {"top_k": 0, "typical": 1, "top_p": 1, "min_p": 0, "xtc_probability": 0}
 
 __all__ = ["Parser", "begin", "command", "describe", "guarded", "stdin"]
 
@@ -77,7 +77,12 @@ def sampling_arguments(
         "sampling", "The filters apply in this order, and the temperature after them."
     )
     add = group.add_argument
-    add("--top-k", type=int, metavar="K", help="keep the K most likely tokens; often 40")
+    add(
+        "--top-k",
+        type=int,
+        metavar="K",
+        help="keep the K most likely tokens; often 40, 0 is off",
+    )
     add(
         "--typical",
         type=float,
@@ -88,7 +93,7 @@ def sampling_arguments(
         "--top-p",
         type=float,
         metavar="P",
-        help="keep the most likely tokens, up to a total probability of P; often 0.9",
+        help="keep the most likely tokens, up to a total probability of P; often 0.9, 1 is off, 0 keeps one",
     )
     add(
         "--min-p",
@@ -109,13 +114,8 @@ def sampling_arguments(
         metavar="P",
         help="XTC counts a token as a top choice from probability P on (default: 0.1)",
     )
-    about = "0 always takes the most likely token" if temp == 0 else "0 is greedy"
-    add(
-        "--temp",
-        type=float,
-        metavar="T",
-        help=f"temperature; {about} (default: {default or f'{temp:g}'})",
-    )
+    about = "0, the most likely token; 1 with a filter" if temp == 0 else f"{temp:g}; 0 is greedy"
+    add("--temp", type=float, metavar="T", help=f"temperature (default: {default or about})")
     add(
         "--seed",
         type=int,
@@ -155,7 +155,7 @@ def sampling_arguments(
         type=int,
         default=64,
         metavar="N",
-        help="look for repeated tokens among the last N (default: 64)",
+        help="look for repeated tokens among the last N; 0 is off (default: 64)",
     )
     add(
         "--logit-bias",
@@ -168,11 +168,13 @@ def sampling_arguments(
 
 
 def check_sampling(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """End with a usage error if the sampling arguments are out of range or without effect."""
-    chosen = [name for name in FILTERS if getattr(args, name) is not None]
-    if chosen and args.temp is None and args.default_temp == 0:
-        flag = "--" + chosen[0].replace("_", "-")
-        parser.error(f"argument {flag}: has no effect at temperature 0, give --temp as well")
+    """End with a usage error if the sampling arguments are out of range.
+
+    A filter without --temp sets temperature 1 where 0 is the default: there it would have no effect.
+    """
+    filters = [n for n, off in FILTERS_OFF.items() if getattr(args, n) not in (None, off)]
+    if filters and args.temp is None and args.default_temp == 0:
+        args.temp = 1.0
     try:
         from .sample import make_processors
 

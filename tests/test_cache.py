@@ -9,7 +9,7 @@ import pytest
 from backends import BACKENDS
 
 from mlx_ferrum import cache, ops
-from mlx_ferrum.cache import STEP, KVCache, WindowCache
+from mlx_ferrum.cache import SLACK, STEP, KVCache, WindowCache, check_caches
 
 HEADS, GROUPS, SIZE = 4, 2, 8
 
@@ -94,14 +94,53 @@ def test_values_of_another_size_than_keys(make, size):
     assert close(found, whole((q, k, v), getattr(held, "window", None)))
 
 
-def test_window_storage_stays_bounded():
-    length, window = 3 * STEP, 10
+@pytest.fixture
+def small_steps(monkeypatch):
+    """Storage that is cut often."""
+    monkeypatch.setattr(cache, "STEP", 8)
+    monkeypatch.setattr(cache, "SLACK", 12)
+
+
+@pytest.mark.parametrize("piece", [1, 3, 20])
+def test_window_storage_stays_bounded(piece, small_steps):
+    length, window = 150, 10
     held = WindowCache(window)
     qkv = random_qkv(length, seed=3)
-    found = run(held, qkv, list(range(length + 1)))
-    assert close(found, whole(qkv, window))
-    assert held.nbytes <= 2 * 4 * GROUPS * SIZE * (window + 2 * STEP)
+    out = []
+    for start in range(0, length, piece):
+        out.append(run(held, qkv, [start, min(start + piece, length)]))
+        positions = held.nbytes // (2 * GROUPS * SIZE * 2)  # of two bytes
+        assert positions <= window + 12 + 2 * 8 + (piece if piece > 8 else 0)
+    assert close(np.concatenate(out, axis=2), whole(qkv, window))
     assert held.offset == length
+
+
+@pytest.mark.parametrize("piece", [1, 3, 20])
+@pytest.mark.parametrize("saved", [False, True])
+def test_a_window_goes_back_by_the_slack_at_any_time(piece, saved, small_steps):
+    """And what follows is what one pass gives; a saved cache goes back as well."""
+    length, window = 80, 10
+    qkv, other = random_qkv(length, seed=3), random_qkv(length, seed=4)
+    held = WindowCache(window)
+    for end in range(piece, length, piece):
+        run(held, qkv, [end - piece, end])
+        back = min(12, end)
+        again = WindowCache(window)
+        if saved:
+            again.restore([mx.array(a) for a in held.state], held.offset)
+        else:
+            again.first, again.offset, again.stored = (
+                held.first,
+                end,
+                activation(np.array(held.stored)),
+            )
+        assert again.trim(back), end
+        joined = [
+            np.concatenate([a[:, :, : end - back], b[:, :, end - back :]], axis=2)
+            for a, b in zip(qkv, other, strict=True)
+        ]
+        found = run(again, joined, [end - back, length])
+        assert close(found, whole(joined, window)[:, :, end - back :]), end
 
 
 def test_storage_grows_past_a_step():
@@ -128,14 +167,43 @@ def test_trim_then_continue(make):
 
 def test_what_cannot_be_trimmed_is_refused():
     full, sliding = KVCache(), WindowCache(4)
-    qkv = random_qkv(2 * STEP, seed=7)
+    length = SLACK + 2 * STEP
+    qkv = random_qkv(length, seed=7)
     for held in (full, sliding):
-        run(held, qkv, list(range(0, 2 * STEP + 1, 8)))
-        assert not held.trim(2 * STEP + 1) and not held.trim(-1)
-        assert held.offset == 2 * STEP
-    assert full.trim(2 * STEP) and full.offset == 0
-    assert not sliding.trim(2 * STEP - 1), "the window before it is gone"
-    assert sliding.offset == 2 * STEP
+        run(held, qkv, list(range(0, length + 1, 8)))
+        assert not held.trim(length + 1) and not held.trim(-1)
+        assert held.offset == length
+    assert full.trim(length) and full.offset == 0
+    assert not sliding.trim(length - 1), "the window before it is gone"
+    assert sliding.offset == length
+
+
+def test_caches_of_another_model_are_refused():
+    owner = Owner()
+    check_caches(owner.make_cache(), owner)
+    out_of_step, _ = filled()
+    out_of_step[1].trim(1)
+    for wrong, message in (
+        (KVCache(), "the cache is a KVCache, expected the list"),
+        ([], "the cache has 0 layers, the model 2"),
+        ([KVCache(), KVCache()], "cache 1 is a KVCache, expected a WindowCache of 5 positions"),
+        ([KVCache(), WindowCache(6)], "cache 1 is a WindowCache of 6 positions, expected a Win"),
+        (out_of_step, r"hold \[19, 20\] positions, expected one number"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            check_caches(wrong, owner)
+
+
+@pytest.mark.parametrize("make", [KVCache, lambda: WindowCache(6)], ids=["full", "window"])
+def test_keys_of_another_size_are_refused(make):
+    held = make()
+    run(held, random_qkv(4, seed=1), [0, 4])
+    new = activation(np.zeros((2, 1, GROUPS + 1, 1, SIZE), np.float16))
+    q = activation(np.zeros((1, HEADS, 1, SIZE), np.float32))
+    message = r"holds \(sequences, heads, width\) \(1, 2, 8\), expected \(1, 3, 8\)"
+    with pytest.raises(ValueError, match=message):
+        held.attend(q, new, scale=0.4)
+    assert held.offset == 4
 
 
 def filled(length: int = 20):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import io
 import json
 import os
@@ -124,6 +125,26 @@ def test_stop_and_length(run: Command) -> None:
     assert "stopped by the length" in run.err
 
 
+def temperature(*flags: str, temp: float = 0.0) -> Any:
+    parser = argparse.ArgumentParser()
+    cli.sampling_arguments(parser, temp)
+    args = parser.parse_args(list(flags))
+    cli.check_sampling(parser, args)
+    return args.temp
+
+
+@pytest.mark.parametrize("name", ["top-k", "top-p", "min-p", "typical", "xtc-probability"])
+def test_a_filter_without_temperature_draws_at_one(name: str, run: Command) -> None:
+    on, off = f"--{name}=1", f"--{name}=0"
+    if name in ("top-p", "typical"):
+        on, off = off, on
+    assert temperature(on) == 1
+    assert temperature(on, "--temp", "0") == 0
+    assert temperature(off) is None, "nothing is filtered"
+    assert temperature(on, temp=0.7) is None, "the default draws already"
+    assert run("--prompt", "hi", on) == 0
+
+
 def test_profile_lists_stages_that_add_up(run: Command) -> None:
     assert run("--prompt", "hi", "--profile") == 0
     assert run.err.splitlines()[4].split()[0] == "other"
@@ -138,8 +159,11 @@ def test_profile_lists_stages_that_add_up(run: Command) -> None:
         (["--prompt", "x", "--max-tokens", "0"], "--max-tokens"),
         (["--prompt", "x", "--max-tokens", "many"], "--max-tokens"),
         (["--prompt", "x", "--temp", "-1"], "temp is -1.0, expected"),
-        (["--prompt", "x", "--temp", "1", "--top-p", "1.5"], "top_p is 1.5, expected 0 to 1"),
-        (["--prompt", "x", "--top-p", "0.9"], "--top-p: has no effect at temperature 0"),
+        (
+            ["--prompt", "x", "--temp", "1", "--top-p", "1.5"],
+            "top_p is 1.5, expected a number from 0",
+        ),
+        (["--prompt", "x", "--top-k", "-1"], "top_k is -1, expected an integer of at least 1"),
         (["--prompt", "x", "--seed", "-5"], "seed is -5"),
         (["--prompt", "x", "--repetition-penalty", "0"], "repetition_penalty is 0.0"),
         (["--prompt", "x", "--logit-bias", "5"], "'5' is not ID=BIAS"),

@@ -15,6 +15,7 @@ from fakes import FakeModel, FakeTokenizer, ScriptedModel, byte_tokenizer
 
 import mlx_ferrum
 from mlx_ferrum import sample
+from mlx_ferrum.cache import KVCache
 from mlx_ferrum.generate import PromptCache, encode_prompt, generate_step, stream_generate
 from mlx_ferrum.generate.step import token_ids
 from mlx_ferrum.generate.stops import StopStrings
@@ -147,6 +148,28 @@ def test_a_prompt_that_leaves_no_room_is_refused(held: int, prompt: int, fits: b
         ([3], {"logit_bias": {40: 1.0}}, "logit_bias has token 40, expected 0 to 39"),
         ([3], {"top_logprobs": -1}, "top_logprobs is -1"),
         ([3], {"top_logprobs": 41}, "top_logprobs is 41"),
+        ([3], {"top_logprobs": True}, "top_logprobs is True, expected an integer from 0 to 40"),
+        (None, {}, "token ids are None, expected integers"),
+        (5, {}, "token ids are 5, expected integers"),
+        ([[3], [4, 5]], {}, r"token ids are \[\[3\], \[4, 5\]\], expected integers"),
+        ([True], {}, r"token ids are bool \(1,\), expected integers"),
+        ([3], {"max_tokens": "5"}, "max_tokens is '5', expected an integer"),
+        ([3], {"max_tokens": 2.5}, r"max_tokens is 2\.5, expected an integer"),
+        ([3], {"max_tokens": True}, "max_tokens is True, expected an integer"),
+        ([3], {"max_tokens": None}, "max_tokens is None, expected an integer"),
+        ([3], {"prefill_step_size": 1.5}, r"prefill_step_size is 1\.5, expected an integer"),
+        ([3], {"stop": 5}, "stop is 5, expected a string or a list of strings"),
+        ([3], {"stop": b"x"}, "stop is b'x', expected a string"),
+        ([3], {"stop": ["x", 5]}, "a stop string is 5, expected a string"),
+        ([3], {"sampler": 0.7}, r"sampler is 0\.7, expected a function"),
+        ([3], {"logits_processors": sample.bias({3: 1.0})}, "logits_processors is <function"),
+        ([3], {"logits_processors": [None]}, "logits_processors has None, expected functions"),
+        ([3], {"logit_bias": {"3": 1.0}}, "a key of logit_bias is '3', expected an integer"),
+        ([3], {"logit_bias": [3]}, r"logit_bias is \[3\], expected a mapping"),
+        ([3], {"cache": FakeModel().make_cache() * 2}, "cache has 2 layers, the model 1"),
+        ([3], {"prompt_cache": KVCache()}, "cache is a KVCache, expected the list"),
+        ([3], {"cache": [KVCache()]}, "cache 0 is a KVCache, expected a FakeCache"),
+        ([3], {"cache": [], "prompt_cache": []}, "cache and prompt_cache are the same argument"),
     ],
 )
 def test_bad_arguments_are_refused_at_the_call(
@@ -297,6 +320,24 @@ def test_a_text_prompt_gets_one_bos_and_parses_special_tokens() -> None:
     assert encode_prompt(tokenizer, "hi<|end|>") == [0, *letters, 2]
     assert encode_prompt(tokenizer, [7, 0, 0]) == [7, 0, 0]
     assert encode_prompt(tokenizer, mx.array([7, 8])) == [7, 8]
+
+
+@pytest.mark.parametrize("name", ["cache", "prompt_cache"])
+def test_a_cache_goes_by_two_names(name: str) -> None:
+    model: Any = FakeModel()
+    tokenizer: Any = byte_tokenizer()
+    held: dict[str, Any] = {name: model.make_cache()}
+    tokens_of(generate_step(PROMPT, model, max_tokens=1, **held))
+    assert held[name][0].offset == len(PROMPT)
+    options = {"max_tokens": 1, "ignore_eos": True, **held}
+    list(stream_generate(model, tokenizer, PROMPT, **options))
+    mlx_ferrum.generate(model, tokenizer, PROMPT, **options)
+    assert held[name][0].offset == 3 * len(PROMPT)
+
+
+def test_none_is_no_stop_no_processor_and_no_bias() -> None:
+    options = {"stop": None, "logits_processors": None, "logit_bias": None, "sampler": None}
+    assert text_of(say([b"a", b"b"], 1, **options)) == "ab"
 
 
 def test_a_cache_continues_where_it_was() -> None:

@@ -159,3 +159,31 @@ def test_yarn_keeps_fast_pairs_and_divides_slow_ones():
     turns = 4096 * plain / (2 * np.pi)
     assert np.allclose(ratio[turns > 40], 1) and np.allclose(ratio[turns < 0.7], 8)
     assert (np.diff(ratio) >= -1e-5).all() and magnitude == pytest.approx(1 + 0.1 * np.log(8))
+
+
+@pytest.mark.parametrize(
+    ("tokens", "found"),
+    [
+        (mx.array([1, 2, 3]), r"tokens are mlx\.core\.\w+ \(3,\)"),
+        (mx.array([[1.0, 2.0]]), r"tokens are mlx\.core\.float32 \(1, 2\)"),
+        (np.ones((1, 2)), r"tokens are float64 \(1, 2\)"),
+        (mx.zeros((1, 0), mx.uint32), r"tokens are mlx\.core\.uint32 \(1, 0\)"),
+        ([1, 2], "tokens are a list"),
+        ("text", "tokens are a str"),
+    ],
+)
+def test_tokens_of_another_shape_or_type_are_refused(llama, tokens, found):
+    with pytest.raises(ValueError, match=f"{found}, expected"):
+        build(llama)(tokens)
+
+
+def test_a_cache_of_another_model_is_refused(llama, gemma3):
+    model, other = build(llama), build(gemma3)
+    with pytest.raises(ValueError, match="the cache has 4 layers, the model 3"):
+        model(mx.array([[1, 2]]), cache=other.make_cache())
+    with pytest.raises(ValueError, match="the cache has 0 layers, the model 3"):
+        model(mx.array([[1, 2]]), cache=[])
+    cache = model.make_cache()
+    model(mx.array([[1, 2]]), cache=cache)
+    with pytest.raises(ValueError, match=r"holds .* \(1, 2, 64\), expected \(2, 2, 64\): .* batch"):
+        model(mx.array([[1], [2]]), cache=cache)

@@ -83,10 +83,8 @@ def test_a_filter_that_is_off_is_the_limit_of_small_changes(
     name: str, off: float, near: float
 ) -> None:
     rows = mx.array(np.tile(random_logprobs(4), (300, 1)).astype(np.float32))
-    without, barely = (
-        token_ids(sample.make_sampler(1.0, seed=3, **{name: value})(rows))  # type: ignore[arg-type]
-        for value in (off, near)
-    )
+    values: list[Any] = [{name: off}, {name: near}]
+    without, barely = (token_ids(sample.make_sampler(1.0, seed=3, **v)(rows)) for v in values)
     assert without == barely
 
 
@@ -94,9 +92,13 @@ def test_a_filter_that_is_off_is_the_limit_of_small_changes(
 def test_the_least_of_a_filter_is_the_most_likely_token(name: str) -> None:
     logprobs = random_logprobs(6)
     rows = mx.array(np.tile(logprobs, (300, 1)).astype(np.float32))
-    values = {"top_p": [0, 0.0, 1e-9], "top_k": [1], "temp": [0, 1e-7, 1e-5]}[name]
-    for value in values:
-        draw = sample.make_sampler(**{"temp": 1.0, "seed": 0, name: value})  # type: ignore[arg-type]
+    values: dict[str, list[Any]] = {
+        "top_p": [0, 0.0, 1e-9],
+        "top_k": [1],
+        "temp": [0, 1e-7, 1e-5],
+    }
+    for value in values[name]:
+        draw = sample.make_sampler(**{"temp": 1.0, "seed": 0, name: value})
         assert set(token_ids(draw(rows))) == {int(logprobs.argmax())}, value
 
 

@@ -33,7 +33,7 @@ def logprobs(name: str, vocab: int) -> np.ndarray:
     rng = np.random.default_rng(vocab)
     noise = rng.normal(scale=0.05, size=vocab)
     ranks = rng.permutation(vocab)
-    logits: dict[str, np.ndarray] = {
+    logits: dict[str, Any] = {
         "flat": np.zeros(vocab),
         "peaked": rng.normal(scale=3, size=vocab),
         "zipf": -np.log1p(ranks),

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
 from mlx_ferrum import ops
-from mlx_ferrum.cache import Cache
+from mlx_ferrum.cache import Cache, check_caches
 from mlx_ferrum.models.base import LanguageModel
 from mlx_ferrum.sample import Processor, Sampler, greedy, log_softmax
 from mlx_ferrum.sample.arrays import at_hand, tokens
+from mlx_ferrum.sample.checks import check_integer
 
+from .logits import LogitRange, logit_range
 from .wired import wired
 
 Progress = Callable[[int, int], None]
@@ -24,8 +28,9 @@ def generate_step(
     *,
     max_tokens: int = 256,
     sampler: Sampler | None = None,
-    logits_processors: Sequence[Processor] = (),
+    logits_processors: Sequence[Processor] | None = None,
     cache: list[Cache] | None = None,
+    prompt_cache: list[Cache] | None = None,
     history: Sequence[int] = (),
     prefill_step_size: int = 512,
     progress: Progress | None = None,
@@ -41,6 +46,7 @@ def generate_step(
         cache: from `model.make_cache()`, updated in place; a new one by default. When the n-th
             token is handed out it holds the prompt and n - 1 tokens; on a lazy backend the n-th
             too, unless that is the last one.
+        prompt_cache: another name for `cache`, as in mlx-lm.
         history: the tokens that `cache` holds, for the processors' eyes only.
         prefill_step_size: prompt tokens per forward pass.
         progress: called with (prompt tokens done, all prompt tokens), first and after each pass.
@@ -50,15 +56,19 @@ def generate_step(
         On a lazy backend (`ops.is_lazy`) the next step is under way then.
 
     Raises:
-        ValueError: at the call, when the prompt is empty or does not fit; later, from the model,
-            when it has an id outside the vocabulary, or when the model's file changes meanwhile.
+        ValueError: at the call, when an argument is bad or the prompt does not fit; later, when
+            the prompt has an id outside the vocabulary, the model's file changes meanwhile, or no
+            token can be chosen from the logits (NaN, infinite, all equal).
     """
     tokens = token_ids(prompt)
-    cache = model.make_cache() if cache is None else cache
+    cache = given_cache(model, cache, prompt_cache)
     limit = token_limit(model, cache, tokens, max_tokens)
-    if prefill_step_size < 1:
-        raise ValueError(f"prefill_step_size is {prefill_step_size}, expected at least 1")
-    choose = _Chooser(model, sampler or greedy, logits_processors, [*history, *tokens])
+    check_integer("prefill_step_size", prefill_step_size, 1)
+    sampler = greedy if sampler is None else sampler
+    if not callable(sampler):
+        raise ValueError(f"sampler is {_short(sampler)}, expected a function, as of make_sampler")
+    processors = given_processors(logits_processors)
+    choose = _Chooser(model, sampler, processors, seen=[*history, *tokens])
     steps = _steps(
         tokens, model, cache, choose, limit, size=prefill_step_size, progress=progress or _ignore
     )
@@ -67,10 +77,50 @@ def generate_step(
 
 def token_ids(prompt: Sequence[int] | mx.array) -> list[int]:
     """Token ids (n,) as plain numbers. Raises ValueError for another shape or type."""
-    ids = np.asarray(prompt)
+    try:
+        ids = np.asarray(prompt)
+    except (ValueError, RuntimeError):  # lists of different lengths; a type that NumPy lacks
+        raise ValueError(f"token ids are {_short(prompt)}, expected integers (n,)") from None
+    if ids.ndim == 0:
+        raise ValueError(f"token ids are {_short(prompt)}, expected integers (n,)")
     if ids.ndim != 1 or (ids.size and not np.issubdtype(ids.dtype, np.integer)):
         raise ValueError(f"token ids are {ids.dtype} {ids.shape}, expected integers (n,)")
     return [int(token) for token in ids]
+
+
+def given_cache(
+    model: LanguageModel, cache: list[Cache] | None, prompt_cache: list[Cache] | None
+) -> list[Cache]:
+    """The caches that the caller gave under either name, or new ones.
+
+    Raises:
+        ValueError: both are given, or they are not caches of `model`.
+    """
+    if cache is not None and prompt_cache is not None:
+        raise ValueError("cache and prompt_cache are the same argument, expected one of them")
+    given = prompt_cache if cache is None else cache
+    if given is None:
+        return model.make_cache()
+    check_caches(given, model)
+    return given
+
+
+def given_processors(processors: Sequence[Processor] | None) -> list[Processor]:
+    """The processors as a list, empty for None. Raises ValueError unless all can be called."""
+    if processors is None:
+        return []
+    if not isinstance(processors, Iterable):
+        raise ValueError(f"logits_processors is {_short(processors)}, expected a list of functions")
+    found = list(processors)
+    for process in found:
+        if not callable(process):
+            raise ValueError(f"logits_processors has {_short(process)}, expected functions")
+    return found
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:60] + "…"
 
 
 def token_limit(
@@ -81,7 +131,8 @@ def token_limit(
     Raises:
         ValueError: `prompt` is empty or leaves no room for one token.
     """
-    if max_tokens != -1 and max_tokens < 1:
+    check_integer("max_tokens", max_tokens, -1)
+    if max_tokens == 0:
         raise ValueError(f"max_tokens is {max_tokens}, expected at least 1, or -1 for no limit")
     if not prompt:
         raise ValueError("the prompt is empty (0 tokens), expected at least one")
@@ -97,6 +148,22 @@ def token_limit(
     return room if max_tokens == -1 else min(room, max_tokens)
 
 
+@dataclass(frozen=True)
+class _Choice:
+    """A step's token (1,) and what `_Chooser.logprobs` reads, (1, vocab); not yet computed on a lazy backend."""
+
+    token: mx.array
+    scores: mx.array
+    ranges: list[LogitRange]
+
+    def value(self) -> int:
+        """The token's id. Raises ValueError if the logits were not such that one could be chosen."""
+        for found in self.ranges:
+            found.check()
+        (value,) = token_ids(self.token)
+        return value
+
+
 class _Chooser:
     """Picks the next token from hidden states; remembers the tokens when a processor wants them."""
 
@@ -105,25 +172,30 @@ class _Chooser:
         model: LanguageModel,
         sampler: Sampler,
         processors: Sequence[Processor],
+        *,
         seen: list[int],
     ) -> None:
         self.model, self.sampler, self.processors = model, sampler, processors
         self.seen = mx.array(seen, mx.uint32)
 
-    def __call__(self, hidden: mx.array) -> tuple[mx.array, mx.array]:
-        """hidden: (1, n, hidden) -> token (1,), scores (1, vocab) for `logprobs`, both for the last position."""
+    def __call__(self, hidden: mx.array, position: int) -> _Choice:
+        """hidden: (1, n, hidden), whose last position is followed by `position`."""
         logits = self.model.head(hidden[:, -1])  # (1, vocab)
+        ranges = [logit_range(logits, position)]
         for process in self.processors:
             logits = process(self.seen, logits)
+        if self.processors:
+            ranges.append(logit_range(logits, position, processed=True))
         token, scores = self._sample(logits)
         if self.processors:
             self.seen = mx.concatenate([self.seen, token])
         # nothing stays lazy that the next step needs: another thread may ask for it
-        mx.async_eval(token, scores, self.seen)
-        return token, scores
+        mx.async_eval(token, scores, self.seen, *(x for found in ranges for x in found.pending))
+        return _Choice(token, scores, ranges)
 
-    def logprobs(self, scores: mx.array) -> mx.array:
+    def logprobs(self, choice: _Choice) -> mx.array:
         """Log-probabilities (vocab,), lazy, so they are made in the thread that they are for."""
+        scores = choice.scores
         return (log_softmax(scores) if self.sampler is greedy else scores)[0]
 
     def _sample(self, logits: mx.array) -> tuple[mx.array, mx.array]:
@@ -154,22 +226,25 @@ def _steps(
         progress(done, len(tokens))
         check(thorough=False)
     rest = tokens[(len(tokens) - 1) // size * size :]
-    token, scores = choose(model.body(mx.array([rest], mx.uint32), cache))
+    hidden = model.body(mx.array([rest], mx.uint32), cache)
+    position = cache[0].offset
+    choice = choose(hidden, position)
     step = ops.stepper(model.body, cache)
     ahead, value = None, -1
     for count in range(1, limit + 1):
         check(thorough=False)
         if ahead is not None:
-            token, scores = ahead
+            choice = ahead
         elif count > 1:
             # made of the number: any operation on the array would have to be waited for
-            token, scores = choose(step(mx.array([[value]], mx.uint32)))
+            choice = choose(step(mx.array([[value]], mx.uint32)), position + count - 1)
         # a lazy backend works on the next step while the caller looks at this one
-        ahead = choose(step(token[None])) if ops.is_lazy() and count < limit else None
-        (value,) = token_ids(token)
+        works_ahead = ops.is_lazy() and count < limit
+        ahead = choose(step(choice.token[None]), position + count) if works_ahead else None
+        value = choice.value()
         if count == 1:
             progress(len(tokens), len(tokens))
-        yield value, choose.logprobs(scores)
+        yield value, choose.logprobs(choice)
 
 
 def _unchanged(*, thorough: bool = True) -> None:
@@ -177,4 +252,4 @@ def _unchanged(*, thorough: bool = True) -> None:
 
 
 def _ignore(done: int, total: int) -> None:
-    """The progress callback of whoever gave none."""
+    """The progress callback of a caller that gave none."""

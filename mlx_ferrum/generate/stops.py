@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 
 class StopStrings:
@@ -12,10 +13,9 @@ class StopStrings:
     character the longest; so the result does not depend on how the text was cut into pieces.
     """
 
-    def __init__(self, stops: str | Sequence[str] = ()) -> None:
-        self.stops = [stops] if isinstance(stops, str) else list(stops)
-        if "" in self.stops:
-            raise ValueError("a stop string is empty, expected at least one character")
+    def __init__(self, stops: str | Sequence[str] | None = None) -> None:
+        """stops: one string or several; None is none. Raises ValueError for another type, or "" among them."""
+        self.stops = _strings(stops)
         self.found: str | None = None
         self._held = ""
 
@@ -37,6 +37,20 @@ class StopStrings:
         """The text still held back: no stop string came of it."""
         held, self._held = self._held, ""
         return held
+
+
+def _strings(stops: Any) -> list[str]:
+    if stops is None:
+        return []
+    if isinstance(stops, bytes) or not isinstance(stops, Iterable):
+        raise ValueError(f"stop is {stops!r}, expected a string or a list of strings")
+    strings = [stops] if isinstance(stops, str) else list(stops)
+    for stop in strings:
+        if not isinstance(stop, str):
+            raise ValueError(f"a stop string is {stop!r}, expected a string")
+        if not stop:
+            raise ValueError("a stop string is empty, expected at least one character")
+    return strings
 
 
 def _overlap(text: str, stop: str) -> int:

@@ -15,10 +15,11 @@ import numpy as np
 from mlx_ferrum.cache import Cache
 from mlx_ferrum.models.base import LanguageModel
 from mlx_ferrum.sample import Processor, bias
+from mlx_ferrum.sample.checks import check_integer
 from mlx_ferrum.tokenizer import Tokenizer
 
 from .prompt import encode_prompt
-from .step import generate_step, token_ids, token_limit
+from .step import generate_step, given_cache, given_processors, token_ids, token_limit
 from .stops import StopStrings
 
 
@@ -67,12 +68,13 @@ def stream_generate(
     prompt: str | Sequence[int] | mx.array,
     max_tokens: int = 256,
     *,
-    logits_processors: Sequence[Processor] = (),
+    logits_processors: Sequence[Processor] | None = None,
     logit_bias: Mapping[int, float] | None = None,
-    stop: str | Sequence[str] = (),
+    stop: str | Sequence[str] | None = None,
     ignore_eos: bool = False,
     top_logprobs: int = 0,
     cache: list[Cache] | None = None,
+    prompt_cache: list[Cache] | None = None,
     **options: Any,
 ) -> Generator[GenerationResponse, None, None]:
     """Generate text after `prompt`, token by token.
@@ -90,21 +92,23 @@ def stream_generate(
             the length end the text.
         top_logprobs: how many of the most likely tokens each response lists.
         cache: from `model.make_cache()`, updated in place.
+        prompt_cache: another name for `cache`, as in mlx-lm.
         options: `sampler`, `history`, `prefill_step_size` and `progress` of `generate_step`.
 
     Raises:
-        ValueError: at the call, when an argument is bad or the prompt does not fit the context.
+        ValueError: at the call, when an argument is bad or the prompt does not fit the context;
+            later, when no token can be chosen (`generate_step`).
     """
     ids = encode_prompt(tokenizer, prompt)
-    cache = model.make_cache() if cache is None else cache
+    cache = given_cache(model, cache, prompt_cache)
     limit = token_limit(model, cache, ids, max_tokens)
-    if not 0 <= top_logprobs <= tokenizer.vocab_size:
-        raise ValueError(f"top_logprobs is {top_logprobs}, expected 0 to {tokenizer.vocab_size}")
-    banned = dict.fromkeys(tokenizer.eos_token_ids, -mx.inf) if ignore_eos else {}
-    biases = {**(logit_bias or {}), **banned}
+    check_integer("top_logprobs", top_logprobs, 0, tokenizer.vocab_size)
     _check_ids("the prompt", ids, tokenizer.vocab_size)
-    _check_ids("logit_bias", biases, tokenizer.vocab_size)
-    processors = [*([bias(biases)] if biases else []), *logits_processors]
+    biases = [logit_bias] if logit_bias else []
+    if ignore_eos:
+        biases.append(dict.fromkeys(tokenizer.eos_token_ids, -mx.inf))
+    processors = [*map(bias, biases), *given_processors(logits_processors)]
+    _check_ids("logit_bias", logit_bias or {}, tokenizer.vocab_size)
     steps = generate_step(
         ids, model, max_tokens=limit, logits_processors=processors, cache=cache, **options
     )

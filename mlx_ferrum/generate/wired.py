@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import threading
-import warnings
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
 import mlx.core as mx
 
-from mlx_ferrum import ops
+from mlx_ferrum import notice, ops
 from mlx_ferrum.models.base import LanguageModel
 
 T = TypeVar("T")
@@ -57,10 +56,9 @@ def _wired(model: LanguageModel, limit: int | None) -> Iterator[None]:
         yield
         return
     if model.nbytes > MOST * limit:
-        warnings.warn(
+        notice.warn(
             f"the model's weights take {model.nbytes / 1e9:.1f} GB, more than {MOST:.0%} of the "
-            f"{limit / 1e9:.1f} GB that the GPU keeps resident: generation can be slow",
-            stacklevel=2,
+            f"{limit / 1e9:.1f} GB that the GPU keeps resident: generation can be slow"
         )
     _users.enter(limit)
     try:

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 from mlx import nn
 
 from .. import ops
-from ..cache import Cache, KVCache
+from ..cache import Cache, KVCache, check_caches
 from ..nn import GatedMLP, QLinear, RMSNorm
 from ..profile import stage
 from ..rope import RopeArgs
@@ -164,11 +165,16 @@ class LanguageModel(nn.Module):
     def __call__(self, tokens: mx.array, cache: list[Cache] | None = None) -> mx.array:
         """tokens: (b, l) integers -> logits (b, l, vocabulary) float32; cache: from `make_cache`, updated in place.
 
-        Raises ValueError for ids outside the vocabulary, and if the model's file changed since it was loaded.
+        Raises ValueError for tokens of another shape or type or outside the vocabulary, for a cache of another model,
+        and if the model's file changed since it was loaded.
         """
+        _check_tokens(tokens)
+        if cache is None:
+            cache = self.make_cache()
+        check_caches(cache, self)
         if self.check_file is not None:
             self.check_file()
-        return self.head(self.body(tokens, cache or self.make_cache()))
+        return self.head(self.body(tokens, cache))
 
     @stage("head")
     def head(self, x: mx.array) -> mx.array:
@@ -182,6 +188,22 @@ class LanguageModel(nn.Module):
     def make_cache(self) -> list[Cache]:
         """Empty caches, one a layer."""
         return [KVCache() for _ in range(self.args.num_layers)]
+
+
+def _check_tokens(tokens: Any) -> None:
+    """Raises ValueError unless they are an array (b, l) of integers."""
+    if not isinstance(tokens, mx.array | np.ndarray):
+        raise ValueError(
+            f"tokens are a {type(tokens).__name__}, expected an mx.array (batch, length)"
+        )
+    if isinstance(tokens, mx.array):
+        is_integer = mx.issubdtype(tokens.dtype, mx.integer)
+    else:
+        is_integer = np.issubdtype(tokens.dtype, np.integer)
+    if tokens.ndim != 2 or 0 in tokens.shape or not is_integer:
+        raise ValueError(
+            f"tokens are {tokens.dtype} {tuple(tokens.shape)}, expected integers (batch, length)"
+        )
 
 
 def heads(x: mx.array, n: int) -> mx.array:

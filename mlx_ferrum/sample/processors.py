@@ -39,7 +39,13 @@ def make_processors(
 
 
 def bias(values: Mapping[int, float]) -> Processor:
-    """Add `values[id]` to the logit of token `id`; -inf bans the token."""
+    """Add `values[id]` to the logit of token `id`; -inf bans the token.
+
+    Raises:
+        ValueError: not a mapping of token ids to numbers.
+    """
+    if not isinstance(values, Mapping):
+        raise ValueError(f"logit_bias is {values!r}, expected a mapping of token ids to numbers")
     for token, value in values.items():
         check_integer("a key of logit_bias", token, 0)
         if value != -math.inf:
