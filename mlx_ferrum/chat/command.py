@@ -147,9 +147,13 @@ def _run(args: argparse.Namespace) -> int:
             f"{args.model} has no chat template (it is probably a base model): "
             "python -m mlx_ferrum.generate continues text"
         )
+    arguments = dict(args.template_arg)
+    if arguments:  # fail now rather than at the first message
+        tokenizer.apply_chat_template([{"role": "user", "content": "Hi"}], **arguments)
     conversation = Conversation(
         model,
         tokenizer,
+        template_arguments=arguments,
         max_tokens=args.max_tokens,
         sampler=cli.sampler(args, tokenizer),
         logits_processors=cli.processors(args),
@@ -174,7 +178,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=cli.HelpFormatter,
     )
     group = parser.add_argument_group("conversation")
-    group.add_argument("--system", type=cli.utf8, metavar="TEXT", help="the system message")
+    cli.prompt_arguments(group)
     group.add_argument("--load", metavar="FILE", help="go on with a conversation saved by /save")
     group.add_argument(
         "-n",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -26,9 +26,17 @@ class Conversation:
         context_used: tokens of the conversation as it was last processed.
     """
 
-    def __init__(self, model: LanguageModel, tokenizer: Tokenizer, **options: Any) -> None:
-        """`options` go to `stream_generate` at every turn."""
+    def __init__(
+        self,
+        model: LanguageModel,
+        tokenizer: Tokenizer,
+        *,
+        template_arguments: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> None:
+        """`template_arguments` go to the chat template and `options` to `stream_generate` at every turn."""
         self.model, self.tokenizer, self.options = model, tokenizer, options
+        self.template_arguments = dict(template_arguments or {})
         self.messages: list[Message] = []
         self.last: GenerationResponse | None = None
         self.context_used = 0
@@ -49,7 +57,8 @@ class Conversation:
             ValueError: the conversation does not fit the context, or the template refuses it.
         """
         asked = [*self.messages, {"role": "user", "content": text}]
-        ids = encode_prompt(self.tokenizer, self.tokenizer.apply_chat_template(asked))
+        prompt = self.tokenizer.apply_chat_template(asked, **self.template_arguments)
+        ids = encode_prompt(self.tokenizer, prompt)
         rest = self._held.start(ids)
         tokens: list[int] = []
         pieces: list[str] = []
