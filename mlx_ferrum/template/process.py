@@ -120,6 +120,8 @@ class Renderer:
     def _reason(self, status: int) -> str:
         if status == -signal.SIGPROF:
             return f"stopped after {self._limits.seconds} seconds"
+        if status >= 0:
+            return f"the process that renders templates ended with status {status}"
         return f"needs more than {self._limits.memory >> 20} MiB of memory, or nests too deeply"
 
 

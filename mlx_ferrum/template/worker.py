@@ -38,8 +38,9 @@ def main() -> None:
     """
     seconds, memory, longest = float(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    if sys.platform == "linux":  # macOS does not enforce it
-        resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+    hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+    if sys.platform == "linux" and (hard == resource.RLIM_INFINITY or memory < hard):
+        resource.setrlimit(resource.RLIMIT_AS, (memory, memory))  # macOS does not enforce it
     for line in sys.stdin.buffer:
         signal.setitimer(signal.ITIMER_PROF, seconds)
         answer = json.dumps(_answer(json.loads(line, parse_float=_parse_float), longest))
@@ -60,8 +61,9 @@ def _answer(request: dict[str, Any], longest: int) -> dict[str, Any]:
             else {"error": f"text of more than {longest} characters"}
         )
     except minijinja.TemplateError as error:
-        line = "" if error.line is None else f"line {error.line}: "
-        return {"error": line + error.message}
+        place = "" if error.line is None else f"line {error.line}: "
+        message = error.message.removesuffix(f" (in <string>:{error.line})")
+        return {"error": place + " ".join(message.split())}
     except (
         ArithmeticError,
         LookupError,
