@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import argparse
 import errno
+import json
 import os
 import tempfile
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import mlx_ferrum
 
@@ -284,6 +285,35 @@ def read_prompt(text: str) -> str:
         raise ValueError(
             f"stdin is not valid UTF-8: {error.reason} at byte {error.start}"
         ) from None
+
+
+def prompt_arguments(group: argparse._ArgumentGroup) -> None:
+    """Options of the chat template: the system message, and what else the template knows."""
+    group.add_argument(
+        "--system", "--system-prompt", type=utf8, metavar="TEXT", help="the system message"
+    )
+    group.add_argument(
+        "--template-arg",
+        type=template_argument,
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="set what the chat template calls NAME, as in enable_thinking=false; VALUE is JSON or "
+        "text; repeatable",
+    )
+
+
+def template_argument(text: str) -> tuple[str, Any]:
+    """NAME=VALUE, whose value is JSON where it can be read as such, else text."""
+    name, equals, value = utf8(text).partition("=")
+    if not name or not equals:
+        raise argparse.ArgumentTypeError(f"{text!r} found, expected NAME=VALUE")
+    if name in ("self", "messages", "tools", "add_generation_prompt", "continue_final_message"):
+        raise argparse.ArgumentTypeError(f"{name} is not the user's to set")
+    try:
+        return name, json.loads(value)
+    except (ValueError, RecursionError):
+        return name, value
 
 
 def stop_string(text: str) -> str:

@@ -112,6 +112,7 @@ class FakeTokenizer:
         self.pieces = [*self.SPECIAL, *pieces]
         self.vocab_size = len(self.pieces)
         self.bos_token_id = 0 if bos else None
+        self.prefix_ids = [0] if bos else []
         self.eos_token_ids = frozenset({1, 2})
         self.has_chat_template = chat
 
@@ -127,11 +128,14 @@ class FakeTokenizer:
     def decode(self, ids: Sequence[int], skip_special: bool = False) -> str:
         return b"".join(self.pieces[i] for i in ids).decode(errors="replace")
 
-    def apply_chat_template(self, messages: list[dict[str, str]]) -> str:
+    def apply_chat_template(
+        self, messages: list[dict[str, str]], continue_final_message: bool = False, **arguments: Any
+    ) -> str:
+        *messages, last = [*messages, *([] if continue_final_message else [{"content": ""}])]
         turns = "".join(f"{m['role'][0]}:{m['content']}<|end|>" for m in messages)
-        return turns + "a:"
+        return turns + "".join(f"{k}={v};" for k, v in arguments.items()) + f"a:{last['content']}"
 
-    def detokenizer(self) -> FakeDetokenizer:
+    def detokenizer(self, before: Sequence[int] = ()) -> FakeDetokenizer:
         return FakeDetokenizer(self.pieces)
 
 

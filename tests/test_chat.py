@@ -171,12 +171,20 @@ def test_ctrl_c_stops_the_reply_and_keeps_the_session(talk: Chat, lazy: bool, at
         assert talk.replies[1] == talk.tokenizer.decode(talk.model.greedy(ids, 5))
 
 
+def test_template_arguments_go_to_every_turn(talk: Chat) -> None:
+    assert talk("hi", flags=["--temp", "0", "-n", "5", "--template-arg", "x=false"]) == 0
+    ids = talk.tokenizer.encode("u:hi<|end|>x=False;a:", parse_special=True)
+    assert talk.replies == [talk.tokenizer.decode(talk.model.greedy(ids, 5))]
+
+
 def test_a_template_that_refuses_is_told(talk: Chat) -> None:
     class Strict(FakeTokenizer):
-        def apply_chat_template(self, messages: list[dict[str, str]]) -> str:
+        def apply_chat_template(
+            self, messages: list[dict[str, str]], *options: Any, **arguments: Any
+        ) -> str:
             if messages[0]["role"] == "system":
                 raise ValueError("no system messages here")
-            return super().apply_chat_template(messages)
+            return super().apply_chat_template(messages, *options, **arguments)
 
     talk.tokenizer = Strict(talk.tokenizer.pieces[3:])
     talk("/system x", "hi", "/system", "hi")

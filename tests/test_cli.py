@@ -80,6 +80,12 @@ def test_quiet_prints_only_the_text(run: Command, newline: str) -> None:
     ("flags", "prompt"),
     [
         (["--system", "be kind", "--prompt", "hi"], "s:be kind<|end|>u:hi<|end|>a:"),
+        (["--system-prompt", "be kind", "--prompt", "hi"], "s:be kind<|end|>u:hi<|end|>a:"),
+        (["--template-arg", "x=false", "--prompt", "hi"], "u:hi<|end|>x=False;a:"),
+        (
+            ["--template-arg", "x=a=b", "--template-arg", "y=[1]", "--prompt", "hi"],
+            "u:hi<|end|>x=a=b;y=[1];a:",
+        ),
         (["--raw", "--prompt", "once upon"], "once upon"),
         (["--raw", "--prompt", "<s>x<|end|>"], "<s>x<|end|>"),
     ],
@@ -90,6 +96,16 @@ def test_what_the_model_gets(run: Command, flags: list[str], prompt: str) -> Non
     report = json.loads(run.out)
     assert report["text"] == "hello €"
     assert report["prompt_tokens"] == len(run.tokenizer.encode(prompt, parse_special=True))
+
+
+def test_a_prefill_begins_the_reply(run: Command) -> None:
+    run.prompt = "u:hi<|end|>a:Well, "
+    assert run("--prompt", "hi", "--prefill", "Well, ") == 0
+    assert run.out == "Well, hello €\n"
+    assert run("--prompt", "hi", "--prefill", "Well, ", "--json") == 0
+    report = json.loads(run.out)
+    assert report["text"] == "Well, hello €"
+    assert report["tokens"] == [*run.tokenizer.encode(run.reply), 1]
 
 
 def test_json_tells_all(run: Command) -> None:
@@ -156,6 +172,11 @@ def test_profile_lists_stages_that_add_up(run: Command) -> None:
     [
         ([], "required: -p/--prompt"),
         (["--prompt", "x", "--wrong"], "unrecognized arguments: --wrong"),
+        (["--prompt", "x", "--template-arg", "x"], "'x' found, expected NAME=VALUE"),
+        (["--prompt", "x", "--template-arg", "=x"], "'=x' found, expected NAME=VALUE"),
+        (["--prompt", "x", "--template-arg", "messages=[]"], "messages is not the user's to set"),
+        (["--prompt", "x", "--raw", "--prefill", "y"], "--prefill: needs the chat template"),
+        (["--prompt", "x", "--raw", "--template-arg", "x=1"], "--template-arg: needs the chat"),
         (["--prompt", "x", "--max-tokens", "0"], "--max-tokens"),
         (["--prompt", "x", "--max-tokens", "many"], "--max-tokens"),
         (["--prompt", "x", "--temp", "-1"], "temp is -1.0, expected"),

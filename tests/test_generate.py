@@ -320,6 +320,8 @@ def test_a_text_prompt_gets_one_bos_and_parses_special_tokens() -> None:
     assert encode_prompt(tokenizer, "hi<|end|>") == [0, *letters, 2]
     assert encode_prompt(tokenizer, [7, 0, 0]) == [7, 0, 0]
     assert encode_prompt(tokenizer, mx.array([7, 8])) == [7, 8]
+    messages = [{"role": "user", "content": "hi"}]
+    assert encode_prompt(tokenizer, messages) == encode_prompt(tokenizer, "u:hi<|end|>a:")
 
 
 @pytest.mark.parametrize("name", ["cache", "prompt_cache"])

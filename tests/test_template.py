@@ -1,15 +1,14 @@
-"""Chat templates: what they see, which one is chosen, and that hostile ones are stopped."""
+"""Chat templates: what they see, which one is chosen, what messages and arguments may be."""
 
 from __future__ import annotations
 
 import json
-import threading
 
 import pytest
 import vocabularies
 
 from mlx_ferrum import gguf
-from mlx_ferrum.template import ChatTemplate, ChatTemplates, Limits
+from mlx_ferrum.template import ChatTemplates
 from mlx_ferrum.tokenizer import Tokenizer
 
 CHAT = """
@@ -73,142 +72,6 @@ def test_the_template_for_tools_is_chosen_when_there_are_tools():
     assert tokenizer(chat_template="one").apply_chat_template(MESSAGES, tools=[TOOL]) == "one"
 
 
-@pytest.mark.parametrize(
-    ("source", "text"),
-    [
-        ("{{ {'b': [1, 'é<'], 'a': none} | tojson }}", '{"b": [1, "é<"], "a": null}'),
-        ("{{ [1] | tojson(indent=2) }}", "[\n  1\n]"),
-        ("{{ {'b': 1, 'a': 2} | tojson(sort_keys=true, separators=(',', ':')) }}", '{"a":2,"b":1}'),
-        ("{{ strftime_now('%Y') | length }}", "4"),
-        ("{% for i in [0, 1, 2] %}{% if i == 1 %}{% continue %}{% endif %}{{ i }}{% endfor %}", "02"),
-        ("{% for i in [0, 1, 2] %}{% if i == 1 %}{% break %}{% endif %}{{ i }}{% endfor %}", "0"),
-        ("{% generation %}a{{ 1 }}{% endgeneration %}", "a1"),
-        ("{% set ns = namespace(n=0) %}{% for x in [1, 2] %}{% set ns.n = ns.n + x %}{% endfor %}{{ ns.n }}", "3"),
-        ("{% macro m(a, b='x') %}{{ a ~ b }}{% endmacro %}{{ m(1) }}{{ m(2, b='y') }}", "1x2y"),
-        ("{% for k, v in {'a': 1}.items() %}{{ k }}{{ v }}{% endfor %}{{ {'a': 1} | items | list }}", "a1[('a', 1)]"),
-        ("{% for x in [1, 2, 3] if x != 2 %}{{ loop.index }}/{{ loop.length }}:{{ x }} {% endfor %}", "1/2:1 2/2:3 "),
-        ("{{ 'a<t>b</t>c'.split('</t>')[-1].lstrip() }}{{ '%02d' % 7 }}{{ '{:>3}'.format(5) }}", "c07  5"),
-        ("{{ 'x' * 3 }}{{ [1] + [2] }}{{ 7 // 2 }}{{ 2 ** 10 }}{{ 'ab' | replace('a', 'c') }}", "xxx[1, 2]31024cb"),
-        ("{{ ['b', 'a'] | sort | join('-') }}{{ [{'n': 1}, {'n': 2}] | map(attribute='n') | join(', ') }}", "a-b1, 2"),
-        ("{{ '-'.join(['a', 'b'] | map('upper')) }}{{ x is defined }}{{ 'a\nb' | indent(2) }}", "A-BFalsea\n  b"),
-    ],
-)  # fmt: skip
-def test_what_templates_may_use(source, text):
-    assert ChatTemplate(source).render() == text
-
-
-HOSTILE = [
-    "{% for i in range(100000) %}{% for j in range(100000) %}{% endfor %}{% endfor %}",
-    "{% for i in range(100000) %}{% for j in range(100000) if false %}{% endfor %}{% endfor %}",
-    "{% for i in range(10**9) %}{% endfor %}",
-    "{% for x in 'a' * 10**7 %}{% endfor %}",
-    "{% macro _step(n) %}{% endmacro %}" + "{% for i in range(99999) %}" * 2 + "{% endfor %}" * 2,
-    "{% for i in range(100000) %}" + "text" * 1000 + "{% endfor %}",
-    "{% for x in [1] recursive %}{{ loop([1, 1]) }}{% endfor %}",
-    "{% macro m(n) %}{{ m(n) }}{% endmacro %}{{ m(1) }}",
-    "{% macro m(n) %}{% if n %}{% set a = m(n - 1) ~ m(n - 1) %}{% endif %}{% endmacro %}{{ m(60) }}",
-    "{% block a %}{{ self.a() }}{% endblock %}",
-    "{{ 'a' * 10**10 }}",
-    "{{ [0] * 10**10 }}",
-    "{{ 9 ** (9 ** 9) }}",
-    "{% set n = namespace(x=9 ** 999) %}{% for i in range(99) %}{% set n.x = n.x * n.x %}{% endfor %}",
-    "{% set n = namespace(x='ab') %}{% for i in range(99) %}{% set n.x = n.x ~ n.x %}{% endfor %}",
-    "{% set n = namespace(x='ab') %}{% for i in range(99) %}{% set n.x = n.x + n.x %}{% endfor %}",
-    "{% set n = namespace(x=[1]) %}{% for i in range(99) %}{% set n.x = [n.x, n.x] %}{% endfor %}{{ n.x }}",
-    "{% set n = namespace(x={}) %}{% for i in range(99) %}{% set n.x = {1: n.x.items(), 2: n.x.items()} %}{% endfor %}",
-    "{% set x %}{% for i in range(100000) %}{{ 'a' * 100000 }}{% endfor %}{% endset %}",
-    "{{ 'a' | center(10**10) }}",
-    "{{ 'a'.ljust(10**10) }}",
-    "{{ '%10000000000d' % 1 }}",
-    "{{ '%*d' | format(10**6, 1) }}",
-    "{{ '{:10000000000}'.format(1) }}",
-    "{{ '{:{}}'.format(1, 10**10) }}",
-    "{{ ('{0.s}' * 10000).format(namespace(s='a' * 10**6)) }}",
-    "{{ ('a' * 10**6).replace('a', 'b' * 10**6) }}",
-    "{{ ('b' * 10**6).join('a' * 10**6) }}",
-    "{{ ('a' * 100000) | join('b' * 10**6) }}",
-    "{{ ([namespace(s='a' * 10**6)] * 100000) | join('', attribute='s') }}",
-    "{{ ''.join(['a' * 10**6] * 10 + [none] * 100000 | map('default', 'a' * 10**6, true)) }}",
-    "{{ [1] | slice(10**10) | list }}",
-    "{{ [1] | batch(10**10, 0) | list }}",
-    "{{ ('a\n' * 10**5) | indent(10**5) }}",
-    "{{ 1 | round(10**6, 'ceil') }}",
-    "{{ ([[1] * 1000] * 1000) | sum(start=[]) }}",
-    "{{ ('a' * 10**7) | sort }}",
-    "{{ [[[[[[1] * 1000]]]]] | tojson(indent=1000000) }}",
-    "{{ ''.__class__.__mro__ }}",
-    "{{ 'a'.encode() }}",
-    "{{ messages.append(1) }}",
-    "{{ lipsum(n=10**6) }}",
-    "{{ 'x' | pprint }}",
-    "{% include 'other' %}",
-    "{{ " + "(" * 3000 + "1" + ")" * 3000 + " }}",
-    "{% for a in [1] %}" * 60 + "{% endfor %}" * 60,
-    "{% if %}",
-    "{{ none + 1 }}",
-    "{{ raise_exception('no system messages') }}",
-    "a" * (1 << 18),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("source", HOSTILE, ids=range(len(HOSTILE)))
-def test_hostile_and_broken_templates_are_refused(source):
-    limits = Limits(text=1 << 22, steps=1 << 17)
-    with pytest.raises(ValueError, match=r"tokenizer\.chat_template: \S"):
-        ChatTemplate(source, limits=limits).render(messages=[1])
-
-
-def test_time_is_limited():
-    loop = "{% for i in range(100000) %}{% endfor %}"
-    with pytest.raises(ValueError, match=r"stopped after 0\.0 seconds"):
-        ChatTemplate(loop, limits=Limits(seconds=0.0)).render()
-
-
-def test_a_template_can_be_rendered_again_after_a_failure():
-    template = ChatTemplate("{% for i in range(n) %}x{% endfor %}", limits=Limits(steps=100))
-    with pytest.raises(ValueError, match="stopped after 100 steps"):
-        template.render(n=1000)
-    assert template.render(n=3) == "xxx"
-
-
-@pytest.mark.parametrize(
-    ("source", "message"),
-    [
-        ("{% for i in range(200) %}{% endfor %}", "100 steps"),
-        ("{% for i in range(200) if false %}{% endfor %}", "100 steps"),
-        ("{% for i in range(2) %}" + "text" * 30 + "{% endfor %}", "100 steps"),
-        ("{% macro m() %}{% endmacro %}{% for i in range(40) %}{{ m() }}{% endfor %}", "100 steps"),
-        ("{% for i in range(30) %}{{ 'abcdefghij' }}{% endfor %}", "200 characters"),
-        (
-            "{% set x %}{% for i in range(30) %}{{ 'abcdefghij' }}{% endfor %}{% endset %}",
-            "200 characters",
-        ),
-        ("{{ x | join(attribute='s') }}", "200 characters"),
-        ("{% set y = [x, x, x, x] %}", "200 characters"),
-    ],
-)
-def test_each_limit_alone(source, message):
-    template = ChatTemplate(source, limits=Limits(text=200, steps=100))
-    with pytest.raises(ValueError, match=message):
-        template.render(x=[{"s": "a" * 60}] * 5)
-
-
-def test_renderings_of_one_template_take_turns():
-    template, order = ChatTemplate("{{ x }}"), []
-
-    class Outer:
-        def __str__(self) -> str:
-            inner.start()
-            inner.join(0.1)  # ends only after the outer rendering
-            order.append("outer")
-            return ""
-
-    inner = threading.Thread(target=lambda: order.append(template.render(x="inner")))
-    template.render(x=Outer())
-    inner.join()
-    assert order == ["outer", "inner"]
-
-
 def test_a_long_conversation_passes():
     source = "{% for m in messages %}{{ '<' ~ m['role'] ~ '>' + m['content'].strip() }}{% endfor %}"
     messages = [{"role": "user", "content": "word " * 200} for _ in range(2000)]
@@ -245,5 +108,93 @@ def test_messages_are_checked(messages, message):
 
 def test_errors_name_the_template_and_the_line():
     made = tokenizer(chat_template="a", chat_template__tool_use="a\n{% if %}")
-    with pytest.raises(ValueError, match=r"tokenizer\.chat_template\.tool_use: line 2: Expected"):
+    with pytest.raises(
+        ValueError, match=r"tokenizer\.chat_template\.tool_use: line 2: syntax error"
+    ):
         made.apply_chat_template(MESSAGES, tools=[TOOL])
+
+
+@pytest.mark.parametrize(
+    ("tools", "message"),
+    [
+        (5, "tools: int found, expected a list of dicts"),
+        ({"type": "function"}, "tools: dict found"),
+        ([len], r"tools\[0\]: builtin_function_or_method found"),
+        ([{"type": len}], "must be plain values: Object of type builtin"),
+    ],
+)
+def test_tools_are_checked(tools, message):
+    with pytest.raises(ValueError, match=message):
+        tokenizer(chat_template=CHAT).apply_chat_template(MESSAGES, tools=tools)
+
+
+def test_text_that_is_not_unicode_is_refused():
+    with pytest.raises(ValueError, match="plain values: 'utf-8' codec can't encode"):
+        tokenizer(chat_template=CHAT).apply_chat_template([{"role": "user", "content": "\udcff"}])
+
+
+def test_only_arguments_that_the_template_uses_are_taken():
+    source = (
+        "{{ 'think' if enable_thinking is not defined or enable_thinking }}"
+        "{% if not date is defined %}{% set date = '26 Jul' %}{% endif %}{{ date }}{{ messages | length }}"
+    )
+    made = tokenizer(chat_template=source, chat_template__tool_use="{{ tools | length }}")
+    assert made.apply_chat_template(MESSAGES) == "think26 Jul2"
+    assert made.apply_chat_template(MESSAGES, enable_thinking=False, date="x") == "x2"
+    with pytest.raises(
+        ValueError, match=r"does not use 'thinking'; its own .*: date, enable_thinking$"
+    ):
+        made.apply_chat_template(MESSAGES, thinking=False)
+    with pytest.raises(ValueError, match=r"tool_use: does not use 'date'; its own .*: none$"):
+        made.apply_chat_template(MESSAGES, tools=[TOOL], date="x")
+
+
+PARTS = [{"type": "text", "text": "Hi "}, {"type": "text", "text": "there"}]
+READS_PARTS = """{% for m in messages %}{% if m.content is string %}{{ m.content }}{% else %}
+{% for part in m.content %}{% if part.type == 'text' %}<{{ part.text }}>{% endif %}{% endfor %}
+{% endif %}{% endfor %}"""
+
+
+@pytest.mark.parametrize(
+    ("source", "text"),
+    [
+        ("{% for m in messages %}{{ m.content }}{% endfor %}", "Hi there"),
+        ("{% for m in messages %}{{ m.content | trim }}{% endfor %}", "Hi there"),
+        ("{% for m in messages %}{{ '-' + m.content }}{% endfor %}", "-Hi there"),
+        ("{% for m in messages %}{{ m.content | tojson }}{% endfor %}", '"Hi there"'),
+        (READS_PARTS, "<Hi ><there>"),
+    ],
+)
+def test_content_may_be_a_list_of_text_parts(source, text):
+    """Templates that read parts get them; the others get the text of the parts."""
+    made = tokenizer(chat_template=source)
+    messages = [{"role": "user", "content": PARTS}]
+    assert made.apply_chat_template(messages) == text
+    assert made.apply_chat_template([{"role": "user", "content": "x"}]) == text.replace(
+        "<Hi ><there>", "x"
+    ).replace("Hi there", "x")
+
+
+def test_other_parts_need_a_template_that_reads_parts():
+    messages = [{"role": "user", "content": [{"type": "image"}, *PARTS]}]
+    assert tokenizer(chat_template=READS_PARTS).apply_chat_template(messages) == "<Hi ><there>"
+    with pytest.raises(ValueError, match=r"messages\[0\]: a part of type 'image' found"):
+        tokenizer(chat_template="{{ messages }}").apply_chat_template(messages)
+    with pytest.raises(ValueError, match=r"messages\[0\]: a text part without text"):
+        tokenizer(chat_template=CHAT).apply_chat_template(
+            [{"role": "user", "content": [{"type": "text"}]}]
+        )
+
+
+def test_a_reply_can_be_begun():
+    made = tokenizer(chat_template=CHAT)
+    begun = [*MESSAGES, {"role": "assistant", "content": "Well, "}]
+    expected = made.apply_chat_template(MESSAGES) + "Well, "
+    assert made.apply_chat_template(begun, continue_final_message=True) == expected
+    assert (
+        made.apply_chat_template(begun, add_generation_prompt=False, continue_final_message=True)
+        == expected
+    )
+    for bad in (MESSAGES, [], [*MESSAGES, {"role": "assistant", "tool_calls": []}]):
+        with pytest.raises(ValueError, match=r"messages: the last has role .*expected 'assistant'"):
+            made.apply_chat_template(bad, continue_final_message=True)

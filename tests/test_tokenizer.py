@@ -8,6 +8,7 @@ import random
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
 import nasty_texts
 import numpy as np
 import pytest
@@ -178,6 +179,32 @@ def test_decoding_special_tokens(made):
         tokenizer.decode([tokenizer.vocab_size])
     with pytest.raises(ValueError, match="token id -1 found"):
         tokenizer.decode([-1])
+
+
+@pytest.mark.parametrize("text", [5, None, 1.5, ["a"], np.array([1])])
+def test_what_is_not_text_is_refused(metadata, text):
+    with pytest.raises(ValueError, match=r"text: \w+ found, expected a string or bytes"):
+        Tokenizer.from_metadata(metadata).encode(text)
+
+
+@pytest.mark.parametrize("ids", ["text", b"text", 5, None])
+def test_what_is_no_list_of_ids_is_refused(metadata, ids):
+    with pytest.raises(ValueError, match=r"token ids: \w+ found, expected integers"):
+        Tokenizer.from_metadata(metadata).decode(ids)
+
+
+@pytest.mark.parametrize("ids", [["text"], [1.0], [[1]], [None], np.array([[1]]), np.array([1.5])])
+def test_ids_that_are_no_integers_are_refused(metadata, ids):
+    with pytest.raises(ValueError, match=r"token id .+ found, expected an integer"):
+        Tokenizer.from_metadata(metadata).decode(ids)
+
+
+def test_arrays_of_ids_are_decoded(metadata):
+    tokenizer = Tokenizer.from_metadata(metadata)
+    ids = tokenizer.encode("Hello there")
+    arrays: list[Any] = [np.array(ids), mx.array(ids), tuple(ids), iter(ids)]
+    for array in arrays:
+        assert tokenizer.decode(array) == tokenizer.decode(ids)
 
 
 @pytest.mark.parametrize(

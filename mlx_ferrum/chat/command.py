@@ -38,9 +38,13 @@ def _run(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
         )
     parser.set_defaults(**defaults(model.recommended))
     settings = Settings(parser.parse_args(argv), tokenizer)
+    arguments = dict(args.template_arg)
+    if arguments:  # fail now rather than at the first message
+        tokenizer.apply_chat_template([{"role": "user", "content": "Hi"}], **arguments)
     conversation = Conversation(
         model,
         tokenizer,
+        template_arguments=arguments,
         context=args.context,
         max_tokens=settings.max_tokens,
         **settings.options,
@@ -70,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=NOTES,
     )
     group = parser.add_argument_group("conversation")
-    group.add_argument("--system", type=cli.utf8, metavar="TEXT", help="the system message")
+    cli.prompt_arguments(group)
     group.add_argument("--load", metavar="FILE", help="go on with a conversation saved by /save")
     group.add_argument(
         "-n",

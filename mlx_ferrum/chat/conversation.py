@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,11 +55,16 @@ class Conversation:
         model: LanguageModel,
         tokenizer: Tokenizer,
         *,
+        template_arguments: Mapping[str, Any] | None = None,
         context: int | None = None,
         max_tokens: int = -1,
         **options: Any,
     ) -> None:
-        """context: the model's by default; max_tokens: of a reply, -1 for as many as fit.
+        """Start without messages.
+
+        template_arguments: passed to `apply_chat_template` at every turn
+        context: the model's by default
+        max_tokens: of a reply, -1 for as many as fit
 
         Raises:
             ValueError: `context` is more than the model has.
@@ -68,6 +73,7 @@ class Conversation:
         if context is not None and context > most:
             raise ValueError(f"a context of {context} tokens: the model has {most}")
         self.model, self.tokenizer, self.options = model, tokenizer, options
+        self.template_arguments = dict(template_arguments or {})
         self.context, self.max_tokens = context or most, max_tokens
         self.messages: list[Message] = []
         self.hidden = 0
@@ -173,7 +179,10 @@ class Conversation:
                 self.messages = [*asked, {"role": "assistant", "content": "".join(pieces)}]
 
     def _encode(self, messages: list[Message]) -> list[int]:
-        return encode_prompt(self.tokenizer, self.tokenizer.apply_chat_template(messages))
+        return encode_prompt(self.tokenizer, self._text(messages))
+
+    def _text(self, messages: list[Message]) -> str:
+        return self.tokenizer.apply_chat_template(messages, **self.template_arguments)
 
     def _change(self, messages: list[Message], *, forget: bool = False) -> None:
         """Replace the messages. All turns are shown again with `forget`, or if only hidden ones are left."""
@@ -201,7 +210,7 @@ class Conversation:
         if self.system is None:
             return True
         asked = [self.messages[0], {"role": "user", "content": "?"}]
-        return self.system.strip() in self.tokenizer.apply_chat_template(asked)
+        return self.system.strip() in self._text(asked)
 
     def clear(self) -> None:
         """Forget all but the system message."""

@@ -33,6 +33,9 @@ The text goes to stdout, everything else to stderr. Special tokens written in th
 """
 
 
+_TEMPLATE_OPTIONS = ("system", "template_arg", "prefill")
+
+
 class _Output:
     """What is kept of the responses: not their log-probabilities, which may be a megabyte each."""
 
@@ -62,8 +65,10 @@ def main(argv: Sequence[str] | None) -> int:
     if args.prompt is None:
         _take_sample(parser, args)
     cli.check_sampling(parser, args)
-    if args.raw and args.system is not None:
-        parser.error("argument --system: needs the chat template, which --raw leaves out")
+    for name in _TEMPLATE_OPTIONS if args.raw else ():
+        if getattr(args, name):
+            option = name.replace("_", "-")
+            parser.error(f"argument --{option}: needs the chat template, which --raw leaves out")
     if args.logprobs and not args.json:
         parser.error("argument --logprobs: is printed by --json only")
     if args.save_prompt_cache:
@@ -96,7 +101,13 @@ def _parser() -> argparse.ArgumentParser:
         metavar="TEXT",
         help="the message to the model, or the text that a base model continues; '-' reads stdin",
     )
-    group.add_argument("--system", type=cli.utf8, metavar="TEXT", help="the system message")
+    cli.prompt_arguments(group)
+    group.add_argument(
+        "--prefill",
+        type=cli.utf8,
+        metavar="TEXT",
+        help="begin the reply with TEXT, which is printed as part of it",
+    )
     group.add_argument(
         "--raw",
         action="store_true",
@@ -220,13 +231,15 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _prompt_text(args: argparse.Namespace, tokenizer: Tokenizer) -> str:
-    """The prompt as the model should read it. Raises ValueError for a system message without a template."""
+    """The prompt as the model should read it. Raises ValueError for what needs a template that is missing."""
     text = cli.read_prompt(args.prompt)
     if args.raw:
         return text
     if not tokenizer.has_chat_template:
-        if args.system is not None:
-            raise ValueError(f"{args.model} has no chat template, which --system needs")
+        for name in _TEMPLATE_OPTIONS:
+            if getattr(args, name):
+                option = name.replace("_", "-")
+                raise ValueError(f"{args.model} has no chat template, which --{option} needs")
         if not args.quiet:
             print(
                 f"{args.model} has no chat template: the prompt is continued as it is",
@@ -236,7 +249,11 @@ def _prompt_text(args: argparse.Namespace, tokenizer: Tokenizer) -> str:
     messages = [{"role": "user", "content": text}]
     if args.system is not None:
         messages.insert(0, {"role": "system", "content": args.system})
-    return tokenizer.apply_chat_template(messages)
+    if args.prefill:
+        messages.append({"role": "assistant", "content": args.prefill})
+    return tokenizer.apply_chat_template(
+        messages, continue_final_message=bool(args.prefill), **dict(args.template_arg)
+    )
 
 
 def _collect(
@@ -244,8 +261,11 @@ def _collect(
 ) -> _Output:
     """Run to the end; unless --json, print the text as it comes, and a newline whatever happens."""
     output = _Output()
+    output.pieces += [args.prefill] if args.prefill else []
     try:
         for response in responses:
+            if args.prefill and not args.json and not output.tokens:
+                print(args.prefill, end="")
             output.add(response, tokenizer if args.logprobs else None)
             if not args.json:
                 print(response.text, end="", flush=True)

@@ -1,9 +1,10 @@
-"""What goes in first: the prompt's token ids, and what of them the model has seen already."""
+"""The prompt's token ids, and how many of them a cache holds already."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, cast
 
 import mlx.core as mx
 
@@ -14,24 +15,30 @@ from mlx_ferrum.tokenizer import Tokenizer
 
 from .step import token_ids
 
+Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]] | mx.array
 
-def encode_prompt(tokenizer: Tokenizer, prompt: str | Sequence[int] | mx.array) -> list[int]:
-    """Token ids of a prompt; ids are passed through.
 
-    Text is encoded as mlx-lm and llama.cpp do it: special tokens written in it are parsed, so that
-    the output of `apply_chat_template` can be given as it is, and the beginning-of-text token is
-    added unless the text already starts with it. Whoever builds a prompt from text that must not
-    contain special tokens should call `tokenizer.encode` and give the ids.
+def encode_prompt(tokenizer: Tokenizer, prompt: Prompt) -> list[int]:
+    """Token ids of a prompt: a text, the messages of a conversation, or ids, which are passed through.
+
+    Messages go through the chat template. Text is encoded as mlx-lm and llama.cpp do it: special tokens
+    written in it are parsed, so that the output of `apply_chat_template` can be given as it is, and the
+    beginning-of-text token is added unless the text already starts with it. No end token is added, even
+    if the file asks for one. Whoever builds a prompt from text that must not contain special tokens
+    should call `tokenizer.encode` and give the ids.
 
     Raises:
-        ValueError: the prompt has no tokens.
+        ValueError: the prompt has no tokens, or the template refuses the messages.
     """
+    if isinstance(prompt, (list, tuple)) and any(isinstance(item, Mapping) for item in prompt):
+        prompt = tokenizer.apply_chat_template(cast("Sequence[Mapping[str, Any]]", prompt))
     if isinstance(prompt, str):
-        ids = tokenizer.encode(prompt, add_special=True, parse_special=True)
+        text = tokenizer.encode(prompt, add_special=False, parse_special=True)
+        ids = [*tokenizer.prefix_ids, *text]
         if len(ids) > 1 and ids[0] == ids[1] == tokenizer.bos_token_id:
             del ids[0]
     else:
-        ids = token_ids(prompt)
+        ids = token_ids(cast("Sequence[int] | mx.array", prompt))
     if not ids:
         raise ValueError("the prompt is empty (0 tokens), expected at least one")
     return ids

@@ -47,7 +47,7 @@ def generate_step(
             token is handed out it holds the prompt and n - 1 tokens; on a lazy backend the n-th
             too, unless that is the last one.
         prompt_cache: another name for `cache`, as in mlx-lm.
-        history: the tokens that `cache` holds, for the processors' eyes only.
+        history: the tokens that `cache` holds; only the processors read them.
         prefill_step_size: prompt tokens per forward pass.
         progress: called with (prompt tokens done, all prompt tokens), first and after each pass.
 

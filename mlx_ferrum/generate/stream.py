@@ -18,7 +18,7 @@ from mlx_ferrum.sample import Processor, bias
 from mlx_ferrum.sample.checks import check_integer
 from mlx_ferrum.tokenizer import Tokenizer
 
-from .prompt import encode_prompt
+from .prompt import Prompt, encode_prompt
 from .step import generate_step, given_cache, given_processors, token_ids, token_limit
 from .stops import StopStrings
 
@@ -65,7 +65,7 @@ def peak_memory() -> float:
 def stream_generate(
     model: LanguageModel,
     tokenizer: Tokenizer,
-    prompt: str | Sequence[int] | mx.array,
+    prompt: Prompt,
     max_tokens: int = 256,
     *,
     logits_processors: Sequence[Processor] | None = None,
@@ -82,8 +82,8 @@ def stream_generate(
     Args:
         model: from `load`.
         tokenizer: from `load`.
-        prompt: text, encoded as `encode_prompt` says, or token ids (n,). It continues what `cache`
-            holds.
+        prompt: text, the messages of a conversation or token ids (n,), see `encode_prompt`. It
+            continues what `cache` holds.
         max_tokens: at most so many tokens; -1 for as many as the context has room for.
         logits_processors: see `mlx_ferrum.sample`; applied after `logit_bias`.
         logit_bias: token id to what is added to its logit.
@@ -93,7 +93,8 @@ def stream_generate(
         top_logprobs: how many of the most likely tokens each response lists.
         cache: from `model.make_cache()`, updated in place.
         prompt_cache: another name for `cache`, as in mlx-lm.
-        options: `sampler`, `history`, `prefill_step_size` and `progress` of `generate_step`.
+        options: `sampler`, `history`, `prefill_step_size` and `progress` of `generate_step`. The text
+            continues that of `history` and `prompt`.
 
     Raises:
         ValueError: at the call, when an argument is bad or the prompt does not fit the context;
@@ -112,14 +113,14 @@ def stream_generate(
     steps = generate_step(
         ids, model, max_tokens=limit, logits_processors=processors, cache=cache, **options
     )
-    text = _Text(tokenizer, StopStrings(stop))
+    text = _Text(tokenizer, StopStrings(stop), [*options.get("history", ()), *ids])
     return _responses(steps, text, _Clock(len(ids)), limit, top_logprobs)
 
 
 def generate(
     model: LanguageModel,
     tokenizer: Tokenizer,
-    prompt: str | Sequence[int] | mx.array,
+    prompt: Prompt,
     verbose: bool = False,
     **options: Any,
 ) -> str:
@@ -149,9 +150,10 @@ def figures(last: GenerationResponse) -> list[str]:
 class _Text:
     """Tokens to text: whole characters only, and nothing from a stop string on."""
 
-    def __init__(self, tokenizer: Tokenizer, stops: StopStrings) -> None:
+    def __init__(self, tokenizer: Tokenizer, stops: StopStrings, before: Sequence[int]) -> None:
+        """before: the tokens that the text continues."""
         self._ends = tokenizer.eos_token_ids
-        self._detokenizer = tokenizer.detokenizer()
+        self._detokenizer = tokenizer.detokenizer(before=before)
         self._stops = stops
 
     def add(self, token: int, last: bool) -> tuple[str, bool]:

@@ -1,62 +1,96 @@
-"""Chat templates: the prompt that a model's own Jinja template makes of a conversation."""
+"""Chat templates: the prompt that a model's own Jinja template makes of a conversation.
+
+messages.py  checks messages; joins the text parts of their content
+process.py   the process that renders, its limits
+worker.py    what runs in it: minijinja, with what transformers adds to Jinja
+"""
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
-import jinja2
+from .messages import check_messages, check_tools, has_parts, joined, split_final
+from .process import Limits, Renderer
 
-from .budget import Budget, Limits
-from .sandbox import Sandbox
-
-__all__ = ["ChatTemplate", "ChatTemplates", "Limits"]
+__all__ = ["ChatTemplate", "ChatTemplates", "Limits", "split_final"]
 
 _KEY = "tokenizer.chat_template"
 _TOOL_USE = "tool_use"
-# What an expression of a template can raise, besides what jinja2 itself does.
-_ERRORS = (
-    jinja2.TemplateError,
-    ArithmeticError,
-    AttributeError,
-    LookupError,
-    MemoryError,
-    RecursionError,
-    SyntaxError,
-    TypeError,
-    ValueError,
+# Names that every template can use; its other names are arguments of its own.
+_STANDARD = frozenset(
+    """messages tools documents add_generation_prompt bos_token eos_token cycler debug dict joiner lipsum
+    namespace raise_exception range strftime_now""".split()
 )
 
 
 class ChatTemplate:
-    """One template, compiled when first rendered."""
+    """One template."""
 
-    def __init__(self, source: str, key: str = _KEY, limits: Limits | None = None) -> None:
-        """key: the metadata key, for messages."""
-        self._source, self._key, self._limits = source, key, limits or Limits()
-        self._lock = threading.Lock()
-        self._sandbox = Sandbox(self._limits)
-        self._template: jinja2.Template | None = None
+    def __init__(
+        self,
+        source: str,
+        key: str = _KEY,
+        limits: Limits | None = None,
+        renderer: Renderer | None = None,
+    ) -> None:
+        """key: the metadata key, for messages. renderer: one that several templates share."""
+        self._source, self._key = source, key
+        self._renderer = renderer or Renderer(limits)
 
     def render(self, **variables: Any) -> str:
         """Text of the template; ValueError, naming the key, for what it raises and for passed limits."""
-        with self._lock:
-            try:
-                self._sandbox.budget = Budget(self._limits)
-                if self._template is None:
-                    self._template = self._sandbox.prepare(self._source)
-                return "".join(self._template.generate(**variables))
-            except _ERRORS as error:
-                raise ValueError(f"{self._key}: {_reason(error)}") from error
+        try:
+            return self._renderer.render(self._source, variables)
+        except ValueError as error:
+            raise ValueError(f"{self._key}: {error}") from None
+
+    @cached_property
+    def names(self) -> set[str]:
+        """Variables that the template uses, such as `enable_thinking`. Raises ValueError as `render`."""
+        try:
+            return self._renderer.names(self._source)
+        except ValueError as error:
+            raise ValueError(f"{self._key}: {error}") from None
+
+    def check(self, arguments: Iterable[str]) -> None:
+        """ValueError for an argument that the template does not use."""
+        for name in sorted(arguments):
+            if name not in self.names:
+                known = ", ".join(sorted(self.names - _STANDARD)) or "none"
+                raise ValueError(
+                    f"{self._key}: does not use {name!r}; its own arguments are: {known}"
+                )
+
+    @cached_property
+    def reads_parts(self) -> bool:
+        """Whether the template writes the text of content that is a list of parts, and only that."""
+        text, mark = "b7f1c0", "e39d52"
+        part = {"type": "text", "text": text, "mark": mark}
+        try:
+            found = self.render(
+                messages=[{"role": "user", "content": [part]}],
+                tools=None,
+                documents=None,
+                add_generation_prompt=True,
+                bos_token="",
+                eos_token="",
+            )
+        except ValueError:
+            return False
+        return text in found and mark not in found
 
 
 class ChatTemplates:
     """The templates of a file by name, "" being the default one; false if there are none."""
 
     def __init__(self, sources: Mapping[str, str]) -> None:
-        keys = {name: f"{_KEY}.{name}" if name else _KEY for name in sources}
-        self._templates = {name: ChatTemplate(sources[name], keys[name]) for name in sources}
+        renderer = Renderer()
+        self._templates = {
+            name: ChatTemplate(source, f"{_KEY}.{name}" if name else _KEY, renderer=renderer)
+            for name, source in sources.items()
+        }
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, Any]) -> ChatTemplates:
@@ -76,12 +110,29 @@ class ChatTemplates:
         return bool(self._templates)
 
     def render(
-        self, messages: Sequence[Mapping[str, Any]], *, tools: Any = None, **variables: Any
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Any = None,
+        arguments: Mapping[str, Any],
+        **variables: Any,
     ) -> str:
         """The prompt for messages, by the template for tools if there are tools and such a template.
 
-        Raises ValueError if there is no template, for messages that are none, and if rendering fails.
+        arguments: what this template may know besides; variables: what all may. Raises ValueError if
+        there is no template, for bad messages, for arguments that the template does not use, and if
+        rendering fails.
         """
+        checked, tools = check_messages(messages), check_tools(tools)
+        template = self._chosen(bool(tools))
+        template.check(arguments)
+        if has_parts(checked) and not template.reads_parts:
+            checked = joined(checked)
+        return template.render(
+            **{"messages": checked, "tools": tools, "documents": None, **variables, **arguments}
+        )
+
+    def _chosen(self, tools: bool) -> ChatTemplate:
         if not self._templates:
             raise ValueError(
                 f"{_KEY}: missing, so the model has no chat format of its own; give it a plain prompt"
@@ -89,40 +140,4 @@ class ChatTemplates:
             )
         first = next(iter(self._templates.values()))
         template = self._templates.get("", first)
-        if tools:
-            template = self._templates.get(_TOOL_USE, template)
-        tools = list(tools) if tools else None
-        return template.render(
-            messages=check_messages(messages), tools=tools, documents=None, **variables
-        )
-
-
-def check_messages(messages: Any) -> list[dict[str, Any]]:
-    """Messages as plain dicts; ValueError for one without a role or with content of another kind."""
-    if isinstance(messages, (str, bytes, Mapping)) or not isinstance(messages, Sequence):
-        raise ValueError(f"messages: {type(messages).__name__} found, expected a list of dicts")
-    for place, message in enumerate(messages):
-        if not isinstance(message, Mapping):
-            found = type(message).__name__
-            raise ValueError(
-                f"messages[{place}]: {found} found, expected a dict with role and content"
-            )
-        if not isinstance(message.get("role"), str):
-            raise ValueError(
-                f"messages[{place}]: role {message.get('role')!r} found, expected a string"
-            )
-        content = message.get("content")
-        if not isinstance(content, (str, list, tuple, type(None))):
-            found = type(content).__name__
-            raise ValueError(f"messages[{place}]: content of type {found} found, expected a string")
-        if content is None and len(message) < (3 if "content" in message else 2):
-            raise ValueError(f"messages[{place}]: no content found, expected a string")
-    return [dict(message) for message in messages]
-
-
-def _reason(error: BaseException) -> str:
-    """What went wrong in words; for some errors of templates their text alone says nothing."""
-    if isinstance(error, jinja2.TemplateSyntaxError):
-        return f"line {error.lineno}: {error.message}"
-    named = isinstance(error, (jinja2.TemplateError, ValueError)) and str(error)
-    return str(error) if named else f"{type(error).__name__}: {error}"
+        return self._templates.get(_TOOL_USE, template) if tools else template

@@ -1,7 +1,7 @@
 """Ids -> text, all at once or token by token.
 
-Tokens stand for bytes; those that are not UTF-8 become U+FFFD as Python's incremental decoder makes it,
-so streamed text and text decoded at once are the same.
+Tokens stand for bytes. Bytes that are not UTF-8 become U+FFFD, as Python's incremental decoder does it, so
+streamed text equals text decoded at once.
 """
 
 from __future__ import annotations
@@ -9,19 +9,22 @@ from __future__ import annotations
 import codecs
 from collections.abc import Iterable
 from functools import lru_cache
+from operator import index
 
 from .bpe import byte_letters
 from .spaces import SPACE
 from .vocabulary import TokenType, Vocabulary
 
 _SPECIAL = (TokenType.CONTROL, TokenType.UNKNOWN)
+# Encoding cuts the text at these tokens and adds a space before each part between them.
+_CUTTING = (TokenType.CONTROL, TokenType.USER_DEFINED)
 
 
 class Pieces:
     """The bytes that each token stands for."""
 
     def __init__(self, vocabulary: Vocabulary, byte_level: bool, strip_space: bool) -> None:
-        """strip_space: encoding adds a space before text, which decoding takes away again."""
+        """strip_space: encoding adds a space before text, which decoding removes."""
         self.strip_space = strip_space
         self._tokens, self._types = vocabulary.tokens, vocabulary.types.tobytes()
         self._byte_level = byte_level
@@ -30,7 +33,10 @@ class Pieces:
 
     def get(self, token: int) -> tuple[bytes, int]:
         """Bytes of a token and its type; ValueError if the vocabulary has no such id."""
-        return self._cached(token)
+        try:
+            return self._cached(index(token))
+        except TypeError:
+            raise ValueError(f"token id {token!r} found, expected an integer") from None
 
     def _piece(self, token: int) -> tuple[bytes, int]:
         if not 0 <= token < len(self._tokens):
@@ -51,23 +57,27 @@ class Pieces:
 
 
 class StreamingDetokenizer:
-    """Text of a growing list of ids, character by character as each is complete."""
+    """Text of a growing list of ids; each character appears once it is complete."""
 
-    def __init__(self, pieces: Pieces, skip_special: bool = False) -> None:
+    def __init__(
+        self, pieces: Pieces, skip_special: bool = False, before: Iterable[int] = ()
+    ) -> None:
+        """before: ids whose text the caller has already; what `add` gives continues it."""
         self._pieces, self._skip_special = pieces, skip_special
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._strip_space = pieces.strip_space
+        for token in before:
+            self.add(token)
 
     def add(self, token: int) -> str:
-        """The text that is certain with this token, maybe empty."""
+        """The text that is certain with this token, maybe empty. ValueError for an id out of range."""
         piece, kind = self._pieces.get(token)
-        special = kind in _SPECIAL
-        if special and self._skip_special:
+        if self._strip_space and kind not in (*_SPECIAL, TokenType.USER_DEFINED):
+            piece, self._strip_space = piece.removeprefix(b" "), not piece
+        if kind in _CUTTING:
+            self._strip_space = self._pieces.strip_space
+        if kind in _SPECIAL and self._skip_special:
             return ""
-        if self._strip_space and piece and not special:
-            # Encoding finds user-defined tokens before it adds the space.
-            piece = piece if kind == TokenType.USER_DEFINED else piece.removeprefix(b" ")
-            self._strip_space = False
         return self._decoder.decode(piece)
 
     def finish(self) -> str:
@@ -75,5 +85,5 @@ class StreamingDetokenizer:
         return self._decoder.decode(b"", final=True)
 
     def decode(self, tokens: Iterable[int]) -> str:
-        """The whole text of some ids."""
+        """The text of some ids, to the end."""
         return "".join(map(self.add, tokens)) + self.finish()

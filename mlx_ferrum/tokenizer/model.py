@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from ..template import ChatTemplates
+from ..template import ChatTemplates, split_final
 from . import kinds
 from .detokenizer import StreamingDetokenizer
 from .special import SpecialTokens
@@ -15,7 +15,8 @@ class Tokenizer:
     """Text to ids, equal to llama.cpp's for every text, and back.
 
     Attributes: tokens (the vocabulary's texts), vocab_size, bos_token_id and eos_token_id (None if there
-    is none), eos_token_ids (all that end generation), has_chat_template.
+    is none), eos_token_ids (all that end generation), prefix_ids (what the model expects before a text),
+    has_chat_template.
     """
 
     def __init__(self, kind: kinds.Kind, templates: ChatTemplates) -> None:
@@ -27,6 +28,7 @@ class Tokenizer:
         self.bos_token_id = kind.vocabulary.special_ids["bos_token_id"]
         self.eos_token_id = kind.vocabulary.special_ids["eos_token_id"]
         self.eos_token_ids = kind.vocabulary.end_ids
+        self.prefix_ids = list(kind.before)
         self.has_chat_template = bool(templates)
 
     @classmethod
@@ -43,11 +45,15 @@ class Tokenizer:
     ) -> list[int]:
         """Ids of a text. Bytes need not be UTF-8; in a str the surrogates of surrogateescape are bytes.
 
-        add_special: add the ids that the model expects before and after a text. parse_special: read
-        `<|im_end|>` and the like as the tokens they name; without, only user-defined tokens are.
+        add_special: add the ids that the file asks for before and after a text. Those after it belong to
+        training: a prompt is encoded by `generate.encode_prompt`, which leaves them out. parse_special:
+        read `<|im_end|>` and the like as the tokens they name; without, only user-defined tokens are.
+        Raises ValueError if `text` is not text.
         """
         if isinstance(text, bytes):
             text = text.decode("utf-8", "surrogateescape")
+        elif not isinstance(text, str):
+            raise ValueError(f"text: {type(text).__name__} found, expected a string or bytes")
         ids = list(self._kind.before) if add_special else []
         for piece in self._special.partition(text, parse_special):
             if isinstance(piece, int):
@@ -57,38 +63,55 @@ class Tokenizer:
         return [*ids, *self._kind.after] if add_special else ids
 
     def decode(self, ids: Iterable[int], skip_special: bool = False) -> str:
-        """Text of some ids; bytes that are not UTF-8 become U+FFFD. ValueError for an id out of range.
+        """Text of ids (n,); bytes that are not UTF-8 become U+FFFD. ValueError for an id out of range.
 
         skip_special: leave out control tokens and the unknown token.
         """
-        return StreamingDetokenizer(self._kind.pieces, skip_special).decode(ids)
+        if isinstance(ids, (str, bytes)) or not hasattr(ids, "__iter__"):
+            raise ValueError(f"token ids: {type(ids).__name__} found, expected integers (n,)")
+        ids = ids.tolist() if hasattr(ids, "tolist") else ids
+        return self.detokenizer(skip_special).decode(ids)
 
-    def detokenizer(self, skip_special: bool = False) -> StreamingDetokenizer:
-        """A detokenizer for ids that come one by one; all it says together is what decode says."""
-        return StreamingDetokenizer(self._kind.pieces, skip_special)
+    def detokenizer(
+        self, skip_special: bool = False, before: Iterable[int] = ()
+    ) -> StreamingDetokenizer:
+        """A detokenizer for ids that come one by one.
+
+        What it gives is what `decode` gives for all ids, without the text of those in `before`.
+        """
+        return StreamingDetokenizer(self._kind.pieces, skip_special, before)
 
     def apply_chat_template(
         self,
         messages: Sequence[Mapping[str, Any]],
         tools: Sequence[Mapping[str, Any]] | None = None,
         add_generation_prompt: bool = True,
-        **variables: Any,
+        continue_final_message: bool = False,
+        **arguments: Any,
     ) -> str:
         """The prompt that the file's template makes of messages; encode it with parse_special=True.
 
-        messages: dicts with a `role` and usually `content`; all their keys go to the template. tools:
-        JSON schemas of functions. add_generation_prompt: end with the beginning of the reply. variables:
-        what else the template knows, such as `enable_thinking`. Raises ValueError if there is no template
-        or it refuses or cannot be rendered.
+        messages: dicts with a `role` and usually `content`, a string or a list of parts
+        `{"type": "text", "text": ...}`; all their keys go to the template. tools: JSON schemas of
+        functions. add_generation_prompt: end with the beginning of the reply. continue_final_message: the
+        last message begins the reply, so the prompt ends with its text. arguments: what else the template
+        uses, such as `enable_thinking`.
+
+        Raises ValueError if there is no template, it refuses or cannot be rendered, or does not use one of
+        the arguments.
         """
-        return self._templates.render(
+        start = ""
+        if continue_final_message:
+            messages, start = split_final(messages)
+        prompt = self._templates.render(
             messages,
             tools=tools,
-            add_generation_prompt=add_generation_prompt,
+            arguments=arguments,
+            add_generation_prompt=add_generation_prompt or continue_final_message,
             bos_token=self._text(self.bos_token_id),
             eos_token=self._text(self.eos_token_id),
-            **variables,
         )
+        return prompt + start
 
     def _text(self, token: int | None) -> str:
         return "" if token is None else self.tokens[token]
