@@ -172,7 +172,7 @@ def test_half_of_a_character_is_not_loaded(talk: Chat, tmp_path: Path) -> None:
 
 def test_a_template_that_leaves_the_system_message_out_is_told(talk: Chat) -> None:
     class Deaf(FakeTokenizer):
-        def apply_chat_template(self, messages: list[dict[str, str]]) -> str:
+        def apply_chat_template(self, messages: list[dict[str, str]], *_: Any, **__: Any) -> str:
             return super().apply_chat_template([m for m in messages if m["role"] != "system"])
 
     note = "(the model's chat template leaves the system message out)"

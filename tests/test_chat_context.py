@@ -181,7 +181,7 @@ def test_turns_taken_back_down_to_hidden_ones_show_these_again(talk: Chat) -> No
 
 def test_templates_that_demand_alternation_are_satisfied(talk: Chat) -> None:
     class Strict(FakeTokenizer):
-        def apply_chat_template(self, messages: list[dict[str, str]]) -> str:
+        def apply_chat_template(self, messages: list[dict[str, str]], *_: Any, **__: Any) -> str:
             roles = [m["role"] for m in messages if m["role"] != "system"]
             if roles != ["user", "assistant"] * (len(roles) // 2) + ["user"]:
                 raise ValueError("roles must alternate")
