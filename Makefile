@@ -28,8 +28,9 @@ setup: .venv/installed
 demo: setup
 	@$(BIN)/python -m mlx_ferrum.generate --prompt '$(subst ','\'',$(value PROMPT))'
 
+# Two to four processes: most tests keep one core busy.
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
 lint: setup
 	$(BIN)/ruff check .
