@@ -14,7 +14,7 @@
 #include "runs.metal"
 
 constant constexpr int TILE_ROWS = 64;
-constant constexpr int DEPTH = 32; // weights of a row in a step
+constant constexpr int DEPTH = 32;        // weights of a row in a step
 constant constexpr float MOST_CODE = 255; // codes are bytes
 
 // What a thread brings to a step: eight weights or activations each.
