@@ -324,19 +324,6 @@ def test_a_text_prompt_gets_one_bos_and_parses_special_tokens() -> None:
     assert encode_prompt(tokenizer, messages) == encode_prompt(tokenizer, "u:hi<|end|>a:")
 
 
-@pytest.mark.parametrize("name", ["cache", "prompt_cache"])
-def test_a_cache_goes_by_two_names(name: str) -> None:
-    model: Any = FakeModel()
-    tokenizer: Any = byte_tokenizer()
-    held: dict[str, Any] = {name: model.make_cache()}
-    tokens_of(generate_step(PROMPT, model, max_tokens=1, **held))
-    assert held[name][0].offset == len(PROMPT)
-    options = {"max_tokens": 1, "ignore_eos": True, **held}
-    list(stream_generate(model, tokenizer, PROMPT, **options))
-    mlx_ferrum.generate(model, tokenizer, PROMPT, **options)
-    assert held[name][0].offset == 3 * len(PROMPT)
-
-
 def test_none_is_no_stop_no_processor_and_no_bias() -> None:
     options = {"stop": None, "logits_processors": None, "logit_bias": None, "sampler": None}
     assert text_of(say([b"a", b"b"], 1, **options)) == "ab"

@@ -1,4 +1,4 @@
-"""Prompt caches of real models with sliding windows: going back is cheap, and right."""
+"""Prompt caches: going back behind a sliding window is cheap, and right; both names of the argument."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import random_models
 from backends import CPU, REFERENCE, Backend
+from fakes import FakeModel, byte_tokenizer
 
 import mlx_ferrum
 from mlx_ferrum import cache
-from mlx_ferrum.generate import PromptCache, stream_generate
+from mlx_ferrum.generate import PromptCache, generate_step, stream_generate
 
 
 def turn(held: PromptCache, tokenizer: Any, prompt: list[int], count: int) -> tuple[list[int], int]:
@@ -61,3 +62,16 @@ def test_gemma_past_its_window_goes_back_by_a_turn(gemma3: tuple[Any, Any]) -> N
         assert processed == len(other) - len(ids) + 1
         assert held.tokens[: len(other)] == other
         assert made == turn(PromptCache(model), tokenizer, other, 4)[0]
+
+
+@pytest.mark.parametrize("name", ["cache", "prompt_cache"])
+def test_a_cache_goes_by_two_names(name: str) -> None:
+    model: Any = FakeModel()
+    tokenizer: Any = byte_tokenizer()
+    held: dict[str, Any] = {name: model.make_cache()}
+    list(generate_step([5, 9, 3], model, max_tokens=1, **held))
+    assert held[name][0].offset == 3
+    options = {"max_tokens": 1, "ignore_eos": True, **held}
+    list(stream_generate(model, tokenizer, [5, 9, 3], **options))
+    mlx_ferrum.generate(model, tokenizer, [5, 9, 3], **options)
+    assert held[name][0].offset == 9
