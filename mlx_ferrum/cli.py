@@ -17,7 +17,7 @@ import mlx_ferrum
 
 from . import backends, catalog
 from .entry import begin, command, describe, guarded, stdin
-from .parser import Parser
+from .parser import HelpFormatter, Parser
 
 if TYPE_CHECKING:
     from .models.base import LanguageModel
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 FILTERS = ("top_k", "typical", "top_p", "min_p", "xtc_probability")
 
-__all__ = ["Parser", "begin", "command", "describe", "guarded", "stdin"]
+__all__ = ["HelpFormatter", "Parser", "begin", "command", "describe", "guarded", "stdin"]
 
 
 def model_arguments(parser: argparse.ArgumentParser) -> None:
