@@ -18,7 +18,7 @@ import mlx_ferrum
 
 from . import backends, catalog
 from .entry import begin, command, describe, guarded, stdin
-from .parser import Parser
+from .parser import HelpFormatter, Parser
 
 if TYPE_CHECKING:
     from .models.base import LanguageModel
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 FILTERS_OFF = {"top_k": 0, "typical": 1, "top_p": 1, "min_p": 0, "xtc_probability": 0}
 
-__all__ = ["Parser", "begin", "command", "describe", "guarded", "stdin"]
+__all__ = ["HelpFormatter", "Parser", "begin", "command", "describe", "guarded", "stdin"]
 
 
 def model_arguments(parser: argparse.ArgumentParser) -> None:
