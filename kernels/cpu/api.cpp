@@ -1,6 +1,7 @@
 // The names that Python finds; see native.py.
 #include "ahead.h"
 #include "calls.h"
+#include "layout.h"
 #include "pool.h"
 #include "replay.h"
 
@@ -22,6 +23,18 @@ const char* ferrum_simd() {
     return "portable";
 #endif
 }
+
+// What compiled this.
+const char* ferrum_compiler() {
+#if defined(__clang__)
+    return __VERSION__;
+#else
+    return "GCC " __VERSION__;
+#endif
+}
+
+// See layout.h.
+const char* ferrum_layout() { return layout(); }
 
 void ferrum_set_threads(int n) {
     pool_when_idle(ahead_fetch);
