@@ -10,7 +10,7 @@ e experts, n of them used by a token.
 from __future__ import annotations
 
 import importlib
-import warnings
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import ModuleType
@@ -78,21 +78,26 @@ def is_lazy() -> bool:
 
 
 def _backend() -> ModuleType:
-    if _active is None:
-        _use_default()
+    if _active is None and (reason := use_default_backend()):
+        print(f"warning: {reason}", file=sys.stderr)
     assert _active is not None
     return _active
 
 
-def _use_default() -> None:
-    """Metal on an Apple GPU, the reference on another; without a GPU the cpu backend, if it can be built."""
+def use_default_backend() -> str | None:
+    """Use metal on an Apple GPU, reference on another GPU, cpu without a GPU.
+
+    Returns why it is the reference instead, where the cpu backend cannot work.
+    """
     if mx.default_device() == mx.gpu:
-        return use_backend("metal" if mx.metal.is_available() else "reference")
+        use_backend("metal" if mx.metal.is_available() else "reference")
+        return None
     try:
-        return use_backend("cpu")
+        use_backend("cpu")
     except OSError as error:
-        warnings.warn(f"{error}; using the reference backend, which is slow", stacklevel=3)
-        return use_backend("reference")
+        use_backend("reference")
+        return f"{error}; using the reference backend, which is slow"
+    return None
 
 
 def matmul(

@@ -21,7 +21,7 @@ def test_sanitizers_are_content(sanitizers: str, level: str, tmp_path: Path) -> 
     checks = ("-O1", "-g1", f"-fsanitize={sanitizers}", "-fno-sanitize-recover=all")
     library = build.library(level, extra=checks)
     driver = tmp_path / "driver"
-    command = [build.find_compiler(), *build.flags(level), *checks]
+    command = [*build.find_compiler(), *build.flags(level), *checks]
     command += ["-I", str(build.HERE), str(DRIVER), str(library), "-o", str(driver)]
     subprocess.run(command, check=True)
     environment = {

@@ -3,6 +3,7 @@
 #include "calls.h"
 #include "layout.h"
 #include "pool.h"
+#include "prelude.h"
 #include "replay.h"
 
 extern "C" {

@@ -35,6 +35,11 @@ def choose(level: str) -> str:
     return before
 
 
+def path() -> Path:
+    """The file of the library in use."""
+    return Path(library()._name)
+
+
 @cache
 def _load(level: str) -> ctypes.CDLL:
     path = build.library(level)

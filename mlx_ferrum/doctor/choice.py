@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 
 from .. import ops
-from ..kernels.cpu import native
+from ..kernels.cpu import build, native
 from .privacy import one_line, without_folders
 
 _REASONS = {
@@ -29,11 +28,9 @@ class Choice:
 def choose(name: str | None = None) -> Choice:
     """Use the backend called `name`, or the one that models get by themselves."""
     if name is None:
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            name = ops.backend_name()
-        reasons = [without_folders(str(warning.message)) for warning in caught]
-        return Choice(name, reasons[0] if reasons else _REASONS[name], _kernels(name))
+        problem = ops.use_default_backend()
+        name = ops.backend_name()
+        return Choice(name, without_folders(problem) if problem else _REASONS[name], _kernels(name))
     reason = "asked for by --backend"
     try:
         ops.use_backend(name)
@@ -46,4 +43,5 @@ def _kernels(name: str) -> str | None:
     if name != "cpu":
         return None
     simd: str = native.library().ferrum_simd().decode()
-    return f"{simd}, {native.cores()} threads"
+    origin = "prebuilt" if build.is_prebuilt(native.path()) else "compiled here"
+    return f"{simd}, {native.cores()} threads, {origin}"
