@@ -16,13 +16,13 @@ from mlx_ferrum.backends.cpu_memory import LARGE, empty
 
 SHAPE = (3, LARGE // 2)
 SIZE = 2 * 4 * LARGE  # bytes that such an array takes
-VIEWS: dict[str, Callable[[np.ndarray], Any]] = {
+VIEWS: dict[str, Callable[[Any], Any]] = {
     "itself": lambda x: x,
     "slice": lambda x: x[1:2],
     "scattered": lambda x: x[::2, ::7],
     "flat and turned": lambda x: x.reshape(-1).T,
     "other type": lambda x: x.view(np.float16)[:, 4:],
-    "memoryview": memoryview,
+    "memoryview": lambda x: memoryview(x),
     "array of a memoryview": lambda x: np.asarray(memoryview(x[1:])),
     "frombuffer": lambda x: np.frombuffer(x, np.float32),
     "closure": lambda x: lambda: x,

@@ -139,7 +139,8 @@ Layout = dict[str, tuple[str, int, int]]
 def layout() -> Layout:
     """Each struct and field as this file has them: "Struct" or "Struct.field" -> kind, offset, size; see layout.h."""
     found: Layout = {}
-    for struct in (Weight, *KINDS, Call):
+    structs: tuple[type[Structure], ...] = (Weight, *KINDS, Call)
+    for struct in structs:
         found[struct.__name__] = ("s", 0, ctypes.sizeof(struct))
         for name, kind, *_ in struct._fields_:
             field = getattr(struct, name)

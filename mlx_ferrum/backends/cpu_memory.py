@@ -28,10 +28,11 @@ class _Owner(np.ndarray):
     """Bytes of a buffer, which is free again when this array is destroyed."""
 
     def __del__(self) -> None:
-        if isinstance(self.base, ctypes.Array):  # else a view of an owner
+        buffer: Any = self.base
+        if isinstance(buffer, ctypes.Array):  # else a view of an owner
             free = _free.setdefault(self.nbytes, [])
             if len(free) * self.nbytes < KEPT:
-                free.append(self.base)
+                free.append(buffer)
 
 
 def empty(*shape: int) -> np.ndarray:
@@ -43,5 +44,5 @@ def empty(*shape: int) -> np.ndarray:
     try:
         buffer = _free[nbytes].pop()
     except (KeyError, IndexError):
-        buffer = (ctypes.c_char * nbytes).from_buffer(np.empty(nbytes, np.uint8))
+        buffer = (ctypes.c_char * nbytes).from_buffer(np.empty(nbytes, np.uint8).data)
     return np.ndarray(shape, np.float32, _Owner(nbytes, np.uint8, buffer))
