@@ -55,7 +55,7 @@ def _library() -> ctypes.CDLL:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "bandwidth.so"
         compiler = build.find_compiler()
-        subprocess.run([compiler, *FLAGS, str(SOURCE), "-o", str(path)], check=True)
+        subprocess.run([*compiler, *FLAGS, str(SOURCE), "-o", str(path)], check=True)
         library = ctypes.CDLL(str(path))
     library.read_memory.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int)
     library.read_memory.restype = ctypes.c_uint64

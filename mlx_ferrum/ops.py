@@ -10,7 +10,6 @@ e experts, n of them used by a token.
 from __future__ import annotations
 
 import importlib
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import ModuleType
@@ -18,6 +17,7 @@ from typing import Any, Literal
 
 import mlx.core as mx
 
+from . import notice
 from .backends import BACKENDS
 from .tensor import QTensor
 
@@ -84,21 +84,26 @@ def wired_limit() -> int | None:
 
 
 def _backend() -> ModuleType:
-    if _active is None:
-        _use_default()
+    if _active is None and (reason := use_default_backend()):
+        notice.warn(reason)
     assert _active is not None
     return _active
 
 
-def _use_default() -> None:
-    """Metal on an Apple GPU, the reference on another; without a GPU the cpu backend, if it can be built."""
+def use_default_backend() -> str | None:
+    """Use metal on an Apple GPU, reference on another GPU, cpu without a GPU.
+
+    Returns why it is the reference instead, where the cpu backend cannot work.
+    """
     if mx.default_device() == mx.gpu:
-        return use_backend("metal" if mx.metal.is_available() else "reference")
+        use_backend("metal" if mx.metal.is_available() else "reference")
+        return None
     try:
-        return use_backend("cpu")
+        use_backend("cpu")
     except OSError as error:
-        warnings.warn(f"{error}; using the reference backend, which is slow", stacklevel=3)
-        return use_backend("reference")
+        use_backend("reference")
+        return f"{error}; using the reference backend, which is slow"
+    return None
 
 
 def matmul(

@@ -7,6 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from backends import LEVELS
 
 from mlx_ferrum.kernels.cpu import build
 
@@ -15,13 +16,13 @@ DRIVER = Path(__file__).parent / "cpu" / "driver.cpp"
 
 @pytest.mark.parametrize(
     "sanitizers, level",
-    [*(("address,undefined", level) for level in build.levels()), ("thread", "native")],
+    [*(("address,undefined", level) for level in LEVELS), ("thread", "native")],
 )
 def test_sanitizers_are_content(sanitizers: str, level: str, tmp_path: Path) -> None:
     checks = ("-O1", "-g1", f"-fsanitize={sanitizers}", "-fno-sanitize-recover=all")
     library = build.library(level, extra=checks)
     driver = tmp_path / "driver"
-    command = [build.find_compiler(), *build.flags(level), *checks]
+    command = [*build.find_compiler(), *build.flags(level), *checks]
     command += ["-I", str(build.HERE), str(DRIVER), str(library), "-o", str(driver)]
     subprocess.run(command, check=True)
     environment = {

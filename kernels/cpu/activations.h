@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "exact.h"
+#include "linear.h"
 #include "unpack.h"
 
 constexpr int SHARED = 32;         // values that share a scale
@@ -88,3 +89,5 @@ private:
 
     std::vector<Whole> kept_;
 };
+
+inline const Whole* Input::whole(int i) const { return integers->row(place(i)); }

@@ -2,7 +2,9 @@
 #include "ahead.h"
 #include "bus_error.h"
 #include "calls.h"
+#include "layout.h"
 #include "pool.h"
+#include "prelude.h"
 #include "replay.h"
 
 extern "C" {
@@ -23,6 +25,18 @@ const char* ferrum_simd() {
     return "portable";
 #endif
 }
+
+// What compiled this.
+const char* ferrum_compiler() {
+#if defined(__clang__)
+    return __VERSION__;
+#else
+    return "GCC " __VERSION__;
+#endif
+}
+
+// See layout.h.
+const char* ferrum_layout() { return layout(); }
 
 void ferrum_set_threads(int n) {
     explain_bus_errors();

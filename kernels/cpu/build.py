@@ -1,190 +1,134 @@
-"""Compile the C++ beside this file, once for each source, compiler, flags and processor.
+"""The compiled library: one that came with the package, or one compiled here from the C++ beside this file.
 
-The library lies in a private folder of the user's cache, under a name made of all it depends on, so
-that a stale one is never loaded. It is written to a temporary file and renamed: several processes may
-build at once, and the last one wins with the same bytes.
+A wheel for Linux x86-64 carries libraries for common processors in prebuilt/. Elsewhere the library is compiled
+once for the processor at hand and kept in the user's cache. Its name is made of everything it depends on but the
+compiler, so a stale library is never loaded and a built one is found without a compiler. It is written to a temporary
+file and renamed: several processes may build at once, and the last one wins with the same code.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 import platform
-import shutil
-import stat
-import subprocess
 import sys
-import tempfile
-import time
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+from .cache import build_folder, cache_folder, clean
+from .compiler import BuildError, find_compiler, run_all
+from .levels import LEVELS, NATIVE, PREBUILT, flags, levels, processor
+
+__all__ = ["LEVELS", "BuildError", "find_compiler", "flags", "levels", "library"]
+
 HERE = Path(__file__).parent
-COMPILERS = ("c++", "g++", "clang++")
-FLAGS = ("-std=c++17", "-O3", "-fPIC", "-ffp-contract=fast", "-pthread", "-w")
-NATIVE = "-mcpu=native" if platform.machine() in ("aarch64", "arm64") else "-march=native"
-# Instruction sets that the kernels are written for: what the compiler is told, and the processor flags
-# that running them takes.
-LEVELS = {
-    "native": ((NATIVE,), ()),
-    "avxvnni": (("-march=haswell", "-mavxvnni"), ("avx2", "fma", "f16c", "bmi2", "avx_vnni")),
-    "avx2": (("-march=haswell",), ("avx2", "fma", "f16c", "bmi2")),
-    "portable": (("-DFERRUM_PORTABLE",), ()),
-}
-KEPT_DAYS = 30
-
-
-class BuildError(OSError):
-    """The library cannot be built here; the message says what is missing."""
+SLOWEST = "linear.cpp"  # half of the work: it starts first
 
 
 def library(level: str = "native", *, extra: tuple[str, ...] = ()) -> Path:
-    """The library for this processor, built if need be.
+    """The library for this processor: the best prebuilt one, else one that is built if need be.
 
     level: of LEVELS; the lower ones are for tests
     extra: further compiler flags, sanitizers for example
-    Raises BuildError if there is no C++ compiler or it fails.
+    Raises BuildError if it has to be built and there is no C++ compiler, or it fails.
     """
-    compiler = find_compiler()
+    ready = _prebuilt(level) if not extra else None
+    if ready is not None:
+        return ready
+    folder, name = cache_folder(), f"cpu-{level}-{key(level, extra=extra)}"
+    chosen = os.environ.get("CXX", "").strip()  # whoever sets it wants the library that it makes
+    found = _newest(folder.glob(f"{name}-{_short(chosen) if chosen else '*'}.so"))
+    if found is None:
+        compiler = find_compiler()
+        found = folder / f"{name}-{_short(chosen or ' '.join(compiler))}.so"
+        _build(compiler, (*flags(level), *extra), found)
+    return found
+
+
+def is_prebuilt(path: Path) -> bool:
+    """Whether a library came with the package."""
+    return path.parent == HERE / "prebuilt"
+
+
+def level_of(path: Path) -> str:
+    """The level that a library was compiled for."""
+    return next(level for level in LEVELS if path.name.startswith(f"cpu-{level}-"))
+
+
+def key(level: str, *, extra: tuple[str, ...] = ()) -> str:
+    """A hash of what a library depends on: sources, flags, and for "native" the processor."""
     options = (*flags(level), *extra)
-    path = cache_folder() / f"cpu-{_key(compiler, options)}.so"
-    if not path.exists():
-        print(f"compiling CPU kernels with {compiler}, once …", file=sys.stderr, flush=True)
-        try:
-            _build(compiler, options, path)
-            _remove_old(path.parent)
-        except OSError as error:
-            raise BuildError(
-                f"the CPU kernels cannot be compiled in {path.parent}: {error}"
-            ) from error
-    return path
-
-
-def flags(level: str = "native") -> tuple[str, ...]:
-    """What the compiler is told; see `library`."""
-    return (*FLAGS, *LEVELS[level][0])
-
-
-def levels() -> list[str]:
-    """The levels whose instructions this processor has."""
-    words = set(_processor().split())
-    return [level for level, (_, needed) in LEVELS.items() if words.issuperset(needed)]
-
-
-def find_compiler() -> str:
-    """The system's C++ compiler. Raises BuildError, with what to install, if there is none."""
-    for name in COMPILERS:
-        found = shutil.which(name)
-        if found:
-            return found
-    how = (
-        "xcode-select --install" if sys.platform == "darwin" else "apt-get install g++, or the like"
-    )
-    raise BuildError(f"no C++ compiler (looked for {', '.join(COMPILERS)}); {how} brings one")
-
-
-def sources() -> list[Path]:
-    """The files that are compiled, each by itself."""
-    return sorted(HERE.glob("*.cpp"))
-
-
-def _key(compiler: str, options: tuple[str, ...]) -> str:
-    digest = hashlib.sha256(repr((options, platform.machine(), _processor())).encode())
-    digest.update(_run(compiler, "--version").encode())
+    told = processor() if NATIVE in options else ""
+    digest = hashlib.sha256(repr((options, platform.machine(), told)).encode())
     headers = [*HERE.glob("*.h"), *(HERE.parent / "blocks").glob("*.h")]
     for path in sorted([*sources(), *headers]):
         digest.update(f"{path.name}\0".encode() + path.read_bytes())
     return digest.hexdigest()[:24]
 
 
-def _processor() -> str:
-    """What tells processors apart that share a cache folder: instruction sets differ, so does code."""
-    info = Path("/proc/cpuinfo")
-    if not info.exists():
-        return platform.processor()
-    keys = ("model name", "flags", "Features", "CPU part")
-    lines = info.read_text(errors="replace").splitlines()
-    return "\n".join(sorted({line for line in lines if line.startswith(keys)}))
+def sources() -> list[Path]:
+    """The files that are compiled, each by itself, the slowest first."""
+    return sorted(HERE.glob("*.cpp"), key=lambda path: (path.name != SLOWEST, path.name))
 
 
-def cache_folder() -> Path:
-    """A folder of this user's alone: in the user's cache, or where that cannot be written, in /tmp."""
-    folders = [Path(tempfile.gettempdir()) / f"mlx_ferrum-{os.getuid()}"]
-    base = _user_cache()
-    if base is not None:
-        folders.insert(0, base / "mlx_ferrum" / "kernels")
-    for folder in folders:
-        if _is_private(folder):
-            return folder
-    raise BuildError(
-        f"no folder that this user alone can write: looked at {' and '.join(map(str, folders))}"
-    )
+def compile_to(
+    path: Path,
+    compiler: Sequence[str],
+    options: Sequence[str],
+    *,
+    link: Sequence[str] = (),
+    done: Callable[[], object] = lambda: None,
+) -> None:
+    """Compile the library on all cores; path is written whole or not at all.
 
-
-def _user_cache() -> Path | None:
-    """The user's cache by the custom of the platform; None for a user without a home."""
-    xdg = os.environ.get("XDG_CACHE_HOME")
-    if xdg and sys.platform != "darwin":
-        return Path(xdg)
-    try:
-        home = Path.home()
-    except RuntimeError:
-        return None
-    return home / ("Library/Caches" if sys.platform == "darwin" else ".cache")
-
-
-def _is_private(folder: Path) -> bool:
-    """Whether the folder is there, writable, and nobody else can put a library into it."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        found = folder.lstat()
-        with tempfile.NamedTemporaryFile(dir=folder):
-            pass
-    except OSError:
-        return False
-    others = found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
-    return stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not others
-
-
-def _build(compiler: str, options: tuple[str, ...], path: Path) -> None:
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix="build-") as folder:
-        objects = {source: str(Path(folder) / f"{source.stem}.o") for source in sources()}
-
-        def compile_one(source: Path) -> None:
-            _run(compiler, *options, "-c", str(source), "-o", objects[source])
-
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            list(pool.map(compile_one, objects))
-        linked = Path(folder) / path.name
-        _run(compiler, *options, "-shared", *objects.values(), "-o", str(linked))
+    link: further options of the linker
+    done: called after each file
+    Raises BuildError if the compiler fails.
+    """
+    with build_folder(path.parent) as folder:
+        objects = {source: str(folder / f"{source.stem}.o") for source in sources()}
+        compiling = [(*compiler, *options, "-c", str(s), "-o", o) for s, o in objects.items()]
+        run_all(compiling, folder, done, at_once=os.cpu_count() or 1)
+        linked = folder / path.name
+        linking = (*compiler, *options, "-shared", *objects.values(), *link, "-o", str(linked))
+        run_all([linking], folder, done, at_once=1)
         linked.replace(path)
 
 
-def _remove_old(folder: Path) -> None:
-    """Remove libraries of sources or processors long gone; a process that still uses one keeps it."""
-    oldest = time.time() - KEPT_DAYS * 24 * 3600
-    for path in folder.glob("cpu-*.so"):
-        with contextlib.suppress(OSError):  # another process removed it
-            if path.stat().st_mtime < oldest:
-                path.unlink()
+def _prebuilt(level: str) -> Path | None:
+    """The best library in the package that this processor runs and whose sources are those beside it."""
+    if not (HERE / "prebuilt").is_dir():
+        return None
+    runs = levels()
+    wanted = [name for name in PREBUILT if name in runs] if level == "native" else [level]
+    paths = (HERE / "prebuilt" / prebuilt_name(name) for name in wanted)
+    return next((path for path in paths if path.exists()), None)
 
 
-def _run(*command: str) -> str:
-    name = Path(command[0]).name
+def prebuilt_name(level: str) -> str:
+    """The file name in prebuilt/ of the library for a level."""
+    return f"cpu-{level}-{key(level)}.so"
+
+
+def _newest(paths: Iterable[Path]) -> Path | None:
+    return max(paths, key=lambda path: path.stat().st_mtime, default=None)
+
+
+def _short(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def _build(compiler: tuple[str, ...], options: tuple[str, ...], path: Path) -> None:
+    """Build with progress: a bar on a terminal, else a line."""
+    from tqdm import tqdm
+
+    text = f"compiling CPU kernels with {' '.join(compiler)}, once"
+    shows = sys.stderr is not None and sys.stderr.isatty()
+    if not shows:
+        print(f"{text} …", file=sys.stderr, flush=True)
+    clean(path.parent)
     try:
-        done = subprocess.run(
-            command,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            stdin=subprocess.DEVNULL,
-            check=False,
-        )
+        with tqdm(desc=text, total=len(sources()) + 1, unit="file", disable=not shows) as bar:
+            compile_to(path, compiler, options, done=bar.update)
     except OSError as error:
-        raise BuildError(f"{name} cannot be run: {error}") from error
-    if done.returncode:
-        lines = (done.stderr or done.stdout).strip().splitlines() or ["no message"]
-        message = next((line for line in lines if "error" in line), lines[0])
-        raise BuildError(f"{name} failed: {message}")
-    return done.stdout
+        raise BuildError(f"the CPU kernels cannot be compiled in {path.parent}: {error}") from error

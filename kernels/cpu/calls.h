@@ -1,4 +1,4 @@
-// What Python asks for: one struct a call, mirrored in native.py, and `run` for each. Pointers are to
+// What Python asks for: one struct a call, mirrored in calls.py, and `run` for each. Pointers are to
 // contiguous float32 unless said otherwise; shapes were checked on the other side.
 #pragma once
 
@@ -34,14 +34,14 @@ struct Rows {
     float scale;
 };
 
-// Rows of a cache, `row` bytes each: from (2, batch, heads, length) of them to positions from `at` on, with strides in
+// Rows of a cache, `row` bytes each: source (2, batch, heads, length) goes to positions from `at` on. Strides are in
 // bytes.
 struct Put {
-    const char* from;
+    const char* source;
     char* to;
     long at;
     int batch, heads, length, row;
-    long from_strides[4], to_strides[4];
+    long source_strides[4], to_strides[4];
 };
 
 void run(const Matmuls& a);

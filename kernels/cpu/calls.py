@@ -64,7 +64,7 @@ class Attention(Arguments):
     _fields_ = _fields(
         (c_void_p, "q k v out"),
         (c_int, "batch heads groups length held d dv window halves"),
-        (c_long, "k_batch k_head k_position v_batch v_head v_position"),
+        (c_long, "k_batch k_head k_stride v_batch v_head v_stride"),
         (c_float, "scale"),
     )
 
@@ -132,6 +132,32 @@ KINDS: tuple[type[Arguments], ...] = (
     *(Matmuls, GateUp, Rows, Put, Attention, Rotate, RmsNorm),
     *(SigmoidGate, Route, Gather, GatherDown),
 )
+
+Layout = dict[str, tuple[str, int, int]]
+
+
+def layout() -> Layout:
+    """Each struct and field as this file has them: "Struct" or "Struct.field" -> kind, offset, size; see layout.h."""
+    found: Layout = {}
+    structs: tuple[type[Structure], ...] = (Weight, *KINDS, Call)
+    for struct in structs:
+        found[struct.__name__] = ("s", 0, ctypes.sizeof(struct))
+        for name, kind, *_ in struct._fields_:
+            field = getattr(struct, name)
+            found[f"{struct.__name__}.{name}"] = (_kind(kind), field.offset, field.size)
+    return found
+
+
+def layout_of(text: str) -> Layout:
+    """The same as the library tells it."""
+    rows = (line.split() for line in text.splitlines())
+    return {name: (kind, int(offset), int(size)) for name, kind, offset, size in rows}
+
+
+def _kind(kind: Any) -> str:
+    element = getattr(kind, "_type_", kind)  # an array's is a type, a plain one's a letter
+    element = kind if isinstance(element, str) else element
+    return "p" if element is c_void_p else "f" if element is c_float else "i"
 
 
 def recorded(calls: list[Arguments]) -> ctypes.Array[Call]:

@@ -1,7 +1,7 @@
 // The small operations between the products.
 #pragma once
 
-#include "prelude.h"
+struct half;
 
 // out[i] = x[i] / rms(x[i]) * weight + add[i], rows of d; add: shaped as x, or null.
 struct RmsNorm {

@@ -6,13 +6,14 @@
 
 #include <type_traits>
 
+#include "floats.h"
 #include "tile.h"
 
 namespace {
 
 // Rows of activations from which on weights are packed, by measurement; and how many share one unpacking before.
 constexpr int TILED = LANES == 16 ? 5 : LANES == 8 ? 3 : 2;
-constexpr int AT_ONCE = 4;
+constexpr int AT_ONCE = std::min(4, TILED - 1);
 // Bytes: how far ahead of use weights are fetched. The processor's own prefetching stops at every page
 // of a mapped file, so far enough to hide that; but not past what the caller will read.
 constexpr long AHEAD_LEAST = 4 << 10, AHEAD_MOST = 32 << 10;
@@ -23,16 +24,50 @@ long ahead(long rows, int k) {
     return std::min(AHEAD_MOST, std::max(AHEAD_LEAST, bytes / 8));
 }
 
-// ROWS rows of weights with N rows of x from `at` on, side by side: a sum alone would wait for itself. J: vectors of
-// 64 codes beyond the last whole chunk.
-template <typename B, int J, int ROWS, int N>
-void multiply_some(const B* rows, const Input& in, int at, float* out, long stride, long ahead) {
+// Turns the sums over the whole chunks of a row into its product with x.
+template <typename B>
+using Finish = float (*)(const B* row, int k, const Whole* x, Floats sums);
+
+// J: vectors of 64 codes beyond the last whole chunk. Not inlined: every caller would have several copies.
+template <int J, typename B>
+__attribute__((noinline)) float finish(const B* row, int k, const Whole* x, Floats sums) {
+    float rest = add_rest<J>(row, k, x, sums);
+    return total(sums) + rest;
+}
+
+template <typename B>
+Finish<B> finish_of(int k) {
+    if constexpr (B::WEIGHTS == SHARED && CODES > SHARED) { // several blocks fill a vector
+        constexpr Finish<B> ALL[] = {finish<0, B>, finish<1, B>, finish<2, B>, finish<3, B>};
+        return ALL[k % CHUNK / CODES];
+    }
+    return finish<0, B>;
+}
+
+// Where a thread multiplies: rows [first, last) of w with k weights each, and where their products go.
+template <typename B>
+struct Stretch {
+    const B* w;
+    const Input& in;
+    int first, last;
+    float* out;
+    long stride;
+    const void* next; // what the thread reads after these rows, or null
+
+    const B* row(int r) const { return w + r * long(in.k / B::WEIGHTS); }
+};
+
+// ROWS rows of weights from `row` on with N rows of x from `at` on, side by side: a sum alone would wait for itself.
+template <int ROWS, int N, typename B>
+void multiply_some(const Stretch<B>& s, int row, int at, long ahead) {
     const Whole* x[N];
-    for (int i = 0; i < N; i++) x[i] = in.whole(at + i);
-    long blocks = in.k / B::WEIGHTS;
+    for (int i = 0; i < N; i++) x[i] = s.in.whole(at + i);
+    const B* rows = s.row(row);
+    int k = s.in.k;
+    long blocks = k / B::WEIGHTS;
     Floats sums[ROWS][N] = {};
     Registers chunk;
-    for (int c = 0; c < in.k / CHUNK; c++)
+    for (int c = 0; c < k / CHUNK; c++)
 #pragma GCC unroll 4
         for (int r = 0; r < ROWS; r++) {
             prefetch_chunk<3>(rows + r * blocks, c, ahead);
@@ -40,64 +75,53 @@ void multiply_some(const B* rows, const Input& in, int at, float* out, long stri
 #pragma GCC unroll 4
             for (int i = 0; i < N; i++) add_product(chunk, x[i][c], sums[r][i]);
         }
+    Finish<B> finish = finish_of<B>(k);
+    float* out = s.out + at * s.stride + row;
 #pragma GCC unroll 4
     for (int r = 0; r < ROWS; r++)
-        for (int i = 0; i < N; i++) {
-            float rest = add_rest<J>(rows + r * blocks, in.k, x[i], sums[r][i]);
-            out[(at + i) * stride + r] = total(sums[r][i]) + rest;
-        }
+#pragma GCC unroll 4
+        for (int i = 0; i < N; i++)
+            out[i * s.stride + r] =
+                B::WEIGHTS == SHARED ? finish(rows + r * blocks, k, x[i], sums[r][i]) : total(sums[r][i]);
 }
 
-template <typename B, int J, int N>
-void multiply_few(const B* w, const Input& in, int at, int first, int last, float* out, long stride, const void* next) {
+template <int N, typename B>
+void multiply_few(const Stretch<B>& s, int at) {
     constexpr int ROWS = N == 1 ? 4 : 2; // registers hold as many sums
-    long blocks = in.k / B::WEIGHTS;
-    const char* end = (const char*)(w + last * blocks);
-    long near = ahead<B>(last - first, in.k), beyond = near + (next ? (const char*)next - end : 0);
-    int row = first;
-    for (; row + ROWS <= last; row += ROWS) {
-        const B* rows = w + row * blocks;
-        bool inside = end - (const char*)rows > near;
-        multiply_some<B, J, ROWS, N>(rows, in, at, out + row, stride, inside ? near : beyond);
+    const char* end = (const char*)s.row(s.last);
+    long near = ahead<B>(s.last - s.first, s.in.k), beyond = near + (s.next ? (const char*)s.next - end : 0);
+    int row = s.first;
+    for (; row + ROWS <= s.last; row += ROWS) {
+        bool inside = end - (const char*)s.row(row) > near;
+        multiply_some<ROWS, N>(s, row, at, inside ? near : beyond);
     }
-    for (; row < last; row++) multiply_some<B, J, 1, N>(w + row * blocks, in, at, out + row, stride, AHEAD_LEAST);
+    for (; row < s.last; row++) // seldom any: not worth compiling for each N
+        for (int i = at; i < at + N; i++) multiply_some<1, 1>(s, row, i, AHEAD_LEAST);
 }
 
-template <typename B, int J>
-void multiply_all(const B* w, const Input& in, int first, int last, float* out, long stride, const void* next) {
-    for (int at = 0; at < in.n; at += AT_ONCE) {
-        int count = in.n - at;
-        if (count == 1) multiply_few<B, J, 1>(w, in, at, first, last, out, stride, next);
-        if (count == 2) multiply_few<B, J, 2>(w, in, at, first, last, out, stride, next);
-        if (count == 3) multiply_few<B, J, 3>(w, in, at, first, last, out, stride, next);
-        if (count >= AT_ONCE) multiply_few<B, J, AT_ONCE>(w, in, at, first, last, out, stride, next);
-    }
+// As many rows of x as there are, at most N. Returns how many.
+template <int N, typename B>
+int multiply_most(const Stretch<B>& s, int at) {
+    if constexpr (N > 1)
+        if (s.in.n - at < N) return multiply_most<N - 1>(s, at);
+    multiply_few<N>(s, at);
+    return N;
 }
 
 template <typename B>
-void multiply_quantized(const B* w, const Input& in, int first, int last, float* out, long stride, const void* next) {
-    long blocks = in.k / B::WEIGHTS;
-    int row = first;
+void multiply_quantized(Stretch<B> s) {
     using Fitting = Tile<B::GROUP == 16 ? 16 : 32>;
-    if (in.n >= TILED)
-        for (; row + Fitting::ROWS <= last; row += Fitting::ROWS) {
+    if (s.in.n >= TILED)
+        for (; s.first + Fitting::ROWS <= s.last; s.first += Fitting::ROWS) {
             thread_local Fitting tile;
             // the next tile's rows; there are none after the last but what `next` says
-            long ahead = Fitting::ROWS * blocks * long(sizeof(B));
-            if (next && row + 2 * Fitting::ROWS > last) ahead = (const char*)next - (const char*)(w + row * blocks);
-            tile.pack(w + row * blocks, in.k, ahead);
-            tile.multiply(in, out + row, stride);
+            const B *rows = s.row(s.first), *after = s.row(s.first + Fitting::ROWS);
+            bool is_last = s.first + 2 * Fitting::ROWS > s.last;
+            long ahead = (const char*)(s.next && is_last ? s.next : after) - (const char*)rows;
+            tile.pack(rows, s.in.k, ahead);
+            tile.multiply(s.in, s.out + s.first, s.stride);
         }
-    if constexpr (B::WEIGHTS == SHARED && CODES > SHARED) // vectors that several blocks fill
-        switch (in.k % CHUNK / CODES) {
-        case 1:
-            return multiply_all<B, 1>(w, in, row, last, out, stride, next);
-        case 2:
-            return multiply_all<B, 2>(w, in, row, last, out, stride, next);
-        case 3:
-            return multiply_all<B, 3>(w, in, row, last, out, stride, next);
-        }
-    multiply_all<B, 0>(w, in, row, last, out, stride, next);
+    for (int at = 0; at < s.in.n;) at += multiply_most<AT_ONCE>(s, at);
 }
 
 // ROWS rows of weights times all rows of x.
@@ -132,7 +156,7 @@ void multiply_rows(const Weight& w, const Input& in, int first, int last, float*
         if constexpr (is_float<B>)
             multiply_all_floats((const B*)w.data, in, first, last, out, stride);
         else
-            multiply_quantized((const B*)w.data, in, first, last, out, stride, next);
+            multiply_quantized(Stretch<B>{(const B*)w.data, in, first, last, out, stride, next});
     });
 }
 

@@ -1,7 +1,8 @@
 // Rows of weights times rows of activations.
 #pragma once
 
-#include "floats.h"
+class Activations;
+struct Whole;
 
 // A weight matrix in the file: rows of k weights of a ggml type; bias: (rows,), or null.
 struct Weight {
@@ -23,7 +24,7 @@ struct Input {
 
     int place(int i) const { return rows ? rows[i] : i; }
     const float* floats(int i) const { return x + long(place(i)) * k; }
-    const Whole* whole(int i) const { return integers->row(place(i)); }
+    inline const Whole* whole(int i) const; // see activations.h
 };
 
 // out[i * stride + r] = row r of w times row i of the input, for rows [first, last).

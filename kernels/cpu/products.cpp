@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "calls.h"
+#include "floats.h"
 #include "pool.h"
 
 namespace {

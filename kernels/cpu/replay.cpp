@@ -30,7 +30,7 @@ Attention moved(Attention a, long later) {
     if (a.window > 0) held = std::min(held, long(a.window));
     long dropped = a.held + later - held;
     a.held = int(held);
-    long size = a.halves ? sizeof(half) : sizeof(float);
+    long size = a.halves ? sizeof(short) : sizeof(float);
     a.k = (const char*)a.k + dropped * a.k_stride * size;
     a.v = (const char*)a.v + dropped * a.v_stride * size;
     return a;

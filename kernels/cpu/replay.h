@@ -3,7 +3,7 @@
 #pragma once
 
 struct Call {
-    long kind;             // as in KINDS of native.py
+    long kind;             // as in KINDS of calls.py
     const void* arguments; // the struct of that kind, see calls.h
 };
 

@@ -3,7 +3,7 @@
 // Packing costs about as much as multiplying with seven rows with AVX-512, with three with AVX2.
 #pragma once
 
-#include "linear.h"
+#include "dot.h"
 
 // SPAN: codes that share scale and bias, 16 or 32.
 template <int SPAN>

@@ -1,4 +1,4 @@
-"""The command line of the cpu backend: builds its library ahead of time and tells what was chosen."""
+"""The command line of the cpu backend: builds its library ahead of time and prints which one is in use."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def main(argv: Sequence[str] | None) -> int:
     """Build the library, if need be, and print what it is; returns the exit code."""
     parser = Parser(
         "backends.cpu",
-        description="Compile the CPU kernels for this processor ahead of their first use.",
+        description="Print which CPU kernels this machine uses; compile them if none fit.",
     )
     parser.add_argument(
         "--level",
@@ -30,13 +30,16 @@ def main(argv: Sequence[str] | None) -> int:
 
 
 def table(level: str) -> str:
-    """What was chosen, a line each. Raises BuildError if there is no compiler or it fails."""
+    """What was chosen, a line each. Raises BuildError if it has to be built and cannot be."""
     native.choose(level)
+    path, library = native.path(), native.library()
+    is_prebuilt = build.is_prebuilt(path)
     rows = {
-        "compiler": build.find_compiler(),
-        "flags": " ".join(build.flags(level)),
-        "library": build.library(level),
-        "SIMD": native.library().ferrum_simd().decode(),
+        "library": path,
+        "origin": "prebuilt, in the package" if is_prebuilt else "compiled on this machine",
+        "compiler": library.ferrum_compiler().decode(),
+        "flags": " ".join(build.flags(build.level_of(path))),
+        "SIMD": library.ferrum_simd().decode(),
         "threads": native.cores(),
     }
     return "\n".join(f"{name:<9} {value}" for name, value in rows.items())

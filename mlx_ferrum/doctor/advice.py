@@ -40,7 +40,8 @@ def _about_failure(choice: Choice, failed: bool) -> Iterator[str]:
 
 
 def _about_compiler(machine: Machine, choice: Choice) -> Iterator[str]:
-    if machine.compiler is None and choice.name in ("cpu", "reference"):
+    runs = choice.name != "reference" and choice.error is None
+    if machine.compiler is None and choice.name in ("cpu", "reference") and not runs:
         how = (
             "xcode-select --install"
             if platform.system() == "Darwin"

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 
-from ..kernels.cpu import native
+from ..kernels.cpu import build, native
 from ..lazy import missing
 from .privacy import one_line, without_folders
 
@@ -39,11 +38,9 @@ def choose(name: str | None = None) -> Choice:
     from .. import ops
 
     if name is None:
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            name = ops.backend_name()
-        reasons = [without_folders(str(warning.message)) for warning in caught]
-        return _chosen(name, reasons[0] if reasons else _REASONS[name])
+        problem = ops.use_default_backend()
+        name = ops.backend_name()
+        return _chosen(name, without_folders(problem) if problem else _REASONS[name])
     reason = "asked for by --backend"
     try:
         ops.use_backend(name)
@@ -62,4 +59,5 @@ def _kernels(name: str) -> str | None:
     if name != "cpu":
         return None
     simd: str = native.library().ferrum_simd().decode()
-    return f"{simd}, {native.cores()} threads"
+    origin = "prebuilt" if build.is_prebuilt(native.path()) else "compiled here"
+    return f"{simd}, {native.cores()} threads, {origin}"

@@ -151,7 +151,7 @@ def _compiler() -> str | None:
         found = build.find_compiler()
     except build.BuildError:
         return None
-    return without_folders(next(iter(_output(found, "--version").splitlines()), "unknown"))
+    return without_folders(next(iter(_output(*found, "--version").splitlines()), "unknown"))
 
 
 def _gpu() -> Gpu:

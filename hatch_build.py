@@ -1,0 +1,60 @@
+"""Build hook: wheels made on Linux x86-64 carry compiled CPU kernels, so that they need no compiler."""
+
+from __future__ import annotations
+
+import importlib
+import platform
+import re
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from hatchling.builders.hooks.plugin.interface import BuildHookInterface
+
+# Only glibc is needed of the system, symbols do not meet those of MLX's libraries, and parts of libstdc++ that are not
+# used ask for no newer glibc.
+STATIC = ("-static-libstdc++", "-static-libgcc", "-Wl,--exclude-libs,ALL,--gc-sections", "-s")
+
+
+class PrebuiltKernels(BuildHookInterface):  # type: ignore[type-arg]
+    """Adds a library for each level of PREBUILT, and the tag of the oldest glibc that they run with."""
+
+    def initialize(self, version: str, build_data: dict[str, Any]) -> None:
+        """Compile into a temporary folder, from which hatchling takes the files; a checkout compiles for itself."""
+        if version == "editable":
+            return
+        if (sys.platform, platform.machine()) != ("linux", "x86_64"):
+            self.app.display_info("no prebuilt CPU kernels: this is not Linux on x86-64")
+            return
+        self._folder = tempfile.TemporaryDirectory()
+        try:
+            libraries = self._compile(Path(self._folder.name))
+        except OSError as error:
+            self.app.display_warning(f"no prebuilt CPU kernels: {error}")
+            return
+        for path in libraries:
+            build_data["force_include"][str(path)] = f"mlx_ferrum/kernels/cpu/prebuilt/{path.name}"
+        minor = max(map(_glibc_minor, libraries))
+        build_data["tag"] = f"py3-none-manylinux_2_{minor}_x86_64"
+        build_data["pure_python"] = False
+
+    def _compile(self, folder: Path) -> list[Path]:
+        """A library for each level. Raises BuildError, an OSError, if there is no compiler or it fails."""
+        sys.path.insert(0, self.root)  # the package itself needs MLX
+        try:
+            build = importlib.import_module("kernels.cpu.build")
+        finally:
+            sys.path.remove(self.root)
+        compiler = build.find_compiler()
+        paths = [folder / build.prebuilt_name(level) for level in build.PREBUILT]
+        for level, path in zip(build.PREBUILT, paths, strict=True):
+            self.app.display_info(f"compiling CPU kernels for {level}")
+            build.compile_to(path, compiler, build.flags(level), link=STATIC)
+        return paths
+
+
+def _glibc_minor(library: Path) -> int:
+    """The N of the newest symbol version GLIBC_2.N that a library needs."""
+    versions = re.findall(rb"GLIBC_2\.(\d+)[.\d]*\0", library.read_bytes())
+    return max(map(int, versions))
