@@ -16,6 +16,8 @@ from typing import Any, NoReturn
 
 import minijinja
 
+_TAG = re.compile(r"\{\{.*?\}\}|\{%.*?%\}", re.DOTALL)
+_TEST = re.compile(r"\bis\s+(not\s+)?(iterable|sequence)\b")
 _GENERATION = re.compile(r"\{%([-+]?)\s*(end)?generation\s*([-+]?)%\}")
 
 
@@ -84,6 +86,7 @@ def _environment() -> minijinja.Environment:
         filters={"tojson": _tojson},
         tests={
             "iterable": lambda value: hasattr(value, "__iter__"),
+            "sequence": lambda value: hasattr(value, "__getitem__"),
             "number": lambda value: isinstance(value, (int, float, Float)),
             "float": lambda value: isinstance(value, (float, Float)),
         },
@@ -92,11 +95,17 @@ def _environment() -> minijinja.Environment:
 
 
 def _adapted(source: str) -> str:
-    """A template in minijinja's terms: generation blocks, which mark replies, become plain blocks."""
+    """A template in minijinja's terms."""
     source = source.replace("\r\n", "\n").replace("\r", "\n")
-    return _GENERATION.sub(
-        lambda tag: f"{{%{tag[1]} {'endif' if tag[2] else 'if true'} {tag[3]}%}}", source
-    )
+    return _TAG.sub(lambda match: _adapted_tag(match[0]), source)
+
+
+def _adapted_tag(tag: str) -> str:
+    """A tag: generation blocks, which mark replies, are plain ones, and what is undefined is an empty list."""
+    if block := _GENERATION.fullmatch(tag):
+        return f"{{%{block[1]} {'endif' if block[2] else 'if true'} {block[3]}%}}"
+    # The tests below get None for what is undefined, which in Jinja is a sequence, unlike None.
+    return _TEST.sub(r"| default([]) \g<0>", tag)
 
 
 def _parse_float(text: str) -> float | Float:
