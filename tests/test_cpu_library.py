@@ -66,9 +66,18 @@ def test_cxx_is_the_compiler(source: Path, tmp_path: Path, monkeypatch: pytest.M
     assert build.library() in (before, path)
 
 
-def test_cxx_that_is_not_there_is_told(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CXX", "nonesuch++ -O2")
-    with pytest.raises(build.BuildError, match=r"CXX is 'nonesuch\+\+', which is not found"):
+@pytest.mark.parametrize(
+    ("cxx", "said"),
+    [
+        ("nonesuch++ -O2", r"CXX is 'nonesuch\+\+', which is not found"),
+        ("'c++ -O2", r"CXX is .*: No closing quotation"),
+    ],
+)
+def test_a_bad_cxx_is_told(
+    source: Path, cxx: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CXX", cxx)
+    with pytest.raises(build.BuildError, match=said):
         build.library()
 
 

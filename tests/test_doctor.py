@@ -24,6 +24,7 @@ from mlx_ferrum.doctor import advice, choice, command, machine, main, report, se
 from mlx_ferrum.doctor.cases import ARRAYS, groups
 from mlx_ferrum.doctor.privacy import one_line, without_folders
 from mlx_ferrum.doctor.weights import random_tensor
+from mlx_ferrum.kernels.cpu import build
 
 GIB = 1 << 30
 MAC = machine.Gpu(
@@ -260,6 +261,7 @@ def test_the_wired_limit_is_advised_where_memory_allows(memory, working_set, lim
         ({"name": "cpu"}, []),
         ({"name": "reference", "compiler": None}, ["C++ compiler"]),
         ({"compiler": None}, []),
+        ({"name": "cpu", "compiler": None}, []),
         ({"name": "cpu", "available": 500 << 20}, ["gemma3-270m needs about 0.6 GB"]),
         ({"failed": True, "name": "cpu"}, ["please report", "--backend reference"]),
         ({"failed": True, "name": "reference"}, ["please report"]),
@@ -278,6 +280,14 @@ def test_the_longest_report_fits_a_screen(mac, monkeypatch):
     chosen = choice.Choice("cpu", "asked for by --backend", "AVX2, 2 threads")
     found = report.Report(here, chosen, results, 1.0, advice.advise(here, chosen, True))
     assert len(list(report.as_text(found))) <= 42
+
+
+def test_the_origin_of_the_kernels_is_told(cpu_backend, monkeypatch, capsys):
+    for origin, is_prebuilt in (("compiled here", False), ("prebuilt", True)):
+        monkeypatch.setattr(build, "is_prebuilt", lambda _, found=is_prebuilt: found)
+        assert main(["--no-test", "--backend", "cpu", "--json"]) == 0
+        found = json.loads(capsys.readouterr().out)["backend"]["kernels"]
+        assert found.endswith(f" threads, {origin}")
 
 
 def test_json_without_a_test(capsys):

@@ -26,7 +26,12 @@ def find_compiler() -> tuple[str, ...]:
 
     Raises BuildError, which says what to install, if there is none.
     """
-    if words := shlex.split(os.environ.get("CXX", "")):
+    chosen = os.environ.get("CXX", "")
+    try:
+        words = shlex.split(chosen)
+    except ValueError as error:
+        raise BuildError(f"no C++ compiler: CXX is {chosen!r}: {error}") from error
+    if words:
         found = shutil.which(words[0])
         if found is None:
             raise BuildError(f"no C++ compiler: CXX is {words[0]!r}, which is not found")
