@@ -1,5 +1,5 @@
-// What Python asks for: one struct a call, mirrored in calls.py, and `run` for each. Pointers are to
-// contiguous float32 unless said otherwise; shapes were checked on the other side.
+// What Python asks for: one struct a call, mirrored in calls.py and listed in layout.cpp, and `run` for each. Pointers
+// are to contiguous float32 unless said otherwise; shapes were checked on the other side.
 #pragma once
 
 #include "attention.h"

@@ -1,11 +1,14 @@
 // Calls every function of the CPU library on random bytes over odd shapes, from two threads at once.
 // Buffers are exactly as large as they are said to be, so that a sanitizer sees any step outside;
 // the numbers are the business of the Python tests.
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <random>
 #include <thread>
+#include <vector>
 
+#include "blocks.h"
 #include "calls.h"
 #include "replay.h"
 
