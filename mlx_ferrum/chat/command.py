@@ -30,6 +30,7 @@ def _run(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
     from .settings import Settings, defaults
 
     args = parser.parse_args(argv)
+    cli.stdin()  # fail now if it is closed
     model, tokenizer = cli.load_model(args)
     if not tokenizer.has_chat_template:
         raise ValueError(
