@@ -3,10 +3,8 @@
 from types import SimpleNamespace
 
 import mlx.core as mx
-import numpy as np
 
-from .base import Block
-from .fit import HALF_MAX
+from .base import HALF_MAX, Block
 
 
 class F16(Block, id=1, weights=1):
@@ -16,7 +14,3 @@ class F16(Block, id=1, weights=1):
     @classmethod
     def decode(cls, block: SimpleNamespace) -> mx.array:
         return block.value
-
-    @classmethod
-    def encode(cls, x: np.ndarray) -> dict[str, np.ndarray]:
-        return {"value": x}

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import mlx.core as mx
 
-from .base import Block, halves
+from .base import HALF_MAX, Block, halves
 
 LEVELS = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
 
@@ -17,6 +17,7 @@ class IQ4_NL(Block, id=20, weights=32):
     """
 
     fields = {"d": ("f16", 1), "qs": ("u8", 16)}
+    limit = 113 * HALF_MAX
 
     @classmethod
     def decode(cls, block: SimpleNamespace) -> mx.array:

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import mlx.core as mx
 
-from .base import Block, bit_fields, per_group
+from .base import HALF_MAX, Block, bit_fields, per_group
 from .iq4_nl import LEVELS
 
 
@@ -17,6 +17,7 @@ class IQ4_XS(Block, id=23, weights=256):
     """
 
     fields = {"d": ("f16", 1), "scales_h": ("u16", 1), "scales_l": ("u8", 4), "qs": ("u8", 128)}
+    limit = 113 * 31 * HALF_MAX
 
     @classmethod
     def decode(cls, block: SimpleNamespace) -> mx.array:

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import mlx.core as mx
 
-from .base import Block, halves
+from .base import FLOAT_MAX, Block, halves
 
 # Twice the E2M1 values, so that they are whole; the scale is halved to match.
 DOUBLED = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)
@@ -21,6 +21,7 @@ class MXFP4(Block, id=39, weights=32):
     """
 
     fields = {"e": ("u8", 1), "qs": ("u8", 16)}
+    limit = FLOAT_MAX
 
     @classmethod
     def decode(cls, block: SimpleNamespace) -> mx.array:

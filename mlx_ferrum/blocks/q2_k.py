@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import mlx.core as mx
 
-from .base import Block, bit_fields, per_group
+from .base import HALF_MAX, Block, bit_fields, per_group
 
 
 class Q2_K(Block, id=10, weights=256):
@@ -16,6 +16,7 @@ class Q2_K(Block, id=10, weights=256):
     """
 
     fields = {"scales": ("u8", 16), "qs": ("u8", 64), "d": ("f16", 1), "dmin": ("f16", 1)}
+    limit = 15 * HALF_MAX
 
     @classmethod
     def decode(cls, block: SimpleNamespace) -> mx.array:

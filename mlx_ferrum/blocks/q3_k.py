@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import mlx.core as mx
 
-from .base import Block, bit_fields, per_group
+from .base import HALF_MAX, Block, bit_fields, per_group
 
 
 class Q3_K(Block, id=11, weights=256):
@@ -18,6 +18,7 @@ class Q3_K(Block, id=11, weights=256):
     """
 
     fields = {"hmask": ("u8", 32), "qs": ("u8", 64), "scales": ("u8", 12), "d": ("f16", 1)}
+    limit = 3 * 31 * HALF_MAX
 
     @classmethod
     def decode(cls, block: SimpleNamespace) -> mx.array:

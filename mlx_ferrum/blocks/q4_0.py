@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import mlx.core as mx
 
-from .base import Block, halves
+from .base import HALF_MAX, Block, halves
 
 
 class Q4_0(Block, id=2, weights=32):
@@ -15,6 +15,7 @@ class Q4_0(Block, id=2, weights=32):
     """
 
     fields = {"d": ("f16", 1), "qs": ("u8", 16)}
+    limit = 8 * HALF_MAX
 
     @classmethod
     def decode(cls, block: SimpleNamespace) -> mx.array:

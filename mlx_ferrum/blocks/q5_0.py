@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import mlx.core as mx
 
-from .base import Block, halves
+from .base import HALF_MAX, Block, halves
 
 
 def with_fifth_bit(qs: mx.array, qh: mx.array) -> mx.array:
@@ -21,6 +21,7 @@ class Q5_0(Block, id=6, weights=32):
     """
 
     fields = {"d": ("f16", 1), "qh": ("u32", 1), "qs": ("u8", 16)}
+    limit = 16 * HALF_MAX
 
     @classmethod
     def decode(cls, block: SimpleNamespace) -> mx.array:

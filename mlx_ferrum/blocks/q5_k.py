@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import mlx.core as mx
 
-from .base import Block, bit_fields, per_group
+from .base import HALF_MAX, Block, bit_fields, per_group
 from .q4_k import scales_and_mins
 
 
@@ -22,6 +22,7 @@ class Q5_K(Block, id=13, weights=256):
         "qh": ("u8", 32),
         "qs": ("u8", 128),
     }
+    limit = 63 * HALF_MAX
 
     @classmethod
     def decode(cls, block: SimpleNamespace) -> mx.array:
