@@ -50,7 +50,6 @@ private:
             Floats low, high;
             range<N>(x, low, high);
             low = smaller(low, Floats{});
-            high = larger(high, Floats{});
             Line line = scan_lines<TOP, N>(x, w, low, high, search_.corners, true);
             LineRest at = line_rest<TOP, N>(x, w, line.a, line.b);
             weight_[g] = sum<N>(w);

@@ -42,10 +42,17 @@ struct Quantize {
 
 namespace {
 
+// The first of x[first .. last) that is further than the limit from 0 or not a number; last if there is none.
+std::int64_t first_beyond(const float* x, std::int64_t first, std::int64_t last, float limit) {
+    int beyond = 0;
+    for (std::int64_t i = first; i < last; i++) beyond |= !(std::abs(x[i]) <= limit);
+    while (beyond && first < last && std::abs(x[first]) <= limit) first++;
+    return beyond ? first : last;
+}
+
 // Weights [first, last) of all rows: whole blocks. Returns the first that is beyond the limit, or DONE.
 std::int64_t quantize(const Quantize& job, const Type& type, std::int64_t first, std::int64_t last) {
-    for (std::int64_t i = first; i < last; i++)
-        if (!(std::abs(job.x[i]) <= job.limit)) return i;
+    if (std::int64_t found = first_beyond(job.x, first, last, job.limit); found < last) return found;
     if (type.convert) {
         type.convert(job.x + first, last - first, job.out + first * type.bytes);
         return DONE;

@@ -4,10 +4,10 @@
 
 namespace {
 
-constexpr Span SPANS[] = {{0.95f, 1.1f, 3}, {0.85f, 1.2f, 8}, {0.6f, 1.3f, 60}};
+constexpr Span SPANS[] = {{0.9f, 1.1f, 3}, {0.85f, 1.2f, 8}, {0.6f, 1.3f, 71}};
 constexpr int ROUNDS[] = {1, 2, 4};
 constexpr SymmetricSearch IQ4_XS[] = {
-    {{0.95f, 1.1f, 3}, 1, 1, 0}, {{0.88f, 1.15f, 5}, 2, 2, 1}, {{0.7f, 1.2f, 16}, 8, 5, 3}};
+    {{0.9f, 1.1f, 3}, 1, 1, 1}, {{0.85f, 1.2f, 8}, 3, 3, 2}, {{0.7f, 1.2f, 26}, 8, 5, 3}};
 
 } // namespace
 

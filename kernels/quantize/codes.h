@@ -3,6 +3,17 @@
 
 #include "lanes.h"
 
+// The codes of n weights, a multiple of 16 up to 256, as `code` gives those of LANES in whole numbers from 0 to 255.
+template <typename Code>
+FERRUM_INLINE void put_codes(int n, std::uint8_t* to, Code code) {
+    int codes[256];
+    for (int i = 0; i < n; i += LANES) {
+        Ints found = __builtin_convertvector(code(i), Ints);
+        std::memcpy(codes + i, &found, sizeof found);
+    }
+    for (int i = 0; i < n; i++) to[i] = std::uint8_t(codes[i]);
+}
+
 // Whole numbers from LOW to HIGH.
 template <int LOW, int HIGH>
 struct Whole {
@@ -13,15 +24,10 @@ struct Whole {
         return clamped(v * inverse + WHOLE, LOW + WHOLE, HIGH + WHOLE) - WHOLE;
     }
 
-    // The codes of x + offset, in units of `step`, counted from 0: n of them.
+    // The codes of x + offset, in units of `step`, counted from 0: n of them, a multiple of 16.
     static void codes(const float* x, int n, float step, float offset, std::uint8_t* out) {
-        float inverse = step != 0 ? 1 / step : 0;
-        for (int i = 0; i < n; i++) {
-            float v = (x[i] + offset) * inverse;
-            v = v < LOW ? LOW : v;
-            v = v > HIGH ? HIGH : v;
-            out[i] = std::uint8_t(int(as_uint(v + WHOLE) - as_uint(WHOLE)) - LOW);
-        }
+        Floats inverse = repeat(step != 0 ? 1 / step : 0);
+        put_codes(n, out, [=](int i) { return nearest(load_floats(x + i) + offset, inverse) - low; });
     }
 };
 
@@ -42,12 +48,16 @@ struct Curve {
     }
 
     static void codes(const float* x, int n, float step, std::uint8_t* out) {
-        float inverse = step != 0 ? 1 / step : 0;
-        for (int i = 0; i < n; i++) {
-            int code = 0;
-            for (int j = 1; j < 16; j++) code += x[i] * inverse > (LEVELS[j - 1] + LEVELS[j]) / 2;
-            out[i] = std::uint8_t(code);
-        }
+        Floats inverse = repeat(step != 0 ? 1 / step : 0);
+        put_codes(n, out, [=](int i) { return code(load_floats(x + i) * inverse); });
+    }
+
+private:
+    static FERRUM_INLINE Floats code(Floats v) {
+        Ints passed{};
+#pragma GCC unroll 16
+        for (int i = 1; i < 16; i++) passed -= v > (LEVELS[i - 1] + LEVELS[i]) / 2;
+        return __builtin_convertvector(passed, Floats);
     }
 };
 

@@ -22,12 +22,13 @@ FERRUM_INLINE Floats nearest_value(Floats v) {
 void put_values(const float* x, int exponent, std::uint8_t* to) {
     float inverse = std::ldexp(1.0f, exponent < -126 ? 126 : -exponent), less = exponent < -126 ? 2.0f : 1.0f;
     std::uint8_t q[32];
-    for (int i = 0; i < 32; i++) {
-        float v = x[i] * inverse * less, high = v < 0 ? -v : v;
-        int code = 0;
-        for (int j = 1; j < 8; j++) code += high > (VALUES[j - 1] + VALUES[j]) / 2;
-        q[i] = std::uint8_t(code | (v < 0 && code) << 3);
-    }
+    put_codes(32, q, [=](int i) {
+        Floats v = load_floats(x + i) * inverse * less, high = magnitude(v);
+        Ints passed{};
+#pragma GCC unroll 8
+        for (int j = 1; j < 8; j++) passed -= high > (VALUES[j - 1] + VALUES[j]) / 2;
+        return __builtin_convertvector(passed | ((v < 0) & (passed != 0) & 8), Floats);
+    });
     to[0] = std::uint8_t(exponent + 127);
     nibbles(q, q + 16, 16, to + 1);
 }

@@ -21,10 +21,10 @@ Line half_line(const Lanes<N>& in, const Corners& corners, int rounds) {
     return best;
 }
 
-constexpr Span Q4_0[] = {{0.85f, 1.1f, 4}, {0.82f, 1.18f, 10}, {0.6f, 1.25f, 60}};
-constexpr Span Q5_0[] = {{0.92f, 1.04f, 4}, {0.9f, 1.08f, 12}, {0.7f, 1.12f, 80}};
-constexpr Span Q8_0[] = {{1, 1, 1}, {0.98f, 1.003f, 4}, {0.9f, 1.01f, 60}};
-constexpr int ROUNDS[] = {1, 2, 4};
+constexpr Span Q4_0[] = {{0.8f, 1.1f, 4}, {0.85f, 1.15f, 7}, {0.6f, 1.25f, 66}};
+constexpr Span Q5_0[] = {{0.92f, 1.04f, 4}, {0.91f, 1.06f, 6}, {0.7f, 1.12f, 85}};
+constexpr Span Q8_0[] = {{1, 1, 1}, {0.97f, 1, 7}, {0.9f, 1, 81}};
+constexpr int ROUNDS[] = {1, 1, 4};
 
 template <int WIDTH>
 void put_fifth_bits(const std::uint8_t* q, std::uint8_t* to) {
@@ -62,8 +62,8 @@ void encode_q5_0(const Blocks& blocks) {
 
 namespace {
 
-constexpr Corners Q4_1[] = {{0, 0.4f, 2}, {-0.3f, 0.9f, 4}, {-0.6f, 1.8f, 10}};
-constexpr Corners Q5_1[] = {{0, 0.4f, 2}, {-0.4f, 0.8f, 4}, {-1, 2, 10}};
+constexpr Corners Q4_1[] = {{-0.2f, 0.7f, 3}, {-0.3f, 0.9f, 4}, {-0.6f, 1.8f, 10}};
+constexpr Corners Q5_1[] = {{-0.2f, 0.7f, 3}, {-0.4f, 0.8f, 4}, {-1, 2, 10}};
 
 } // namespace
 

@@ -55,6 +55,12 @@ struct Span {
 
 struct Scale {
     Floats a, error;
+
+    FERRUM_INLINE void keep(const Scale& other) {
+        Ints better = other.error < error;
+        put(better, a, other.a);
+        put(better, error, other.error);
+    }
 };
 
 // The best of a span for one end of the codes, refitted to its codes.
@@ -65,9 +71,7 @@ inline Scale scan(const Floats* x, const Floats* w, Floats peak, float end, Span
         float share = span.steps > 1 ? span.first + (span.last - span.first) * i / (span.steps - 1) : span.first;
         Floats a = peak * (1 / (end * share));
         Rest found = rest<Code, N>(x, w, a);
-        Ints better = found.least() < best.error;
-        put(better, best.error, found.least());
-        put(better, best.a, a + found.change());
+        best.keep({a + found.change(), found.least()});
     }
     return best;
 }
@@ -76,16 +80,14 @@ inline Scale scan(const Floats* x, const Floats* w, Floats peak, float end, Span
 template <typename Code, int N>
 Floats half_scale(const Lanes<N>& in, Span span, int rounds) {
     Floats most = peak<N>(in.x);
-    Scale low = scan<Code, N>(in.x, in.w, most, Code::low, span);
-    Scale high = scan<Code, N>(in.x, in.w, most, Code::high, span);
-    Floats a = high.error < low.error ? high.a : low.a;
-    Scale best{Floats{}, repeat(3e38f)};
+    Scale best = scan<Code, N>(in.x, in.w, most, Code::high, span);
+    if (Code::low != -Code::high) best.keep(scan<Code, N>(in.x, in.w, most, Code::low, span));
+    Floats a = best.a;
+    best.error = repeat(3e38f);
     for (int i = 0; i <= rounds; i++) {
         a = as_half(a, in.unit, in.scale);
         Rest found = rest<Code, N>(in.x, in.w, a);
-        Ints better = found.error < best.error;
-        put(better, best.error, found.error);
-        put(better, best.a, a);
+        best.keep({a, found.error});
         a = a + found.change();
     }
     return best.a;

@@ -9,9 +9,8 @@ using Q3 = SymmetricK<Whole<-4, 3>, 16, -32, 31>;
 using Q6 = SymmetricK<Whole<-32, 31>, 16, -128, 127>;
 
 constexpr SymmetricSearch Q3_K[] = {
-    {{0.75f, 1.3f, 6}, 1, 1, 1}, {{0.7f, 1.4f, 8}, 4, 2, 2}, {{0.6f, 1.6f, 24}, 16, 4, 4}};
-constexpr SymmetricSearch Q6_K[] = {
-    {{0.97f, 1.02f, 2}, 1, 4, 1}, {{0.9f, 1.03f, 3}, 2, 8, 2}, {{0.8f, 1.04f, 10}, 4, 32, 3}};
+    {{0.8f, 1.4f, 4}, 1, 1, 1}, {{0.8f, 1.4f, 7}, 2, 1, 1}, {{0.6f, 1.6f, 21}, 16, 4, 4}};
+constexpr SymmetricSearch Q6_K[] = {{{0.97f, 1, 2}, 1, 6, 1}, {{0.94f, 1, 2}, 2, 12, 2}, {{0.8f, 1.04f, 13}, 4, 40, 3}};
 
 } // namespace
 
