@@ -12,9 +12,9 @@ using Q5 = AffineK<31, 32, 63>;
 constexpr AffineSearch Q2_K[] = {
     {{-0.2f, 0.7f, 4}, 1, 1, 1, 1, false}, {{-0.2f, 0.7f, 4}, 2, 2, 1, 2, true}, {{-0.3f, 0.9f, 6}, 8, 3, 2, 4, true}};
 constexpr AffineSearch Q4_K[] = {
-    {{-0.2f, 0.9f, 4}, 1, 2, 1, 1, false}, {{-0.2f, 0.9f, 4}, 2, 6, 1, 3, true}, {{-0.4f, 1.6f, 8}, 8, 12, 2, 6, true}};
+    {{-0.2f, 0.9f, 4}, 1, 2, 1, 1, false}, {{-0.2f, 0.9f, 4}, 2, 6, 1, 3, true}, {{-1, 1.5f, 11}, 8, 8, 2, 6, true}};
 constexpr AffineSearch Q5_K[] = {
-    {{-0.2f, 0.9f, 4}, 1, 2, 1, 1, false}, {{-0.2f, 0.9f, 4}, 2, 6, 1, 3, true}, {{-0.5f, 2, 8}, 8, 10, 2, 6, true}};
+    {{-0.2f, 0.9f, 4}, 1, 2, 1, 1, false}, {{-0.2f, 0.9f, 4}, 2, 6, 1, 3, true}, {{-1, 2, 13}, 8, 8, 2, 6, true}};
 
 // 12 bytes of 8 scales and 8 minimums, 6 bits each, as Q4_K and Q5_K have them.
 void put_scales(const std::uint8_t* s, const std::uint8_t* m, std::uint8_t* to) {

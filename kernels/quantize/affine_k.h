@@ -16,9 +16,9 @@ struct AffineSearch {
 template <int TOP, int N, int MOST>
 class AffineK {
 public:
-    static constexpr int GROUPS = 256 / N;
+    static constexpr int GROUPS = 256 / N, CHOICES = MOST > 15 ? 16 : 8;
 
-    Floats d, dmin, s[GROUPS], m[GROUPS];
+    Floats d{}, dmin{}, s[GROUPS] = {}, m[GROUPS] = {};
 
     AffineK(Lanes<256>& in, const AffineSearch& search) : in_(in), search_(search), best_(repeat(3e38f)) {
         run(1);
@@ -32,7 +32,7 @@ public:
 private:
     Lanes<256>& in_;
     const AffineSearch& search_;
-    Floats best_, own_a_[GROUPS], own_b_[GROUPS], slope_[GROUPS], weight_[GROUPS];
+    Floats best_, own_a_[GROUPS], own_b_[GROUPS], slope_[GROUPS], spread_[GROUPS], weight_[GROUPS];
 
     struct Found {
         Floats error, s, m;
@@ -56,6 +56,7 @@ private:
             own_a_[g] = line.a;
             own_b_[g] = line.b;
             slope_[g] = at.q / weight_[g];
+            spread_[g] = at.qq - at.q * slope_[g];
             most_a = larger(most_a, line.a);
             most_b = larger(most_b, line.b);
         }
@@ -63,11 +64,9 @@ private:
     }
 
     void start(Floats most_a, Floats most_b, float sign, int number) {
-        constexpr float SHARES[][2] = {{1, 1},         {0.96f, 1},    {1, 0.94f},   {0.92f, 0.97f},
-                                       {1.03f, 1.03f}, {0.98f, 0.9f}, {0.9f, 0.9f}, {0.94f, 1.04f}};
-        Floats a = as_half(most_a * (1 / (MOST * SHARES[number][0])), in_.unit, in_.scale);
-        Floats b = as_half(most_b * (1 / (MOST * SHARES[number][1])), in_.unit, in_.scale);
-        Found found[GROUPS];
+        Floats a{}, b{};
+        choose(most_a, most_b, number, a, b);
+        Found found[GROUPS] = {};
         for (int round = 0; round <= search_.rounds; round++) {
             Floats before_a = a, before_b = b, error{};
             for (int g = 0; g < GROUPS; g++) {
@@ -81,6 +80,32 @@ private:
             keep(error, a, b, sign, found);
             refit(found, a, b);
             if (!any((a != before_a) | (b != before_b))) break;
+        }
+    }
+
+    // The a and b whose multiples are nearest to the groups' own scales and minimums, of those that give the largest
+    // of these MOST, or somewhat less. Each start has choices of its own.
+    void choose(Floats most_a, Floats most_b, int number, Floats& best_a, Floats& best_b) const {
+        Floats least = repeat(3e38f);
+        for (int i = number; i < CHOICES; i += search_.starts) {
+            Floats a = as_half(most_a * (1.0f / (MOST - i)), in_.unit, in_.scale), inverse = over(repeat(1), a);
+            Floats off{}, suits[GROUPS];
+            for (int g = 0; g < GROUPS; g++) {
+                Floats change = a * whole(clamped(own_a_[g] * inverse, 0, MOST)) - own_a_[g];
+                suits[g] = own_b_[g] + change * slope_[g];
+                off += change * change * spread_[g];
+            }
+            for (int j = 0; j < CHOICES; j++) {
+                Floats b = as_half(most_b * (1.0f / (MOST - j)), in_.unit, in_.scale), sum = off;
+                inverse = over(repeat(1), b);
+                for (int g = 0; g < GROUPS; g++) {
+                    Floats change = b * whole(clamped(suits[g] * inverse, 0, MOST)) - suits[g];
+                    sum += change * change * weight_[g];
+                }
+                put(sum < least, best_a, a);
+                put(sum < least, best_b, b);
+                least = smaller(least, sum);
+            }
         }
     }
 

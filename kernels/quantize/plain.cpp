@@ -62,8 +62,8 @@ void encode_q5_0(const Blocks& blocks) {
 
 namespace {
 
-constexpr Corners Q4_1[] = {{-0.2f, 0.7f, 3}, {-0.3f, 0.9f, 4}, {-0.6f, 1.8f, 10}};
-constexpr Corners Q5_1[] = {{-0.2f, 0.7f, 3}, {-0.4f, 0.8f, 4}, {-1, 2, 10}};
+constexpr Corners Q4_1[] = {{-0.2f, 0.7f, 3}, {-0.4f, 1.2f, 5}, {-0.6f, 1.8f, 10}};
+constexpr Corners Q5_1[] = {{-0.2f, 0.7f, 3}, {-0.4f, 1.2f, 5}, {-1, 2, 10}};
 
 } // namespace
 

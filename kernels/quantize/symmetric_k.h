@@ -15,7 +15,7 @@ class SymmetricK {
 public:
     static constexpr int GROUPS = 256 / N;
 
-    Floats d, s[GROUPS];
+    Floats d{}, s[GROUPS] = {};
 
     SymmetricK(const Lanes<256>& in, const SymmetricSearch& search) : in_(in), search_(search), best_(repeat(3e38f)) {
         Floats most{};
@@ -42,7 +42,7 @@ private:
         int inward = number / 2;
         float end = number % 2 ? HIGH - inward : LOW + inward;
         Floats a = as_half(most * (1 / end), in_.unit, in_.scale);
-        Floats found[GROUPS];
+        Floats found[GROUPS] = {};
         for (int round = 0; round <= search_.rounds; round++) {
             Floats before = a, inverse = over(repeat(1), a), error{}, au{}, uu{};
             for (int g = 0; g < GROUPS; g++) {
