@@ -48,11 +48,11 @@ private:
         for (int g = 0; g < GROUPS; g++) {
             const Floats *x = in_.x + N * g, *w = in_.w + N * g;
             Floats low, high;
-            range<N>(x, low, high);
+            weight_[g] = sum<N>(w);
+            range<N>(x, w, weight_[g], TOP, low, high);
             low = smaller(low, Floats{});
             Line line = scan_lines<TOP, N>(x, w, low, high, search_.corners, true);
             LineRest at = line_rest<TOP, N>(x, w, line.a, line.b);
-            weight_[g] = sum<N>(w);
             own_a_[g] = line.a;
             own_b_[g] = line.b;
             slope_[g] = at.q / weight_[g];
@@ -67,7 +67,8 @@ private:
         Floats a{}, b{};
         choose(most_a, most_b, number, a, b);
         Found found[GROUPS] = {};
-        for (int round = 0; round <= search_.rounds; round++) {
+        Ints going = a == a; // a lane at rest stays, whatever the others do
+        for (int round = 0; round <= search_.rounds && any(going); round++) {
             Floats before_a = a, before_b = b, error{};
             for (int g = 0; g < GROUPS; g++) {
                 if (round)
@@ -77,9 +78,9 @@ private:
                 found[g].rest = line_rest<TOP, N>(in_.x + N * g, in_.w + N * g, a * found[g].s, b * found[g].m);
                 error += found[g].error;
             }
-            keep(error, a, b, sign, found);
+            keep((error < best_) & going, error, a, b, sign, found);
             refit(found, a, b);
-            if (!any((a != before_a) | (b != before_b))) break;
+            going &= (a != before_a) | (b != before_b);
         }
     }
 
@@ -109,8 +110,7 @@ private:
         }
     }
 
-    void keep(Floats error, Floats a, Floats b, float sign, const Found* found) {
-        Ints better = error < best_;
+    void keep(Ints better, Floats error, Floats a, Floats b, float sign, const Found* found) {
         put(better, best_, error);
         put(better, d, a * sign);
         put(better, dmin, b * sign);

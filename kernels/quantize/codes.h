@@ -3,6 +3,10 @@
 
 #include "lanes.h"
 
+// A weight is felt whose square, as it counts, is this share of the largest one's over the square of the levels: the
+// mean square error of rounding to them is larger.
+constexpr float FELT = 1.0f / 64;
+
 // The codes of n weights, a multiple of 16 up to 256, as `code` gives those of LANES in whole numbers from 0 to 255.
 template <typename Code>
 FERRUM_INLINE void put_codes(int n, std::uint8_t* to, Code code) {

@@ -74,10 +74,20 @@ FERRUM_INLINE Floats sum(const Floats* v) {
     return total;
 }
 
+// The range of the weights whose loss would be felt beside the error of so many levels. total: of w
 template <int N>
-FERRUM_INLINE void range(const Floats* x, Floats& low, Floats& high) {
-    low = high = x[0];
-    for (int i = 1; i < N; i++) low = smaller(low, x[i]), high = larger(high, x[i]);
+FERRUM_INLINE void range(const Floats* x, const Floats* w, Floats total, float levels, Floats& low, Floats& high) {
+    Floats mean{}, most{};
+    for (int i = 0; i < N; i++) mean += w[i] * x[i];
+    mean /= total;
+    for (int i = 0; i < N; i++) most = larger(most, w[i] * (x[i] - mean) * (x[i] - mean));
+    most *= FELT / (levels * levels);
+    low = high = mean;
+    for (int i = 0; i < N; i++) {
+        Ints felt = w[i] * (x[i] - mean) * (x[i] - mean) >= most;
+        put(felt, low, smaller(low, x[i]));
+        put(felt, high, larger(high, x[i]));
+    }
 }
 
 // Lines that are tried: those that leave out so many steps of the range at its low and at its high end.

@@ -8,10 +8,10 @@ namespace {
 template <int TOP, int N>
 Line half_line(const Lanes<N>& in, const Corners& corners, int rounds) {
     Floats low, high;
-    range<N>(in.x, low, high);
+    Floats weight = sum<N>(in.w);
+    range<N>(in.x, in.w, weight, TOP, low, high);
     Line line = scan_lines<TOP, N>(in.x, in.w, low, high, corners, false);
     Line best{Floats{}, Floats{}, repeat(3e38f)};
-    Floats weight = sum<N>(in.w);
     for (int i = 0; i <= rounds; i++) {
         Floats a = as_half(line.a, in.unit, in.scale), b = as_half(line.b, in.unit, in.scale);
         LineRest found = line_rest<TOP, N>(in.x, in.w, a, b);

@@ -11,7 +11,7 @@ constexpr Span SPANS[] = {{1, 1, 1}, {0.99f, 1.001f, 4}, {0.95f, 1.005f, 40}};
 void encode_q8_k(const Blocks& blocks) {
     Lanes<256> in;
     in.load(blocks.x, blocks.weights(), blocks.count);
-    Floats most = peak<256>(in.x);
+    Floats most = peak<256>(in.x, in.w, 254);
     Scale found = scan<Whole<-127, 127>, 256>(in.x, in.w, most, 127, SPANS[blocks.effort]);
     for (int n = 0; n < blocks.count; n++) {
         float d = found.a[n] * in.unit[n];

@@ -40,11 +40,14 @@ FERRUM_INLINE Floats rest_error(const Floats* x, const Floats* w, Floats a) {
     return even + odd;
 }
 
+// The weight of largest magnitude, of those whose loss would be felt beside the error of so many levels.
 template <int N>
-FERRUM_INLINE Floats peak(const Floats* x) {
-    Floats most = x[0];
-    for (int i = 1; i < N; i++) put(magnitude(x[i]) > magnitude(most), most, x[i]);
-    return most;
+FERRUM_INLINE Floats peak(const Floats* x, const Floats* w, float levels) {
+    Floats most{}, out{};
+    for (int i = 0; i < N; i++) most = larger(most, w[i] * x[i] * x[i]);
+    most *= FELT / (levels * levels);
+    for (int i = 0; i < N; i++) put((w[i] * x[i] * x[i] >= most) & (magnitude(x[i]) > magnitude(out)), out, x[i]);
+    return out;
 }
 
 // Scales that are tried: those that put the peak at `first` to `last` times an end of the codes, in so many steps.
@@ -79,7 +82,7 @@ inline Scale scan(const Floats* x, const Floats* w, Floats peak, float end, Span
 // The best scale for N weights that float16 holds. rounds: of codes for a scale and a scale for the codes
 template <typename Code, int N>
 Floats half_scale(const Lanes<N>& in, Span span, int rounds) {
-    Floats most = peak<N>(in.x);
+    Floats most = peak<N>(in.x, in.w, Code::high - Code::low);
     Scale best = scan<Code, N>(in.x, in.w, most, Code::high, span);
     if (Code::low != -Code::high) best.keep(scan<Code, N>(in.x, in.w, most, Code::low, span));
     Floats a = best.a;

@@ -21,7 +21,7 @@ public:
         Floats most{};
         for (int g = 0; g < GROUPS; g++) {
             const Floats *x = in.x + N * g, *w = in.w + N * g;
-            Floats top = peak<N>(x);
+            Floats top = peak<N>(x, w, Code::high - Code::low);
             Scale low = scan<Code, N>(x, w, top, Code::low, search.span);
             Scale high = scan<Code, N>(x, w, top, Code::high, search.span);
             Ints up = high.error < low.error;
@@ -43,7 +43,8 @@ private:
         float end = number % 2 ? HIGH - inward : LOW + inward;
         Floats a = as_half(most * (1 / end), in_.unit, in_.scale);
         Floats found[GROUPS] = {};
-        for (int round = 0; round <= search_.rounds; round++) {
+        Ints going = a == a; // a lane at rest stays, whatever the others do
+        for (int round = 0; round <= search_.rounds && any(going); round++) {
             Floats before = a, inverse = over(repeat(1), a), error{}, au{}, uu{};
             for (int g = 0; g < GROUPS; g++) {
                 Floats best = repeat(3e38f);
@@ -58,12 +59,12 @@ private:
                 au += found[g] * r.rq;
                 uu += found[g] * found[g] * r.qq;
             }
-            Ints better = error < best_;
+            Ints better = (error < best_) & going;
             put(better, best_, error);
             put(better, d, a);
             for (int g = 0; g < GROUPS; g++) put(better, s[g], found[g]);
             a = as_half(a + over(au, uu), in_.unit, in_.scale);
-            if (!any(a != before)) break;
+            going &= a != before;
         }
     }
 
