@@ -16,24 +16,11 @@ ONE_SCALE = (blocks.Q4_0, blocks.Q5_0, blocks.Q8_0, blocks.IQ4_NL, blocks.MXFP4)
 KINDS = ("normal", "heavy", "uniform", "positive", "outliers", "small")
 # Root mean square errors over that of the weights, for a normal distribution: 1 % more than found.
 NORMAL = {
-    "F32": 0.0,
-    "F16": 2.1e-4,
-    "BF16": 1.68e-3,
-    "Q4_0": 0.0829,
-    "Q4_1": 0.0701,
-    "Q5_0": 0.0405,
-    "Q5_1": 0.0339,
-    "Q8_0": 0.00500,
-    "Q2_K": 0.264,
-    "Q3_K": 0.150,
-    "Q4_K": 0.0700,
-    "Q5_K": 0.0338,
-    "Q6_K": 0.0170,
-    "Q8_K": 0.0071,
-    "IQ4_NL": 0.0735,
-    "IQ4_XS": 0.0749,
-    "MXFP4": 0.114,
-}
+    "F32": 0.0, "F16": 2.10e-4, "BF16": 1.68e-3,
+    "Q4_0": 0.0817, "Q4_1": 0.0699, "Q5_0": 0.0404, "Q5_1": 0.0341, "Q8_0": 0.00486,
+    "Q2_K": 0.2604, "Q3_K": 0.1448, "Q4_K": 0.0698, "Q5_K": 0.0339, "Q6_K": 0.0166,
+    "Q8_K": 0.00690, "IQ4_NL": 0.0740, "IQ4_XS": 0.0744, "MXFP4": 0.1128,
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +49,7 @@ def llama_cpp():
 def test_no_further_than_llama_cpp(llama_cpp, block, kind, weighted):
     if block is blocks.Q8_K:
         pytest.skip("llama.cpp quantizes activations to Q8_K only")
-    rng = np.random.default_rng()
+    rng = np.random.default_rng(1)
     x, importance = draw(kind, rng, (64, 1024)), importance_of(rng, 1024) if weighted else None
     ours, theirs = block.quantize(x, importance), llama_cpp(block, x, importance)
     count = 1.0 if importance is None else importance
@@ -71,13 +58,13 @@ def test_no_further_than_llama_cpp(llama_cpp, block, kind, weighted):
 
 @every
 def test_error_of_normal_weights(block):
-    x = draw("normal", np.random.default_rng(), (64, 1024))
+    x = draw("normal", np.random.default_rng(2), (64, 1024))
     assert error(block, block.quantize(x), x) <= NORMAL[block.name]
 
 
 @quantized
 def test_more_effort_is_less_error(block):
-    rng = np.random.default_rng()
+    rng = np.random.default_rng(3)
     x, importance = draw("normal", rng, (24, 768)), importance_of(rng, 768)
     for count in (None, importance):
         fast, normal, best = (
@@ -89,7 +76,7 @@ def test_more_effort_is_less_error(block):
 
 @every
 def test_shape_and_order_of_blocks(block):
-    x = draw("normal", np.random.default_rng(), (6, 1536)).reshape(2, 3, 1536)
+    x = draw("normal", np.random.default_rng(4), (6, 1536)).reshape(2, 3, 1536)
     raw = block.quantize(x)
     assert raw.dtype == np.uint8 and raw.shape == (2, 3, block.row_bytes(1536))
     alone = block.quantize(x[1, 2, 512:1024])
@@ -103,7 +90,7 @@ def test_shape_and_order_of_blocks(block):
 @quantized
 def test_every_level_and_count_of_threads_finds_the_same(block, level):
     """Threads to the bit. Levels up to the rounding of sums, which decides between scales that are as good."""
-    rng = np.random.default_rng()
+    rng = np.random.default_rng(5)
     x, importance = draw("heavy", rng, (67, 768)), importance_of(rng, 768)
 
     def quantize(threads: int, level: str) -> np.ndarray:
@@ -144,7 +131,7 @@ def full_q6_k(rng: np.random.Generator, n: int) -> np.ndarray:
     ids=["Q4_K", "Q6_K"],
 )
 def test_what_a_block_can_hold_is_held(block, make):
-    x = make(np.random.default_rng(), 200)
+    x = make(np.random.default_rng(6), 200)
     found = dequantize(block, block.quantize(x))
     assert np.array_equal(found, x)
 
@@ -152,7 +139,7 @@ def test_what_a_block_can_hold_is_held(block, make):
 @pytest.mark.parametrize("effort", native.EFFORTS)
 @pytest.mark.parametrize("block", ONE_SCALE, ids=lambda b: b.name)
 def test_quantizing_again_changes_nothing(block, effort):
-    x = draw("normal", np.random.default_rng(), (16, 768))
+    x = draw("normal", np.random.default_rng(7), (16, 768))
     once = dequantize(block, block.quantize(x, effort=effort))
     again = dequantize(block, block.quantize(once, effort=effort))
     changed = (again != once).reshape(-1, block.weights).any(axis=1)
@@ -167,7 +154,7 @@ def test_quantizing_again_changes_nothing(block, effort):
 )
 def test_random_blocks_are_held(block, end):
     """Those whose largest code is the last one."""
-    raw = matrix(np.random.default_rng(), block.name, 256, 512).data.reshape(-1, block.bytes)
+    raw = matrix(np.random.default_rng(8), block.name, 256, 512).data.reshape(-1, block.bytes)
     x, d = dequantize(block, raw), raw[:, :2].copy().view(np.float16).astype(np.float32)
     held = x[np.abs(x).max(axis=1) == np.abs(d[:, 0]) * end]
     assert len(held) > 100 and np.array_equal(dequantize(block, block.quantize(held)), held)

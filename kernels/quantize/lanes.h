@@ -66,7 +66,7 @@ struct Lanes {
 
 private:
     // Beside weights of 1, those below count for nothing; without them a group's sums could all be 0.
-    static constexpr float LEAST = 0x1p-24f;
+    static constexpr float LEAST = 0x1p-30f;
 
     // Of the largest magnitude, from -126 to 126.
     static int exponent_of(const float* p) {
