@@ -45,10 +45,11 @@ def llama_cpp():
 
 @pytest.mark.parametrize("weighted", [False, True], ids=["alike", "weighted"])
 @pytest.mark.parametrize("kind", KINDS)
-@quantized
+# llama.cpp quantizes activations to Q8_K only
+@pytest.mark.parametrize(
+    "block", [b for b in QUANTIZED if b is not blocks.Q8_K], ids=lambda b: b.name
+)
 def test_no_further_than_llama_cpp(llama_cpp, block, kind, weighted):
-    if block is blocks.Q8_K:
-        pytest.skip("llama.cpp quantizes activations to Q8_K only")
     rng = np.random.default_rng(1)
     x, importance = draw(kind, rng, (64, 1024)), importance_of(rng, 1024) if weighted else None
     ours, theirs = block.quantize(x, importance), llama_cpp(block, x, importance)

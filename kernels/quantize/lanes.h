@@ -100,7 +100,7 @@ private:
 FERRUM_INLINE Floats as_half(Floats v, Floats unit, Floats scale) {
     Floats real = clamped(v * unit, -65504.0f, 65504.0f);
     Floats least = (Floats)(((Ints)v & int(0x80000000)) | 0x33800000); // 2^-24 with the sign of v
-    real = v != 0 && magnitude(real) < 0x1p-24f ? least : real;
+    put((v != 0) & (magnitude(real) < 0x1p-24f), real, least);
     half halves[LANES];
     store_halves(halves, real);
     return load_floats(halves) * scale;
