@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from quantizing import dequantize, draw, error, every, importance_of, quantized
+from quantizing import QUANTIZED, dequantize, draw, error, every, importance_of, quantized
 from random_blocks import matrix
 
 from mlx_ferrum import blocks
