@@ -1,4 +1,4 @@
-"""Compile the C++ beside this file, once for each source, compiler, flags and processor.
+"""Compile the C++ beside this file, or in a folder beside it, once for each source, compiler, flags and processor.
 
 The library lies in a private folder of the user's cache, under a name made of all it depends on, so
 that a stale one is never loaded. It is written to a temporary file and renamed: several processes may
@@ -39,25 +39,30 @@ class BuildError(OSError):
     """The library cannot be built here; the message says what is missing."""
 
 
-def library(level: str = "native", *, extra: tuple[str, ...] = ()) -> Path:
+def library(
+    level: str = "native", *, extra: tuple[str, ...] = (), folder: Path | None = None
+) -> Path:
     """The library for this processor, built if need be.
 
     level: of LEVELS; the lower ones are for tests
     extra: further compiler flags, sanitizers for example
+    folder: of the sources, which may include the headers here; this one by default
     Raises BuildError if there is no C++ compiler or it fails.
     """
     compiler = find_compiler()
     options = (*flags(level), *extra)
-    path = cache_folder() / f"cpu-{_key(compiler, options)}.so"
+    source = HERE if folder is None else folder
+    kind, what = (
+        ("cpu", "CPU kernels") if folder is None else (folder.name, f"kernels/{folder.name}")
+    )
+    path = cache_folder() / f"{kind}-{_key(compiler, options, source)}.so"
     if not path.exists():
-        print(f"compiling CPU kernels with {compiler}, once …", file=sys.stderr, flush=True)
+        print(f"compiling {what} with {compiler}, once …", file=sys.stderr, flush=True)
         try:
-            _build(compiler, options, path)
-            _remove_old(path.parent)
+            _build(compiler, options, source, path)
+            _remove_old(path.parent, kind)
         except OSError as error:
-            raise BuildError(
-                f"the CPU kernels cannot be compiled in {path.parent}: {error}"
-            ) from error
+            raise BuildError(f"the {what} cannot be compiled in {path.parent}: {error}") from error
     return path
 
 
@@ -84,16 +89,16 @@ def find_compiler() -> str:
     raise BuildError(f"no C++ compiler (looked for {', '.join(COMPILERS)}); {how} brings one")
 
 
-def sources() -> list[Path]:
+def sources(folder: Path) -> list[Path]:
     """The files that are compiled, each by itself."""
-    return sorted(HERE.glob("*.cpp"))
+    return sorted(folder.glob("*.cpp"))
 
 
-def _key(compiler: str, options: tuple[str, ...]) -> str:
+def _key(compiler: str, options: tuple[str, ...], folder: Path) -> str:
     digest = hashlib.sha256(repr((options, platform.machine(), _processor())).encode())
     digest.update(_run(compiler, "--version").encode())
-    headers = [*HERE.glob("*.h"), *(HERE.parent / "blocks").glob("*.h")]
-    for path in sorted([*sources(), *headers]):
+    headers = {*HERE.glob("*.h"), *(HERE.parent / "blocks").glob("*.h"), *folder.glob("*.h")}
+    for path in sorted([*sources(folder), *headers]):
         digest.update(f"{path.name}\0".encode() + path.read_bytes())
     return digest.hexdigest()[:24]
 
@@ -147,9 +152,11 @@ def _is_private(folder: Path) -> bool:
     return stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not others
 
 
-def _build(compiler: str, options: tuple[str, ...], path: Path) -> None:
+def _build(compiler: str, options: tuple[str, ...], source_folder: Path, path: Path) -> None:
     with tempfile.TemporaryDirectory(dir=path.parent, prefix="build-") as folder:
-        objects = {source: str(Path(folder) / f"{source.stem}.o") for source in sources()}
+        objects = {
+            source: str(Path(folder) / f"{source.stem}.o") for source in sources(source_folder)
+        }
 
         def compile_one(source: Path) -> None:
             _run(compiler, *options, "-c", str(source), "-o", objects[source])
@@ -161,10 +168,10 @@ def _build(compiler: str, options: tuple[str, ...], path: Path) -> None:
         linked.replace(path)
 
 
-def _remove_old(folder: Path) -> None:
+def _remove_old(folder: Path, kind: str) -> None:
     """Remove libraries of sources or processors long gone; a process that still uses one keeps it."""
     oldest = time.time() - KEPT_DAYS * 24 * 3600
-    for path in folder.glob("cpu-*.so"):
+    for path in folder.glob(f"{kind}-*.so"):
         with contextlib.suppress(OSError):  # another process removed it
             if path.stat().st_mtime < oldest:
                 path.unlink()
