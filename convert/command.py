@@ -9,6 +9,10 @@ from importlib import import_module
 from mlx_ferrum import cli
 
 COMMANDS = {
+    "quantize": "write a GGUF file in a smaller type, with a recipe for each tensor",
+    "split": "write a model into several files",
+    "merge": "join the files of a split model",
+    "edit": "set, delete and rename metadata",
     "show": "print the metadata and the tensors of a GGUF file",
 }
 EPILOG = "commands:\n" + "\n".join(f"  {name:<12} {about}" for name, about in COMMANDS.items())
