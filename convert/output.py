@@ -160,8 +160,8 @@ def _writer(path: Path, file: File) -> gguf.GGUFWriter:
     if ALIGNMENT in file.metadata:
         writer.data_alignment = file.metadata[ALIGNMENT].value
     for t in file.tensors:
-        # ggml's number itself: the writer's enumeration lacks the newest types
-        writer.add_tensor_info(t.name, t.shape, np.dtype(np.float32), t.nbytes, t.block.id)
+        kind: Any = t.block.id  # a number: the writer's enumeration lacks the newest types
+        writer.add_tensor_info(t.name, t.shape, np.dtype(np.float32), t.nbytes, kind)
     try:
         writer.write_header_to_file()
         # the writer has no empty arrays, and no types of the elements of nested ones

@@ -127,11 +127,16 @@ class Recipe:
     stack: type[Block] | None = None
 
 
-_IQ4: dict[str, Rows] = {
-    "attn_v": ((grouped, Q5_K),),
-    "attn_output": ((eight_experts, Q5_K),),
-    "ffn_down": ((first_eighth_without_imatrix, Q5_K),),
-}
+def _iq4(base: type[Block], file_type: int) -> Recipe:
+    return Recipe(
+        base,
+        file_type,
+        attn_v=((grouped, Q5_K),),
+        attn_output=((eight_experts, Q5_K),),
+        ffn_down=((first_eighth_without_imatrix, Q5_K),),
+    )
+
+
 RECIPES: dict[str, Recipe] = {
     "q2_k": Recipe(
         Q2_K,
@@ -179,8 +184,8 @@ RECIPES: dict[str, Recipe] = {
     ),
     "q6_k": Recipe(Q6_K, 18),
     "q8_0": Recipe(Q8_0, 7),
-    "iq4_nl": Recipe(IQ4_NL, 25, **_IQ4),
-    "iq4_xs": Recipe(IQ4_XS, 30, **_IQ4),
+    "iq4_nl": _iq4(IQ4_NL, 25),
+    "iq4_xs": _iq4(IQ4_XS, 30),
     "mxfp4_moe": Recipe(Q8_0, 38, stack=MXFP4),
     "f16": Recipe(F16, 1, quantized=False),
     "bf16": Recipe(BF16, 32, quantized=False),
@@ -248,7 +253,7 @@ def choose(
     chooser = _Chooser(RECIPES[recipe], facts, imatrix, overrides)
     chooser.values = sum(role(tensor.name) == "attn_v" for tensor in tensors)
     ordered = sorted(tensors, key=lambda tensor: (layer(tensor.name), tensor.name.encode()))
-    chosen = {tensor.name: chooser.type(tensor) for tensor in ordered}
+    chosen = {tensor.name: chooser.choose(tensor) for tensor in ordered}
     return {tensor.name: chosen[tensor.name] for tensor in tensors}
 
 
@@ -286,7 +291,7 @@ class _Chooser:
     values: int = 0  # tensors with the role attn_v
     seen: dict[str, int] = field(default_factory=dict)
 
-    def type(self, tensor: TensorFacts) -> type[Block]:
+    def choose(self, tensor: TensorFacts) -> type[Block]:
         if not may_quantize(tensor):
             return by_name(tensor.type)
         wanted = self._wanted(tensor)

@@ -80,7 +80,12 @@ class Block(BlockType):
 
     @classmethod
     def quantize(
-        cls, x: np.ndarray, importance: np.ndarray | None = None, effort: str = "normal"
+        cls,
+        x: np.ndarray,
+        importance: np.ndarray | None = None,
+        effort: str = "normal",
+        *,
+        threads: int | None = None,
     ) -> np.ndarray:
         """The blocks of least weighted squared error that the search finds, sum of importance * (x - found)².
 
@@ -89,6 +94,7 @@ class Block(BlockType):
             before its rows, (experts, k) for (experts, rows, k) say. Columns count alike where it is None or 0 for a
             whole block.
         effort: how long to search, "fast", "normal" or "best"
+        threads: all cores by default
         Raises ValueError for weights that the type cannot hold and for a bad importance, OSError where there is no
         C++ compiler.
         """
@@ -108,6 +114,7 @@ class Block(BlockType):
             type=cls.id,
             limit=cls.limit,
             effort=effort,
+            threads=threads,
         )
         if wrong is not None:
             *row, column = map(int, np.unravel_index(wrong, x.shape))
