@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,9 +100,10 @@ def write(path: Path, metadata: Mapping[str, Value], tensors: Sequence[Planned])
     write_files([File(path, metadata, tensors)])
 
 
-def write_files(files: Sequence[File]) -> None:
+def write_files(files: Sequence[File], *, mode: int | None = None) -> None:
     """Write GGUF files with a progress bar. They appear under their names when all are complete.
 
+    mode: permissions, instead of the default ones
     Raises ValueError if a tensor's data does not have the planned size, OSError if the disk is too small or fails.
     """
     total = sum(file.nbytes for file in files)
@@ -113,6 +115,8 @@ def write_files(files: Sequence[File]) -> None:
     ):
         for file, partial in zip(files, partials, strict=True):
             _write(partial, file, bar)
+            if mode is not None:
+                partial.chmod(stat.S_IMODE(mode))
 
 
 @contextlib.contextmanager

@@ -11,13 +11,15 @@ from mlx_ferrum import cli, gguf
 from .output import File, table, write_files
 
 
-def arguments(parser: argparse.ArgumentParser) -> None:
-    """Add --dry-run and --force."""
+def arguments(parser: argparse.ArgumentParser, also: str = "") -> None:
+    """Add --dry-run and --force. also: what else --force does."""
     parser.add_argument(
         "--dry-run", action="store_true", help="say what would be written, and write nothing"
     )
     parser.add_argument(
-        "--force", action="store_true", help="replace files that are there; without it they stay"
+        "--force",
+        action="store_true",
+        help=f"replace files that are there, which stay otherwise{also}",
     )
 
 
