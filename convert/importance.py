@@ -105,9 +105,11 @@ def _read_old(path: Path) -> Importance:
     count = reader.number("number of entries", 1)
     for i in range(count):
         length = reader.number(f"entry {i + 1}: length of the name", 1)
-        name = reader.take(min(length, MAX_NAME), f"entry {i + 1}: name")
-        if length > MAX_NAME or b"\0" in name:
-            raise ValueError(f"{path}: neither a GGUF nor an imatrix file")
+        if length > MAX_NAME:
+            raise ValueError(
+                f"{path}: neither a GGUF nor an imatrix file: a name of {length} bytes"
+            )
+        name = reader.take(length, f"entry {i + 1}: name")
         calls = reader.number(f"entry {i + 1}: calls", 0)
         size = reader.number(f"entry {i + 1}: number of values", 1)
         sums = np.frombuffer(reader.take(4 * size, f"entry {i + 1}: values"), "<f4")

@@ -114,7 +114,8 @@ def write_files(files: Sequence[File], *, mode: int | None = None) -> None:
         tqdm(total=total, desc=name, unit="B", unit_scale=True, disable=None) as bar,
     ):
         for file, partial in zip(files, partials, strict=True):
-            _write(partial, file, bar)
+            with _named(file.path):
+                _write(partial, file, bar)
             if mode is not None:
                 partial.chmod(stat.S_IMODE(mode))
 
@@ -126,13 +127,27 @@ def replaced(paths: Sequence[Path]) -> Iterator[list[Path]]:
     The first one comes last: a split model without its first part cannot be taken for a whole one.
     """
     partials = [path.with_name(f".{path.name}.{os.getpid()}.partial") for path in paths]
+    placed: list[Path] = []
     try:
         yield partials
         for partial, path in reversed(list(zip(partials, paths, strict=True))):
             partial.replace(path)
+            placed.append(path)
     finally:
-        for partial in partials:
-            partial.unlink(missing_ok=True)
+        incomplete = [] if len(placed) == len(paths) else placed
+        for path in (*partials, *incomplete):
+            path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """A write that fails, on a full disk for example, names the file."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def _check_space(path: Path, needed: int) -> None:

@@ -174,11 +174,11 @@ def _importance_notices(importance: Importance, plain: list[str]) -> list[str]:
         count = sum(map(len, importance.unused.values()))
         names = [f"{n} {', '.join(map(str, e[:SHOWN]))}" for n, e in importance.unused.items()]
         lines.append(
-            f"{count} experts were never chosen while importance was measured, so their columns "
-            f"count alike: {_some(names)}"
+            f"matrices of experts that were never chosen when importance was measured: {count}; "
+            f"their columns count alike: {_some(names)}"
         )
     if plain:
-        lines.append(f"{len(plain)} tensors are quantized without importance: {_some(plain)}")
+        lines.append(f"tensors quantized without importance: {len(plain)}: {_some(plain)}")
     return lines
 
 

@@ -102,7 +102,8 @@ def case(tool: str, path: Path, imatrix: Path) -> dict[str, Any]:
     """The tensors of a file, layers folded, and a letter for the type of each."""
     file = read(path)
     facts = recipes.model_facts(file.metadata, list(file.tensors))
-    letters, chosen = {}, {}
+    letters: dict[str, str] = {}
+    chosen: dict[str, dict[str, str]] = {}
     # with these options it names types that the rows do not fit, and would fail after the dry run
     fits = file.tensors["token_embd.weight"].shape[-1] % 256 == 0
     for command in (*recipes.RECIPES, *(OVERRIDES if fits else ())):
