@@ -5,10 +5,14 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from mlx_ferrum import cli, gguf
+from mlx_ferrum import cli
 
-from .output import File, table, write_files
+if TYPE_CHECKING:
+    from mlx_ferrum import gguf
+
+    from .output import File
 
 
 def arguments(parser: argparse.ArgumentParser, also: str = "") -> None:
@@ -38,6 +42,8 @@ def check(paths: Iterable[Path], source: gguf.GGUF, force: bool) -> None:
 
 def run(files: Sequence[File], source: gguf.GGUF, args: argparse.Namespace) -> None:
     """Check and write `files`, or print what they would hold if --dry-run is given."""
+    from .output import table, write_files  # the packages that --help does without
+
     check([file.path for file in files], source, args.force)
     if args.dry_run:
         for file in files:

@@ -138,6 +138,7 @@ def test_a_rename_that_fails_leaves_no_first_part(
 
     def failing(self: Path, target: Path) -> Path:
         if target == paths[1]:
+            assert not paths[0].exists()
             raise OSError(errno.EIO, "failed", str(target))
         return replace(self, target)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from mlx_ferrum import gguf
 
     from .. import output
+    from ..edits import Edit
 
 EPILOG = """\
 types: uint8 int8 uint16 int16 uint32 int32 uint64 int64 float32 float64 bool string, or u32, f32 and
@@ -73,8 +74,19 @@ def _write(args: argparse.Namespace, model: gguf.GGUF, file: output.File) -> Non
     print(f"{file.path}: {file.path.stat().st_size:,} bytes")
 
 
+def _edit(name: str) -> Callable[[str], Edit]:
+    """A function of edits.py, imported when it is called: --help does without its packages."""
+
+    def parse(text: str) -> Edit:
+        from .. import edits
+
+        parsed: Edit = getattr(edits, name)(text)
+        return parsed
+
+    return parse
+
+
 def _parser() -> argparse.ArgumentParser:
-    from .. import edits
     from ..target import arguments
 
     parser = cli.Parser(
@@ -89,9 +101,9 @@ def _parser() -> argparse.ArgumentParser:
     add("out", type=Path, nargs="?", metavar="OUT.gguf", help="the file to write")
     add("--in-place", action="store_true", help="replace the file that is read")
     for name, kind, metavar, about in (
-        ("--set", edits.parse_set, "KEY[:TYPE]=VALUE", "set a value"),
-        ("--delete", edits.Delete, "KEY", "delete a value"),
-        ("--rename", edits.parse_rename, "OLD=NEW", "give a value another key"),
+        ("--set", _edit("parse_set"), "KEY[:TYPE]=VALUE", "set a value"),
+        ("--delete", _edit("Delete"), "KEY", "delete a value"),
+        ("--rename", _edit("parse_rename"), "OLD=NEW", "give a value another key"),
     ):
         add(
             name,
