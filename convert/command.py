@@ -9,6 +9,7 @@ from importlib import import_module
 from mlx_ferrum import cli
 
 COMMANDS = {
+    "hf": "convert a model from Hugging Face to a GGUF file",
     "show": "print the metadata and the tensors of a GGUF file",
 }
 EPILOG = "commands:\n" + "\n".join(f"  {name:<12} {about}" for name, about in COMMANDS.items())
