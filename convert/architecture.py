@@ -84,7 +84,7 @@ class Architecture:
         self.heads = self.size("num_attention_heads")
         self.kv_heads = self.size("num_key_value_heads", self.heads)
         self.head_dim = self.size("head_dim", max(1, self.hidden // self.heads))
-        self.experts = self.size("num_experts", 0, least=0)
+        self.experts = self.size("num_experts", self.config.get("num_local_experts", 0), least=0)
         self.vocabulary = self.size("vocab_size")
         self.rotary = rope.read(self.config)
         self.tied = bool(self.config.get("tie_word_embeddings", False))

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from . import mistral
 
 
@@ -15,15 +12,8 @@ class Converter(mistral.Converter):
         **mistral.Converter.defaults,
         "rope_theta": 1e6,
         "rms_norm_eps": 1e-5,
-        "num_local_experts": 8,
-        "num_experts_per_tok": 2,
     }
     writes_head_dim = False
-
-    def __init__(self, config: Mapping[str, Any]) -> None:
-        super().__init__(
-            {**config, "num_experts": {**self.defaults, **config}["num_local_experts"]}
-        )
 
     def feed_forward(self) -> dict[str, tuple[int, ...]]:
         n, h, wide = self.experts, self.hidden, self.size("intermediate_size")

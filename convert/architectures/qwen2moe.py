@@ -13,13 +13,6 @@ class Converter(qwen2.Converter):
     """As Qwen 2's, with stacks of experts. normed: whether weights of chosen experts add up to 1."""
 
     name = "qwen2moe"
-    defaults = {
-        **qwen2.Converter.defaults,
-        "num_experts": 60,
-        "num_experts_per_tok": 4,
-        "moe_intermediate_size": 1408,
-        "shared_expert_intermediate_size": 5632,
-    }
     normed: ClassVar[bool] = False
 
     def check(self) -> None:

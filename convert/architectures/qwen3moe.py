@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import qwen2, qwen2moe
+from . import qwen2moe
 
 
 class Converter(qwen2moe.Converter):
@@ -10,12 +10,6 @@ class Converter(qwen2moe.Converter):
 
     name = "qwen3moe"
     normed = True
-    defaults = {
-        **qwen2.Converter.defaults,
-        "num_experts": 128,
-        "num_experts_per_tok": 8,
-        "moe_intermediate_size": 768,
-    }
 
     def feed_forward(self) -> dict[str, tuple[int, ...]]:
         return self.stacks()
