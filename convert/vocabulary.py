@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,12 @@ from mlx_ferrum.tokenizer import Tokenizer
 from mlx_ferrum.tokenizer.pretokenizers import by_name
 from mlx_ferrum.tokenizer.vocabulary import TokenType
 
+from . import recognise
 from .architecture import Architecture
+from .recognise import COMMON
 
 SPACE = "\u2581"
+Encode = Callable[[str], list[int]]  # of text without special tokens
 PADDING_SCORE, ADDED_SCORE = -10000.0, -1000.0
 _BYTE = re.compile("<0x[0-9A-F]{2}>")
 # Control tokens that some models do not mark as such.
@@ -69,11 +72,11 @@ def add(w: gguf.GGUFWriter, folder: Path, model: Architecture, pre: str | None =
     prefix = model.space_prefix(config)
     tokens = Tokens(model.vocabulary)
     if (folder / "tokenizer.model").is_file():
-        _sentence_piece(folder, config, tokens)
+        encode = _sentence_piece(folder, config, tokens)
         _add_tokens(w, tokens, "llama", "default", prefix)
         special = _special(folder, model.vocabulary, merges=False)
     elif (folder / "tokenizer.json").is_file():
-        special = _fast(w, folder, tokens, prefix, pre)
+        special, encode = _fast(w, folder, tokens, prefix, pre)
     else:
         has_tekken = (folder / "tekken.json").is_file()
         instead = "; tekken.json alone is not supported" if has_tekken else ""
@@ -82,7 +85,9 @@ def add(w: gguf.GGUFWriter, folder: Path, model: Architecture, pre: str | None =
     if ends and ends[0] < model.vocabulary:
         special.special_token_ids.setdefault("eos", ends[0])
     special.add_to_gguf(w, quiet=True)
-    _check(w, ends)
+    tokenizer = Tokenizer.from_metadata(_metadata(w))
+    _add_ends(w, ends, tokenizer)
+    _compare(tokenizer, encode)
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -111,7 +116,7 @@ def _add_tokens(
     w.add_token_types(tokens.types)
 
 
-def _sentence_piece(folder: Path, config: Mapping[str, Any], tokens: Tokens) -> None:
+def _sentence_piece(folder: Path, config: Mapping[str, Any], tokens: Tokens) -> Encode:
     """From tokenizer.model, and what was added to it later."""
     from sentencepiece import SentencePieceProcessor
 
@@ -130,6 +135,7 @@ def _sentence_piece(folder: Path, config: Mapping[str, Any], tokens: Tokens) -> 
         tokens.set(token, text, TokenType.USER_DEFINED)
     for number, added in config.get("added_tokens_decoder", {}).items():
         tokens.set_added(int(number), added["content"], bool(added.get("special")))
+    return lambda text: list(pieces.encode(text))
 
 
 def _piece_type(pieces: Any, token: int) -> TokenType:
@@ -144,11 +150,9 @@ def _piece_type(pieces: Any, token: int) -> TokenType:
 
 def _fast(
     w: gguf.GGUFWriter, folder: Path, tokens: Tokens, prefix: bool | None, pre: str | None
-) -> gguf.SpecialVocab:
+) -> tuple[gguf.SpecialVocab, Encode]:
     """From tokenizer.json: byte-pair encoding of bytes, or SentencePiece's written as merges."""
     import tokenizers
-
-    from . import recognise
 
     file = folder / "tokenizer.json"
     described = read_json(file)
@@ -162,13 +166,15 @@ def _fast(
     except Exception as error:  # noqa: BLE001 the library raises Exception itself
         raise ValueError(f"{file}: {error}") from None
     _set_fast(fast, tokens)
+
+    def encode(text: str) -> list[int]:
+        return list(fast.encode(text, add_special_tokens=False).ids)
+
     special = _special(folder, tokens.rows, merges=not model.get("byte_fallback"))
     if model.get("byte_fallback"):
         _score(model.get("merges", []), tokens)
-        _add_tokens(
-            w, tokens, "llama", "default", _prefixed(described) if prefix is None else prefix
-        )
-        return special
+        _add_tokens(w, tokens, "llama", "default", _prefixed(fast) if prefix is None else prefix)
+        return special, encode
     whole_words = bool(model.get("ignore_merges"))
     name = recognise.pretokenizer(fast, whole_words) if pre is None else pre
     by_name(name)  # raises for an unknown name
@@ -178,7 +184,7 @@ def _fast(
         special.add_special_token.setdefault("bos", False)
     if _has_byte_level(described):
         special.add_special_token.setdefault("eos", False)
-    return special
+    return special, encode
 
 
 def _set_fast(fast: Any, tokens: Tokens) -> None:
@@ -199,17 +205,10 @@ def _score(merges: list[Any], tokens: Tokens) -> None:
             tokens.scores[token] = -float(rank)
 
 
-def _prefixed(described: Mapping[str, Any]) -> bool:
-    """Whether the tokenizer puts a space before text."""
-    normalizer = described.get("normalizer") or {}
-    steps = [normalizer, *normalizer.get("normalizers", [])]
-    metaspace = described.get("pre_tokenizer") or {}
-    scheme = (
-        metaspace.get("prepend_scheme", "always")
-        if metaspace.get("type") == "Metaspace"
-        else "never"
-    )
-    return scheme != "never" or any(step.get("type") == "Prepend" for step in steps)
+def _prefixed(fast: Any) -> bool | None:
+    """False if the tokenizer puts no space before text; None if it does, which is what readers expect."""
+    first = fast.encode("a", add_special_tokens=False).tokens[:1]
+    return None if first and first[0].startswith(SPACE) else False
 
 
 def _has_byte_level(described: Mapping[str, Any]) -> bool:
@@ -234,16 +233,30 @@ def _ends(folder: Path) -> list[int]:
     return []
 
 
-def _check(w: gguf.GGUFWriter, ends: list[int]) -> None:
-    """Read the tokenizer as the package does; end tokens that it does not know by their text become eot and eom."""
-    metadata = {key: _plain(item.value) for key, item in w.kv_data[0].items()}
-    known = Tokenizer.from_metadata(metadata).eos_token_ids
-    unknown = [token for token in ends if token not in known]
-    names = [name for name in ("eot", "eom") if f"tokenizer.ggml.{name}_token_id" not in metadata]
+def _metadata(w: gguf.GGUFWriter) -> dict[str, Any]:
+    """The keys as the package reads them."""
+    return {key: _plain(item.value) for key, item in w.kv_data[0].items()}
+
+
+def _add_ends(w: gguf.GGUFWriter, ends: list[int], tokenizer: Tokenizer) -> None:
+    """End tokens that readers do not know by their text become eot and eom."""
+    unknown = [token for token in ends if token not in tokenizer.eos_token_ids]
+    keys = w.kv_data[0]
+    names = [name for name in ("eot", "eom") if f"tokenizer.ggml.{name}_token_id" not in keys]
     for name, token in zip(names, unknown, strict=False):
         getattr(w, f"add_{name}_token_id")(token)
     if len(unknown) > len(names):
         warn(f"{len(unknown) - len(names)} tokens that end generation have no key in GGUF files")
+
+
+def _compare(tokenizer: Tokenizer, encode: Encode) -> None:
+    """Warn if the GGUF file's tokenizer makes other tokens of common text than the folder's."""
+    other = [text for text in COMMON if tokenizer.encode(text, add_special=False) != encode(text)]
+    if other:
+        warn(
+            f"{len(other)} of {len(COMMON)} texts become other tokens than in the folder's tokenizer, "
+            f"such as {other[0][:40]!r}"
+        )
 
 
 def _plain(value: Any) -> Any:
