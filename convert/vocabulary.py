@@ -73,7 +73,9 @@ def add(w: gguf.GGUFWriter, folder: Path, model: Architecture, pre: str | None =
     tokens = Tokens(model.vocabulary)
     if (folder / "tokenizer.model").is_file():
         encode = _sentence_piece(folder, config, tokens)
-        _add_tokens(w, tokens, "llama", "default", prefix)
+        _add_tokens(
+            w, tokens, "llama", "default", _prefix(tokens, encode) if prefix is None else prefix
+        )
         special = _special(folder, model.vocabulary, merges=False)
     elif (folder / "tokenizer.json").is_file():
         special, encode = _fast(w, folder, tokens, prefix, pre)
@@ -173,7 +175,9 @@ def _fast(
     special = _special(folder, tokens.rows, merges=not model.get("byte_fallback"))
     if model.get("byte_fallback"):
         _score(model.get("merges", []), tokens)
-        _add_tokens(w, tokens, "llama", "default", _prefixed(fast) if prefix is None else prefix)
+        _add_tokens(
+            w, tokens, "llama", "default", _prefix(tokens, encode) if prefix is None else prefix
+        )
         return special, encode
     whole_words = bool(model.get("ignore_merges"))
     name = recognise.pretokenizer(fast, whole_words) if pre is None else pre
@@ -205,10 +209,10 @@ def _score(merges: list[Any], tokens: Tokens) -> None:
             tokens.scores[token] = -float(rank)
 
 
-def _prefixed(fast: Any) -> bool | None:
+def _prefix(tokens: Tokens, encode: Encode) -> bool | None:
     """False if the tokenizer puts no space before text; None if it does, which is what readers expect."""
-    first = fast.encode("a", add_special_tokens=False).tokens[:1]
-    return None if first and first[0].startswith(SPACE) else False
+    first = encode("a")[:1]
+    return None if first and tokens.texts[first[0]].startswith(SPACE) else False
 
 
 def _has_byte_level(described: Mapping[str, Any]) -> bool:

@@ -6,8 +6,6 @@ Its norms multiply by 1 + w; GGUF files hold 1 + w.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from typing import Any
 
 import gguf
 import numpy as np
@@ -68,9 +66,6 @@ class Converter(Architecture):
             return [name == "sliding_attention" for name in names]
         period = self.config.get("sliding_window_pattern", PERIOD)
         return _period(self.layers, period)
-
-    def space_prefix(self, tokenizer_config: Mapping[str, Any]) -> bool | None:
-        return False
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         norms = ("attn_q_norm", "attn_k_norm", "post_attention_norm", "post_ffw_norm")
