@@ -249,7 +249,8 @@ def test_sentence_piece_models(spm_folder):
         assert ours.encode(text, add_special=False) == theirs.encode(text), text
 
 
-def test_sentence_piece_written_as_merges(spm_folder):
+@pytest.mark.parametrize("prefix", [True, False])
+def test_sentence_piece_written_as_merges(prefix, spm_folder):
     import sentencepiece
 
     theirs = sentencepiece.SentencePieceProcessor(model_file=str(spm_folder / "tokenizer.model"))
@@ -265,14 +266,19 @@ def test_sentence_piece_written_as_merges(spm_folder):
         vocab=ids, merges=merges, byte_fallback=True, unk_token="<unk>", fuse_unk=True
     )
     tokenizer = tokenizers.Tokenizer(model)
-    steps = [tokenizers.normalizers.Prepend("▁"), tokenizers.normalizers.Replace(" ", "▁")]
+    steps = [tokenizers.normalizers.Prepend("▁")] if prefix else []
+    steps.append(tokenizers.normalizers.Replace(" ", "▁"))
     tokenizer.normalizer = tokenizers.normalizers.Sequence(steps)
     tokenizer.save(str(spm_folder / "tokenizer.json"))
     (spm_folder / "tokenizer.model").unlink()
     (spm_folder / "tokenizer_config.json").write_text("{}")
-    ours = Tokenizer.from_metadata(metadata(spm_folder))
-    for text in TEXTS:
-        assert ours.encode(text, add_special=False) == theirs.encode(text), text
+    found = metadata(spm_folder)
+    assert found.get("tokenizer.ggml.add_space_prefix") is (None if prefix else False)
+    ours = Tokenizer.from_metadata(found)
+    for text in (*TEXTS, *Path(__file__).read_text().splitlines()[:60]):
+        if text:
+            wanted = theirs.encode(text) if prefix else tokenizer.encode(text).ids
+            assert ours.encode(text, add_special=False) == wanted, text
 
 
 def test_gguf_files_hold_what_was_planned(spm_folder):
