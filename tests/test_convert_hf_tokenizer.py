@@ -266,7 +266,7 @@ def test_sentence_piece_written_as_merges(prefix, spm_folder):
         vocab=ids, merges=merges, byte_fallback=True, unk_token="<unk>", fuse_unk=True
     )
     tokenizer = tokenizers.Tokenizer(model)
-    steps = [tokenizers.normalizers.Prepend("▁")] if prefix else []
+    steps: list = [tokenizers.normalizers.Prepend("▁")] if prefix else []
     steps.append(tokenizers.normalizers.Replace(" ", "▁"))
     tokenizer.normalizer = tokenizers.normalizers.Sequence(steps)
     tokenizer.save(str(spm_folder / "tokenizer.json"))
