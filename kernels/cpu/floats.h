@@ -38,11 +38,21 @@ inline void read_row(const B* row, int k, float* out) {
     }
 }
 
-// Floats to the nearest halves, ties to even.
+constexpr float HALF_MOST = 65504;
+
+// Floats to the nearest halves, ties to even. What is beyond their range becomes the largest half; NaN stays.
 inline void narrow(const float* x, int count, half* out) {
+    const Floats most = Floats{} + HALF_MOST;
     int i = 0;
-    for (; i + LANES <= count; i += LANES) store_halves(out + i, load_floats(x + i));
-    for (; i < count; i++) out[i] = nearest_half(x[i]);
+    for (; i + LANES <= count; i += LANES) {
+        Floats part = load_floats(x + i);
+        part = part > most ? most : part;
+        store_halves(out + i, part < -most ? -most : part);
+    }
+    for (; i < count; i++) {
+        float low = x[i] > HALF_MOST ? HALF_MOST : x[i];
+        out[i] = nearest_half(low < -HALF_MOST ? -HALF_MOST : low);
+    }
 }
 
 inline float dot(const float* a, const float* b, int count) {
