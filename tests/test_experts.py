@@ -8,6 +8,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import gguf
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -148,6 +149,20 @@ def test_failures_are_one_line(reference: Any, path: Path, tmp_path: Path, capsy
         assert err.startswith("error: ") and told in err
     assert run(capsys, path)[0] == run(capsys, "--prompt", "x")[0] == 2
     assert run(capsys, path, "--prompt", "x", "--tokens", "-1")[0] == 2
+
+
+@pytest.mark.parametrize("more", [0, 3])
+def test_a_damaged_file_is_an_error(
+    reference: Any, path: Path, tmp_path: Path, capsys: Any, more: int
+) -> None:
+    reader = gguf.GGUFReader(path)
+    norm = next(t for t in reader.tensors if t.name == "blk.0.attn_norm.weight")
+    data = bytearray(path.read_bytes())
+    start, end = int(norm.data_offset), int(norm.data_offset + norm.n_bytes)
+    data[start:end] = np.full(norm.n_bytes // 4, np.nan, np.float32).tobytes()
+    (damaged := tmp_path / "nan.gguf").write_bytes(data)
+    code, out, err = run(capsys, damaged, "--prompt", "the rain", "--tokens", more)
+    assert (code, out) == (1, "") and "a logit is NaN" in err
 
 
 # -- the picture -------------------------------------------------------------------------------------

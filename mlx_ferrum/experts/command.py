@@ -94,10 +94,12 @@ def _experts(model: LanguageModel, name: str) -> ExpertArgs:
 def _pass_through(model: LanguageModel, ids: list[int], more: int, ends: frozenset[int]) -> None:
     """The prompt, then up to `more` tokens, greedily; an end token is the last.
 
-    Raises ValueError if they do not fit the model's context.
+    Raises ValueError if they do not fit the model's context, or the logits are NaN, infinite or all equal.
     """
     import mlx.core as mx
     import numpy as np
+
+    from mlx_ferrum.generate.logits import logit_range
 
     context = model.args.context_length
     if len(ids) + more > context:
@@ -108,8 +110,12 @@ def _pass_through(model: LanguageModel, ids: list[int], more: int, ends: frozens
     for start in range(0, len(ids), CHUNK):
         hidden = model.body(mx.array([ids[start : start + CHUNK]]), cache)
         mx.eval([c.state for c in cache])
-    for _ in range(more):
-        token = int(np.asarray(model.head(hidden[:, -1])).argmax())
+    for n in range(more + 1):
+        logits = model.head(hidden[:, -1])  # (1, vocab)
+        logit_range(logits, len(ids) + n).check()
+        if n == more:
+            break
+        token = int(np.asarray(logits).argmax())
         hidden = model.body(mx.array([[token]]), cache)
         if token in ends:
             break
