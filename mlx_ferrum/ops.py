@@ -23,6 +23,7 @@ from .tensor import QTensor
 
 Activation = Literal["silu", "gelu"]
 Gating = Literal["softmax", "sigmoid"]
+MAX_THREADS = 512  # as in ggml; the library aborts when the system refuses a thread
 Norm = tuple[mx.array, float]  # an RMS norm: weight (k,), and epsilon
 HeadNorms = tuple[mx.array, mx.array, float]  # weight (d,) of queries, of keys, and epsilon
 _active: ModuleType | None = None
@@ -59,8 +60,8 @@ def use_backend(name: str, *, threads: int | None = None) -> None:
         raise ValueError(f"no backend is called {name!r}; there is: {', '.join(BACKENDS)}")
     if threads is not None and name != "cpu":
         raise ValueError(f"threads can be set for the cpu backend, not for {name!r}")
-    if threads is not None and threads < 1:
-        raise ValueError(f"threads must be at least 1, found {threads}")
+    if threads is not None and not 1 <= threads <= MAX_THREADS:
+        raise ValueError(f"threads is {threads}, expected 1 to {MAX_THREADS}")
     module = importlib.import_module(f".backends.{name}", __package__)
     module.prepare(threads)
     _active = module
