@@ -56,7 +56,7 @@ def backend_arguments(group: argparse._ActionsContainer) -> None:
     group.add_argument(
         "--backend",
         choices=backends.BACKENDS,
-        help="what computes (default: the fastest that works on this machine)",
+        help="the backend that computes (default: the fastest that works on this machine)",
     )
     group.add_argument(
         "-t",
@@ -298,8 +298,8 @@ def prompt_arguments(group: argparse._ArgumentGroup) -> None:
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="set what the chat template calls NAME, as in enable_thinking=false; VALUE is JSON or "
-        "text; repeatable",
+        help="set the variable NAME of the chat template, such as enable_thinking=false; VALUE is "
+        "JSON or text; repeatable",
     )
 
 
@@ -309,7 +309,7 @@ def template_argument(text: str) -> tuple[str, Any]:
     if not name or not equals:
         raise argparse.ArgumentTypeError(f"{text!r} found, expected NAME=VALUE")
     if name in ("self", "messages", "tools", "add_generation_prompt", "continue_final_message"):
-        raise argparse.ArgumentTypeError(f"{name} is not the user's to set")
+        raise argparse.ArgumentTypeError(f"{name} is set by the program")
     try:
         return name, json.loads(value)
     except (ValueError, RecursionError):

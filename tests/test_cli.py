@@ -168,8 +168,9 @@ def test_profile_lists_stages_that_add_up(run: Command) -> None:
         (["--prompt", "x", "--wrong"], "unrecognized arguments: --wrong"),
         (["--prompt", "x", "--template-arg", "x"], "'x' found, expected NAME=VALUE"),
         (["--prompt", "x", "--template-arg", "=x"], "'=x' found, expected NAME=VALUE"),
-        (["--prompt", "x", "--template-arg", "messages=[]"], "messages is not the user's to set"),
+        (["--prompt", "x", "--template-arg", "messages=[]"], "messages is set by the program"),
         (["--prompt", "x", "--raw", "--prefill", "y"], "--prefill: needs the chat template"),
+        (["-m", "tiny-moe", "--prefill", "y"], "the chat template, so it needs --prompt"),
         (["--prompt", "x", "--raw", "--template-arg", "x=1"], "--template-arg: needs the chat"),
         (["--prompt", "x", "--max-tokens", "0"], "--max-tokens"),
         (["--prompt", "x", "--max-tokens", "many"], "--max-tokens"),
@@ -212,8 +213,7 @@ def test_usage_errors(run: Command, flags: list[str], told: str) -> None:
         (
             ["--prompt", "y" * 40],
             b"",
-            "prompt has 45 tokens; with at least one to generate that does not fit the model's "
-            "context of 32 tokens",
+            "prompt has 45 tokens, which leaves no room for a reply in the model's context of 32 tokens",
         ),
         (["--prompt", "x", "--prompt-cache", "nowhere"], b"", "no cache file nowhere"),
     ],

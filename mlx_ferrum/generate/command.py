@@ -62,13 +62,14 @@ def main(argv: Sequence[str] | None) -> int:
     parser = _parser()
     args = parser.parse_args(argv)
     cli.import_engine()
+    reason = "which --raw leaves out" if args.raw else "so it needs --prompt"
     if args.prompt is None:
         _take_sample(parser, args)
     cli.check_sampling(parser, args)
     for name in _TEMPLATE_OPTIONS if args.raw else ():
         if getattr(args, name):
             option = name.replace("_", "-")
-            parser.error(f"argument --{option}: needs the chat template, which --raw leaves out")
+            parser.error(f"argument --{option}: needs the chat template, {reason}")
     if args.logprobs and not args.json:
         parser.error("argument --logprobs: is printed by --json only")
     if args.save_prompt_cache:
@@ -181,7 +182,7 @@ def _output_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--profile",
         action="store_true",
-        help="print the time of each stage; slower, since each one is waited for",
+        help="print the time of each stage; slower, because it waits for each one",
     )
 
 

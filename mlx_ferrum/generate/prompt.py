@@ -38,6 +38,9 @@ def encode_prompt(tokenizer: Tokenizer, prompt: Prompt) -> list[int]:
         if len(ids) > 1 and ids[0] == ids[1] == tokenizer.bos_token_id:
             del ids[0]
     else:
+        if prompt is None or isinstance(prompt, (bytes, Mapping)):
+            found = type(prompt).__name__
+            raise ValueError(f"the prompt is a {found}, expected text, messages or token ids (n,)")
         ids = token_ids(cast("Sequence[int] | mx.array", prompt))
     if not ids:
         raise ValueError("the prompt is empty (0 tokens), expected at least one")

@@ -142,8 +142,8 @@ def token_limit(
     if room < 1:
         before = f" after {held} in the cache" if held else ""
         raise ValueError(
-            f"the prompt has {len(prompt)} tokens{before}; with at least one to generate that does "
-            f"not fit the model's context of {context} tokens"
+            f"the prompt has {len(prompt)} tokens{before}, which leaves no room for a "
+            f"reply in the model's context of {context} tokens"
         )
     return room if max_tokens == -1 else min(room, max_tokens)
 

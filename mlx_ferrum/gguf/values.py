@@ -113,9 +113,11 @@ class Cursor:
     def count(self, field: str, *, smallest: int, limit: int) -> int:
         """A count of things of at least `smallest` bytes each, which must fit in what is left."""
         count = self.u64(field)
-        fitting = min((self.end - self.position) // smallest, limit)
+        room = (self.end - self.position) // smallest
+        fitting = min(room, limit)
         if count > fitting:
-            self.fail(field, f"a count of {count}", f"at most {fitting}")
+            hint = " in the rest of the file (is the download complete?)" if room < limit else ""
+            self.fail(field, f"a count of {count}", f"at most {fitting}{hint}")
         return count
 
     def name(self, field: str) -> str:
