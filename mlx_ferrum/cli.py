@@ -316,6 +316,13 @@ def template_argument(text: str) -> tuple[str, Any]:
         return name, value
 
 
+def file_name(text: str) -> str:
+    """The type of options that name a file. An unset shell variable gives an empty one."""
+    if not text:
+        raise argparse.ArgumentTypeError("is empty")
+    return text
+
+
 def stop_string(text: str) -> str:
     """The type of --stop: text, and some."""
     if not text:

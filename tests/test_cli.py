@@ -170,6 +170,8 @@ def test_profile_lists_stages_that_add_up(run: Command) -> None:
         (["--prompt", "x", "--template-arg", "=x"], "'=x' found, expected NAME=VALUE"),
         (["--prompt", "x", "--template-arg", "messages=[]"], "messages is set by the program"),
         (["--prompt", "x", "--raw", "--prefill", "y"], "--prefill: needs the chat template"),
+        (["--prompt", "x", "--prompt-cache", ""], "--prompt-cache: is empty"),
+        (["--prompt", "x", "--save-prompt-cache", ""], "--save-prompt-cache: is empty"),
         (["-m", "tiny-moe", "--prefill", "y"], "the chat template, so it needs --prompt"),
         (["--prompt", "x", "--raw", "--template-arg", "x=1"], "--template-arg: needs the chat"),
         (["--prompt", "x", "--max-tokens", "0"], "--max-tokens"),

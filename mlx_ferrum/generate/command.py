@@ -116,11 +116,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     group.add_argument(
         "--prompt-cache",
+        type=cli.file_name,
         metavar="FILE",
         help="reuse a saved cache: the part of the prompt that it holds is not processed again",
     )
     group.add_argument(
         "--save-prompt-cache",
+        type=cli.file_name,
         metavar="FILE",
         help="save the cache of the prompt and the generated text",
     )
