@@ -14,6 +14,8 @@ from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.shortcuts import CompleteStyle
 
+from mlx_ferrum import notice
+
 FENCE = '"""'
 ReadLine = Callable[[], str]
 
@@ -96,7 +98,7 @@ def _history(path: Path) -> History:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch(mode=0o600)
     except OSError as error:
-        print(f"no history is kept: {error}", file=sys.stderr)
+        notice.warn(f"no history is kept: {error}")
         return InMemoryHistory()
     return FileHistory(str(path))
 
