@@ -1,7 +1,7 @@
 // Activation functions. Both are x / (1 + e^-z), which holds for any x: e^-z grows to infinity, or vanishes.
 #pragma once
 
-#include "prelude.metal"
+#include "numbers.h"
 
 enum { NO_ACTIVATION, SILU, GELU }; // as in activation.py
 

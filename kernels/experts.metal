@@ -3,7 +3,7 @@
 // and what it leads to is NaN.
 #pragma once
 
-#include "prelude.metal"
+#include "numbers.h"
 
 // Weights (experts, rows, k); used: experts of a token.
 struct Stack {

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from mlx_ferrum.launch import expand
+from mlx_ferrum.launch import Header
 
 
-def header(file: str, **blocks: str) -> str:
+def header(file: str, **blocks: str) -> Header:
     """`file` of kernels/ with its includes; each of `blocks`, a ggml type, under the name that the body gives it."""
     files = dict.fromkeys(f"blocks/{block.lower()}.h" for block in blocks.values())
     names = "".join(f"using {name} = {block};\n" for name, block in blocks.items())
-    return expand("prelude.metal", *files, file) + names
+    return Header(("prelude.metal", "numbers.h", *files, file), names)

@@ -12,9 +12,8 @@
 
 #include "activation.metal"
 #include "runs.metal"
+#include "tiles.metal"
 
-constant constexpr int TILE_ROWS = 64;
-constant constexpr int DEPTH = 32;        // weights of a row in a step
 constant constexpr float MOST_CODE = 255; // codes are bytes
 
 // What a thread brings to a step: eight weights or activations each.
@@ -147,25 +146,21 @@ METAL_FUNC Finish<BIAS, ADD, ACT, P, Q, G> finish(P bias, Q add, G gate) {
     return Finish<BIAS, ADD, ACT, P, Q, G>{bias, add, gate};
 }
 
-template <int COLUMNS>
-struct Accumulators {
-    simdgroup_float8x8 v[COLUMNS / 16][4];
-};
+// Puts a sum of the tile where it belongs, as `finished` makes it: row `row` of w, row `first_column + column` of x.
+template <typename N, typename F, typename T>
+struct Put {
+    N taken;
+    F finished;
+    device T* y;
+    int rows, first_row, first_column;
 
-template <int COLUMNS>
-METAL_FUNC void add_products(thread Accumulators<COLUMNS>& sums, const threadgroup half* weights,
-                             const threadgroup half* activations) {
-    UNROLL for (int part = 0; part < DEPTH / 8; part++) {
-        simdgroup_half8x8 a[COLUMNS / 16], w[4];
-        UNROLL for (int i = 0; i < 4; i++)
-            simdgroup_load(w[i], weights + 64 * (part * (TILE_ROWS / 8) + i), 8, ulong2(0, 0), true);
-        UNROLL for (int j = 0; j < COLUMNS / 16; j++)
-            simdgroup_load(a[j], activations + 64 * (part * (COLUMNS / 8) + j), 8);
-        UNROLL for (int j = 0; j < COLUMNS / 16; j++) {
-            UNROLL for (int i = 0; i < 4; i++) simdgroup_multiply_accumulate(sums.v[j][i], a[j], w[i], sums.v[j][i]);
-        }
+    void operator()(int row, int column, float sum) const {
+        int m = first_row + row, c = first_column + column;
+        if (m >= rows || c >= taken.count()) return;
+        size_t at = size_t(taken.out(c)) * rows + m;
+        y[at] = T(finished(sum, m, at));
     }
-}
+};
 
 // One threadgroup of 128: rows [first, first + 64) of w (rows, k), up to COLUMNS rows of x (…, k) -> the same of
 // y (…, rows). memory: (64 + COLUMNS) * 32 halves.
@@ -182,9 +177,7 @@ METAL_FUNC void matmul(const device B* w, X x, N taken, F finished, device T* y,
     const threadgroup half* my_weights = (const threadgroup half*)memory + simdgroup % 2 * 4 * 64;
     const threadgroup half* my_activations = (const threadgroup half*)activations + simdgroup / 2 * (COLUMNS / 16) * 64;
     Accumulators<COLUMNS> sums;
-    UNROLL for (int j = 0; j < COLUMNS / 16; j++) {
-        UNROLL for (int i = 0; i < 4; i++) sums.v[j][i] = make_filled_simdgroup_matrix<float, 8, 8>(0);
-    }
+    clear(sums);
     tiles.load(0);
     for (int step = 0; step < steps; step++) {
         tiles.store();
@@ -193,17 +186,6 @@ METAL_FUNC void matmul(const device B* w, X x, N taken, F finished, device T* y,
         add_products(sums, my_weights, my_activations);
         threadgroup_barrier(mem_flags::mem_threadgroup);
     }
-    // eight rows of x at a time go through 1 KiB of each simdgroup's own
-    threadgroup float* out = (threadgroup float*)memory + 256 * simdgroup;
-    int m = first + int(simdgroup % 2) * 32 + int(lane), c = int(simdgroup / 2) * (COLUMNS / 2);
-    UNROLL for (int j = 0; j < COLUMNS / 16; j++) {
-        UNROLL for (int i = 0; i < 4; i++) simdgroup_store(sums.v[j][i], out + 8 * i, 32);
-        simdgroup_barrier(mem_flags::mem_threadgroup);
-        for (int i = 0; i < 8; i++) {
-            if (m >= rows || c + 8 * j + i >= taken.count()) continue;
-            size_t at = size_t(taken.out(c + 8 * j + i)) * rows + m;
-            y[at] = T(finished(out[32 * i + lane], m, at));
-        }
-        simdgroup_barrier(mem_flags::mem_threadgroup);
-    }
+    Put<N, F, T> put = {taken, finished, y, rows, first + int(simdgroup % 2) * 32, int(simdgroup / 2) * (COLUMNS / 2)};
+    put_sums(sums, (threadgroup float*)memory + 256 * simdgroup, put, lane);
 }

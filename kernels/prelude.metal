@@ -1,5 +1,5 @@
-// What the block decoders in blocks/ need, in Metal, and loads that ask for no more alignment than a
-// slice of a mapped file has.
+// What is Metal's own in the kernels' text: its standard library, and loads that ask for no more alignment than a
+// slice of a mapped file has. On NVIDIA GPUs prelude.cuh is in its place.
 #pragma once
 
 #include <metal_stdlib>
@@ -8,19 +8,6 @@ using namespace metal;
 
 // Loops over registers: an index that is not a constant would put them into memory.
 #define UNROLL _Pragma("clang loop unroll(full)")
-
-inline float as_float(uint bits) { return as_type<float>(bits); }
-
-// The half whose bits are the low 16.
-inline float half_float(uint bits) { return float(as_type<half>(ushort(bits))); }
-
-constant constexpr half LARGEST_HALF = 65504;
-
-// Infinity as the largest half. NaN stays NaN.
-METAL_FUNC half finite(half x) {
-    half low = x < -LARGEST_HALF ? -LARGEST_HALF : x;
-    return low > LARGEST_HALF ? LARGEST_HALF : low;
-}
 
 // 16 bytes from an address that is a multiple of ALIGNED.
 template <int ALIGNED>
@@ -52,13 +39,6 @@ inline uint load4<2>(const device uchar* p) {
     return halves[0] | uint(halves[1]) << 16;
 }
 
-// The low 16 bits of `bits` as 16 bytes, each bit at position `shift` of its byte.
-inline uint4 spread16(uint bits, int shift) {
-    uint4 nibbles = uint4(bits, bits >> 4, bits >> 8, bits >> 12) & 15;
-    // the four products do not overlap: bit j of a nibble lands in bit 8 j
-    return ((nibbles * 0x00204081) & 0x01010101) << shift;
-}
-
 // table[b] for each byte b < 16 of `index`.
 inline uint look_up4(uint index, constant uchar* table) {
     uchar4 i = as_type<uchar4>(index);
@@ -81,13 +61,8 @@ METAL_FUNC float4 load_floats(const constant T* p) {
     return float4(float(p[0]), float(p[1]), float(p[2]), float(p[3]));
 }
 
-// The same, of which `count` are there.
+// The same from an address that is a multiple of 16 bytes where a GPU is faster with that.
 template <typename P>
-METAL_FUNC float4 load_up_to_4(P p, int count) {
-    if (count >= 4) return load_floats(p);
-    float4 out = 0;
-    UNROLL for (int i = 0; i < 3; i++) {
-        if (i < count) out[i] = float(p[i]);
-    }
-    return out;
+METAL_FUNC float4 load_aligned_floats(P p) {
+    return load_floats(p);
 }

@@ -2,7 +2,7 @@
 // anyway. A thread takes four neighbours at a time.
 #pragma once
 
-#include "prelude.metal"
+#include "numbers.h"
 
 // The sum over the threadgroup, in every thread. part: one float a simdgroup.
 METAL_FUNC float threadgroup_sum(float x, threadgroup float* part, uint simdgroup, uint simdgroups, uint lane) {

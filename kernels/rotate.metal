@@ -4,7 +4,7 @@
 // the precise ones: positions reach 10^5 radians. Results beyond the range of halves become the largest half.
 #pragma once
 
-#include "prelude.metal"
+#include "numbers.h"
 
 struct HeadShape {
     int batch, length, heads, groups; // b, l, h, g

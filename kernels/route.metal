@@ -4,7 +4,7 @@
 // either sign have their place whatever a compiler makes of floats.
 #pragma once
 
-#include "prelude.metal"
+#include "numbers.h"
 
 enum { SOFTMAX, SIGMOID };
 

@@ -7,7 +7,7 @@
 // these GPUs (block scales of real files are such numbers).
 #pragma once
 
-#include "prelude.metal"
+#include "numbers.h"
 
 constant constexpr float CODE_UNIT = 1.0f / 16777216; // 2^-24
 
@@ -82,7 +82,7 @@ METAL_FUNC int first_run(int t) {
 // 16 activations.
 template <typename X>
 METAL_FUNC Run load_run(X x) {
-    return Run{{load_floats(x), load_floats(x + 4), load_floats(x + 8), load_floats(x + 12)}};
+    return Run{{load_aligned_floats(x), load_aligned_floats(x + 4), load_aligned_floats(x + 8), load_aligned_floats(x + 12)}};
 }
 
 METAL_FUNC float run_sum(Run x) {

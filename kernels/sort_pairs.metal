@@ -7,7 +7,7 @@
 // are of expert `experts`.
 #pragma once
 
-#include "prelude.metal"
+#include "numbers.h"
 
 // Experts of pairs p, p + 32, p + 64 and p + 96 of n; of what is past the end, a number that none has. Four loads are
 // under way at once.

@@ -2,7 +2,7 @@
 // neighbours of a row. SIGMOID: weights are those of the sigmoid, as for an expert that every token has.
 #pragma once
 
-#include "prelude.metal"
+#include "numbers.h"
 
 // Numbers [i, i + 4) of one token: x (used, d), weights (used,), add (d,), read if ADD says so -> y (d,).
 template <bool ADD, bool SIGMOID, typename X, typename W, typename Q, typename T>

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import mlx.core as mx
 
@@ -45,20 +45,43 @@ class Launch:
     init_value: float | None
 
 
+Target = Literal["metal", "cuda"]
+
+
+@dataclass(frozen=True)
+class Header:
+    """The text before a kernel's body.
+
+    files: of kernels/, with what they include; on NVIDIA GPUs NAME.cuh is taken for NAME.metal where there is one
+    names: text after them
+    """
+
+    files: tuple[str, ...]
+    names: str = ""
+
+    def text(self, target: Target) -> str:
+        """Raises ValueError if a file is not there."""
+        return expand(*self.files, target=target) + self.names
+
+
 @dataclass(frozen=True)
 class Kernel:
     """A kernel of one library.
 
     name: unique; MLX caches the compiled library under it
     source: the body; names its inputs, outputs and thread attributes as in mx.fast.metal_kernel
-    header: the text before it, see `expand`
+    header: the text before it
     """
 
     name: str
     source: str
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
-    header: str = field(default="", repr=False)
+    header: str | Header = field(default="", repr=False)
+
+    def text(self, target: Target = "metal") -> str:
+        """The text before the body. Raises ValueError if a file of it is not there."""
+        return self.header if isinstance(self.header, str) else self.header.text(target)
 
     def __call__(
         self,
@@ -115,12 +138,19 @@ def metal(kernel: Kernel, launch: Launch) -> list[mx.array]:
     return outputs
 
 
-_runner: Runner = metal
+def cuda(kernel: Kernel, launch: Launch) -> list[mx.array]:
+    """The runner on NVIDIA GPUs; lazy."""
+    from .kernels.cuda import runner
+
+    return runner.run(kernel, launch)
+
+
+_runner: Runner = cuda if mx.cuda.is_available() else metal
 
 
 def can_run() -> bool:
-    """Whether launches have something to run on: Metal, or another runner."""
-    return _runner is not metal or mx.metal.is_available()
+    """Whether launches have something to run on: a GPU, or another runner."""
+    return _runner not in (metal, cuda) or mx.metal.is_available() or mx.cuda.is_available()
 
 
 @contextmanager
@@ -135,17 +165,19 @@ def use_runner(runner: Runner) -> Iterator[None]:
 
 
 @functools.cache
-def expand(*files: str) -> str:
+def expand(*files: str, target: Target = "metal") -> str:
     """The text of files of kernels/ one after another, with what they include, each file once.
 
     Line directives let compilers name the files. Raises ValueError if a file is not there.
     """
     seen: set[Path] = set()
-    return "".join(_expanded(FOLDER / name, seen) for name in files)
+    return "".join(_expanded(FOLDER / name, seen, target) for name in files)
 
 
-def _expanded(path: Path, seen: set[Path]) -> str:
+def _expanded(path: Path, seen: set[Path], target: Target) -> str:
     path = path.resolve()
+    if target == "cuda" and path.with_suffix(".cuh").is_file():
+        path = path.with_suffix(".cuh")
     if path in seen:
         return ""
     seen.add(path)
@@ -156,7 +188,7 @@ def _expanded(path: Path, seen: set[Path]) -> str:
     for number, line in enumerate(path.read_text().splitlines(keepends=True), 1):
         included = _INCLUDE.match(line)
         if included:
-            out.append(_expanded(path.parent / included[1], seen))
+            out.append(_expanded(path.parent / included[1], seen, target))
             out.append(f'#line {number + 1} "{name}"\n')
         elif line.strip() != "#pragma once":
             out.append(line)
@@ -172,6 +204,6 @@ def _built(kernel: Kernel) -> Callable[..., Any]:
         input_names=list(kernel.inputs),
         output_names=list(kernel.outputs),
         source=kernel.source,
-        header=kernel.header,
+        header=kernel.text(),
     )
     return built

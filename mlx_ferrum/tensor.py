@@ -72,6 +72,7 @@ class QTensor:
         self.buffer, self.offset = buffer, offset
         self.row_bytes = block.row_bytes(self.shape[-1])
         self.kept: dict[Any, Any] = {}  # what a backend keeps with the tensor
+        self._whole: tuple[QTensor, int] | None = None  # the tensor that this is part of, and where
         self.rows = int(np.prod(self.shape[:-1], dtype=np.int64))
         self.nbytes = self.rows * self.row_bytes
         if offset < 0 or offset + self.nbytes > buffer.size:
@@ -97,6 +98,8 @@ class QTensor:
         """
         dtype = word(self.block)
         shape = (*self.shape[:-1], self.row_bytes // dtype.itemsize)
+        if mx.cuda.is_available():
+            return self._uploaded(dtype, shape)
         mapped = self.buffer.ctypes.data % mmap.PAGESIZE == 0
         if not (mx.metal.is_available() and mapped) or self.offset % dtype.itemsize:
             return mx.array(np.ascontiguousarray(self.data).view(dtype).reshape(shape))
@@ -106,6 +109,20 @@ class QTensor:
         view = words[first : first + self.nbytes // dtype.itemsize].reshape(shape)
         mx.eval(view)  # moves no bytes; a lazy array would belong to this thread
         return view
+
+    def _uploaded(self, dtype: np.dtype, shape: tuple[int, ...]) -> mx.array:
+        """In an NVIDIA GPU's memory; parts of a tensor lie within it."""
+        if self._whole is not None:
+            whole, start = self._whole
+            first = start // self.row_bytes
+            rows = whole.array.reshape(whole.rows, -1)[first : first + self.rows]
+            out = rows.reshape(shape)
+            mx.eval(out)
+            return out
+        from .kernels.cuda.driver import upload
+
+        words = np.ascontiguousarray(self.data).reshape(-1).view(dtype)
+        return upload(words, shape, getattr(mx, dtype.name))
 
     def pages(self) -> tuple[np.ndarray, int]:
         """The whole pages around the tensor, uint8, without a copy; and where the tensor starts in them."""
@@ -121,11 +138,11 @@ class QTensor:
         if len(self.shape) != 2 or not 0 <= start < stop <= self.rows:
             raise ValueError(f"{self} has no rows {start} to {stop}")
         offset = self.offset + start * self.row_bytes
-        return QTensor(self.block, (stop - start, self.shape[1]), self.buffer, offset)
+        return self._within((stop - start, self.shape[1]), offset)
 
     def reshaped(self, *shape: int) -> QTensor:
         """The same bytes in another shape, with rows of the same length."""
-        found = QTensor(self.block, shape, self.buffer, self.offset)
+        found = self._within(shape, self.offset)
         if found.row_bytes != self.row_bytes or found.rows != self.rows:
             raise ValueError(f"{self} cannot have shape {shape}")
         return found
@@ -136,7 +153,14 @@ class QTensor:
         if not 0 <= i < count:
             raise ValueError(f"{self} has {count} matrices, there is no number {i}")
         nbytes = self.nbytes // count
-        return QTensor(self.block, tuple(shape), self.buffer, self.offset + i * nbytes)
+        return self._within(tuple(shape), self.offset + i * nbytes)
+
+    def _within(self, shape: tuple[int, ...], offset: int) -> QTensor:
+        """Rows of this tensor, from byte `offset` of the buffer on."""
+        found = QTensor(self.block, shape, self.buffer, offset)
+        whole, start = self._whole or (self, 0)
+        found._whole = whole, start + offset - self.offset
+        return found
 
     def tile(self, start: int, stop: int) -> mx.array:
         """Rows [start, stop) of all rows, counted through the leading axes: (stop - start, row bytes) uint8."""

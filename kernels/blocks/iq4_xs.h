@@ -17,7 +17,7 @@ struct IQ4_XS {
 };
 
 inline uint4 codes(const device IQ4_XS& b, int i) {
-    uint4 q = (load16<4>(b.qs + 8 * (i & 14)) >> (4 * (i & 1))) & 0x0f0f0f0f;
+    uint4 q = (load16<8>(b.qs + 8 * (i & 14)) >> (4 * (i & 1))) & 0x0f0f0f0f;
     return look_up16(q, IQ4_LEVELS);
 }
 

@@ -16,13 +16,13 @@ struct Q4_K {
 };
 
 inline uint4 codes(const device Q4_K& b, int i) {
-    return (load16<4>(b.qs + 8 * (i & 12) + 16 * (i & 1)) >> (2 * (i & 2))) & 0x0f0f0f0f;
+    return (load16<16>(b.qs + 8 * (i & 12) + 16 * (i & 1)) >> (2 * (i & 2))) & 0x0f0f0f0f;
 }
 
 // d s and -dmin m of group g; Q5_K begins in the same way. One load, no branch, and much that depends on g alone.
 template <typename B>
 inline float2 packed_affine(const device B& b, int g) {
-    uint4 head = load16<4>((const device uchar*)&b);
+    uint4 head = load16<16>((const device uchar*)&b);
     uint s = head[1], m = head[2], low = head[3];
     int at = 8 * (g & 3);
     uint mask = g < 4 ? 63 : 15, top = g < 4 ? 0 : 48;
@@ -36,7 +36,7 @@ inline float2 affine(const device Q4_K& b, int g) { return packed_affine(b, g); 
 // (scale, bias) of the groups of runs i and i + APART, which are neighbours: g and g + 1, g even.
 template <typename B>
 inline float4 packed_affines(const device B& b, int i) {
-    uint4 head = load16<4>((const device uchar*)&b);
+    uint4 head = load16<16>((const device uchar*)&b);
     uint s = head[1], m = head[2], low = head[3];
     int g = i >> 1, at = 8 * (g & 2);
     uint mask = g < 4 ? 0x3f3f : 0x0f0f, top = g < 4 ? 0 : 0x3030;
@@ -50,6 +50,6 @@ inline float4 packed_affines(const device B& b, int i) {
 inline float4 affines(const device Q4_K& b, int i) { return packed_affines(b, i); }
 
 // Bytes with the codes of both runs of the slice from run i, and the bits where those of run i lie.
-inline uint4 words(const device Q4_K& b, int i, int) { return load16<4>(b.qs + 8 * (i & 12) + 16 * (i & 1)); }
+inline uint4 words(const device Q4_K& b, int i, int) { return load16<16>(b.qs + 8 * (i & 12) + 16 * (i & 1)); }
 
 inline uint mask(const device Q4_K&, int i) { return 0x0f0f0f0fu << (2 * (i & 2)); }

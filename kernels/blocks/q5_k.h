@@ -17,8 +17,8 @@ struct Q5_K {
 
 // Codes of run i + APART h, where i is the first of a slice: both runs from the same bytes.
 inline uint4 words(const device Q5_K& b, int i, int h) {
-    uint4 low = (load16<4>(b.qs + 8 * (i & 12) + 16 * (i & 1)) >> (4 * h)) & 0x0f0f0f0f;
-    uint4 high = (load16<4>(b.qh + 16 * (i & 1)) >> ((i >> 1) + h)) & 0x01010101;
+    uint4 low = (load16<16>(b.qs + 8 * (i & 12) + 16 * (i & 1)) >> (4 * h)) & 0x0f0f0f0f;
+    uint4 high = (load16<16>(b.qh + 16 * (i & 1)) >> ((i >> 1) + h)) & 0x01010101;
     return low | (high << 4);
 }
 

@@ -1,3 +1,3 @@
 """One module per backend, each with the operations of ops.py."""
 
-BACKENDS = ("metal", "cpu", "reference")
+BACKENDS = ("metal", "cuda", "cpu", "reference")

@@ -50,6 +50,14 @@ _BOUNDS: Mapping[str, Mapping[str, float]] = {
         "attend": 2 * _HALF,  # computed in float16
         "rotate": _HALF,
     },
+    "cuda": {
+        **dict.fromkeys(("matmul, 9+ rows", "gate_up, 9+ rows"), _HALF),  # tiles of float16
+        **dict.fromkeys(("gather_matmul, 9+ rows", "gather_down, 9+ rows"), _HALF),
+        "gather_gate_up, 9+ rows": _HALF,
+        **dict.fromkeys(("rows", "dequantize"), _LAST_BITS),
+        "attend": 2 * _HALF,  # computed in float16
+        "rotate": _HALF,
+    },
     "reference": {
         **dict.fromkeys(("matmul", "matmul, 9+ rows", "matmuls", "norm_matmul", "attend"), _HALF),
         **dict.fromkeys(("gate_up", "gate_up, 9+ rows"), 2 * _HALF),

@@ -18,7 +18,7 @@ _LINE = re.compile(r'\s*#\s*line\s+(\d+)\s+"([^"]*)"')
 
 def mutations(kernel: Kernel) -> Iterator[tuple[str, Kernel]]:
     """(file:line, the kernel without the barrier there) for each barrier in header and body."""
-    header, source = (_COMMENT.sub(_blank, t) for t in (kernel.header, kernel.source))
+    header, source = (_COMMENT.sub(_blank, t) for t in (kernel.text(), kernel.source))
     for found in _BARRIER.finditer(header):
         changed = replace(kernel, header=_without(header, found))
         yield _place(header, found.start(), f"{kernel.name} header"), changed

@@ -124,7 +124,7 @@ def signature(kernel: Kernel, launch: Launch) -> Signature:
     return Signature(
         kernel.name,
         _name(kernel, [value for _, _, value in template], kinds),
-        kernel.header,
+        kernel.text(),
         kernel.source,
         template,
         tuple(_buffers(kernel, launch)),

@@ -1,0 +1,69 @@
+"""Runs launches on an NVIDIA GPU: compiles each text once, keeps the machine code on disk, and has MLX launch it."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+from mlx_ferrum.launch import Kernel, Launch
+
+from ..cpu.cache import cache_folder
+from . import nvrtc
+from .source import ENTRY, Key, key, scalars, source
+
+
+def run(kernel: Kernel, launch: Launch) -> list[mx.array]:
+    """A runner for mlx_ferrum.launch; lazy.
+
+    Raises ValueError for what a kernel cannot take, CompileError for text that cannot be compiled.
+    """
+    made = key(launch)
+    outputs: list[mx.array] = mx.fast.precompiled_cuda_kernel(
+        name=ENTRY,
+        compiled_source=_cubin(kernel, made),
+        inputs=launch.arrays,
+        output_shapes=launch.output_shapes,
+        output_dtypes=launch.output_dtypes,
+        scalars=scalars(kernel, launch, made.partial),
+        grid=launch.grid,
+        threadgroup=launch.threadgroup,
+        init_value=launch.init_value,
+        ensure_row_contiguous=True,
+    )
+    return outputs
+
+
+@functools.cache
+def architecture() -> str:
+    """The GPU's, as "sm_90"."""
+    info: dict[str, Any] = dict(mx.device_info(mx.gpu))
+    major, minor = info["compute_capability_major"], info["compute_capability_minor"]
+    return f"sm_{major}{minor}"
+
+
+@functools.cache
+def _cubin(kernel: Kernel, made: Key) -> bytes:
+    text, target = source(kernel, made), architecture()
+    stated = "\n".join([target, str(nvrtc.version()), *nvrtc.OPTIONS, text])
+    name = hashlib.sha256(stated.encode()).hexdigest()[:32]
+    path = cache_folder() / f"cuda-{name}.cubin"
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        pass
+    cubin = nvrtc.compile_text(text, target, kernel.name)
+    _write(path, cubin)
+    return cubin
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Whole or not at all."""
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix="build-", delete=False) as file:
+        file.write(data)
+    os.replace(file.name, path)
