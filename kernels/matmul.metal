@@ -183,7 +183,7 @@ METAL_FUNC void matmul(const device B* w, X x, N taken, F finished, device T* y,
         tiles.store();
         threadgroup_barrier(mem_flags::mem_threadgroup);
         if (step + 1 < steps) tiles.load(step + 1);
-        add_products(sums, my_weights, my_activations);
+        add_products(sums, my_weights, my_activations, lane);
         threadgroup_barrier(mem_flags::mem_threadgroup);
     }
     Put<N, F, T> put = {taken, finished, y, rows, first + int(simdgroup % 2) * 32, int(simdgroup / 2) * (COLUMNS / 2)};

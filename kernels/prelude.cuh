@@ -6,6 +6,8 @@
 // kernel reads runs of 16: those are loaded 16 bytes at a time.
 #pragma once
 
+#include "ptx.cuh"
+
 // A pointer's address space is found by the compiler; variables of a threadgroup are __shared__, see source.py.
 #define device
 #define thread
@@ -51,24 +53,6 @@ METAL_FUNC R as_type(T x) {
 
 // ---- half and bfloat: stored as bits, and calculated with as floats
 
-METAL_FUNC float half_to_float(ushort bits) {
-    float x;
-    asm("cvt.f32.f16 %0, %1;" : "=f"(x) : "h"(bits));
-    return x;
-}
-
-METAL_FUNC ushort float_to_half(float x) {
-    ushort bits;
-    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(x));
-    return bits;
-}
-
-METAL_FUNC ushort float_to_bfloat(float x) {
-    ushort bits;
-    asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(bits) : "f"(x));
-    return bits;
-}
-
 // The bits of a whole number that is a normal half.
 constexpr ushort half_of_integer(int x) {
     int exponent = 25;
@@ -87,8 +71,8 @@ struct half {
     ushort bits;
     half() = default;
     template <typename T>
-    constexpr half(T x) : bits(__builtin_is_constant_evaluated() ? half_of_integer(int(x)) : float_to_half(float(x))) {}
-    METAL_FUNC operator float() const { return half_to_float(bits); }
+    constexpr half(T x) : bits(__builtin_is_constant_evaluated() ? half_of_integer(int(x)) : half_bits(float(x))) {}
+    METAL_FUNC operator float() const { return float_of_half(bits); }
 };
 
 METAL_FUNC half operator-(half x) { return as_type<half>(ushort(x.bits ^ 0x8000)); }
@@ -97,7 +81,7 @@ struct bfloat {
     ushort bits;
     bfloat() = default;
     template <typename T>
-    METAL_FUNC bfloat(T x) : bits(float_to_bfloat(float(x))) {}
+    METAL_FUNC bfloat(T x) : bits(bfloat_bits(float(x))) {}
     METAL_FUNC operator float() const { return __uint_as_float(uint(bits) << 16); }
 };
 
@@ -231,9 +215,7 @@ METAL_FUNC float max(float a, float b) { return fmaxf(a, b); }
 
 // The one that is a number, if the other is none.
 METAL_FUNC half max(half a, half b) {
-    half out;
-    asm("max.f16 %0, %1, %2;" : "=h"(out.bits) : "h"(a.bits), "h"(b.bits));
-    return out;
+    return as_type<half>(max_of_halves(a.bits, b.bits));
 }
 
 METAL_FUNC int ctz(uint x) { return __ffs(int(x)) - 1; }

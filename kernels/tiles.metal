@@ -14,7 +14,7 @@ struct Accumulators {
 
 template <int COLUMNS>
 METAL_FUNC void add_products(thread Accumulators<COLUMNS>& sums, const threadgroup half* weights,
-                             const threadgroup half* activations) {
+                             const threadgroup half* activations, uint) {
     UNROLL for (int part = 0; part < DEPTH / 8; part++) {
         simdgroup_half8x8 a[COLUMNS / 16], w[4];
         UNROLL for (int i = 0; i < 4; i++)

@@ -1,0 +1,8 @@
+"""CUDA kernels executed on this CPU: the very text that NVRTC gets, on the runtime of tests/msl.
+
+What is not as on a GPU: the order in which a matrix product adds up, and the last bits of functions such as exp.
+"""
+
+from .host import CudaHost
+
+__all__ = ["CudaHost"]
