@@ -1,4 +1,4 @@
-"""Our kernels on an NVIDIA GPU, one at a time: microseconds, GB/s of weight bytes, share of the copy bandwidth; TFLOP/s.
+"""Our kernels on an NVIDIA GPU, one at a time: microseconds, GB/s of weights, share of the copy bandwidth, TFLOP/s.
 
 Launches of a kind are noted down once and replayed by the driver, each with weights of its own, so that they come
 from memory and no launch of Python's is in the time. Neighbours in the queue wait for one another, as in a model.
@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from collections.abc import Callable
 
 import mlx.core as mx
 import numpy as np
@@ -31,15 +30,17 @@ class Queue:
         self.stream, self.kept, self.launches = driver.Stream(), [], []
 
     def __call__(self, kernel: launch.Kernel, call: launch.Launch) -> list[mx.array]:
-        outputs = [mx.zeros(s, d) for s, d in zip(call.output_shapes, call.output_dtypes)]
+        outputs = [
+            mx.zeros(s, d) for s, d in zip(call.output_shapes, call.output_dtypes, strict=True)
+        ]
         arrays = [mx.contiguous(x) for x in call.arrays]
         mx.eval(arrays, outputs)
         self.kept += [*arrays, *outputs]
         made = key(call)
-        code = driver.function(runner._cubin(kernel, made), ENTRY)
+        code = driver.function(runner.machine_code(kernel, made), ENTRY)
         pointers = [driver.address(x) for x in (*arrays, *outputs)]
-        grid = [-(-n // t) for n, t in zip(call.grid, call.threadgroup)]
-        block = [min(n, t) for n, t in zip(call.grid, call.threadgroup)]
+        grid = [-(-n // t) for n, t in zip(call.grid, call.threadgroup, strict=True)]
+        block = [min(n, t) for n, t in zip(call.grid, call.threadgroup, strict=True)]
         self.launches.append((code, grid, block, pointers, scalars(kernel, call, made.partial)))
         return outputs
 
@@ -72,20 +73,25 @@ def copy_bandwidth() -> float:
 
 
 def matrices(block: type[blocks.Block], rows: int, k: int) -> list[QTensor]:
+    """Matrices (rows, k) of a type, TURNS bytes in all, in the GPU's memory."""
     raw = random_weights.rows(np.random.default_rng(0), block, (min(rows, 1024), k), k**-0.5)
     raw = np.tile(raw.reshape(-1), -(-rows // min(rows, 1024)))[: rows * block.row_bytes(k)]
-    return [QTensor(block, (rows, k), raw) for _ in range(max(2, min(-(-TURNS // raw.size), 64)))]
+    found = [QTensor(block, (rows, k), raw) for _ in range(max(2, min(-(-TURNS // raw.size), 64)))]
+    mx.eval([w.array for w in found])
+    return found
 
 
-def measure(run: Callable[[QTensor], mx.array], ws: list[QTensor]) -> float:
+def measure(x: mx.array, ws: list[QTensor]) -> float:
+    """Seconds of a product of x and one of the matrices."""
     queue = Queue()
     with launch.use_runner(queue):
         for w in ws:
-            run(w)
+            ops.matmul(x, w)
     return queue.seconds() / len(ws)
 
 
 def main() -> None:
+    """Measure and print a table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--types", nargs="+", default=["Q4_K", "Q6_K", "Q8_0"])
     parser.add_argument("--shapes", nargs="+", default=["4096x4096", "14336x4096"])
@@ -100,12 +106,10 @@ def main() -> None:
         for shape in asked.shapes:
             rows, k = map(int, shape.split("x"))
             ws = matrices(block, rows, k)
-            for w in ws:
-                mx.eval(w.array)
             for batch in asked.batches:
                 x = mx.random.normal((batch, k))
                 mx.eval(x)
-                s = measure(lambda w: ops.matmul(x, w), ws if batch <= 8 else ws[:8])
+                s = measure(x, ws if batch <= 8 else ws[:8])
                 rate, flops = ws[0].nbytes / s, 2 * batch * rows * k / s
                 print(
                     f"| {type_name:6} | {shape:12} | {batch:4} | {s * 1e6:8.1f} us | {rate / 1e9:6.0f} GB/s "

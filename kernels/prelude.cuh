@@ -1,6 +1,6 @@
 // What Metal's standard library gives the kernels' text, for NVIDIA GPUs: a simdgroup is a warp, a threadgroup a
-// block. The launcher puts all text of a kernel into one namespace, whose vectors hide CUDA's own, and NVRTC takes every
-// function as the device's (--device-as-default-execution-space).
+// block. The launcher puts all text of a kernel into one namespace, whose vectors hide CUDA's own, and NVRTC takes
+// every function as the device's (--device-as-default-execution-space).
 //
 // Arrays start at multiples of 16 bytes, as MLX and load.py allocate them, and so do rows of activations of which a
 // kernel reads runs of 16: those are loaded 16 bytes at a time.
@@ -151,7 +151,7 @@ struct alignas(4 * sizeof(T)) vec<T, 4> {
         return vec<T, N>(a) OP b;                                                                                      \
     }                                                                                                                  \
     template <typename T, int N, typename B>                                                                           \
-    METAL_FUNC vec<T, N>& operator OP##=(vec<T, N>& a, B b) {                                                          \
+    METAL_FUNC vec<T, N>& operator OP## = (vec<T, N> & a, B b) {                                                       \
         return a = a OP b;                                                                                             \
     }
 OPERATOR(+)
@@ -214,9 +214,7 @@ METAL_FUNC float min(float a, float b) { return fminf(a, b); }
 METAL_FUNC float max(float a, float b) { return fmaxf(a, b); }
 
 // The one that is a number, if the other is none.
-METAL_FUNC half max(half a, half b) {
-    return as_type<half>(max_of_halves(a.bits, b.bits));
-}
+METAL_FUNC half max(half a, half b) { return as_type<half>(max_of_halves(a.bits, b.bits)); }
 
 METAL_FUNC int ctz(uint x) { return __ffs(int(x)) - 1; }
 METAL_FUNC int popcount(uint x) { return __popc(x); }
@@ -305,8 +303,8 @@ METAL_FUNC uint nibbles_of(uint bytes) {
 // table[b] for each byte b < 16 of `index`.
 METAL_FUNC uint4 look_up16(uint4 index, const uchar* table) {
     uint words[4];
-    UNROLL for (int i = 0; i < 4; i++)
-        words[i] = table[4 * i] | table[4 * i + 1] << 8 | table[4 * i + 2] << 16 | uint(table[4 * i + 3]) << 24;
+    UNROLL for (int i = 0; i < 4; i++) words[i] =
+        table[4 * i] | table[4 * i + 1] << 8 | table[4 * i + 2] << 16 | uint(table[4 * i + 3]) << 24;
     uint4 out;
     UNROLL for (int i = 0; i < 4; i++) {
         uint at = nibbles_of(index[i]);

@@ -82,7 +82,8 @@ METAL_FUNC int first_run(int t) {
 // 16 activations.
 template <typename X>
 METAL_FUNC Run load_run(X x) {
-    return Run{{load_aligned_floats(x), load_aligned_floats(x + 4), load_aligned_floats(x + 8), load_aligned_floats(x + 12)}};
+    return Run{
+        {load_aligned_floats(x), load_aligned_floats(x + 4), load_aligned_floats(x + 8), load_aligned_floats(x + 12)}};
 }
 
 METAL_FUNC float run_sum(Run x) {

@@ -16,16 +16,14 @@ struct Accumulators {
 template <int COLUMNS>
 METAL_FUNC void clear(Accumulators<COLUMNS>& sums) {
     UNROLL for (int j = 0; j < COLUMNS / 16; j++) {
-        UNROLL for (int i = 0; i < 2; i++) {
-            UNROLL for (int e = 0; e < 4; e++) sums.v[j][i][e] = 0;
-        }
+        UNROLL for (int i = 0; i < 2; i++) { UNROLL for (int e = 0; e < 4; e++) sums.v[j][i][e] = 0; }
     }
 }
 
 template <int COLUMNS>
 METAL_FUNC void add_products(Accumulators<COLUMNS>& sums, const half* weights, const half* activations, uint lane) {
     constexpr int WEIGHTS = 64 * (TILE_ROWS / 8), ACTIVATIONS = 64 * (COLUMNS / 8); // of a part of 8
-    constexpr int EACH = COLUMNS == 16 ? 1 : 2;                                    // fragments of x at a time
+    constexpr int EACH = COLUMNS == 16 ? 1 : 2;                                     // fragments of x at a time
     const half* w_row = weights + lane / 16 * WEIGHTS + lane / 8 % 2 * 64 + lane % 8 * 8;
     const half* x_row = activations + lane / 8 % 2 * ACTIVATIONS + (EACH == 2 ? lane / 16 * 64 : 0) + lane % 8 * 8;
     UNROLL for (int part = 0; part < DEPTH / 8; part += 2) {
@@ -33,7 +31,7 @@ METAL_FUNC void add_products(Accumulators<COLUMNS>& sums, const half* weights, c
         UNROLL for (int i = 0; i < 2; i++) load_blocks(w[i], w_row + part * WEIGHTS + 128 * i);
         UNROLL for (int j = 0; j < COLUMNS / 16; j += EACH) {
             uint x[EACH][2];
-            load_blocks((uint(&)[2 * EACH])x, x_row + part * ACTIVATIONS + 64 * j);
+            load_blocks((uint(&)[2 * EACH]) x, x_row + part * ACTIVATIONS + 64 * j);
             UNROLL for (int e = 0; e < EACH; e++) {
                 UNROLL for (int i = 0; i < 2; i++) multiply_fragments(sums.v[j + e][i], w[i], x[e]);
             }

@@ -34,7 +34,8 @@ METAL_FUNC void clear(thread Accumulators<COLUMNS>& sums) {
     }
 }
 
-// put(row of w, row of x, sum) for all of a simdgroup's, whose own are the 1 KiB of `memory`: eight rows of x at a time.
+// put(row of w, row of x, sum) for all of a simdgroup's, whose own are the 1 KiB of `memory`: eight rows of x at a
+// time.
 template <int COLUMNS, typename P>
 METAL_FUNC void put_sums(thread Accumulators<COLUMNS>& sums, threadgroup float* memory, P put, uint lane) {
     UNROLL for (int j = 0; j < COLUMNS / 16; j++) {

@@ -92,12 +92,12 @@ def _backend() -> ModuleType:
 
 
 def use_default_backend() -> str | None:
-    """Use metal on an Apple GPU, cuda on an NVIDIA GPU, cpu without a GPU.
+    """Use metal on an Apple GPU, reference on another GPU, cpu without a GPU.
 
     Returns why it is the reference instead, where the cpu backend cannot work.
     """
     if mx.default_device() == mx.gpu:
-        use_backend("metal" if mx.metal.is_available() else "cuda")
+        use_backend("metal" if mx.metal.is_available() else "reference")
         return None
     try:
         use_backend("cpu")

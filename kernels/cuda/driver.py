@@ -38,7 +38,7 @@ def upload(words: np.ndarray, shape: Sequence[int], dtype: mx.Dtype) -> mx.array
     _check(
         cuda,
         cuda.cuMemcpyHtoD_v2(
-            ctypes.c_uint64(int(address.item())),
+            ctypes.c_uint64(np.asarray(address)[0]),
             ctypes.c_void_p(words.ctypes.data),
             ctypes.c_size_t(words.nbytes),
         ),
@@ -51,7 +51,7 @@ def address(x: mx.array) -> int:
     (found,) = _ADDRESS(
         [x], grid=(1, 1, 1), threadgroup=(1, 1, 1), output_shapes=[(1,)], output_dtypes=[mx.uint64]
     )
-    return int(found.item())
+    return int(np.asarray(found)[0])
 
 
 class Stream:

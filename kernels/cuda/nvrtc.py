@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import glob
-import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -71,8 +69,7 @@ def library() -> ctypes.CDLL:
 def _paths() -> Iterator[str]:
     for folder in sys.path:
         for pattern in ("nvidia/cu1?/lib/libnvrtc.so.*", "nvidia/cuda_nvrtc/lib/libnvrtc.so.*"):
-            found = glob.glob(os.path.join(folder or ".", pattern))
-            yield from sorted(found)
+            yield from sorted(map(str, Path(folder).glob(pattern)))
     yield from ("libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so")
 
 

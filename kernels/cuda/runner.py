@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import os
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -26,9 +25,9 @@ def run(kernel: Kernel, launch: Launch) -> list[mx.array]:
     made = key(launch)
     outputs: list[mx.array] = mx.fast.precompiled_cuda_kernel(
         name=ENTRY,
-        compiled_source=_cubin(kernel, made),
+        compiled_source=machine_code(kernel, made),
         inputs=launch.arrays,
-        output_shapes=launch.output_shapes,
+        output_shapes=[tuple(shape) for shape in launch.output_shapes],
         output_dtypes=launch.output_dtypes,
         scalars=scalars(kernel, launch, made.partial),
         grid=launch.grid,
@@ -48,7 +47,8 @@ def architecture() -> str:
 
 
 @functools.cache
-def _cubin(kernel: Kernel, made: Key) -> bytes:
+def machine_code(kernel: Kernel, made: Key) -> bytes:
+    """Of a kernel for this GPU, compiled at most once by all processes of a user. Raises CompileError."""
     text, target = source(kernel, made), architecture()
     stated = "\n".join([target, str(nvrtc.version()), *nvrtc.OPTIONS, text])
     name = hashlib.sha256(stated.encode()).hexdigest()[:32]
@@ -66,4 +66,4 @@ def _write(path: Path, data: bytes) -> None:
     """Whole or not at all."""
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix="build-", delete=False) as file:
         file.write(data)
-    os.replace(file.name, path)
+    Path(file.name).replace(path)

@@ -73,9 +73,7 @@ def key(launch: Launch) -> Key:
 
 def scalars(kernel: Kernel, launch: Launch, partial: bool) -> list[int]:
     """The numbers after the pointers."""
-    found = [
-        n for i in described(kernel) for n in launch.arrays[i].shape
-    ]
+    found = [n for i in described(kernel) for n in launch.arrays[i].shape]
     return [*found, launch.grid[0]] if partial else found
 
 

@@ -1,4 +1,8 @@
-"""Our kernels on NVIDIA GPUs: the metal backend's choices, by the same text. All of it is lazy."""
+"""Our kernels on NVIDIA GPUs: the metal backend's choices, by the same text. All of it is lazy.
+
+No GPU has run it yet: its kernels compile for sm_80 and sm_90, and the tests run their text on a CPU. So nothing
+chooses it by itself.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +32,9 @@ from .metal import to_mlx as to_mlx
 def prepare(_threads: int | None) -> None:
     """Kernels are compiled when they are first used. Raises OSError where there is no NVIDIA GPU."""
     if not mx.cuda.is_available():
-        raise OSError("the cuda backend needs an NVIDIA GPU and mlx[cuda13]; MLX finds no CUDA here")
+        raise OSError(
+            "the cuda backend needs an NVIDIA GPU and mlx[cuda13]; MLX finds no CUDA here"
+        )
 
 
 def wired_limit() -> int | None:

@@ -11,8 +11,7 @@ from .privacy import one_line, without_folders
 _REASONS = {
     "cpu": "MLX has no GPU here",
     "metal": "MLX has an Apple GPU here",
-    "cuda": "MLX has an NVIDIA GPU here",
-    "reference": "there are no kernels of ours for this GPU",
+    "reference": "no GPU of this kind has run our kernels yet; --backend cuda tries them",
 }
 
 

@@ -24,9 +24,9 @@ struct alignas(16) host_uint3 {
 
 // nomerge: the return address tells the calls of a warp's threads apart
 extern "C" {
-void msl_collective(unsigned long function, void* argument) __attribute__((nomerge, convergent));
-void msl_barrier(int flags) __attribute__((nomerge, convergent));
-void msl_simdgroup_barrier(int flags) __attribute__((nomerge, convergent));
+void msl_collective(unsigned long function, void* argument) __attribute__((nomerge));
+void msl_barrier(int flags) __attribute__((nomerge));
+void msl_simdgroup_barrier(int flags) __attribute__((nomerge));
 void* msl_threadgroup(int index, unsigned long size, unsigned long align);
 float expf(float);
 float sinf(float);
@@ -90,11 +90,21 @@ struct Record {
             Record& r = *(Record*)p[i];
             int from = i ^ r.other;
             switch (first->what) {
-                case SHUFFLE: r.result = mask >> from & 1 ? ((Record*)p[from])->value : 0x7fc00000; break;
-                case SUM: r.result = sum; break;
-                case LEAST: r.result = unsigned(least); break;
-                case MOST: r.result = unsigned(most); break;
-                case BALLOT: r.result = votes; break;
+            case SHUFFLE:
+                r.result = mask >> from & 1 ? ((Record*)p[from])->value : 0x7fc00000;
+                break;
+            case SUM:
+                r.result = sum;
+                break;
+            case LEAST:
+                r.result = unsigned(least);
+                break;
+            case MOST:
+                r.result = unsigned(most);
+                break;
+            case BALLOT:
+                r.result = votes;
+                break;
             }
         }
     }
@@ -158,8 +168,7 @@ struct Fragments {
         for (int lane = 0; lane < 32; lane++) {
             Fragments& f = *(Fragments*)p[lane];
             for (int i = 0; i < 2; i++) {
-                for (int e = 0; e < 4; e++)
-                    w[lane / 4 + e % 2 * 8][lane % 4 * 2 + i + e / 2 * 8] = number(f.w[e], i);
+                for (int e = 0; e < 4; e++) w[lane / 4 + e % 2 * 8][lane % 4 * 2 + i + e / 2 * 8] = number(f.w[e], i);
                 for (int e = 0; e < 2; e++) x[lane / 4][lane % 4 * 2 + i + 8 * e] = number(f.x[e], i);
             }
         }

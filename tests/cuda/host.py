@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,12 +14,17 @@ from msl import compiler, host, native
 from msl.native import INITIALISED, INPUT, OUTPUT, Memory
 
 from mlx_ferrum.kernels.cuda.source import ENTRY, TYPES, Key, key, scalars, source
-from mlx_ferrum.launch import Kernel, Launch
+from mlx_ferrum.launch import Kernel, Launch, Triple
 
 HEADER = Path(__file__).with_name("host.h")
-_INSTRUCTIONS = re.compile(r'#line 1 "kernels/ptx\.cuh"\n.*?(?=#line \d+ "kernels/prelude\.cuh"\n)', re.S)
+_INSTRUCTIONS = re.compile(
+    r'#line 1 "kernels/ptx\.cuh"\n.*?(?=#line \d+ "kernels/prelude\.cuh"\n)', re.S
+)
 _SHARED = re.compile(r"__shared__ __align__\(16\) +(\w+) +(\w+) *\[(.*)\];")
-_LANGUAGE = ("-cc1", "-x", "c++", "-std=c++17", "-nostdsysteminc", "-nobuiltininc", "-w")
+_FLAGS = (
+    *("-cc1", "-x", "c++", "-std=c++17", "-nostdsysteminc", "-nobuiltininc", "-w"),
+    *("-O1", "-ffp-contract=off", "-fconvergent-functions", *compiler._TARGET),
+)
 
 
 @dataclass
@@ -40,8 +46,8 @@ class CudaHost:
         memory += [Memory(output, role) for output in outputs]
         numbers = scalars(kernel, call, made.partial)
         memory += [Memory(native.padded(np.array([n], np.int32)), INPUT) for n in numbers]
-        block = tuple(min(n, t) for n, t in zip(call.grid, call.threadgroup, strict=True))
-        grid = tuple(-(-n // t) * t for n, t in zip(call.grid, block, strict=True))
+        block = _each(min, call.grid, call.threadgroup)
+        grid = _each(lambda n, t: -(-n // t) * t, call.grid, block)
         found = native.run(
             library(kernel, made),
             memory,
@@ -56,6 +62,11 @@ class CudaHost:
         return [host._array(o, d) for o, d in zip(outputs, call.output_dtypes, strict=True)]
 
 
+def _each(function: Callable[[int, int], int], a: Triple, b: Triple) -> Triple:
+    x, y, z = map(function, a, b)
+    return x, y, z
+
+
 @functools.cache
 def library(kernel: Kernel, made: Key) -> Path:
     """The shared library of a kernel. Raises SourceError for text that does not compile."""
@@ -64,11 +75,12 @@ def library(kernel: Kernel, made: Key) -> Path:
     def build(folder: Path, built: Path) -> None:
         written, objects = folder / "kernel.cpp", folder / "kernel.o"
         written.write_text(text)
-        flags = (*_LANGUAGE, *compiler._TARGET, "-O2", "-ffp-contract=off")
-        compiler._zig(*flags, "-include", str(HEADER), str(written), "-emit-obj", "-o", str(objects))
+        compiler._zig(
+            *_FLAGS, "-include", str(HEADER), str(written), "-emit-obj", "-o", str(objects)
+        )
         compiler._zig("ld.lld", "-shared", str(objects), str(compiler.runtime()), "-o", str(built))
 
-    return compiler._kept(f"{text}\n{HEADER.read_text()}", ".so", build)
+    return compiler._kept(f"{text}\n{HEADER.read_text()}\n{_FLAGS}", ".so", build)
 
 
 def hosted(kernel: Kernel, made: Key) -> str:
@@ -82,7 +94,8 @@ def hosted(kernel: Kernel, made: Key) -> str:
     count = len(re.findall(r"\bint \w+", text[text.index(f"{ENTRY}(") :].split(")", 1)[0]))
     arguments = ["*position"]
     arguments += [
-        f"({kind if kind == 'bool*' else 'ferrum::' + kind})pointers[{i}]" for i, kind in enumerate(kinds)
+        f"({kind if kind == 'bool*' else 'ferrum::' + kind})pointers[{i}]"
+        for i, kind in enumerate(kinds)
     ]
     arguments += [f"*(int*)pointers[{len(kinds) + i}]" for i in range(count)]
     return (
