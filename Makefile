@@ -12,7 +12,7 @@ else
 BACKEND := cpu
 endif
 
-KERNELS := $(wildcard kernels/*.metal kernels/*.cuh kernels/*/*.h kernels/*/*.cpp tests/cpu/*.cpp tests/msl/include/*.h tests/msl/runtime/*.h tests/msl/runtime/*.cpp bench/*.cpp)
+KERNELS := $(wildcard kernels/*.metal kernels/*.cuh kernels/*.h kernels/*/*.h kernels/*/*.cpp tests/cpu/*.cpp tests/cuda/*.h tests/msl/include/*.h tests/msl/runtime/*.h tests/msl/runtime/*.cpp bench/*.cpp)
 
 .PHONY: setup demo test lint bench backend
 

@@ -11,7 +11,7 @@ from cuda import CudaHost
 from msl import metal_on_cpu
 from test_ops import random_tensor
 
-from mlx_ferrum import blocks, launch, ops
+from mlx_ferrum import blocks, launch, load, ops
 from mlx_ferrum.backends import reference
 from mlx_ferrum.doctor import cases, selftest
 from mlx_ferrum.kernels.cuda import nvrtc, runner
@@ -199,3 +199,14 @@ def test_without_nvrtc_the_error_says_what_to_install(monkeypatch):
 def test_the_backend_is_refused_without_a_gpu():
     with pytest.raises(OSError, match="needs an NVIDIA GPU and mlx"):
         ops.use_backend("cuda")
+
+
+@pytest.mark.parametrize("length", [1, 40])
+def test_a_mixture_of_experts_says_what_the_reference_says(length):
+    model, _ = load("tiny-moe")
+    ids = np.random.default_rng(length).integers(0, model.args.vocab_size, (1, length))
+    tokens = mx.array(ids.astype(np.int32))
+    ours = np.array(model(tokens))
+    ops.use_backend("reference")
+    wanted = np.array(model(tokens))
+    assert np.abs(ours - wanted).max() <= 1e-3 * np.abs(wanted).max()
