@@ -202,11 +202,11 @@ def test_the_backend_is_refused_without_a_gpu():
 
 
 @pytest.mark.parametrize("length", [1, 40])
-def test_a_mixture_of_experts_says_what_the_reference_says(length):
+def test_a_mixture_of_experts_says_what_it_says_by_the_metal_text(length):
     model, _ = load("tiny-moe")
     ids = np.random.default_rng(length).integers(0, model.args.vocab_size, (1, length))
     tokens = mx.array(ids.astype(np.int32))
-    ours = np.array(model(tokens))
-    ops.use_backend("reference")
-    wanted = np.array(model(tokens))
-    assert np.abs(ours - wanted).max() <= 1e-3 * np.abs(wanted).max()
+    ours, metals = outputs(lambda: model(tokens))
+    assert (
+        np.abs(ours - metals).max() <= 5e-4 * np.abs(metals).max()
+    )  # sums in another order, then halves
