@@ -264,10 +264,10 @@ METAL_FUNC uint4 load16(const uchar* p) {
     else if constexpr (ALIGNED >= 4)
         return *(const packed_uint4*)p;
     else {
-        ulong at = (ulong)p;
-        uint shift = 8 * (uint(at) & 3);
-        const uint* words = (const uint*)(at & ~3ul);
-        uint last = *(const uint*)((at + 15) & ~3ul); // no word without a byte of the 16
+        int before = int((ulong)p & 3);
+        uint shift = 8 * before;
+        const uint* words = (const uint*)(p - before);
+        uint last = words[(before + 15) / 4]; // no word without a byte of the 16
         uint4 w = uint4(words[0], words[1], words[2], words[3]);
         return uint4(__funnelshift_r(w.x, w.y, shift), __funnelshift_r(w.y, w.z, shift),
                      __funnelshift_r(w.z, w.w, shift), __funnelshift_r(w.w, last, shift));
