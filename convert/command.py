@@ -9,6 +9,7 @@ from importlib import import_module
 from mlx_ferrum import cli
 
 COMMANDS = {
+    "hf": "convert a model from Hugging Face to a GGUF file",
     "quantize": "write a GGUF file in a smaller type, with a recipe for each tensor",
     "split": "write a model into several files",
     "merge": "join the files of a split model",

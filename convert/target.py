@@ -27,14 +27,14 @@ def arguments(parser: argparse.ArgumentParser, also: str = "") -> None:
     )
 
 
-def check(paths: Iterable[Path], source: gguf.GGUF, force: bool) -> None:
-    """Raises an error if a file cannot be written, is one of the source, or is there and not to be replaced."""
+def check(paths: Iterable[Path], sources: Sequence[Path], force: bool) -> None:
+    """Raises an error if a file cannot be written, is one of the sources, or is there and not to be replaced."""
     for path in paths:
         cli.check_writable(path)
         if not path.exists():
             continue
-        for part in source.files:
-            if path.samefile(part.path):
+        for source in sources:
+            if path.samefile(source):
                 raise ValueError(f"{path}: is the file that is read; name another one")
         if not force:
             raise FileExistsError(f"{path}: is there already; --force replaces it")
@@ -44,7 +44,7 @@ def run(files: Sequence[File], source: gguf.GGUF, args: argparse.Namespace) -> N
     """Check and write `files`, or print what they would hold if --dry-run is given."""
     from .output import table, write_files  # the packages that --help does without
 
-    check([file.path for file in files], source, args.force)
+    check([file.path for file in files], [part.path for part in source.files], args.force)
     if args.dry_run:
         for file in files:
             print(f"{file.path}")

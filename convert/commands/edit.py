@@ -67,7 +67,7 @@ def _write(args: argparse.Namespace, model: gguf.GGUF, file: output.File) -> Non
     if args.in_place:
         cli.check_writable(file.path)
     else:
-        target.check([file.path], model, args.force)
+        target.check([file.path], [part.path for part in model.files], args.force)
     if args.dry_run:
         return
     output.write_files([file], mode=file.path.stat().st_mode if args.in_place else None)
