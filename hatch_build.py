@@ -1,4 +1,4 @@
-"""Build hook: wheels made on Linux x86-64 carry compiled CPU kernels, so that they need no compiler."""
+"""Build hook: wheels made on Linux x86-64 carry compiled CPU kernels and quantizers, so that they need no compiler."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import platform
 import re
 import sys
 import tempfile
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -34,23 +35,31 @@ class PrebuiltKernels(BuildHookInterface):  # type: ignore[type-arg]
             self.app.display_warning(f"no prebuilt CPU kernels: {error}")
             return
         for path in libraries:
-            build_data["force_include"][str(path)] = f"mlx_ferrum/kernels/cpu/prebuilt/{path.name}"
+            where = f"mlx_ferrum/kernels/{path.parent.name}/prebuilt/{path.name}"
+            build_data["force_include"][str(path)] = where
         minor = max(map(_glibc_minor, libraries))
         build_data["tag"] = f"py3-none-manylinux_2_{minor}_x86_64"
         build_data["pure_python"] = False
 
     def _compile(self, folder: Path) -> list[Path]:
-        """A library for each level. Raises BuildError, an OSError, if there is no compiler or it fails."""
+        """Compile each folder's C++ for each level, into folders of the same names.
+
+        Raises BuildError, an OSError, if there is no compiler or it fails.
+        """
         sys.path.insert(0, self.root)  # the package itself needs MLX
         try:
             build = importlib.import_module("kernels.cpu.build")
         finally:
             sys.path.remove(self.root)
         compiler = build.find_compiler()
-        paths = [folder / build.prebuilt_name(level) for level in build.PREBUILT]
-        for level, path in zip(build.PREBUILT, paths, strict=True):
-            self.app.display_info(f"compiling CPU kernels for {level}")
-            build.compile_to(path, compiler, build.flags(level), link=STATIC)
+        paths = []
+        for (kind, what), level in product(build.KINDS.items(), build.PREBUILT):
+            self.app.display_info(f"compiling {what} for {level}")
+            source = Path(self.root) / "kernels" / kind
+            path = folder / kind / build.prebuilt_name(level, source)
+            path.parent.mkdir(exist_ok=True)
+            build.compile_to(path, compiler, build.flags(level), folder=source, link=STATIC)
+            paths.append(path)
         return paths
 
 

@@ -41,7 +41,7 @@ class Parser(argparse.ArgumentParser):
     """
 
     def __init__(self, command: str, description: str, **options: Any) -> None:
-        """command: the module after `python -m mlx_ferrum.`; options: those of argparse."""
+        """command: the module after `python -m mlx_ferrum.`, and a subcommand; options: those of argparse."""
         super().__init__(
             prog=_program(command),
             description=textwrap.fill(description, 79),
@@ -100,6 +100,8 @@ class Parser(argparse.ArgumentParser):
 
 
 def _program(command: str) -> str:
-    """The program's name as the user started it."""
-    script = PurePath(sys.argv[0]).name
-    return script if script.startswith("ferrum-") else f"python -m mlx_ferrum.{command}"
+    """The program's name as the user started it, with the subcommand."""
+    script, (_, *subcommand) = PurePath(sys.argv[0]).name, command.split()
+    if script.startswith("ferrum-"):
+        return " ".join([script, *subcommand])
+    return f"python -m mlx_ferrum.{command}"

@@ -220,6 +220,42 @@ def test_a_checkout_has_no_prebuilt_libraries() -> None:
     assert not build.is_prebuilt(build.library())
 
 
+# -- another folder of sources ---------------------------------------------------------------------
+
+
+@pytest.fixture
+def other(source: Path) -> Path:
+    """A folder beside the kernels' with a source that includes one of their headers."""
+    folder = source.parent.parent / "quantize"
+    folder.mkdir()
+    (folder / "more.cpp").write_text('#include "../cpu/tiny.h"\n' + TINY % 7)
+    return folder
+
+
+def test_another_folder_has_a_library_of_its_own(
+    source: Path, other: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = build.library(folder=other)
+    assert "compiling quantizers with" in capsys.readouterr().err
+    assert path.name.startswith("quantize-native-") and path.parent == build.library().parent
+    assert (answer(path), answer(build.library())) == (7, 42)
+    assert build.library(folder=other) == path
+    (source.parent / "tiny.h").write_text("// a header that it includes")
+    assert build.library(folder=other) != path
+
+
+def test_another_folder_has_prebuilt_libraries_of_its_own(
+    prebuilt: dict[str, Path], other: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(build.BuildError, match=r"no C\+\+ compiler"):
+        build.library(folder=other)
+    path = other / "prebuilt" / build.prebuilt_name("avx2", other)
+    path.parent.mkdir()
+    monkeypatch.undo()
+    build.compile_to(path, build.find_compiler(), build.flags("portable"), folder=other)
+    assert answer(path) == 7
+
+
 # -- structs --------------------------------------------------------------------------------------
 
 

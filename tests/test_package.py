@@ -22,7 +22,8 @@ def test_type_hints_ship() -> None:
 
 
 def test_every_command_has_a_console_script() -> None:
-    commands = [path.parent.name for path in Path(mlx_ferrum.__file__).parent.glob("*/__main__.py")]
+    folders = (Path(folder) for folder in mlx_ferrum.__path__)
+    commands = {path.parent.name for folder in folders for path in folder.glob("*/__main__.py")}
     assert sorted(SCRIPTS) == sorted(commands)
 
 
@@ -55,7 +56,9 @@ def test_import_is_light() -> None:
     assert not {"huggingface_hub", "prompt_toolkit", "torch", "tqdm"} & needed
 
 
-@pytest.mark.parametrize("command", ["generate", "chat", "gguf", "experts", "catalog", "doctor"])
+@pytest.mark.parametrize(
+    "command", ["generate", "chat", "convert", "gguf", "experts", "catalog", "doctor"]
+)
 def test_help_is_light(command: str) -> None:
     code = f"from mlx_ferrum.{command}.__main__ import main; sys.argv[1:] = ['--help']; main()"
     heavy = {"mlx.core", "numpy", "jinja2", "prompt_toolkit", "tqdm", "filelock"}

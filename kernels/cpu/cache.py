@@ -55,7 +55,7 @@ def clean(folder: Path) -> None:
         if _is_abandoned(left):
             shutil.rmtree(left, ignore_errors=True)
     oldest = time.time() - KEPT_DAYS * 24 * 3600
-    for path in folder.glob("cpu-*.so"):
+    for path in folder.glob("*.so"):
         with contextlib.suppress(OSError):  # another process removed it
             if path.stat().st_mtime < oldest:
                 path.unlink()

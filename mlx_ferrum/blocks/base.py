@@ -1,8 +1,8 @@
 """What every block type shares: its layout, its size, and the ways from bytes to float32 and back.
 
 A block type is one subclass of `Block` in a file of its own. It states its fields in file order and
-decodes them; the size in bytes follows from the fields. Some can encode too. Nothing here knows a file,
-a tensor or a backend. MLX is imported only to decode.
+decodes them; the size in bytes follows from the fields. kernels/quantize encodes. Nothing here knows a
+file, a tensor or a backend. MLX is imported only to decode.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ import numpy as np
 
 from ..lazy import mx
 
-_CHUNK = 1 << 20  # weights that are quantized at a time
+HALF_MAX = 65504.0  # the largest float16
+FLOAT_MAX = float(np.finfo(np.float32).max)
 _FIELD_BYTES = {"u8": 1, "i8": 1, "u16": 2, "i16": 2, "f16": 2, "bf16": 2, "u32": 4, "f32": 4}
 _MLX_DTYPES = {
     "u8": "uint8",
@@ -25,15 +26,6 @@ _MLX_DTYPES = {
     "bf16": "bfloat16",
     "u32": "uint32",
     "f32": "float32",
-}
-_NUMPY_DTYPES = {
-    "u8": np.uint8,
-    "i8": np.int8,
-    "u16": np.uint16,
-    "i16": np.int16,
-    "f16": np.float16,
-    "u32": np.uint32,
-    "f32": np.float32,
 }
 
 
@@ -55,11 +47,11 @@ class BlockType:
 
 
 class Block(BlockType):
-    """A type that can be decoded. Subclasses give `fields` and `decode`; those with `encode` also `limit`."""
+    """A type that can be decoded and encoded. Subclasses give `fields`, `limit` and `decode`."""
 
     supported = True
     fields: ClassVar[dict[str, tuple[str, int]]]
-    limit: ClassVar[float | None] = None  # what `encode` can take, of either sign
+    limit: ClassVar[float]  # the largest weight, of either sign, that `quantize` takes
 
     def __init_subclass__(cls, *, id: int, weights: int) -> None:
         cls.id, cls.name, cls.weights = id, cls.__name__, weights
@@ -87,42 +79,70 @@ class Block(BlockType):
         return weights.reshape(*raw.shape[:-1], k)
 
     @classmethod
-    def encode(cls, x: np.ndarray) -> dict[str, np.ndarray]:
-        """The fields of n blocks near x.
+    def quantize(
+        cls,
+        x: np.ndarray,
+        importance: np.ndarray | None = None,
+        effort: str = "normal",
+        *,
+        threads: int | None = None,
+    ) -> np.ndarray:
+        """The blocks of least weighted squared error that the search finds, sum of importance * (x - found)².
 
-        x: (n, weights) float32, finite and within `limit`
-        returns: (n, count), or (n,) for a count of 1
+        x: (..., k), finite and within `limit` of 0 -> (..., row bytes) uint8
+        importance: of each column, not negative: (k,) for all rows, or (..., k) with the leading dimensions of x
+            before its rows, (experts, k) for (experts, rows, k) say. Columns count alike where it is None or 0 for a
+            whole block.
+        effort: how long to search, "fast", "normal" or "best"
+        threads: all cores by default
+        Raises ValueError for weights that the type cannot hold and for a bad importance, OSError where there is no
+        C++ compiler.
         """
-        raise NotImplementedError(f"weights cannot be quantized to {cls.name}")
+        from mlx_ferrum.kernels.quantize import native  # compiles when first called
 
-    @classmethod
-    def quantize(cls, x: np.ndarray) -> np.ndarray:
-        """x: (..., k) -> (..., row bytes) uint8, by the least squares that the search of `encode` finds.
-
-        Raises NotImplementedError for a type without `encode`, ValueError for weights that it cannot hold.
-        """
-        shape = (*x.shape[:-1], cls.row_bytes(x.shape[-1]))
-        x = np.ascontiguousarray(x, np.float32).reshape(-1, cls.weights)
-        beyond = x[~(np.abs(x) <= cls.limit)] if cls.limit is not None else x[:0]
-        if beyond.size:
+        if effort not in native.EFFORTS:
+            raise ValueError(f"effort: expected {', '.join(native.EFFORTS)}, found {effort!r}")
+        k = x.shape[-1]
+        raw = np.empty((*x.shape[:-1], cls.row_bytes(k)), np.uint8)
+        if not raw.size:
+            return raw
+        weights = np.ascontiguousarray(x, np.float32)
+        wrong = native.quantize(
+            weights.reshape(-1, k),
+            None if importance is None else cls._importance(x, importance),
+            raw,
+            type=cls.id,
+            limit=cls.limit,
+            effort=effort,
+            threads=threads,
+        )
+        if wrong is not None:
+            *row, column = map(int, np.unravel_index(wrong, x.shape))
             raise ValueError(
-                f"{cls.name}: weights must be within {cls.limit:g} of 0, found {beyond[0]:g}"
+                f"{cls.name}: weights must be within {cls.limit:g} of 0, found "
+                f"{weights.flat[wrong]:g} in row {', '.join(map(str, row)) or 0}, column {column}"
             )
-        raw, step = np.empty((len(x), cls.bytes), np.uint8), _CHUNK // cls.weights
-        for start in range(0, len(x), step):
-            raw[start : start + step] = cls._join(cls.encode(x[start : start + step]))
-        return raw.reshape(shape)
+        return raw
 
     @classmethod
-    def _join(cls, block: dict[str, np.ndarray]) -> np.ndarray:
-        """The bytes of n blocks, (n, bytes) uint8, from fields as `encode` gives them."""
-        columns = [
-            np.ascontiguousarray(block[name].reshape(-1, count), _NUMPY_DTYPES[dtype]).view(
-                np.uint8
+    def _importance(cls, x: np.ndarray, importance: np.ndarray) -> np.ndarray:
+        """Checked: (n, k) float32, each row for as many rows of x."""
+        k = x.shape[-1]
+        shapes = {(k,), (*x.shape[:-2], k)}
+        if importance.shape not in shapes:
+            expected = " or ".join(map(str, sorted(shapes, key=len)))
+            raise ValueError(
+                f"{cls.name}: expected importance of shape {expected}, found {importance.shape}"
             )
-            for name, (dtype, count) in cls.fields.items()
-        ]
-        return np.concatenate(columns, axis=1)
+        found = np.ascontiguousarray(importance, np.float32).reshape(-1, k)
+        bad = np.argwhere(~(np.isfinite(found) & (found >= 0)))
+        if len(bad):
+            row, column = map(int, bad[0])
+            raise ValueError(
+                f"{cls.name}: importance must be finite and not negative, found "
+                f"{found[row, column]:g} for column {column} in row {row}"
+            )
+        return found
 
     @classmethod
     def _split(cls, raw: mx.array) -> SimpleNamespace:
@@ -152,11 +172,3 @@ def per_group(scale: mx.array, weights: mx.array) -> mx.array:
     """scale: (n, groups), weights: (n, ...) -> their product (n, groups, w) float32."""
     n, groups = scale.shape
     return scale[:, :, None] * weights.astype(mx.float32).reshape(n, groups, -1)
-
-
-def packed(codes: np.ndarray, *, bits: int, fields: int) -> np.ndarray:
-    """The inverse of `bit_fields`: (n, m * fields, w) uint8 -> (n, m, w), the first in the lowest bits."""
-    n, rows, w = codes.shape
-    shifts = np.arange(fields, dtype=np.uint8)[:, None] * np.uint8(bits)
-    parts = codes.reshape(n, rows // fields, fields, w) << shifts
-    return np.asarray(np.bitwise_or.reduce(parts, axis=2))

@@ -10,6 +10,7 @@ from .base import Block
 
 class BF16(Block, id=30, weights=1):
     fields = {"value": ("bf16", 1)}
+    limit = 2.0**128 - 2.0**120
 
     @classmethod
     def decode(cls, block: SimpleNamespace) -> mx.array:

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
-import numpy as np
-
 from ..lazy import mx
-from .base import Block
-from .fit import HALF_MAX
+from .base import HALF_MAX, Block
 
 
 class F16(Block, id=1, weights=1):
@@ -18,7 +15,3 @@ class F16(Block, id=1, weights=1):
     @classmethod
     def decode(cls, block: SimpleNamespace) -> mx.array:
         return block.value
-
-    @classmethod
-    def encode(cls, x: np.ndarray) -> dict[str, np.ndarray]:
-        return {"value": x}

@@ -4,20 +4,14 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
-import numpy as np
-
 from ..lazy import mx
-from .base import Block
+from .base import FLOAT_MAX, Block
 
 
 class F32(Block, id=0, weights=1):
     fields = {"value": ("f32", 1)}
-    limit = float(np.finfo(np.float32).max)
+    limit = FLOAT_MAX
 
     @classmethod
     def decode(cls, block: SimpleNamespace) -> mx.array:
         return block.value
-
-    @classmethod
-    def encode(cls, x: np.ndarray) -> dict[str, np.ndarray]:
-        return {"value": x}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 from ..lazy import mx
-from .base import Block, halves
+from .base import HALF_MAX, Block, halves
 
 LEVELS = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
 
@@ -18,6 +18,7 @@ class IQ4_NL(Block, id=20, weights=32):
     """
 
     fields = {"d": ("f16", 1), "qs": ("u8", 16)}
+    limit = 113 * HALF_MAX
 
     @classmethod
     def decode(cls, block: SimpleNamespace) -> mx.array:

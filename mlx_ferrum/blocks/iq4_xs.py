@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 from ..lazy import mx
-from .base import Block, bit_fields, per_group
+from .base import HALF_MAX, Block, bit_fields, per_group
 from .iq4_nl import LEVELS
 
 
@@ -18,6 +18,7 @@ class IQ4_XS(Block, id=23, weights=256):
     """
 
     fields = {"d": ("f16", 1), "scales_h": ("u16", 1), "scales_l": ("u8", 4), "qs": ("u8", 128)}
+    limit = 113 * 31 * HALF_MAX
 
     @classmethod
     def decode(cls, block: SimpleNamespace) -> mx.array:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 from ..lazy import mx
-from .base import Block, halves
+from .base import FLOAT_MAX, Block, halves
 
 # Twice the E2M1 values, so that they are whole; the scale is halved to match.
 DOUBLED = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)
@@ -22,6 +22,7 @@ class MXFP4(Block, id=39, weights=32):
     """
 
     fields = {"e": ("u8", 1), "qs": ("u8", 16)}
+    limit = FLOAT_MAX
 
     @classmethod
     def decode(cls, block: SimpleNamespace) -> mx.array:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 from ..lazy import mx
-from .base import Block, bit_fields, per_group
+from .base import HALF_MAX, Block, bit_fields, per_group
 
 
 class Q2_K(Block, id=10, weights=256):
@@ -17,6 +17,7 @@ class Q2_K(Block, id=10, weights=256):
     """
 
     fields = {"scales": ("u8", 16), "qs": ("u8", 64), "d": ("f16", 1), "dmin": ("f16", 1)}
+    limit = 15 * HALF_MAX
 
     @classmethod
     def decode(cls, block: SimpleNamespace) -> mx.array:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 from ..lazy import mx
-from .base import Block, bit_fields, per_group
+from .base import HALF_MAX, Block, bit_fields, per_group
 
 
 class Q3_K(Block, id=11, weights=256):
@@ -19,6 +19,7 @@ class Q3_K(Block, id=11, weights=256):
     """
 
     fields = {"hmask": ("u8", 32), "qs": ("u8", 64), "scales": ("u8", 12), "d": ("f16", 1)}
+    limit = 3 * 31 * HALF_MAX
 
     @classmethod
     def decode(cls, block: SimpleNamespace) -> mx.array:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 from ..lazy import mx
-from .base import Block, halves
+from .base import HALF_MAX, Block, halves
 
 
 class Q4_1(Block, id=3, weights=32):
@@ -16,6 +16,7 @@ class Q4_1(Block, id=3, weights=32):
     """
 
     fields = {"d": ("f16", 1), "m": ("f16", 1), "qs": ("u8", 16)}
+    limit = HALF_MAX
 
     @classmethod
     def decode(cls, block: SimpleNamespace) -> mx.array:

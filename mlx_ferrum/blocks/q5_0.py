@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 from ..lazy import mx
-from .base import Block, halves
+from .base import HALF_MAX, Block, halves
 
 
 def with_fifth_bit(qs: mx.array, qh: mx.array) -> mx.array:
@@ -22,6 +22,7 @@ class Q5_0(Block, id=6, weights=32):
     """
 
     fields = {"d": ("f16", 1), "qh": ("u32", 1), "qs": ("u8", 16)}
+    limit = 16 * HALF_MAX
 
     @classmethod
     def decode(cls, block: SimpleNamespace) -> mx.array:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 from ..lazy import mx
-from .base import Block
+from .base import HALF_MAX, Block
 from .q5_0 import with_fifth_bit
 
 
@@ -17,6 +17,7 @@ class Q5_1(Block, id=7, weights=32):
     """
 
     fields = {"d": ("f16", 1), "m": ("f16", 1), "qh": ("u32", 1), "qs": ("u8", 16)}
+    limit = HALF_MAX
 
     @classmethod
     def decode(cls, block: SimpleNamespace) -> mx.array:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 from ..lazy import mx
-from .base import Block, bit_fields, per_group
+from .base import HALF_MAX, Block, bit_fields, per_group
 from .q4_k import scales_and_mins
 
 
@@ -23,6 +23,7 @@ class Q5_K(Block, id=13, weights=256):
         "qh": ("u8", 32),
         "qs": ("u8", 128),
     }
+    limit = 63 * HALF_MAX
 
     @classmethod
     def decode(cls, block: SimpleNamespace) -> mx.array:

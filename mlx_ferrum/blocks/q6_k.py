@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
-import numpy as np
-
 from ..lazy import mx
-from .base import Block, bit_fields, packed, per_group
-from .fit import HALF_MAX, Levels, k_quant
+from .base import HALF_MAX, Block, bit_fields, per_group
 
 
 class Q6_K(Block, id=14, weights=256):
@@ -29,14 +26,3 @@ class Q6_K(Block, id=14, weights=256):
         scale = block.d * block.scales.astype(mx.float32)
         q = (low | (high << 4)).astype(mx.float32) - 32
         return per_group(scale, q).reshape(-1, cls.weights)
-
-    @classmethod
-    def encode(cls, x: np.ndarray) -> dict[str, np.ndarray]:
-        fit = k_quant(x.reshape(-1, 16, 16), Levels(codes=(-32, 31), scales=(-128, 127)))
-        q = (fit.q + 32).astype(np.uint8)
-        return {
-            "ql": packed(q.reshape(-1, 4, 64) & 15, bits=4, fields=2),
-            "qh": packed(q.reshape(-1, 8, 32) >> 4, bits=2, fields=4),
-            "scales": fit.s,
-            "d": fit.d,
-        }

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
-import numpy as np
-
 from ..lazy import mx
-from .base import Block
-from .fit import HALF_MAX, half, over
+from .base import HALF_MAX, Block
 
 
 class Q8_0(Block, id=8, weights=32):
@@ -23,9 +20,3 @@ class Q8_0(Block, id=8, weights=32):
     @classmethod
     def decode(cls, block: SimpleNamespace) -> mx.array:
         return block.d * block.q.astype(mx.float32)
-
-    @classmethod
-    def encode(cls, x: np.ndarray) -> dict[str, np.ndarray]:
-        d = half(np.abs(x).max(-1) / 127)
-        q = np.clip(np.rint(over(x, d.astype(np.float32)[:, None])), -127, 127)
-        return {"d": d, "q": q}

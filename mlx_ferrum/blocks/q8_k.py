@@ -15,6 +15,7 @@ class Q8_K(Block, id=15, weights=256):
     """
 
     fields = {"d": ("f32", 1), "q": ("i8", 256), "sums": ("i16", 16)}
+    limit = 2.0**127
 
     @classmethod
     def decode(cls, block: SimpleNamespace) -> mx.array:

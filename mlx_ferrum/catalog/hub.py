@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -12,6 +13,8 @@ REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 _PART = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$", re.IGNORECASE)
 _COMPANION = re.compile(r"mmproj|imatrix|^ggml-vocab|^(mtp|eagle3?|dflash|dspark)-", re.IGNORECASE)
 _PREFERRED = "Q4_K_M"  # of a repository with many files: small, and close to the original
+_SOURCES = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model", "README.md"]
+_NOT_SOURCES = ["consolidated*", "*/*.safetensors", "*/*.json"]
 _SECONDS = 5  # that the hub has to answer
 
 
@@ -40,6 +43,22 @@ def download(name: str) -> Path:
                 file = _choose_cached(repo, choice, error)
         paths = [_ask(f"{repo}:{part}", hf_hub_download, repo, part) for part in parts(file)]
     return Path(paths[0])
+
+
+def snapshot(repo: str) -> Path:
+    """The folder with a repository's safetensors model and tokenizer, downloaded unless it is in the hub's cache.
+
+    Raises ValueError if there is no such repository, ConnectionError if the hub cannot be reached and the cache does
+    not have the model.
+    """
+    from huggingface_hub import snapshot_download
+
+    call = partial(snapshot_download, allow_patterns=_SOURCES, ignore_patterns=_NOT_SOURCES)
+    reason = unreachable()
+    with _offline(reason):
+        return Path(
+            _ask(repo, call if reason is None else partial(call, local_files_only=True), repo)
+        )
 
 
 def choose(repo: str, files: Iterable[str], tag: str = "") -> str:

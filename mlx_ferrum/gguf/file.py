@@ -24,6 +24,7 @@ class GGUF:
     tensors: name -> TensorInfo, in file order
     parts: (file size,) uint8 each, read-only, page-aligned; one, or all files of a split model
     files: what the parts are mapped from
+    spans: key -> where its type and value lie in the first part
     """
 
     path: Path
@@ -33,6 +34,7 @@ class GGUF:
     tensors: dict[str, TensorInfo]
     parts: list[np.ndarray]
     files: list[MappedFile] = field(default_factory=list)
+    spans: dict[str, tuple[int, int]] = field(default_factory=dict)
 
     def check(self, *, thorough: bool = True) -> None:
         """Raises ValueError if a file was cut short since it was opened or, if thorough, written to."""
@@ -46,6 +48,11 @@ class GGUF:
             raise ValueError(f"{self.path}: no tensor {quoted(name)} among its {count}")
         info = self.tensors[name]
         return self.parts[info.part][info.offset : info.offset + info.nbytes]
+
+    def raw(self, key: str) -> bytes:
+        """A metadata value as the file has it: a uint32 type, then the value. KeyError if there is none."""
+        start, stop = self.spans[key]
+        return self.parts[0][start:stop].tobytes()
 
     def __repr__(self) -> str:
         return f"GGUF({str(self.path)!r}, {len(self.metadata)} values, {len(self.tensors)} tensors)"
@@ -77,6 +84,7 @@ def read(path: str | os.PathLike[str]) -> GGUF:
         tensors=tensors,
         parts=[part.file.array() for part in parts],
         files=[part.file for part in parts],
+        spans=first.spans,
     )
 
 

@@ -55,13 +55,17 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class Header:
-    """What one file says. `part` of `part_count` is 0 of 1 for a model in a single file."""
+    """What one file says. `part` of `part_count` is 0 of 1 for a model in a single file.
+
+    spans: key -> where the type and the value lie, first byte and the one after the last
+    """
 
     version: int
     alignment: int
     part: int
     part_count: int
     metadata: dict[str, Any]
+    spans: dict[str, tuple[int, int]]
     tensors: list[TensorInfo]
 
 
@@ -76,7 +80,7 @@ def read_header(path: Path, mapped: mmap.mmap) -> Header:
     version = _version(cursor)
     tensor_count = cursor.count("tensor count", smallest=_SMALLEST_TENSOR, limit=MAX_ENTRIES)
     value_count = cursor.count("metadata count", smallest=_SMALLEST_VALUE, limit=MAX_ENTRIES)
-    metadata = _metadata(cursor, value_count)
+    metadata, spans = _metadata(cursor, value_count)
     alignment = _alignment(cursor, metadata)
     part, part_count = _split(cursor, metadata)
     tensors = [_tensor(cursor, i, alignment, part) for i in range(tensor_count)]
@@ -86,6 +90,7 @@ def read_header(path: Path, mapped: mmap.mmap) -> Header:
         part=part,
         part_count=part_count,
         metadata=metadata,
+        spans=spans,
         tensors=_placed(cursor, tensors, alignment),
     )
 
@@ -121,15 +126,18 @@ def _foreign(start: bytes) -> str:
     return repr(start[:4])
 
 
-def _metadata(cursor: Cursor, count: int) -> dict[str, Any]:
+def _metadata(cursor: Cursor, count: int) -> tuple[dict[str, Any], dict[str, tuple[int, int]]]:
+    """The values, and where they lie."""
     metadata: dict[str, Any] = {}
+    spans = {}
     for i in range(count):
         key = cursor.name(f"metadata key {i}")
         if key in metadata:
             cursor.fail(f"metadata key {i}", f"a second {quoted(key)}", "every key once")
-        is_used = key.startswith(_TEXT)
+        is_used, start = key.startswith(_TEXT), cursor.position
         metadata[key] = cursor.value(f"metadata {quoted(key)}", "strict" if is_used else "replace")
-    return metadata
+        spans[key] = start, cursor.position
+    return metadata, spans
 
 
 def _alignment(cursor: Cursor, metadata: dict[str, Any]) -> int:

@@ -44,7 +44,7 @@ def as_text(model: GGUF, full: bool) -> Iterator[str]:
     yield f"{model.path}"
     yield f"GGUF version {model.version}, {files}{size:,} bytes, alignment {model.alignment}"
     yield f"\nMetadata ({len(model.metadata)})"
-    rows = [(_plain(key), _shown(value, full)) for key, value in model.metadata.items()]
+    rows = [(_plain(key), shown(value, full)) for key, value in model.metadata.items()]
     yield from _table(rows, "<<")
     yield f"\nTensors ({len(model.tensors)})"
     head = ("name", "type", "shape", "bytes")
@@ -84,7 +84,8 @@ def _plain(name: str) -> str:
     return name if name.isprintable() else repr(name)
 
 
-def _shown(value: Any, full: bool) -> str:
+def shown(value: Any, full: bool = False) -> str:
+    """A metadata value for people, abbreviated unless `full`."""
     if isinstance(value, np.ndarray):
         return f"{value.dtype}[{value.size}] {_items(value, full)}"
     if isinstance(value, Strings):
@@ -107,7 +108,7 @@ def _items(values: Sequence[Any] | np.ndarray, full: bool) -> str:
     some = values if full else values[:_SHOWN_ITEMS]
     items = some.tolist() if isinstance(some, np.ndarray) else some
     more = [] if len(some) == len(values) else ["…"]
-    return f"[{', '.join([*(_shown(item, full) for item in items), *more])}]"
+    return f"[{', '.join([*(shown(item, full) for item in items), *more])}]"
 
 
 def _abbreviated(text: str) -> str:

@@ -1,0 +1,315 @@
+"""What converters of architectures share: names, shapes, stacks of experts, and metadata from config.json.
+
+A converter is a class `Converter` in a file of its own in architectures/. The file is named after the class of
+transformers that config.json names: `Qwen3MoeForCausalLM` is in qwen3moe.py.
+"""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+import math
+import pkgutil
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, ClassVar
+
+import gguf
+import numpy as np
+
+from . import architectures, rope
+from .checkpoint import Stored
+
+PART = 1 << 26  # weights that are converted at a time, unless a tensor's rows change places
+_CLASS = re.compile(r"(ForCausalLM|ForConditionalGeneration|Model)$")
+_EXPERT = re.compile(r"(?P<stack>.*\.experts)\.(?P<number>\d+)\.(?P<name>.+)$")
+_FUSED = re.compile(r"(?P<stack>.*\.experts)\.gate_up_proj(\.weight)?$")
+_LAYER = re.compile(r"blk\.(\d+)\.(.+)$")
+_ENDS = ("output_norm.weight", "output.weight")  # after the layers
+_UNUSED = (".attention.masked_bias", ".attention.bias")
+
+
+@dataclass(frozen=True)
+class Converted:
+    """A tensor as GGUF files have it. source: the type in the checkpoint; parts: make its entries in order, float32."""
+
+    name: str
+    shape: tuple[int, ...]
+    source: str
+    parts: tuple[Callable[[], np.ndarray], ...]
+
+    def mapped(self, change: Callable[[np.ndarray], np.ndarray]) -> Converted:
+        """With each part changed."""
+        return replace(self, parts=tuple(partial(_changed, part, change) for part in self.parts))
+
+
+def _changed(
+    part: Callable[[], np.ndarray], change: Callable[[np.ndarray], np.ndarray]
+) -> np.ndarray:
+    return change(part())
+
+
+def find(config: Mapping[str, Any]) -> Architecture:
+    """The converter for a model with this config.json. Raises NotImplementedError for an unknown architecture."""
+    text = config.get("text_config") or {}
+    names = text.get("architectures") or config.get("architectures") or []
+    if not isinstance(names, list) or not names or type(names[0]) is not str:
+        raise ValueError(f"config.json: architectures: expected a list of names, found {names!r}")
+    known = sorted(module.name for module in pkgutil.iter_modules(architectures.__path__))
+    name = _CLASS.sub("", names[0]).lower()
+    if name not in known:
+        raise NotImplementedError(
+            f"config.json: architecture {names[0]!r} is not supported; known: {', '.join(known)}"
+        )
+    module = importlib.import_module(f".{name}", architectures.__name__)
+    found: Architecture = module.Converter({**config, **text})
+    return found
+
+
+class Architecture:
+    """A converter. name: in GGUF files; defaults: of config.json; activation: the only one that runs."""
+
+    name: ClassVar[str]
+    defaults: ClassVar[Mapping[str, Any]] = {}
+    activation: ClassVar[str] = "silu"
+    llama3_rope: ClassVar[bool] = False  # whether the model may have Llama 3's factors
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        """Raises ValueError for missing or impossible sizes, NotImplementedError for what the package cannot run."""
+        given = {key: value for key, value in config.items() if value is not None}
+        self.config = {"rope_theta": 10000.0, "rms_norm_eps": 1e-6, **self.defaults, **given}
+        self.layers, self.hidden = self.size("num_hidden_layers"), self.size("hidden_size")
+        self.heads = self.size("num_attention_heads")
+        self.kv_heads = self.size("num_key_value_heads", self.heads)
+        self.head_dim = self.size("head_dim", max(1, self.hidden // self.heads))
+        self.experts = self.size("num_experts", self.config.get("num_local_experts", 0), least=0)
+        self.vocabulary = self.size("vocab_size")
+        self.rotary = rope.read(self.config)
+        self.tied = bool(self.config.get("tie_word_embeddings", False))
+        self.check()
+
+    def check(self) -> None:
+        """Raises NotImplementedError for options that GGUF files of this architecture cannot say."""
+        found = self.config.get("hidden_act", self.config.get("hidden_activation", self.activation))
+        if found != self.activation:
+            raise NotImplementedError(
+                f"config.json: activation {found!r} is not supported, expected {self.activation!r}"
+            )
+        if self.rotary.kind == "llama3" and not self.llama3_rope:
+            raise NotImplementedError(f"config.json: rope_type 'llama3' in {self.name} models")
+
+    def size(self, key: str, default: int | None = None, *, least: int = 1) -> int:
+        """A whole number of config.json. Raises ValueError if it is missing without a default, or too small."""
+        value = self.config.get(key, default)
+        if type(value) is not int or value < least:
+            raise ValueError(
+                f"config.json: {key}: expected a whole number from {least}, found {value!r}"
+            )
+        return value
+
+    def number(self, key: str) -> float:
+        """A number of config.json. Raises ValueError if it is something else."""
+        value = self.config.get(key)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise ValueError(f"config.json: {key}: expected a number, found {value!r}")
+        return float(value)
+
+    def add(self, w: gguf.GGUFWriter) -> None:
+        """Add the keys `{architecture}.…`."""
+        w.add_block_count(self.layers)
+        w.add_context_length(self.size("max_position_embeddings"))
+        w.add_embedding_length(self.hidden)
+        w.add_feed_forward_length(self.size("intermediate_size"))
+        w.add_head_count(self.heads)
+        w.add_head_count_kv(self.kv_heads)
+        rope.add(w, self.rotary, self.size("max_position_embeddings"))
+        w.add_layer_norm_rms_eps(self.number("rms_norm_eps"))
+        if self.experts:
+            w.add_expert_count(self.experts)
+            w.add_expert_used_count(self.size("num_experts_per_tok"))
+        if "head_dim" in self.config:
+            w.add_key_length(self.head_dim)
+            w.add_value_length(self.head_dim)
+
+    def space_prefix(self, tokenizer_config: Mapping[str, Any]) -> bool | None:
+        """Whether the tokenizer puts a space before text, where this architecture says so."""
+        return None
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of each tensor by its GGUF name without the layer. Biases may be missing, other tensors not."""
+        h, q, kv = self.hidden, self.heads * self.head_dim, self.kv_heads * self.head_dim
+        head = {} if self.tied else {"output.weight": (self.vocabulary, h)}
+        return {
+            "token_embd.weight": (self.vocabulary, h),
+            "output_norm.weight": (h,),
+            **head,
+            "attn_norm.weight": (h,),
+            **linear("attn_q", q, h),
+            **linear("attn_k", kv, h),
+            **linear("attn_v", kv, h),
+            **linear("attn_output", h, q),
+            "ffn_norm.weight": (h,),
+            **self.feed_forward(),
+        }
+
+    def feed_forward(self) -> dict[str, tuple[int, ...]]:
+        """The shapes of the feed-forward layer."""
+        h, wide = self.hidden, self.size("intermediate_size")
+        return linear("ffn_gate", wide, h) | linear("ffn_up", wide, h) | linear("ffn_down", h, wide)
+
+    def renamed(self, name: str) -> str | None:
+        """The name of a tensor of the checkpoint as TensorNameMap knows it; None for one that is not used."""
+        if name.endswith(_UNUSED) or (self.tied and name == "lm_head.weight"):
+            return None
+        return name
+
+    def changed(self, tensor: Converted) -> Converted:
+        """A tensor whose weights GGUF files hold otherwise than the checkpoint."""
+        return tensor
+
+    def tensors(self, checkpoint: Mapping[str, Stored]) -> list[Converted]:
+        """The tensors of the GGUF file, in the order in which a model uses them.
+
+        Raises ValueError for tensors that are missing, unknown or of a wrong shape.
+        """
+        names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[self.name.upper()], self.layers)
+        found: dict[str, list[_Rows]] = {}
+        unknown = []
+        for name, stored in self._stacked(checkpoint):
+            new = names.get_name(name, (".weight", ".bias"))
+            if new is None:
+                unknown.append(name)
+            elif new in found:
+                raise ValueError(f"tensors {name!r} and {found[new][0].name!r} are both {new!r}")
+            else:
+                found[new] = stored
+        _refuse("that this architecture does not know", unknown)
+        shapes = self.shapes()
+        _refuse("missing", self._missing(found, shapes))
+        made = [self.changed(_converted(name, s, shapes)) for name, s in found.items()]
+        if self.rotary.kind == "llama3":
+            factors = rope.llama3_factors(self.rotary, self.head_dim)
+            made.append(Converted("rope_freqs.weight", factors.shape, "F32", (lambda: factors,)))
+        return sorted(made, key=_place)
+
+    def _stacked(self, checkpoint: Mapping[str, Stored]) -> Iterator[tuple[str, list[_Rows]]]:
+        """Names for TensorNameMap, with the pieces of the checkpoint that make up the tensor."""
+        stacks: dict[str, dict[int, Stored]] = {}
+        for original, stored in checkpoint.items():
+            name = self.renamed(original)
+            if name is None:
+                continue
+            expert, fused = _EXPERT.match(name), _FUSED.match(name)
+            if expert is not None:
+                stack = stacks.setdefault(f"{expert['stack']}.{expert['name']}", {})
+                stack[int(expert["number"])] = stored
+            elif fused is not None:
+                yield from _halves(fused["stack"], stored)
+            else:
+                name = (
+                    f"{name}.weight"
+                    if ".experts." in name and "." not in name.rsplit(".experts.")[1]
+                    else name
+                )
+                yield name, [_Rows(stored.name, stored)]
+        for name, stack in stacks.items():
+            missing = [n for n in range(self.experts) if n not in stack]
+            if missing or len(stack) != self.experts:
+                raise ValueError(
+                    f"tensor {name!r}: expected experts 0 to {self.experts - 1}, found {len(stack)}"
+                    + (f", without {missing[0]}" if missing else "")
+                )
+            yield name, [_Rows(stack[n].name, stack[n], stacked=True) for n in range(self.experts)]
+
+    def _missing(self, found: Mapping[str, Any], shapes: Mapping[str, Any]) -> list[str]:
+        """Names that the model needs and the checkpoint does not have."""
+        outer = {name for name in shapes if name.startswith(("token_embd", "output"))}
+        wanted = [name for name in shapes if name in outer] + [
+            f"blk.{i}.{name}"
+            for i, name in itertools.product(range(self.layers), shapes)
+            if name not in outer and not name.endswith(".bias")
+        ]
+        return [name for name in wanted if name not in found]
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """A piece of a tensor. stacked: one matrix of a stack; half: 0 or 1, of the second axis of a stack, or all."""
+
+    name: str
+    stored: Stored
+    stacked: bool = False
+    half: int | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        shape = self.stored.shape
+        if self.half is not None:
+            return (shape[0], shape[1] // 2, *shape[2:])
+        return (1, *shape) if self.stacked else shape
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        if self.stacked:
+            return self.stored.read()[None]
+        x = self.stored.read(start, stop)
+        if self.half is None:
+            return x
+        middle = x.shape[1] // 2
+        return x[:, middle:] if self.half else x[:, :middle]
+
+    def parts(self, whole: bool) -> Iterator[Callable[[], np.ndarray]]:
+        rows = self.shape[0] if self.shape else 1
+        step = rows if whole else max(1, PART // max(1, math.prod(self.shape[1:])))
+        for start in range(0, rows, step):
+            yield partial(self.read, start, min(rows, start + step))
+
+
+def linear(name: str, rows: int, k: int) -> dict[str, tuple[int, ...]]:
+    """The shapes of a weight (rows, k) and of a bias that may be there."""
+    return {f"{name}.weight": (rows, k), f"{name}.bias": (rows,)}
+
+
+def _halves(stack: str, stored: Stored) -> Iterator[tuple[str, list[_Rows]]]:
+    """The gates of all experts, and what they are multiplied by, from one tensor (experts, 2 n, k)."""
+    if len(stored.shape) != 3 or stored.shape[1] % 2:
+        raise ValueError(
+            f"tensor {stored.name!r}: expected (experts, 2 n, k), found {stored.shape}"
+        )
+    for half, name in enumerate(("gate_proj", "up_proj")):
+        yield f"{stack}.{name}.weight", [_Rows(stored.name, stored, half=half)]
+
+
+def _converted(
+    name: str, rows: Sequence[_Rows], shapes: Mapping[str, tuple[int, ...]]
+) -> Converted:
+    """Raises ValueError if the shape is not the one that config.json asks for."""
+    layer = _LAYER.match(name)
+    expected = shapes.get(layer[2] if layer else name)
+    if expected is None:
+        raise ValueError(f"tensor {rows[0].name!r}: this architecture does not have {name!r}")
+    for piece in rows:
+        wanted = (1, *expected[1:]) if piece.stacked else expected
+        if piece.shape != wanted:
+            raise ValueError(
+                f"tensor {piece.name!r}: expected shape {wanted[piece.stacked :]} by config.json, "
+                f"found {piece.stored.shape}"
+            )
+    whole = len(expected) == 1 or name.endswith(("attn_q.weight", "attn_k.weight"))
+    parts = tuple(part for piece in rows for part in piece.parts(whole))
+    return Converted(name, expected, rows[0].stored.dtype, parts)
+
+
+def _place(tensor: Converted) -> tuple[int, int]:
+    """For sorting: embeddings, layers, then the end of the model."""
+    layer = _LAYER.match(tensor.name)
+    if layer is not None:
+        return 1, int(layer[1])
+    return (2, _ENDS.index(tensor.name)) if tensor.name in _ENDS else (0, 0)
+
+
+def _refuse(what: str, names: list[str]) -> None:
+    if names:
+        shown = ", ".join(names[:4]) + (", …" if len(names) > 4 else "")
+        raise ValueError(f"{len(names)} tensors {what}: {shown}")

@@ -1,0 +1,16 @@
+"""Qwen 3, dense: a norm on every query and key head, no biases."""
+
+from __future__ import annotations
+
+from . import qwen2
+
+
+class Converter(qwen2.Converter):
+    """As Qwen 2's, with head norms."""
+
+    name = "qwen3"
+    defaults = {**qwen2.Converter.defaults, "head_dim": 128}
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        norms = {"attn_q_norm.weight": (self.head_dim,), "attn_k_norm.weight": (self.head_dim,)}
+        return super().shapes() | norms

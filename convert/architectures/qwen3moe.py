@@ -1,0 +1,19 @@
+"""Qwen 3 with experts (30B-A3B, 235B-A22B): head norms, no shared expert."""
+
+from __future__ import annotations
+
+from . import qwen2moe
+
+
+class Converter(qwen2moe.Converter):
+    """As Qwen 2's with experts."""
+
+    name = "qwen3moe"
+    normed = True
+
+    def feed_forward(self) -> dict[str, tuple[int, ...]]:
+        return self.stacks()
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        norms = {"attn_q_norm.weight": (self.head_dim,), "attn_k_norm.weight": (self.head_dim,)}
+        return super().shapes() | norms

@@ -1,0 +1,122 @@
+"""Rotary embeddings: what config.json says of them, in its old and its new form, and what GGUF files say."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import gguf
+import numpy as np
+
+from mlx_ferrum.notice import warn
+
+LOCAL = ("rope_local_base_freq", "local_rope_theta", "rope_local_theta")
+YARN = {
+    "extrapolation_factor": "add_rope_scaling_yarn_ext_factor",
+    "beta_fast": "add_rope_scaling_yarn_beta_fast",
+    "beta_slow": "add_rope_scaling_yarn_beta_slow",
+}
+
+
+@dataclass(frozen=True)
+class Rotary:
+    """parameters: of layers that see everything; local_base: the base of layers with a window, None without any."""
+
+    parameters: Mapping[str, Any]
+    local_base: float | None
+
+    @property
+    def kind(self) -> str:
+        """How positions are scaled: "default" for not at all."""
+        found = self.parameters.get("rope_type", self.parameters.get("type", "default"))
+        return str(found).lower()
+
+    @property
+    def base(self) -> float:
+        """The base of the frequencies, "theta"."""
+        return float(self.parameters["rope_theta"])
+
+    def number(self, name: str, default: float | None = None) -> float:
+        """A parameter. Raises ValueError unless it is a positive number."""
+        value = self.parameters.get(name, default)
+        if type(value) not in (int, float) or not value > 0:
+            raise ValueError(
+                f"config.json: rope {self.kind}: {name}: expected a positive number, found {value!r}"
+            )
+        return float(value)
+
+
+def read(config: Mapping[str, Any]) -> Rotary:
+    """From `rope_parameters`, or from `rope_theta` and `rope_scaling` as they were before."""
+    given = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    if not isinstance(given, Mapping):
+        raise ValueError(f"config.json: rope parameters: expected an object, found {given!r}")
+    local = next((config[name] for name in LOCAL if config.get(name) is not None), None)
+    if "full_attention" in given:
+        local = (given.get("sliding_attention") or {}).get("rope_theta", local)
+        given = given["full_attention"] or {}
+    top = ("rope_theta", "original_max_position_embeddings", "partial_rotary_factor")
+    inherited = {name: config[name] for name in top if config.get(name) is not None}
+    rotary = Rotary({**inherited, **given}, None if local is None else float(local))
+    if rotary.parameters.get("partial_rotary_factor", 1) != 1:
+        raise NotImplementedError(
+            "config.json: partial_rotary_factor: only whole heads are supported, found "
+            f"{rotary.parameters['partial_rotary_factor']}"
+        )
+    return rotary
+
+
+def add(w: gguf.GGUFWriter, rotary: Rotary, context: int) -> None:
+    """Add the keys of the frequencies and their scaling. Llama 3's factors are a tensor, see `llama3_factors`.
+
+    context: of the model. Raises NotImplementedError for a scaling that llama.cpp does not have for these models.
+    """
+    if rotary.kind in ("linear", "yarn"):
+        w.add_rope_scaling_type(gguf.RopeScalingType(rotary.kind))
+        w.add_rope_scaling_factor(rotary.number("factor"))
+        if rotary.kind == "yarn":
+            _add_yarn(w, rotary, context)
+    elif rotary.kind == "dynamic":
+        warn("rope scaling 'dynamic' is left out: it changes nothing up to max_position_embeddings")
+    elif rotary.kind not in ("default", "none", "llama3"):
+        raise NotImplementedError(
+            f"config.json: rope_type {rotary.kind!r} is not supported; known: default, linear, "
+            "dynamic, yarn, llama3"
+        )
+    w.add_rope_freq_base(rotary.base)
+    if rotary.local_base is not None:
+        w.add_rope_freq_base_swa(rotary.local_base)
+
+
+def _add_yarn(w: gguf.GGUFWriter, rotary: Rotary, context: int) -> None:
+    """Of the magnitude, which `attention_factor` sets, GGUF files give the part that YaRN does not have by itself."""
+    given = rotary.parameters
+    if given.get("mscale") or given.get("mscale_all_dim") or given.get("truncate") is False:
+        raise NotImplementedError(
+            "config.json: yarn with mscale or without truncate is not supported"
+        )
+    w.add_rope_scaling_orig_ctx_len(int(rotary.number("original_max_position_embeddings", context)))
+    for name, method in YARN.items():
+        if given.get(name) is not None:
+            getattr(w, method)(rotary.number(name))
+    if given.get("attention_factor") is not None:
+        own = 1 + 0.1 * math.log(rotary.number("factor"))
+        w.add_rope_scaling_attn_factors(rotary.number("attention_factor") / own)
+
+
+def llama3_factors(rotary: Rotary, dims: int) -> np.ndarray:
+    """Divisors of the frequencies, (dims / 2,) float32: 1 for short waves, `factor` for long ones, between them a ramp.
+
+    Computed in float32 from the first step on, as llama.cpp does.
+    """
+    factor = rotary.number("factor", 8.0)
+    low, high = rotary.number("low_freq_factor", 1.0), rotary.number("high_freq_factor", 4.0)
+    context = rotary.number("original_max_position_embeddings", 8192)
+    steps = np.arange(0, dims, 2, dtype=np.float32) / np.float32(dims)
+    waves = np.float32(2 * math.pi) * np.float32(rotary.base) ** steps
+    ramp = (np.float32(context) / waves - np.float32(low)) / np.float32(high - low)
+    between = 1 / ((1 - ramp) / np.float32(factor) + ramp)
+    found = np.where(waves > context / low, np.float32(factor), between)
+    return np.where(waves < context / high, np.float32(1), found).astype(np.float32)

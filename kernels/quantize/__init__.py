@@ -1,0 +1,1 @@
+"""C++ that quantizes weights: compiled on first use for the processor at hand, called by ctypes."""
