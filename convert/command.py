@@ -34,7 +34,7 @@ def _parser() -> cli.Parser:
     parser = cli.Parser(
         "convert",
         usage="%(prog)s COMMAND ... [--help]",
-        description="Convert models to GGUF and back, quantize and compare them. COMMAND --help "
+        description="Convert models to GGUF, quantize, split and edit them. COMMAND --help "
         "explains a command.",
         epilog=EPILOG,
     )
