@@ -242,7 +242,7 @@ def test_rotate(backend, interleaved, dims, dv, normed, offset):
 
 def test_unknown_backends_are_refused(backend):
     with pytest.raises(
-        ValueError, match="no backend is called 'abacus'; there is: metal, cpu, reference"
+        ValueError, match="no backend is called 'abacus'; there is: metal, cuda, cpu, reference"
     ):
         ops.use_backend("abacus")
     assert ops.backend_name() == backend.name
