@@ -2,11 +2,40 @@
 
 from __future__ import annotations
 
+import argparse
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from mlx_ferrum.tokenizer import Tokenizer
+from mlx_ferrum import cli
+
+if TYPE_CHECKING:
+    from mlx_ferrum.tokenizer import Tokenizer
 
 SIZE = 512  # tokens, as in llama.cpp's tools
+LEAST = 4  # tokens, of which perplexity scores one
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Add --chunks and --chunk-size."""
+    add = parser.add_argument
+    add("--chunks", type=cli.positive, metavar="N", help="read the first N chunks (default: all)")
+    add(
+        "--chunk-size",
+        type=cli.positive,
+        metavar="N",
+        help=f"tokens in a chunk (default: {SIZE}, or the model's context if that is shorter)",
+    )
+
+
+def size(asked: int | None, context: int) -> int:
+    """Tokens in a chunk. Raises ValueError if `asked` does not lie between LEAST and the model's context."""
+    if asked is not None and not LEAST <= asked <= context:
+        raise ValueError(
+            f"--chunk-size {asked}: expected {LEAST} to {context}, the model's context"
+        )
+    return min(SIZE, context) if asked is None else asked
 
 
 def read(path: Path, tokenizer: Tokenizer, size: int, most: int | None = None) -> list[list[int]]:
@@ -25,3 +54,19 @@ def read(path: Path, tokenizer: Tokenizer, size: int, most: int | None = None) -
         count = min(count, most)
     starts = range(0, count * size, size)
     return [[*before, *ids[start + len(before) : start + size]] for start in starts]
+
+
+@contextmanager
+def progress(chunks: Sequence[list[int]], name: str) -> Iterator[Iterator[list[int]]]:
+    """Gives an iterator over the chunks that moves a bar, in tokens, when the next one is asked for."""
+    from tqdm import tqdm
+
+    total = sum(map(len, chunks))
+    with tqdm(total=total, desc=name, unit="tok", unit_scale=True, disable=None) as bar:
+
+        def counted() -> Iterator[list[int]]:
+            for chunk in chunks:
+                yield chunk
+                bar.update(len(chunk))
+
+        yield counted()

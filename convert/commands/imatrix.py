@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from mlx_ferrum import cli, notice
 
-from .. import target
+from .. import chunks, target
 
 if TYPE_CHECKING:
     from mlx_ferrum.models.base import LanguageModel
@@ -35,12 +35,12 @@ def main(argv: Sequence[str] | None) -> int:
     """Run the command line; returns the exit code."""
     args = _parser().parse_args(argv)
     cli.import_engine()
-    from .. import activations, chunks, output, source
+    from .. import activations, output, source
 
     parts = [part.path for part in source.read(args.model).files]
     target.check([args.out], [*parts, args.text], args.force)
     model, tokenizer = cli.load_model(args)
-    size = _size(args.chunk_size, model.args.context_length)
+    size = chunks.size(args.chunk_size, model.args.context_length)
     pieces = chunks.read(args.text, tokenizer, size, args.chunks)
     if args.dry_run:
         found = activations.collect(model, [pieces[0][:1]], head=args.process_output)
@@ -56,31 +56,13 @@ def main(argv: Sequence[str] | None) -> int:
     return 0
 
 
-def _size(asked: int | None, context: int) -> int:
-    """Tokens in a chunk. Raises ValueError if the model's context is shorter than what is asked."""
-    from ..chunks import SIZE
-
-    if asked is not None and asked > context:
-        raise ValueError(f"--chunk-size {asked}: the model's context has {context} tokens")
-    return min(SIZE, context) if asked is None else asked
-
-
 def _collect(
     model: LanguageModel, pieces: list[list[int]], args: argparse.Namespace
 ) -> dict[str, Sums]:
-    from tqdm import tqdm
-
     from .. import activations
 
-    total = sum(map(len, pieces))
-    with tqdm(total=total, desc=args.text.name, unit="tok", unit_scale=True, disable=None) as bar:
-
-        def counted():
-            for piece in pieces:
-                yield piece
-                bar.update(len(piece))
-
-        return activations.collect(model, counted(), head=args.process_output)
+    with chunks.progress(pieces, args.text.name) as read:
+        return activations.collect(model, read, head=args.process_output)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -94,13 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("text", type=Path, metavar="TEXT", help="a text file")
     add("out", type=Path, metavar="OUT.gguf", help="the file to write")
-    add("--chunks", type=cli.positive, metavar="N", help="read the first N chunks (default: all)")
-    add(
-        "--chunk-size",
-        type=cli.positive,
-        metavar="N",
-        help="tokens in a chunk (default: 512, or the model's context if that is shorter)",
-    )
+    chunks.arguments(parser)
     add(
         "--process-output",
         action="store_true",
