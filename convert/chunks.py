@@ -43,10 +43,10 @@ def read(path: Path, tokenizer: Tokenizer, size: int, most: int | None = None) -
 
     That token replaces the first one of a chunk. Special tokens in the text are read as plain text.
     most: how many chunks to give at most
-    Raises ValueError if the text has less than one chunk, OSError if it cannot be read.
+    Raises ValueError if the text has less than one chunk or is not UTF-8, OSError if it cannot be read.
     """
     before = tokenizer.prefix_ids[:1]
-    ids = [*before, *tokenizer.encode(path.read_bytes(), add_special=False)]
+    ids = [*before, *tokenizer.encode(_text(path), add_special=False)]
     count = len(ids) // size
     if count == 0:
         raise ValueError(f"{path}: {len(ids)} tokens, expected at least one chunk of {size}")
@@ -54,6 +54,13 @@ def read(path: Path, tokenizer: Tokenizer, size: int, most: int | None = None) -
         count = min(count, most)
     starts = range(0, count * size, size)
     return [[*before, *ids[start + len(before) : start + size]] for start in starts]
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_bytes().decode()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: is not UTF-8: {error.reason} at byte {error.start}") from None
 
 
 @contextmanager

@@ -258,14 +258,17 @@ def test_dry_run_writes_nothing(
 def test_refused(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model, short, out = folder / "llama.gguf", tmp_path / "short.txt", tmp_path / "o.gguf"
     short.write_text("too short")
+    latin = tmp_path / "latin.txt"
+    latin.write_bytes("Tromsø".encode("latin-1"))
     for text, options, message in (
         (short, [], "expected at least one chunk of 128"),
         (folder / "text.txt", ["--chunk-size", "129"], "expected 4 to 128"),
         (tmp_path / "none.txt", [], "none.txt"),
+        (latin, [], "latin.txt: is not UTF-8: invalid start byte at byte 5"),
     ):
         assert main(["imatrix", str(model), str(text), str(out), *options]) == 1
         assert message in capsys.readouterr().err
-    assert [p.name for p in tmp_path.iterdir()] == ["short.txt"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["latin.txt", "short.txt"]
     out.write_text("kept")
     assert main(["imatrix", str(model), str(folder / "text.txt"), str(out)]) == 1
     assert "--force" in capsys.readouterr().err and out.read_text() == "kept"
