@@ -203,6 +203,19 @@ def test_inputs_that_are_not_finite(reference: object) -> None:
             ops.matmul(x, w)
 
 
+def test_only_products_inside_are_observed(folder: Path, reference: object) -> None:
+    model = mlx_ferrum.load(folder / "llama.gguf")[0]
+    seen: list[str] = []
+    with pytest.raises(KeyError), ops.observed(lambda x, ws, ids: seen.extend(w.name for w in ws)):
+        step = ops.stepper(model.body, model.make_cache())
+        for token in (3, 4, 5):
+            step(mx.array([[token]]))
+        raise KeyError
+    assert len(seen) == 3 * 2 * 7 and seen.count("blk.1.ffn_down.weight") == 3
+    model(mx.array([[3, 4]]))
+    assert len(seen) == 3 * 2 * 7
+
+
 def run(*args: object) -> None:
     assert main(["imatrix", *map(str, args), "--backend", "reference"]) == 0
 
