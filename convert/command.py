@@ -11,6 +11,8 @@ from mlx_ferrum import cli
 COMMANDS = {
     "hf": "convert a model from Hugging Face to a GGUF file",
     "quantize": "write a GGUF file in a smaller type, with a recipe for each tensor",
+    "imatrix": "measure on a text which columns of the matrices matter, for quantize --imatrix",
+    "perplexity": "measure how well a model predicts a text",
     "split": "write a model into several files",
     "merge": "join the files of a split model",
     "edit": "set, delete and rename metadata",

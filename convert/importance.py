@@ -17,6 +17,7 @@ from mlx_ferrum import gguf
 
 SUMS, COUNTS = ".in_sum2", ".counts"
 DATASETS, CHUNKS = "imatrix.datasets", "imatrix.chunk_count"
+CHUNK_SIZE = "imatrix.chunk_size"
 MAX_NAME = 1 << 12
 
 

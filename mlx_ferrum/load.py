@@ -72,7 +72,7 @@ def _tensor(file: gguf.GGUF, name: str) -> QTensor:
         block = blocks.by_name(info.type)
     except NotImplementedError as error:
         raise NotImplementedError(f"tensor {name!r}: {error}") from None
-    return QTensor(block, info.shape, file.parts[info.part], info.offset)
+    return QTensor(block, info.shape, file.parts[info.part], info.offset, name)
 
 
 def _fingerprint(file: gguf.GGUF) -> str:

@@ -10,10 +10,11 @@ e experts, n of them used by a token.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import mlx.core as mx
 
@@ -21,12 +22,16 @@ from . import notice
 from .backends import BACKENDS
 from .tensor import QTensor
 
+if TYPE_CHECKING:
+    from .backends.observed import Observed
+
 Activation = Literal["silu", "gelu"]
 Gating = Literal["softmax", "sigmoid"]
 MAX_THREADS = 512  # as in ggml; the library aborts when the system refuses a thread
 Norm = tuple[mx.array, float]  # an RMS norm: weight (k,), and epsilon
 HeadNorms = tuple[mx.array, mx.array, float]  # weight (d,) of queries, of keys, and epsilon
-_active: ModuleType | None = None
+Observer = Callable[[mx.array, Sequence[QTensor], mx.array | None], None]
+_active: ModuleType | Observed | None = None
 
 
 @dataclass(frozen=True)
@@ -84,7 +89,26 @@ def wired_limit() -> int | None:
     return limit
 
 
-def _backend() -> ModuleType:
+@contextmanager
+def observed(see: Observer) -> Iterator[None]:
+    """While entered, see(x, ws, ids) is called before each product, on any backend.
+
+    x: (..., k), normed where the operation has a norm; ws: the weights that share it, each (rows, k) or, for
+    experts, (e, rows, k); ids: (..., n), the experts that each row of x goes to, None where w is one matrix. In
+    `gather_down` x is (..., n, k), a row for each id.
+    """
+    global _active
+    from .backends.observed import Observed
+
+    before = _backend()
+    _active = Observed(before, see)
+    try:
+        yield
+    finally:
+        _active = before
+
+
+def _backend() -> ModuleType | Observed:
     if _active is None and (reason := use_default_backend()):
         notice.warn(reason)
     assert _active is not None

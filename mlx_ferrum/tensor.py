@@ -62,13 +62,19 @@ class QTensor:
     shape: (..., rows, k); k is a multiple of the block; a vector is (k,)
     buffer: (bytes,) uint8, the mapped file
     offset: the tensor's first byte in it
+    name: in the file, also of parts; empty if it has none
     Raises ValueError if the bytes do not lie in the buffer or k does not fit the block.
     """
 
     def __init__(
-        self, block: type[blocks.Block], shape: tuple[int, ...], buffer: np.ndarray, offset: int = 0
+        self,
+        block: type[blocks.Block],
+        shape: tuple[int, ...],
+        buffer: np.ndarray,
+        offset: int = 0,
+        name: str = "",
     ) -> None:
-        self.block, self.shape = block, tuple(shape)
+        self.block, self.shape, self.name = block, tuple(shape), name
         self.buffer, self.offset = buffer, offset
         self.row_bytes = block.row_bytes(self.shape[-1])
         self.kept: dict[Any, Any] = {}  # what a backend keeps with the tensor
@@ -157,7 +163,7 @@ class QTensor:
 
     def _within(self, shape: tuple[int, ...], offset: int) -> QTensor:
         """Rows of this tensor, from byte `offset` of the buffer on."""
-        found = QTensor(self.block, shape, self.buffer, offset)
+        found = QTensor(self.block, shape, self.buffer, offset, self.name)
         whole, start = self._whole or (self, 0)
         found._whole = whole, start + offset - self.offset
         return found
