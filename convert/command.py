@@ -36,7 +36,7 @@ def _parser() -> cli.Parser:
     parser = cli.Parser(
         "convert",
         usage="%(prog)s COMMAND ... [--help]",
-        description="Convert models to GGUF, quantize, split and edit them. COMMAND --help "
+        description="Convert models to GGUF, quantize, measure, split and edit them. COMMAND --help "
         "explains a command.",
         epilog=EPILOG,
     )
