@@ -24,6 +24,7 @@ class Converter(Architecture):
         w.add_layer_norm_eps(self.number("layer_norm_eps"))
         w.add_causal_attention(False)
         w.add_pooling_type(gguf.PoolingType.MEAN)
+        w.add_token_type_count(self.size("type_vocab_size"))
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         h, wide = self.hidden, self.size("intermediate_size")
