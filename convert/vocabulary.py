@@ -167,6 +167,8 @@ def _fast(
         fast = tokenizers.Tokenizer.from_file(str(file))
     except Exception as error:  # noqa: BLE001 the library raises Exception itself
         raise ValueError(f"{file}: {error}") from None
+    fast.no_padding()
+    fast.no_truncation()
     _set_fast(fast, tokens)
 
     def encode(text: str) -> list[int]:
@@ -205,9 +207,9 @@ def _word_piece(
     w.add_bool("tokenizer.ggml.normalizer.lowercase", bool(lowercase))
     w.add_bool("tokenizer.ggml.normalizer.strip_accents", bool(lowercase if strip is None else strip))
     _add_tokens(w, tokens, "bert", "default", None)
-    special, ids = _special(folder, tokens.rows, merges=False), {}
-    for i, text in enumerate(tokens.texts):
-        ids.setdefault(text, i)
+    special = _special(folder, tokens.rows, merges=False)
+    special.special_token_ids.pop("cls", None)  # written as bos
+    ids = {text: i for i, text in reversed(list(enumerate(tokens.texts)))}
     for name, text in (("bos", "[CLS]"), ("unk", "[UNK]"), ("sep", "[SEP]"), ("pad", "[PAD]")):
         if text in ids:
             special.special_token_ids.setdefault(name, ids[text])
