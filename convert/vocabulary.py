@@ -205,7 +205,9 @@ def _word_piece(
     normalizer = described.get("normalizer") or {}
     lowercase, strip = normalizer.get("lowercase", True), normalizer.get("strip_accents")
     w.add_bool("tokenizer.ggml.normalizer.lowercase", bool(lowercase))
-    w.add_bool("tokenizer.ggml.normalizer.strip_accents", bool(lowercase if strip is None else strip))
+    w.add_bool(
+        "tokenizer.ggml.normalizer.strip_accents", bool(lowercase if strip is None else strip)
+    )
     _add_tokens(w, tokens, "bert", "default", None)
     special = _special(folder, tokens.rows, merges=False)
     special.special_token_ids.pop("cls", None)  # written as bos

@@ -27,7 +27,10 @@ def layer(x, w, at, config):
     out = (p / p.sum(-1, keepdims=True) @ v).swapaxes(0, 1).reshape(x.shape)
     eps = config["layer_norm_eps"]
     x = norm(
-        x + linear(out, w, f"{at}.attention.output.dense"), w, f"{at}.attention.output.LayerNorm", eps
+        x + linear(out, w, f"{at}.attention.output.dense"),
+        w,
+        f"{at}.attention.output.LayerNorm",
+        eps,
     )
     h = linear(x, w, f"{at}.intermediate.dense")
     h = (h * (1 + erf(h / math.sqrt(2))) / 2).astype(np.float32)

@@ -35,7 +35,11 @@ class Converter(Architecture):
             "token_embd_norm.bias": (h,),
             "position_embd.weight": (self.size("max_position_embeddings"), h),
             "token_types.weight": (self.size("type_vocab_size"), h),
-            **{k: s for n in ("q", "k", "v", "output") for k, s in linear(f"attn_{n}", h, h).items()},
+            **{
+                k: s
+                for n in ("q", "k", "v", "output")
+                for k, s in linear(f"attn_{n}", h, h).items()
+            },
             **{f"{n}.{end}": (h,) for n in norms for end in ("weight", "bias")},
             **linear("ffn_up", wide, h),
             **linear("ffn_down", h, wide),

@@ -56,9 +56,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="TEXT",
         help="a text; '-' reads one text a line from stdin",
     )
-    parser.add_argument(
-        "--raw", action="store_true", help="do not scale embeddings to length 1"
-    )
+    parser.add_argument("--raw", action="store_true", help="do not scale embeddings to length 1")
     parser.add_argument(
         "--out", type=Path, metavar="FILE.npy", help="write an array (texts, size) of float32"
     )
