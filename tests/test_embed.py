@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -89,6 +90,7 @@ def test_ragged_texts_are_embedded_as_each_alone(backend, folder, wanted):
 
 
 def test_pooling(reference, folder):
+    model: Any
     model, tokenizer = mlx_ferrum.load(folder / "m.gguf")
     made = {}
     for pooling in ("mean", "cls", "last"):
