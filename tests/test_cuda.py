@@ -14,7 +14,7 @@ from test_ops import random_tensor
 from mlx_ferrum import blocks, launch, load, ops
 from mlx_ferrum.backends import reference
 from mlx_ferrum.doctor import cases, selftest
-from mlx_ferrum.kernels.cuda import nvrtc, runner
+from mlx_ferrum.kernels.cuda import driver, nvrtc, runner
 from mlx_ferrum.kernels.cuda.source import Key, key, source
 from mlx_ferrum.launch import Kernel, Launch
 
@@ -163,6 +163,16 @@ def test_an_error_names_the_file_and_the_line_of_the_kernel():
         nvrtc.CompileError, match=r"broken for sm_90:\nkernels/some.metal\(40\): error"
     ):
         nvrtc.compile_text(text, "sm_90", "broken")
+
+
+@pytest.mark.parametrize("inputs", [0, 1])
+def test_kernels_that_tell_addresses_compile_and_run(inputs):
+    kernel = driver.ADDRESS if inputs else driver.PLACE
+    shapes, dtypes = ([(1,)], [mx.uint64]) if inputs else ([(5,), (1,)], [mx.uint32, mx.uint64])
+    one = (1, 1, 1)
+    made = Launch([mx.zeros(5)] * inputs, {}, one, one, shapes, dtypes, None)
+    assert nvrtc.compile_text(source(kernel, key(made)), "sm_90", kernel.name)
+    assert CudaHost()(kernel, made)[-1].item() % 4 == 0
 
 
 def test_machine_code_is_compiled_once_and_kept(monkeypatch, tmp_path):

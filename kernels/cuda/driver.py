@@ -9,11 +9,15 @@ from collections.abc import Sequence
 import mlx.core as mx
 import numpy as np
 
-from mlx_ferrum.launch import Kernel
+from mlx_ferrum.launch import Header, Kernel, Launch
 
-_ADDRESS = Kernel("address", "address[0] = (uint64_t)x;", ("x",), ("address",))
+from .runner import run
+
+_PRELUDE = Header(("prelude.metal",))
+ADDRESS = Kernel("address", "address[0] = (uint64_t)x;", ("x",), ("address",), _PRELUDE)
+PLACE = Kernel("place", "address[0] = (uint64_t)y;", (), ("y", "address"), _PRELUDE)
+_ONE = (1, 1, 1)
 _NON_BLOCKING, _CAPTURE_THREAD = 1, 1
-_PLACE = Kernel("place", "address[0] = (uint64_t)y;", (), ("y", "address"))
 
 
 class DriverError(RuntimeError):
@@ -25,13 +29,8 @@ def upload(words: np.ndarray, shape: Sequence[int], dtype: mx.Dtype) -> mx.array
 
     Raises DriverError, RuntimeError if the memory is not to be had.
     """
-    y, address = _PLACE(
-        [],
-        grid=(1, 1, 1),
-        threadgroup=(1, 1, 1),
-        output_shapes=[shape, (1,)],
-        output_dtypes=[dtype, mx.uint64],
-    )
+    # not the runner in use, which may be another one
+    y, address = run(PLACE, Launch([], {}, _ONE, _ONE, [shape, (1,)], [dtype, mx.uint64], None))
     mx.eval(y, address)
     cuda = _driver()
     _check(cuda, cuda.cuCtxSetCurrent(_context(cuda)))
@@ -48,9 +47,7 @@ def upload(words: np.ndarray, shape: Sequence[int], dtype: mx.Dtype) -> mx.array
 
 def address(x: mx.array) -> int:
     """Where an evaluated array lies in the GPU's memory."""
-    (found,) = _ADDRESS(
-        [x], grid=(1, 1, 1), threadgroup=(1, 1, 1), output_shapes=[(1,)], output_dtypes=[mx.uint64]
-    )
+    (found,) = run(ADDRESS, Launch([x], {}, _ONE, _ONE, [(1,)], [mx.uint64], None))
     return int(np.asarray(found)[0])
 
 

@@ -6,7 +6,6 @@ import functools
 import hashlib
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import mlx.core as mx
 
@@ -41,9 +40,7 @@ def run(kernel: Kernel, launch: Launch) -> list[mx.array]:
 @functools.cache
 def architecture() -> str:
     """The GPU's, as "sm_90"."""
-    info: dict[str, Any] = dict(mx.device_info(mx.gpu))
-    major, minor = info["compute_capability_major"], info["compute_capability_minor"]
-    return f"sm_{major}{minor}"
+    return str(mx.device_info(mx.gpu)["architecture"])
 
 
 @functools.cache

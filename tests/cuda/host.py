@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import mlx.core as mx
@@ -27,15 +26,11 @@ _FLAGS = (
 )
 
 
-@dataclass
 class CudaHost:
-    """Runs kernels, on blocks that are whole as CUDA's are. kernels: those that ran"""
-
-    kernels: dict[Kernel, None] = field(default_factory=dict)
+    """Runs kernels, on blocks that are whole as CUDA's are."""
 
     def __call__(self, kernel: Kernel, call: Launch) -> list[mx.array]:
         """Run one launch now. Raises SourceError, ValueError, and KernelError for what the runtime finds."""
-        self.kernels[kernel] = None
         made = key(call)
         role = OUTPUT if call.init_value is None else INITIALISED
         outputs = [
