@@ -172,7 +172,8 @@ def test_kernels_that_tell_addresses_compile_and_run(inputs):
     one = (1, 1, 1)
     made = Launch([mx.zeros(5)] * inputs, {}, one, one, shapes, dtypes, None)
     assert nvrtc.compile_text(source(kernel, key(made)), "sm_90", kernel.name)
-    assert CudaHost()(kernel, made)[-1].item() % 4 == 0
+    address = np.asarray(CudaHost()(kernel, made)[-1])
+    assert address[0] % 4 == 0
 
 
 def test_machine_code_is_compiled_once_and_kept(monkeypatch, tmp_path):
