@@ -18,7 +18,7 @@ KINDS = ("normal", "heavy", "uniform", "positive", "outliers", "small")
 NORMAL = {
     "F32": 0.0, "F16": 2.10e-4, "BF16": 1.68e-3,
     "Q4_0": 0.0817, "Q4_1": 0.0699, "Q5_0": 0.0404, "Q5_1": 0.0341, "Q8_0": 0.00486,
-    "Q2_K": 0.2604, "Q3_K": 0.1448, "Q4_K": 0.0698, "Q5_K": 0.0339, "Q6_K": 0.0166,
+    "Q2_K": 0.2632, "Q3_K": 0.1457, "Q4_K": 0.0698, "Q5_K": 0.0339, "Q6_K": 0.0166,
     "Q8_K": 0.00690, "IQ4_NL": 0.0740, "IQ4_XS": 0.0744, "MXFP4": 0.1128,
 }  # fmt: skip
 
@@ -102,7 +102,22 @@ def test_every_level_and_count_of_threads_finds_the_same(block, level):
 
     raw = quantize(1, level)
     assert np.array_equal(raw, quantize(5, level))
-    assert error(block, raw, x) == pytest.approx(error(block, quantize(2, "native"), x), rel=1e-3)
+    expected = error(block, quantize(2, "native"), x, importance)
+    assert error(block, raw, x, importance) == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize("effort", native.EFFORTS)
+@pytest.mark.parametrize("block", [blocks.Q2_K, blocks.Q3_K], ids=lambda b: b.name)
+def test_half_of_the_lost_length_is_given_back(block, effort):
+    """Blocks of least squared error e hold 1 - e of the weights' length: the root of that is left."""
+    rng = np.random.default_rng(7)
+    x, importance = draw("normal", rng, (64, 1024)), importance_of(rng, 1024)
+    for count in (None, importance):
+        found = dequantize(block, block.quantize(x, count, effort))
+        weight = np.float64(1) if count is None else count.astype(np.float64)
+        length = (weight * x * found).sum() / (weight * x * x).sum()
+        missed = (weight * (x - found) ** 2).sum() / (weight * x * x).sum()
+        assert length == pytest.approx(np.sqrt(1 - missed), rel=3e-3)
 
 
 def full_q4_k(rng: np.random.Generator, n: int) -> np.ndarray:

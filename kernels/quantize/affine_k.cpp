@@ -1,5 +1,6 @@
 // Q2_K, Q4_K and Q5_K.
 #include "affine_k.h"
+#include "length.h"
 
 #include "quantize.h"
 
@@ -43,6 +44,11 @@ void encode_q2_k(const Blocks& blocks) {
     Lanes<256> in;
     in.load(blocks.x, blocks.weights(), blocks.count);
     Q2 fit(in, Q2_K[blocks.effort]);
+    Floats factor = lengthening(in, [&](int i) {
+        Floats a = fit.d * fit.s[i / 16], b = fit.dmin * fit.m[i / 16];
+        return a * Whole<0, 3>::nearest(in.x[i] + b, over(repeat(1), a)) - b;
+    });
+    Floats d = as_half(fit.d * factor, in.unit, in.scale), dmin = as_half(fit.dmin * factor, in.unit, in.scale);
     for (int n = 0; n < blocks.count; n++) {
         std::uint8_t q[256], s[16], m[16], *scales = blocks.out[n], *qs = scales + 16;
         put_codes(fit, in, blocks.x[n], n, q, s, m);
@@ -51,8 +57,8 @@ void encode_q2_k(const Blocks& blocks) {
             const std::uint8_t* p = q + i / 32 * 128 + i % 32;
             qs[i] = std::uint8_t(p[0] | p[32] << 2 | p[64] << 4 | p[96] << 6);
         }
-        put_half(fit.d[n] * in.unit[n], qs + 64);
-        put_half(fit.dmin[n] * in.unit[n], qs + 66);
+        put_half(d[n] * in.unit[n], qs + 64);
+        put_half(dmin[n] * in.unit[n], qs + 66);
     }
 }
 

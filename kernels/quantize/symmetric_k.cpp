@@ -1,6 +1,7 @@
 // Q3_K and Q6_K.
 #include "symmetric_k.h"
 
+#include "length.h"
 #include "quantize.h"
 
 namespace {
@@ -18,7 +19,11 @@ void encode_q3_k(const Blocks& blocks) {
     Lanes<256> in;
     in.load(blocks.x, blocks.weights(), blocks.count);
     Q3 fit(in, Q3_K[blocks.effort]);
-    Floats d = fit.d * in.unit;
+    Floats factor = lengthening(in, [&](int i) {
+        Floats a = fit.d * fit.s[i / 16];
+        return a * Whole<-4, 3>::nearest(in.x[i], over(repeat(1), a));
+    });
+    Floats d = fit.d * in.unit, longer = as_half(fit.d * factor, in.unit, in.scale) * in.unit;
     for (int n = 0; n < blocks.count; n++) {
         std::uint8_t q[256], s[16], *hmask = blocks.out[n], *qs = hmask + 32, *scales = qs + 64;
         for (int g = 0; g < 16; g++) {
@@ -37,7 +42,7 @@ void encode_q3_k(const Blocks& blocks) {
         nibbles(s, s + 8, 8, scales);
         for (int i = 0; i < 4; i++)
             scales[8 + i] = std::uint8_t(s[i] >> 4 | s[i + 4] >> 4 << 2 | s[i + 8] >> 4 << 4 | s[i + 12] >> 4 << 6);
-        put_half(d[n], scales + 12);
+        put_half(longer[n], scales + 12);
     }
 }
 
