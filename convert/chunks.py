@@ -17,10 +17,11 @@ SIZE = 512  # tokens, as in llama.cpp's tools
 LEAST = 4  # tokens, of which perplexity scores one
 
 
-def arguments(parser: argparse.ArgumentParser) -> None:
-    """Add --chunks and --chunk-size."""
+def arguments(parser: argparse._ActionsContainer, most: int | None = None) -> None:
+    """Add --chunks and --chunk-size. most: chunks by default, if not all."""
     add = parser.add_argument
-    add("--chunks", type=cli.positive, metavar="N", help="read the first N chunks (default: all)")
+    default = f"(default: {most or 'all'})"
+    add("--chunks", type=cli.positive, metavar="N", help=f"read the first N chunks {default}")
     add(
         "--chunk-size",
         type=cli.positive,

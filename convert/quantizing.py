@@ -32,10 +32,12 @@ class Options:
     """What the command line says.
 
     recipe: a key of recipes.RECIPES
+    types: by name of a tensor, in place of what the recipe and `overrides` choose; others stay as they are
     effort: of Block.quantize; threads: all cores by default
     """
 
     recipe: str
+    types: Mapping[str, type[Block]] | None = None
     overrides: recipes.Overrides = field(default_factory=recipes.Overrides)
     importance: Importance | None = None
     effort: str = "normal"
@@ -56,15 +58,7 @@ def plan(model: gguf.GGUF, options: Options) -> Plan:
     Raises ValueError for metadata that no recipe can use, a pattern that no tensor has, or importance of the wrong
     size; NotImplementedError for a tensor that cannot be decoded.
     """
-    facts = [recipes.TensorFacts(i.name, i.shape, i.type) for i in model.tensors.values()]
-    _check_patterns(options.overrides, [t.name for t in facts])
-    chosen = recipes.choose(
-        [t for t in facts if _is_decoded(t)],
-        options.recipe,
-        recipes.model_facts(model.metadata, list(model.tensors)),
-        imatrix=options.importance is not None,
-        overrides=options.overrides,
-    )
+    chosen = options.types if options.types is not None else _by_recipe(model, options)
     made, changed, plain = Plan(), [], []
     for info in model.tensors.values():
         block = chosen.get(info.name)
@@ -82,6 +76,27 @@ def plan(model: gguf.GGUF, options: Options) -> Plan:
     if options.importance is not None:
         made.notices += _importance_notices(options.importance, plain)
     return made
+
+
+def facts(model: gguf.GGUF, overrides: recipes.Overrides) -> list[recipes.TensorFacts]:
+    """Of the tensors that may change.
+
+    Raises ValueError for a pattern that no tensor has, NotImplementedError for a tensor that a recipe would change and
+    that cannot be decoded.
+    """
+    found = [recipes.TensorFacts(i.name, i.shape, i.type) for i in model.tensors.values()]
+    _check_patterns(overrides, [t.name for t in found])
+    return [t for t in found if _is_decoded(t)]
+
+
+def _by_recipe(model: gguf.GGUF, options: Options) -> dict[str, type[Block]]:
+    return recipes.choose(
+        facts(model, options.overrides),
+        options.recipe,
+        recipes.model_facts(model.metadata, list(model.tensors)),
+        imatrix=options.importance is not None,
+        overrides=options.overrides,
+    )
 
 
 def metadata(

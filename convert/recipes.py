@@ -257,6 +257,21 @@ def choose(
     return {tensor.name: chosen[tensor.name] for tensor in tensors}
 
 
+def asked(
+    tensors: Sequence[TensorFacts], facts: ModelFacts, overrides: Overrides
+) -> dict[str, type[Block]]:
+    """The types of the tensors for which the user names one."""
+    chooser = _Chooser(RECIPES["f16"], facts, False, overrides)
+    wanted = {t.name: (chooser.wanted(t), t.shape[-1]) for t in tensors if may_quantize(t)}
+    return {name: fitting(block, k) for name, (block, k) in wanted.items() if block is not None}
+
+
+def named_after(block: type[Block]) -> str:
+    """The recipe whose main type is `block`, the middle one of several; "f16" if there is none."""
+    found = [name for name, recipe in RECIPES.items() if recipe.base is block]
+    return next((name for name in found if name.endswith("_m")), (*found, "f16")[0])
+
+
 def role(name: str) -> str | None:
     """What a tensor does, if its type depends on that."""
     if name == "output.weight":
@@ -294,12 +309,12 @@ class _Chooser:
     def choose(self, tensor: TensorFacts) -> type[Block]:
         if not may_quantize(tensor):
             return by_name(tensor.type)
-        wanted = self._wanted(tensor)
+        wanted = self.wanted(tensor)
         if wanted is None:
             wanted = self._by_recipe(tensor) if self.recipe.quantized else self.recipe.base
         return fitting(wanted, tensor.shape[-1])
 
-    def _wanted(self, tensor: TensorFacts) -> type[Block] | None:
+    def wanted(self, tensor: TensorFacts) -> type[Block] | None:
         """The type that the user asks for."""
         which, ask = role(tensor.name), self.overrides
         named = next(

@@ -10,7 +10,7 @@ e experts, n of them used by a token.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import ModuleType
@@ -24,6 +24,7 @@ from .tensor import QTensor
 
 if TYPE_CHECKING:
     from .backends.observed import Observed
+    from .backends.substituted import Substituted
 
 Activation = Literal["silu", "gelu"]
 Gating = Literal["softmax", "sigmoid"]
@@ -31,7 +32,7 @@ MAX_THREADS = 512  # as in ggml; the library aborts when the system refuses a th
 Norm = tuple[mx.array, float]  # an RMS norm: weight (k,), and epsilon
 HeadNorms = tuple[mx.array, mx.array, float]  # weight (d,) of queries, of keys, and epsilon
 Observer = Callable[[mx.array, Sequence[QTensor], mx.array | None], None]
-_active: ModuleType | Observed | None = None
+_active: ModuleType | Observed | Substituted | None = None
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,24 @@ def observed(see: Observer) -> Iterator[None]:
         _active = before
 
 
-def _backend() -> ModuleType | Observed:
+@contextmanager
+def substituted(tensors: Mapping[str, QTensor]) -> Iterator[None]:
+    """While entered, operations use `tensors` in place of a model's of the same names, on any backend.
+
+    tensors: name in the file -> the same rows in another block type; what is fused in the model stays so
+    """
+    global _active
+    from .backends.substituted import Substituted
+
+    before = _backend()
+    _active = Substituted(before, tensors)
+    try:
+        yield
+    finally:
+        _active = before
+
+
+def _backend() -> ModuleType | Observed | Substituted:
     if _active is None and (reason := use_default_backend()):
         notice.warn(reason)
     assert _active is not None

@@ -161,6 +161,19 @@ class QTensor:
         nbytes = self.nbytes // count
         return self._within(tuple(shape), self.offset + i * nbytes)
 
+    def substitute(self, whole: QTensor | None) -> QTensor:
+        """The same rows of `whole`, which holds the tensor that this is, or is a part of, in other blocks.
+
+        whole: None stands for the tensor itself
+        Raises ValueError if it has another number of rows, or rows of another length.
+        """
+        mine, start = self._whole or (self, 0)
+        whole = mine if whole is None else whole
+        if (whole.rows, whole.shape[-1]) != (mine.rows, mine.shape[-1]):
+            raise ValueError(f"{whole} cannot stand in for {mine}: the rows differ")
+        offset = whole.offset + start // mine.row_bytes * whole.row_bytes
+        return QTensor(whole.block, self.shape, whole.buffer, offset, self.name)
+
     def _within(self, shape: tuple[int, ...], offset: int) -> QTensor:
         """Rows of this tensor, from byte `offset` of the buffer on."""
         found = QTensor(self.block, shape, self.buffer, offset, self.name)

@@ -11,10 +11,13 @@ from typing import TYPE_CHECKING
 from mlx_ferrum import cli, notice
 
 if TYPE_CHECKING:
+    from mlx_ferrum import gguf
     from mlx_ferrum.blocks import Block
 
     from ..quantizing import Options
+    from ..sizing import Budget
 
+CHUNKS = 4  # of the text, by default
 EFFORTS = ("fast", "normal", "best")
 EPILOG = """\
 types of --type (bits per weight of the main type; a letter after it: how many tensors get more):
@@ -32,10 +35,15 @@ Each recipe gives every tensor the type that llama-quantize gives it. Rows that 
 not divide get a type of blocks of 32 weights. Norms, routers and vectors stay as they are. Memory: the
 file is mapped, and about 100 MB on top.
 
+--budget: the model reads the text once for each tensor with that tensor alone in fewer bits. How much
+what it predicts changes, in nats per token, is its sensitivity; bits go where they lower the sum of those
+most. That takes as long as reading the text so many times; the table says what was found and chosen.
+
 examples:
   %(prog)s model-f16.gguf model-q4.gguf --type q4_k_m
   %(prog)s model-f16.gguf model-q2.gguf --type q2_k --imatrix imatrix.gguf --effort best
   %(prog)s model-f16.gguf model.gguf --type q4_k_s --tensor-type 'ffn_down=q6_k' --dry-run
+  %(prog)s model-f16.gguf model.gguf --budget 4.5 --text text.txt --sensitivity model.json
 """
 
 
@@ -48,8 +56,9 @@ def main(argv: Sequence[str] | None) -> int:
     from .. import quantizing, source, target
 
     cli.begin()
-    options = _options(args)
     model = source.read(args.model)
+    target.check([args.out], [part.path for part in model.files], args.force)
+    options = _options(args, model)
     plan = quantizing.plan(model, options)
     values = quantizing.metadata(source.metadata(model), options.recipe, options.importance)
     for line in plan.notices:
@@ -61,12 +70,31 @@ def main(argv: Sequence[str] | None) -> int:
     return 0
 
 
-def _options(args: argparse.Namespace) -> Options:
-    from .. import importance, quantizing, recipes
+def _options(args: argparse.Namespace, model: gguf.GGUF) -> Options:
+    from .. import importance, quantizing, recipes, sizing
 
     overrides = recipes.Overrides(args.tensor_type, args.output_type, args.embedding_type)
     imatrix = None if args.imatrix is None else importance.read(args.imatrix)
-    return quantizing.Options(args.type, overrides, imatrix, args.effort, args.threads)
+    more = {"importance": imatrix, "effort": args.effort, "threads": args.threads}
+    if args.budget is None:
+        return quantizing.Options(args.type, overrides=overrides, **more)
+    if args.text is None:
+        raise ValueError("--budget: expected --text FILE, a text to measure sensitivity on")
+    if args.sensitivity is not None and not args.sensitivity.exists():
+        cli.check_writable(args.sensitivity)
+    text = sizing.Text(args.text, args.chunks or CHUNKS, args.chunk_size)
+    sized = sizing.choose(model, args.budget, text, overrides, args.sensitivity)
+    print(*sizing.report(model, sized), sep="\n")
+    return quantizing.Options(sizing.recipe_of(sized), sized.types, overrides, **more)
+
+
+def _budget(text: str) -> Budget:
+    from ..sizing import Budget
+
+    try:
+        return Budget.parse(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _recipe(text: str) -> str:
@@ -110,7 +138,14 @@ def _parser() -> argparse.ArgumentParser:
     cli.model_argument(parser, "model")
     parser.add_argument("out", type=Path, metavar="OUT.gguf", help="the file to write")
     add = parser.add_argument
-    add("--type", type=_recipe, required=True, metavar="TYPE", help="the recipe; see below")
+    size = parser.add_mutually_exclusive_group(required=True)
+    size.add_argument("--type", type=_recipe, metavar="TYPE", help="the recipe; see below")
+    size.add_argument(
+        "--budget",
+        type=_budget,
+        metavar="SIZE",
+        help="bits per weight (4.5) or the size of the file (18GB, 17.5GiB) instead: types by measured sensitivity",
+    )
     add(
         "--imatrix",
         type=Path,
@@ -139,5 +174,20 @@ def _parser() -> argparse.ArgumentParser:
         help="write as many files as the model has: OUT-00001-of-…",
     )
     add("-t", "--threads", type=cli.positive, metavar="N", help="threads (default: all cores)")
+    _budget_arguments(parser)
     arguments(parser)
     return parser
+
+
+def _budget_arguments(parser: argparse.ArgumentParser) -> None:
+    from .. import chunks
+
+    group = parser.add_argument_group("for --budget")
+    group.add_argument("--text", type=Path, metavar="FILE", help="what the model should do well")
+    chunks.arguments(group, CHUNKS)
+    group.add_argument(
+        "--sensitivity",
+        type=Path,
+        metavar="FILE",
+        help="keep what was measured there, or use what was: other budgets then take no time",
+    )

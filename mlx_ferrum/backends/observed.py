@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from types import ModuleType
 from typing import Any
 
 import mlx.core as mx
@@ -15,7 +14,7 @@ from ..tensor import QTensor
 class Observed:
     """See `ops.observed`. Norms that a backend fuses with products are computed before them, as inputs of them."""
 
-    def __init__(self, backend: ModuleType | Observed, see: Observer) -> None:
+    def __init__(self, backend: Any, see: Observer) -> None:
         self._backend, self._see = backend, see
 
     def __getattr__(self, name: str) -> Any:

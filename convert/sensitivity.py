@@ -1,0 +1,175 @@
+"""How much a model's predictions change when one tensor is stored in fewer bits, measured tensor by tensor.
+
+A tensor alone is quantized, the model reads a text, and the loss is the mean Kullback-Leibler divergence of what it
+predicts from what the model as it was predicts. For small errors the losses of several tensors add up, and the loss
+of one grows as its squared error does: so one measurement gives the loss in every type.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+from tqdm import tqdm
+
+from mlx_ferrum import blocks, gguf, ops
+from mlx_ferrum.blocks import Block
+from mlx_ferrum.models.base import LanguageModel
+from mlx_ferrum.tensor import QTensor
+
+from . import quantizing
+from .output import replaced
+
+KEPT_BYTES = 256 << 20  # of the model's log-probabilities that losses are measured against
+SAMPLE = 1 << 17  # weights of a tensor that errors are measured on
+ROWS = 64  # positions whose logits exist at a time
+FORMAT = 1  # of saved measurements
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """Of one tensor.
+
+    block: the type it was measured in; loss: nats a token with this tensor alone in that type
+    errors: name of a type -> relative squared error, sum of (found - x)² over sum of x²
+    """
+
+    block: str
+    loss: float
+    errors: dict[str, float]
+
+    def expected(self, block: type[Block]) -> float:
+        """The loss in nats a token with the tensor in another type of `errors`."""
+        mine = self.errors[self.block]
+        return self.loss * self.errors[block.name] / mine if mine > 0 else 0.0
+
+
+class Baseline:
+    """What the model as it is predicts: log-probabilities of at most KEPT_BYTES, from evenly spread positions."""
+
+    def __init__(self, model: LanguageModel, chunks: Sequence[Sequence[int]]) -> None:
+        self._model, self._chunks = model, chunks
+        most = KEPT_BYTES // (4 * model.args.vocab_size)
+        each = max(1, most // len(chunks))
+        self._positions = [_spread(len(tokens) // 2, len(tokens), each) for tokens in chunks]
+        self._expected = list(self._predictions())
+
+    @property
+    def positions(self) -> int:
+        """How many predictions are compared."""
+        return sum(map(len, self._positions))
+
+    def loss(self) -> float:
+        """Mean KL, in nats, of the model as it is now from the model as it was.
+
+        Raises ValueError if a prediction is not finite.
+        """
+        pairs = zip(self._expected, self._predictions(), strict=True)
+        loss = sum(float((np.exp(p) * (p - q)).sum(dtype=np.float64)) for p, q in pairs)
+        if not np.isfinite(loss):
+            raise ValueError(f"expected finite predictions, found a divergence of {loss}")
+        return max(0.0, loss / self.positions)
+
+    def _predictions(self) -> Iterator[np.ndarray]:
+        """Log-probabilities (at most ROWS, vocabulary) float32, in order."""
+        for tokens, positions in zip(self._chunks, self._positions, strict=True):
+            hidden = self._model.body(mx.array([list(tokens)]), self._model.make_cache())
+            for start in range(0, len(positions), ROWS):
+                some = positions[start : start + ROWS]
+                first, last = int(some[0]), int(some[-1]) + 1
+                logits = np.asarray(self._model.head(hidden[:, first:last]))[0, some - first]
+                yield _log_softmax(logits)
+
+
+def _spread(first: int, stop: int, most: int) -> np.ndarray:
+    return np.unique(np.linspace(first, stop - 1, min(most, stop - first)).astype(np.int64))
+
+
+def _log_softmax(x: np.ndarray) -> np.ndarray:
+    x = x - x.max(axis=-1, keepdims=True)
+    return x - np.log(np.exp(x).sum(axis=-1, keepdims=True, dtype=np.float64)).astype(np.float32)
+
+
+def measure(
+    model: LanguageModel,
+    file: gguf.GGUF,
+    chunks: Sequence[Sequence[int]],
+    probes: Mapping[str, type[Block]],
+    types: Sequence[type[Block]],
+) -> dict[str, Sensitivity]:
+    """The sensitivity of each tensor of `probes`, measured in the type that it has there.
+
+    model: of `file`; chunks: tokens to read, each from an empty cache
+    types: errors are measured in those that the rows of a tensor can be stored in
+    Raises ValueError for weights that a type cannot hold, and for predictions that are not finite.
+    """
+    baseline = Baseline(model, chunks)
+    found = {}
+    with tqdm(total=len(probes), desc="sensitivity", unit="tensor", disable=None) as bar:
+        for name, probe in probes.items():
+            with ops.substituted({name: quantized(file, name, probe)}):
+                loss = baseline.loss()
+            k = file.tensors[name].shape[-1]
+            fitting = [block for block in types if k % block.weights == 0]
+            found[name] = Sensitivity(probe.name, loss, _errors(file, name, fitting))
+            bar.update()
+    file.check()
+    return found
+
+
+def quantized(file: gguf.GGUF, name: str, block: type[Block]) -> QTensor:
+    """A tensor in another type, in memory."""
+    info = file.tensors[name]
+    pieces = [
+        block.quantize(x, None, "fast").reshape(-1) for x, _ in quantizing.decoded(file, info)
+    ]
+    return QTensor(block, info.shape, np.concatenate(pieces), 0, name)
+
+
+def _errors(file: gguf.GGUF, name: str, types: Sequence[type[Block]]) -> dict[str, float]:
+    info = file.tensors[name]
+    block, k = blocks.by_name(info.type), info.shape[-1]
+    rows = file.data(name).reshape(-1, block.row_bytes(k))
+    some = np.ascontiguousarray(rows[_spread(0, len(rows), max(1, SAMPLE // k))])
+    x = _decoded(block, some, k)
+    square = float(np.square(x, dtype=np.float64).sum())
+    errors = {}
+    for kind in types:
+        off = _decoded(kind, kind.quantize(x, None, "fast"), k) - x
+        errors[kind.name] = float(np.square(off, dtype=np.float64).sum()) / (square or 1.0)
+    return errors
+
+
+def _decoded(block: type[Block], raw: np.ndarray, k: int) -> np.ndarray:
+    """raw: (rows, row bytes) -> (rows, k) float32"""
+    from mlx_ferrum.backends import cpu  # compiles when first used
+
+    return cpu.dequantize(QTensor(block, (len(raw), k), raw.reshape(-1)))
+
+
+def save(path: Path, about: Mapping[str, object], found: Mapping[str, Sensitivity]) -> None:
+    """Write measurements as JSON, with what they were made from."""
+    tensors = {name: asdict(one) for name, one in found.items()}
+    text = json.dumps({"format": FORMAT, **about, "tensors": tensors}, indent=1)
+    with replaced([path]) as (partial,):
+        partial.write_text(text + "\n")
+
+
+def read(path: Path, about: Mapping[str, object]) -> dict[str, Sensitivity]:
+    """Measurements that `save` wrote with the same `about`.
+
+    Raises ValueError if they are of something else, or cannot be read.
+    """
+    try:
+        held = json.loads(path.read_text())
+        found = {name: Sensitivity(**one) for name, one in held.pop("tensors").items()}
+    except (ValueError, TypeError, AttributeError, KeyError) as error:
+        raise ValueError(f"{path}: no measurements of sensitivity: {error}") from None
+    for key, value in {"format": FORMAT, **about}.items():
+        if held.get(key) != value:
+            raise ValueError(f"{path}: measured with {key} {held.get(key)!r}, expected {value!r}")
+    return found

@@ -1,0 +1,48 @@
+"""A backend that computes with other tensors than a model has, and otherwise as the one it stands for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import mlx.core as mx
+
+from ..tensor import QTensor
+
+
+class Substituted:
+    """See `ops.substituted`."""
+
+    def __init__(self, backend: Any, tensors: Mapping[str, QTensor]) -> None:
+        self._backend, self._tensors = backend, tensors
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._backend, name)
+        if not callable(found):
+            return found
+
+        def call(*args: Any, **named: Any) -> Any:
+            if not self._concerns(args):
+                return found(*args, **named)
+            return found(*map(self._replaced, args), **named)
+
+        return call
+
+    def stepper(
+        self, body: Callable[[mx.array, Any], mx.array], cache: Any
+    ) -> Callable[[mx.array], mx.array]:
+        """Repeats nothing: a recorded step would hold the model's own tensors."""
+        return lambda tokens: body(tokens, cache)
+
+    def _concerns(self, value: Any) -> bool:
+        if isinstance(value, QTensor):
+            return value.name in self._tensors
+        return isinstance(value, list | tuple) and any(map(self._concerns, value))
+
+    def _replaced(self, value: Any) -> Any:
+        """`value` with other tensors; those that stay are new objects too, as backends keep things with tensors."""
+        if isinstance(value, QTensor):
+            return value.substitute(self._tensors.get(value.name))
+        if isinstance(value, list | tuple):
+            return type(value)(map(self._replaced, value))
+        return value
