@@ -7,13 +7,14 @@ import re
 import stat
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 from backends import LEVELS
 from tiny_kernels import TINY, answer, files, script, source, use_cache
 
-from mlx_ferrum.kernels.cpu import build
+from mlx_ferrum.kernels.cpu import build, cache
 
 __all__ = ["source"]  # a fixture
 COMMAND = (sys.executable, "-m", "mlx_ferrum.backends.cpu")
@@ -217,3 +218,14 @@ def test_the_command_tells_what_was_chosen(level: str) -> None:
 def test_the_command_refuses_what_it_does_not_know() -> None:
     done = subprocess.run([*COMMAND, "--fast"], capture_output=True, text=True, check=False)
     assert done.returncode == 2 and "usage: python -m mlx_ferrum.backends.cpu" in done.stderr
+
+
+def test_old_libraries_and_gpu_code_go(tmp_path: Path) -> None:
+    old, kept = ("a.so", "cuda-a.cubin"), ("b.so", "cuda-b.cubin", "notes.txt")
+    for name in (*old, *kept):
+        (tmp_path / name).touch()
+    long_ago = time.time() - (cache.KEPT_DAYS + 1) * 24 * 3600
+    for name in (*old, "notes.txt"):
+        os.utime(tmp_path / name, (long_ago, long_ago))
+    cache.clean(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(kept)

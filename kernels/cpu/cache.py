@@ -50,12 +50,12 @@ def build_folder(parent: Path) -> Iterator[Path]:
 
 
 def clean(folder: Path) -> None:
-    """Remove what killed builds left, and libraries of old sources or processors; one in use stays loaded."""
+    """Remove what killed builds left, and libraries and GPU code unused for long; those that are loaded stay so."""
     for left in folder.glob("build-*"):
         if _is_abandoned(left):
             shutil.rmtree(left, ignore_errors=True)
     oldest = time.time() - KEPT_DAYS * 24 * 3600
-    for path in folder.glob("*.so"):
+    for path in (*folder.glob("*.so"), *folder.glob("*.cubin")):
         with contextlib.suppress(OSError):  # another process removed it
             if path.stat().st_mtime < oldest:
                 path.unlink()

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import tempfile
 from pathlib import Path
 
 import mlx.core as mx
 
 from mlx_ferrum.launch import Kernel, Launch
 
-from ..cpu.cache import cache_folder
+from ..cpu.cache import build_folder, cache_folder, clean
 from . import nvrtc
 from .source import ENTRY, Key, key, scalars, source
 
@@ -51,7 +50,9 @@ def machine_code(kernel: Kernel, made: Key) -> bytes:
     name = hashlib.sha256(stated.encode()).hexdigest()[:32]
     path = cache_folder() / f"cuda-{name}.cubin"
     try:
-        return path.read_bytes()
+        cubin = path.read_bytes()
+        path.touch()  # what is in use is not old
+        return cubin
     except FileNotFoundError:
         pass
     cubin = nvrtc.compile_text(text, target, kernel.name)
@@ -61,6 +62,8 @@ def machine_code(kernel: Kernel, made: Key) -> bytes:
 
 def _write(path: Path, data: bytes) -> None:
     """Whole or not at all."""
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix="build-", delete=False) as file:
-        file.write(data)
-    Path(file.name).replace(path)
+    with build_folder(path.parent) as folder:
+        partial = folder / path.name
+        partial.write_bytes(data)
+        partial.replace(path)
+    clean(path.parent)
