@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 
@@ -55,8 +56,10 @@ def _error(base: gguf.GGUF, other: gguf.GGUF, name: str) -> TensorError:
     if not (_is_decoded(a) and _is_decoded(b)):
         return TensorError(*facts)
     found = np.array(list(_sums(base, other, name)))  # (pieces, 5)
-    sums = found[:, :4].sum(axis=0)
-    return TensorError(*facts, *map(float, sums), largest=float(found[:, 4].max()))
+    squares, base_squares, other_squares, product = found[:, :4].sum(axis=0).tolist()
+    return TensorError(
+        *facts, squares, base_squares, other_squares, product, float(found[:, 4].max())
+    )
 
 
 def _is_decoded(info: gguf.TensorInfo) -> bool:
@@ -67,7 +70,7 @@ def _is_decoded(info: gguf.TensorInfo) -> bool:
     return True
 
 
-def _sums(base: gguf.GGUF, other: gguf.GGUF, name: str) -> Iterator[tuple[float, ...]]:
+def _sums(base: gguf.GGUF, other: gguf.GGUF, name: str) -> Iterator[tuple[Any, ...]]:
     """Of each piece: sums of (b - a)², a², b² and a b, and the largest |b - a|; the pieces on all cores."""
     both = (quantizing.decoded(model, model.tensors[name]) for model in (base, other))
     with ThreadPoolExecutor(native.cores()) as pool:
@@ -77,7 +80,7 @@ def _sums(base: gguf.GGUF, other: gguf.GGUF, name: str) -> Iterator[tuple[float,
             yield from pool.map(_piece, (x[p] for p in parts), (y[p] for p in parts))
 
 
-def _piece(a: np.ndarray, b: np.ndarray) -> tuple[float, ...]:
+def _piece(a: np.ndarray, b: np.ndarray) -> tuple[Any, ...]:
     """a, b: (n,) float32"""
     x, y = a.astype(np.float64), b.astype(np.float64)
     difference = y - x
