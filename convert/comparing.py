@@ -54,9 +54,7 @@ def compare(
     reading = None
     if text is not None:
         reading = Reading.of([base, *names], files, text, count=count, size=size)
-        with reading.saved(logits), chunks.progress(reading.pieces, reading.name) as read:
-            for piece in read:
-                reading.add(piece)
+        reading.run(logits)
     errors = [tensor_errors.measure(files[0], f) if tensors else None for f in files[1:]]
     return result([base, *names], files, reading, errors)
 
@@ -149,18 +147,18 @@ class Reading:
         """The first position of a chunk that is scored."""
         return self.size // 2
 
-    @contextlib.contextmanager
-    def saved(self, path: Path | None) -> Iterator[None]:
-        """Keep the base's logits in a file while the block runs, if there is a path."""
-        if path is None:
-            yield
-            return
+    def run(self, logits: Path | None = None) -> None:
+        """Read all chunks, with a bar; logits: the file that keeps those of the base."""
+        with contextlib.ExitStack() as stack:
+            if logits is not None:
+                self.file = stack.enter_context(self._saved(logits))
+                self.file.check_space(len(self.pieces))
+            for piece in stack.enter_context(chunks.progress(self.pieces, self.name)):
+                self.add(piece)
+
+    def _saved(self, path: Path) -> SavedLogits:
         vocabulary = self.models[0].args.vocab_size
-        with SavedLogits(
-            path, self._identity(), self.size - 1 - self.first, vocabulary
-        ) as self.file:
-            self.file.check_space(len(self.pieces))
-            yield
+        return SavedLogits(path, self._identity(), self.size - 1 - self.first, vocabulary)
 
     def _identity(self) -> Identity:
         return {
