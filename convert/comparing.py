@@ -25,6 +25,7 @@ from .saved_logits import Identity, SavedLogits
 Name = str | Path
 UNUSED = 5  # a token type: its text means nothing
 DIGEST = 16  # hexadecimal digits
+NAME = 100  # letters of a name in saved logits
 
 
 def compare(
@@ -158,16 +159,16 @@ class Reading:
 
     def _saved(self, path: Path) -> SavedLogits:
         vocabulary = self.models[0].args.vocab_size
-        return SavedLogits(path, self._identity(), self.size - 1 - self.first, vocabulary)
-
-    def _identity(self) -> Identity:
-        return {
-            "model": f"{Path(self.names[0]).name} ({self.key})",
-            "text": f"{self.name} ({self.digest})",
+        identity: Identity = {
+            "model": self.key,
             "chunk size": self.size,
+            "text": self.digest,
             "backend": ops.backend_name(),
-            "vocabulary": self.models[0].args.vocab_size,
+            "vocabulary": vocabulary,
         }
+        names = {"model": Path(self.names[0]).name[:NAME], "text": self.name[:NAME]}
+        positions = self.size - 1 - self.first
+        return SavedLogits(path, identity, names, positions=positions, vocabulary=vocabulary)
 
     def add(self, tokens: Sequence[int]) -> None:
         """Read the next chunk with all models. Raises ValueError for logits that are not finite."""
@@ -195,7 +196,7 @@ class Reading:
             return
         if self.done == self.file.count:
             self.file.append(self._computed(tokens))
-        yield from self.file.rows(self.done)
+        yield from self.file.rows(self.done, perplexity.ROWS)
 
     def _computed(self, tokens: Sequence[int]) -> Iterator[divergence.Rows]:
         for logits, wanted in self._logits(0, tokens):

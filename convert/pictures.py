@@ -139,7 +139,7 @@ def kl_over_tokens(comparison: Comparison) -> Figure:
     for i, (name, _, d) in enumerate(found):
         kls = np.sort(d.kls)
         more = np.arange(kls.size, 0, -1) / kls.size  # at or above each
-        style = STYLES[i // len(COLORS) % len(STYLES)] if i >= len(COLORS) else STYLES[i % 4]
+        style = STYLES[i % len(STYLES)]
         axes.plot(
             kls, more, style, color=COLORS[i % len(COLORS)], label=name, drawstyle="steps-pre"
         )
@@ -147,9 +147,9 @@ def kl_over_tokens(comparison: Comparison) -> Figure:
         if positive.size:
             first = float(np.quantile(positive, 0.02))
             low, high = min(low or first, first), max(high, float(positive[-1]))
-    axes.set_xscale("log")
     axes.set_yscale("log")
     if high > 0:
+        axes.set_xscale("log")
         axes.set_xlim(low, high * 1.3)
     axes.set_yticks(
         [1, 0.5, 0.1, 0.05, 0.01, 0.001], ["all", "50 %", "10 %", "5 %", "1 %", "0.1 %"]

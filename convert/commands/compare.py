@@ -34,11 +34,12 @@ differ a little. Errors are standard errors, as of independent tokens.
 
 --logits keeps the base's logits for the next comparison on the same text, chunks and backend: 2 bytes
 times the vocabulary for each scored token (25 MB a chunk of 512 for a vocabulary of 49,152; 134 MB for
-262,144). Each logit is rounded to 1/65535 of its position's range, often 0.0005 nats, which changes KL
-by about 1e-8. A run that was stopped or killed goes on from there. The file is refused if it belongs to
-another model, text, chunk size or backend. Ctrl-C prints what is known so far.
+262,144). Each logit is rounded to 1/65535 of its position's range, often 0.0005 nats, which changes the
+mean KL by about 1e-8 and nothing else. A run that was stopped or killed goes on from there. The file is
+refused if it belongs to another model, text, chunk size or backend. Ctrl-C prints what is known so far.
 
-Memory: the files are mapped; on top, a chunk's activations and the logits of 64 positions, or 100 MB.
+Memory: the files are mapped; on top, what a prompt of a chunk needs for each model, the logits of 64
+positions of two models (134 MB for a vocabulary of 262,144), and 100 MB.
 
 examples:
   %(prog)s model-f16.gguf model-q4.gguf
