@@ -37,6 +37,7 @@ KINDS = (
     "ffn_up",
     "ffn_down",
 )
+TICKS = 5  # of the colour bar
 MOST_NUMBERS = 48  # layers; cells of more have no numbers in them
 
 
@@ -182,9 +183,11 @@ def error_by_layer(comparison: Comparison, other: int = 0) -> Figure:
         image = axes.imshow(
             np.ma.masked_where(~(table > 0), table), cmap="cividis", norm=norm, aspect="auto"
         )
-        bar = figure.colorbar(image, ax=axes, pad=0.02, fraction=0.04, format=_percent)
-        bar.ax.yaxis.set_minor_formatter(_percent)
-        bar.ax.tick_params(labelsize=7, which="both")
+        bar = figure.colorbar(image, ax=axes, pad=0.02, fraction=0.04)
+        ticks = np.geomspace(known.min(), known.max(), TICKS).tolist()
+        bar.set_ticks(ticks, labels=[f"{100 * tick:.2g} %" for tick in ticks])
+        bar.ax.minorticks_off()
+        bar.ax.tick_params(labelsize=7)
         bar.set_label("rms(b - a) / rms(a)", size=8)
         if len(table) <= MOST_NUMBERS:
             _numbers(axes, table, math.sqrt(low * high))
@@ -222,10 +225,6 @@ def _order(kind: str) -> tuple[int, str]:
     """As the data flow: attention, then the MLP or the experts, then what else there is."""
     stem = kind.removesuffix("_exps").removesuffix("_shexp")
     return KINDS.index(stem) if stem in KINDS else len(KINDS), kind
-
-
-def _percent(value: float, _: object = None) -> str:
-    return f"{100 * value:.2g} %"
 
 
 def _numbers(axes: Axes, table: np.ndarray, middle: float) -> None:

@@ -9,7 +9,7 @@ A file is a header of HEADER bytes (MAGIC, then JSON that says what it belongs t
 step is 1/65535 of the range of a position's logits, often 0.0005, and a logit is off by half of it at most.
 KL divergence is computed from the decoded logits, normalised again, so that errors cancel: on SmolLM2 the mean KL of
 Q8_0 (0.001) and of Q4_K_M (0.04) changes by 1e-8, a single token's by 1e-5 (root mean square).
-A process that is killed leaves whole records and a part of one, which the next one cuts off.
+A process that is killed leaves whole records and a part of one, which the next one writes anew.
 """
 
 from __future__ import annotations
@@ -67,12 +67,9 @@ class SavedLogits:
             raise
 
     def _whole_records(self) -> int:
-        """Cuts off what a killed process left, a part of a record or one that did not reach the disk."""
+        """A killed process may leave a part of a record, or after a power cut one that did not reach the disk."""
         count = (os.fstat(self._file.fileno()).st_size - HEADER) // self.record_bytes
-        if count and not self._is_sound(count - 1):
-            count -= 1
-        self._file.truncate(HEADER + count * self.record_bytes)
-        return count
+        return count - 1 if count and not self._is_sound(count - 1) else count
 
     def _start(self, chunk: int) -> int:
         return HEADER + chunk * self.record_bytes
