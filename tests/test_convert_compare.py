@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import compared_models
 import gguf
 import mlx.core as mx
 import numpy as np
@@ -21,6 +22,7 @@ from mlx_ferrum.convert.command import main
 from mlx_ferrum.convert.comparing import compare
 from mlx_ferrum.convert.comparison import Divergence, Estimate
 
+GOLDEN = Path(__file__).parent / "golden" / "compare.json"
 SIZE, COUNT = 16, 5
 TEXT = " ".join(f"{n} boats on the sea near Oban," for n in range(40))
 MOE = Sizes(layers=2, experts=6, used=2)
@@ -107,6 +109,25 @@ def test_statistics() -> None:
     assert d.probability_rms.value == pytest.approx(math.sqrt((changes**2).mean()))
     share = d.agrees.mean()
     assert d.agreement == Estimate(share, pytest.approx(math.sqrt(share * (1 - share) / 199)))
+
+
+def test_numbers_of_llama_perplexity(tmp_path: Path, reference: Backend) -> None:
+    """It rounds the base's logits, and prints 6 decimals, or 3 of a percentage."""
+    golden = json.loads(GOLDEN.read_text())
+    base, other = compared_models.models(tmp_path)
+    size, count = compared_models.SIZE, compared_models.CHUNKS
+    found = compare(base, other, compared_models.TEXT, size=size, count=count, tensors=False)
+    d = found.others[0].divergence
+    assert d is not None
+    assert d.perplexity == pytest.approx(golden["perplexity"], rel=1e-5)
+    assert d.kl == pytest.approx(golden["kl"], rel=2e-4, abs=6e-7)
+    assert [100 * x for x in d.probability_rms] == pytest.approx(
+        golden["probability_rms"], abs=2e-3
+    )
+    # one of the 372 tokens may be a tie of the rounded logits
+    assert [100 * x for x in d.agreement] == pytest.approx(golden["agreement"], abs=0.3)
+    for percent, kl in d.percentiles().items():
+        assert kl == pytest.approx(golden[f"{percent:g}"][0], rel=2e-3, abs=2e-6)
 
 
 def test_a_model_does_not_differ_from_itself(folder: Path) -> None:

@@ -29,8 +29,9 @@ each chunk is scored. For each scored token:
   same top token  the share of tokens for which both find the same token the most likely
   RMS of dp       root mean square of the difference of the probabilities of the text's tokens
   ratio to base   of the perplexities
-These are the numbers of llama-perplexity --kl-divergence; it stores rounded logits, so that small KLs
-differ a little. Errors are standard errors, as of independent tokens.
+Errors are standard errors, as of independent tokens. These are the numbers of llama-perplexity
+--kl-divergence. For quantized models its KLs are larger, by about 0.004, because llama.cpp rounds
+activations to 8 bits on a CPU; its "PPL(base)" comes from rounded logits.
 
 --logits keeps the base's logits for the next comparison on the same text, chunks and backend: 2 bytes
 times the vocabulary for each scored token (25 MB a chunk of 512 for a vocabulary of 49,152; 134 MB for
@@ -44,7 +45,8 @@ positions of two models (134 MB for a vocabulary of 262,144), and 100 MB.
 examples:
   %(prog)s model-f16.gguf model-q4.gguf
   %(prog)s model-f16.gguf model-q4.gguf --text text.txt --chunks 20
-  %(prog)s model-f16.gguf q2.gguf q3.gguf q4.gguf --text text.txt --logits f16.logits --plots pictures
+  %(prog)s model-f16.gguf q2.gguf q3.gguf q4.gguf --text text.txt --logits f16.logits \\
+      --plots pictures
 """
 
 
