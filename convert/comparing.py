@@ -129,9 +129,11 @@ class Reading:
         models = [model for model, _ in loaded]
         tokenizer: Tokenizer = loaded[0][1]
         size = chunks.size(size, min(model.args.context_length for model in models))
-        name = text.name if isinstance(text, Path) else "text"
-        written = chunks.text(text) if isinstance(text, Path) else text
-        pieces = chunks.cut(written, tokenizer, size, name=str(text) if text == name else name)
+        if isinstance(text, Path):
+            name, where, content = text.name, str(text), chunks.text(text)
+        else:
+            name, where, content = "text", "the text (a Path would name a file)", text
+        pieces = chunks.cut(content, tokenizer, size, name=where)
         return cls(
             [str(n) for n in names],
             models,
@@ -179,9 +181,8 @@ class Reading:
                 logits, wanted = next(other)
                 with self._named(i + 1):
                     found[i].append(divergence.compare(base, logits, wanted))
-        for model in self.models:
-            if model.check_file is not None:
-                model.check_file()
+        for model in self.models[1:]:
+            _check_file(model)
         for scores, new in zip(self.scores, found, strict=True):
             scores.extend(new)
         self.done += 1
@@ -203,6 +204,7 @@ class Reading:
             with self._named(0):
                 rows = divergence.rows(logits, wanted)
             yield rows
+        _check_file(self.models[0])  # before a record of saved logits counts as whole
 
     @contextlib.contextmanager
     def _named(self, i: int) -> Iterator[None]:
@@ -246,6 +248,11 @@ def _tokens(name: Name, file: gguf.GGUF) -> list[tuple[str, int]]:
         raise ValueError(f"{name}: has no tokenizer")
     kinds = file.metadata.get("tokenizer.ggml.token_type", [0] * len(tokens))
     return [(str(token), int(kind)) for token, kind in zip(tokens, kinds, strict=False)]
+
+
+def _check_file(model: LanguageModel) -> None:
+    if model.check_file is not None:
+        model.check_file()
 
 
 def _file_key(model: LanguageModel, file: gguf.GGUF) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -197,8 +198,13 @@ def test_vocabularies(folder: Path, tmp_path: Path) -> None:
 
 def test_texts_and_files_that_are_refused(folder: Path, tmp_path: Path) -> None:
     a, b = folder / "a.gguf", folder / "b.gguf"
-    with pytest.raises(ValueError, match="tokens, expected at least one chunk of 128"):
-        compare(a, b, "too short")
+    short = tmp_path / "short.txt"
+    short.write_text("too short")
+    for text, name in (("too short", r"the text \(a Path .*\)"), (short, re.escape(str(short)))):
+        with pytest.raises(
+            ValueError, match=f"^{name}: 7 tokens, expected at least one chunk of 128"
+        ):
+            compare(a, b, text)
     with pytest.raises(ValueError, match=r"vocabularies differ: .* 300 tokens, tiny-moe has"):
         compare(a, "tiny-moe", TEXT)
     writer = gguf.GGUFWriter(tmp_path / "empty.gguf", "llama")
@@ -234,7 +240,7 @@ def test_logits_that_are_not_finite(
 # -- the command ---------------------------------------------------------------------------------
 
 
-def test_command(folder: Path, tmp_path: Path, capsys: Any) -> None:
+def test_command(folder: Path, tmp_path: Path, capsys: Any, reference: Backend) -> None:
     text, out = folder / "text.txt", tmp_path / "out.json"
     files = [str(folder / f"{name}.gguf") for name in "abc"]
     options = ["--text", str(text), "--chunk-size", str(SIZE), "--chunks", "3"]

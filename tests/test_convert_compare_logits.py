@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import fcntl
+import os
 import random
 import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import random_models
+from backends import CPU, REFERENCE
 from random_models import Sizes
 
-import mlx_ferrum
 from mlx_ferrum.convert import comparing, divergence, perplexity, saved_logits
 from mlx_ferrum.convert.command import main
 from mlx_ferrum.convert.comparing import compare
@@ -28,8 +30,15 @@ ARRAYS = ("nats", "base_nats", "kls", "agrees")
 SECONDS = 60
 
 
+@pytest.fixture(scope="module", autouse=True)
+def cpu() -> Iterator[None]:
+    """The backend that the command uses by itself here, whatever tests before have chosen."""
+    with CPU.in_use():
+        yield
+
+
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(cpu: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Models a and b, a text, and whole logits of a."""
     folder = tmp_path_factory.mktemp("logits")
     (folder / "text.txt").write_text(TEXT)
@@ -130,7 +139,16 @@ def test_killed_runs_go_on(folder: Path, tmp_path: Path) -> None:
         "b.gguf",
         "--no-tensors",
     ]
-    command += ["--text", "text.txt", "--chunk-size", "128", "--logits", path.name]
+    command += [
+        "--text",
+        "text.txt",
+        "--chunk-size",
+        "128",
+        "--logits",
+        path.name,
+        "--backend",
+        "cpu",
+    ]
     grown = 0
     for _ in range(2):
         process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL)
@@ -181,11 +199,8 @@ def test_files_of_something_else(folder: Path, tmp_path: Path) -> None:
     # names mean nothing
     shutil.copy(folder / "a.gguf", tmp_path / "renamed.gguf")
     assert_equal(run(folder, path, base=tmp_path / "renamed.gguf", text=TEXT), run(folder, path))
-    mlx_ferrum.use_backend("reference")
-    try:
+    with REFERENCE.in_use():
         refused(folder, path, "another backend: found cpu, expected reference")
-    finally:
-        mlx_ferrum.use_backend("cpu")
 
 
 def test_files_that_are_no_logits_or_damaged(folder: Path, tmp_path: Path) -> None:
@@ -233,3 +248,24 @@ def test_a_run_that_fails_leaves_whole_records(
     record = (len(whole) - saved_logits.HEADER) * 7 // expected.tokens
     assert path.read_bytes() == whole[: saved_logits.HEADER + 3 * record]
     assert_equal(run(folder, path), expected)
+
+
+def test_a_base_that_is_written_to_is_not_saved(folder: Path, tmp_path: Path) -> None:
+    a, b = (Path(shutil.copy(folder / f"{name}.gguf", tmp_path)) for name in "ab")
+    files = [comparing.open_model(path) for path in (a, b)]
+    reading = comparing.Reading.of([a, b], files, TEXT, size=SIZE)
+    real = reading._computed
+
+    def write(tokens: Any) -> Any:
+        if reading.done == 2:
+            with a.open("r+b") as file:
+                file.seek(-1, 2)
+                file.write(b"?")
+            os.utime(a, (1, 1))
+        yield from real(tokens)
+
+    reading._computed = write
+    with pytest.raises(ValueError, match=r"a.gguf"):
+        reading.run(tmp_path / "x")
+    whole, saved = ((f / n).stat().st_size - 4096 for f, n in ((folder, "whole"), (tmp_path, "x")))
+    assert saved == 2 * whole // len(reading.pieces)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 WIDTH, HEIGHT = (
     14.0,
     2.5,
-)  # inches: what a map has at most, and what it has at least if cells are not yet
+)  # inches: the most that a map is wide, and the height up to which cells grow
 LARGEST_CELL = 0.45  # inches high or wide
 MARGIN = (2.2, 1.5)  # inches beside the map, and above and below it
 UNUSED = "#cbd5e1"
