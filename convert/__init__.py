@@ -2,3 +2,23 @@
 
 `python -m mlx_ferrum.convert` is the command line. Each command is a file in `commands/`.
 """
+
+TYPE_CHECKING = False
+
+if TYPE_CHECKING:
+    from .comparing import compare
+    from .comparison import Comparison, Divergence, TensorError, TensorErrors
+else:
+    from mlx_ferrum.lazy import attributes
+
+    __getattr__ = attributes(
+        __name__,
+        {
+            "compare": "comparing",
+            **dict.fromkeys(
+                ("Comparison", "Divergence", "TensorError", "TensorErrors"), "comparison"
+            ),
+        },
+    )
+
+__all__ = ["Comparison", "Divergence", "TensorError", "TensorErrors", "compare"]

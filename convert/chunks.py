@@ -40,28 +40,36 @@ def size(asked: int | None, context: int) -> int:
 
 
 def read(path: Path, tokenizer: Tokenizer, size: int, most: int | None = None) -> list[list[int]]:
-    """The text's whole chunks of `size` tokens; each begins with the token that begins a text, if the model has one.
-
-    That token replaces the first one of a chunk. Special tokens in the text are read as plain text.
-    most: how many chunks to give at most
-    Raises ValueError if the text has less than one chunk or is not UTF-8, OSError if it cannot be read.
-    """
-    before = tokenizer.prefix_ids[:1]
-    ids = [*before, *tokenizer.encode(_text(path), add_special=False)]
-    count = len(ids) // size
-    if count == 0:
-        raise ValueError(f"{path}: {len(ids)} tokens, expected at least one chunk of {size}")
-    if most is not None:
-        count = min(count, most)
-    starts = range(0, count * size, size)
-    return [[*before, *ids[start + len(before) : start + size]] for start in starts]
+    """The chunks of a file's text; see `cut` and `text`, also for errors."""
+    return cut(text(path), tokenizer, size, most, name=str(path))
 
 
-def _text(path: Path) -> str:
+def text(path: Path) -> str:
+    """A file's text. Raises OSError if it cannot be read, ValueError if it is not UTF-8."""
     try:
         return path.read_bytes().decode()
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: is not UTF-8: {error.reason} at byte {error.start}") from None
+
+
+def cut(
+    text: str, tokenizer: Tokenizer, size: int, most: int | None = None, *, name: str = "the text"
+) -> list[list[int]]:
+    """The whole chunks of `size` tokens; each begins with the token that begins a text, if the model has one.
+
+    That token replaces the first one of a chunk. Special tokens in the text are read as plain text.
+    most: how many chunks to give at most; name: of the text, for the error
+    Raises ValueError if the text has less than one chunk.
+    """
+    before = tokenizer.prefix_ids[:1]
+    ids = [*before, *tokenizer.encode(text, add_special=False)]
+    count = len(ids) // size
+    if count == 0:
+        raise ValueError(f"{name}: {len(ids)} tokens, expected at least one chunk of {size}")
+    if most is not None:
+        count = min(count, most)
+    starts = range(0, count * size, size)
+    return [[*before, *ids[start + len(before) : start + size]] for start in starts]
 
 
 @contextmanager

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import mlx.core as mx
 import numpy as np
 
 from mlx_ferrum.models.base import LanguageModel
+
+from . import divergence
 
 ROWS = 64  # positions whose logits exist at a time; a vocabulary of 262,144 makes 64 MB of them
 
@@ -75,12 +77,20 @@ def losses(model: LanguageModel, tokens: Sequence[int], first: int) -> np.ndarra
 
     float64, in nats.
     """
+    return np.concatenate(
+        [divergence.rows(x, wanted).nats for x, wanted in logits(model, tokens, first)]
+    )
+
+
+def logits(
+    model: LanguageModel, tokens: Sequence[int], first: int
+) -> Iterator[tuple[np.ndarray, Sequence[int]]]:
+    """The logits at the positions from `first` to the last but one, and the tokens that follow them, in pieces.
+
+    Each piece is (n, vocabulary) float32 and n tokens, n at most ROWS.
+    """
     hidden = model.body(mx.array([list(tokens)]), model.make_cache())
-    out = []
     for start in range(first, len(tokens) - 1, ROWS):
         stop = min(start + ROWS, len(tokens) - 1)
-        logits = np.asarray(model.head(hidden[:, start:stop]))[0].astype(np.float64)
-        logits -= logits.max(axis=-1, keepdims=True)
-        wanted = logits[np.arange(stop - start), tokens[start + 1 : stop + 1]]
-        out.append(np.log(np.exp(logits).sum(axis=-1)) - wanted)
-    return np.concatenate(out)
+        piece = np.asarray(model.head(hidden[:, start:stop]))[0]
+        yield piece, tokens[start + 1 : stop + 1]

@@ -230,9 +230,14 @@ def import_engine() -> None:
 
 def load_model(args: argparse.Namespace) -> tuple[LanguageModel, Tokenizer]:
     """The model and tokenizer that --model names, on the backend that --backend names."""
+    use_backend(args)
+    return mlx_ferrum.load(args.model)
+
+
+def use_backend(args: argparse.Namespace) -> None:
+    """Use the backend that --backend and --threads name; without them, the default stays."""
     if args.backend is not None or args.threads is not None:
         mlx_ferrum.use_backend(args.backend or "cpu", threads=args.threads)
-    return mlx_ferrum.load(args.model)
 
 
 def check_writable(path: str | Path) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mlx_ferrum import cli
+from mlx_ferrum import cli, drawing
 
 if TYPE_CHECKING:
     from mlx_ferrum.models.base import LanguageModel
@@ -66,7 +66,7 @@ def _run(args: argparse.Namespace) -> int:
     from .choices import observe
 
     if args.out is not None:
-        picture.check_installed()
+        drawing.check_installed()
         cli.check_writable(args.out)
     model, tokenizer = cli.load_model(args)
     experts = _experts(model, args.model)

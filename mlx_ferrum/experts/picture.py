@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from .. import drawing
 from .choices import Choices
 
 if TYPE_CHECKING:
@@ -19,17 +18,11 @@ if TYPE_CHECKING:
 WIDTH, HEIGHT = (
     14.0,
     2.5,
-)  # inches: what a map has at most, and what it has at least if cells are not yet
+)  # inches: the most that a map is wide, and the height up to which cells grow
 LARGEST_CELL = 0.45  # inches high or wide
 MARGIN = (2.2, 1.5)  # inches beside the map, and above and below it
 UNUSED = "#cbd5e1"
 TICKS = 32  # more rows or columns than this are not all numbered
-
-
-def check_installed() -> None:
-    """Raises RuntimeError, which says what to install, if there is no matplotlib."""
-    if importlib.util.find_spec("matplotlib") is None:
-        raise RuntimeError("drawing needs matplotlib: pip install 'mlx_ferrum[plot]'")
 
 
 def draw(layers: Sequence[Choices], used: int, title: str, path: Path) -> None:
@@ -46,7 +39,7 @@ def draw(layers: Sequence[Choices], used: int, title: str, path: Path) -> None:
     _map(figure, axes, shares, used / experts)
     _number(axes, [layer.layer for layer in layers], experts)
     axes.set_title(title, fontsize=10, parse_math=False)
-    _save(figure, path)
+    drawing.save(figure, path)
 
 
 def _map(figure: Figure, axes: Axes, shares: np.ndarray, even: float) -> None:
@@ -84,11 +77,3 @@ def _step(count: int) -> int:
     while count > TICKS * step:
         step *= 2
     return step
-
-
-def _save(figure: Figure, path: Path) -> None:
-    """Through a temporary file beside `path`."""
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".experts-") as folder:
-        temporary = Path(folder) / "new.png"
-        figure.savefig(temporary)
-        temporary.replace(path)
