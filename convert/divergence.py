@@ -63,13 +63,32 @@ def compare(base: Rows, logits: np.ndarray, wanted: Sequence[int]) -> Scores:
     def fill(part: slice) -> None:
         p, q = log_softmax(base.logits[part]), log_softmax(logits[part])
         nats[part] = _nats(q, ids[part])
-        np.subtract(p, q, out=q)
-        kls[part] = np.einsum("ij,ij->i", np.exp(p, out=p), q)
+        kls[part] = _kl(p, q)
 
     _in_blocks(fill, *logits.shape)
-    # rounding may leave -1e-17 where two distributions are almost equal
-    kls = np.maximum(kls, 0.0)
     return Scores(nats, base.nats, kls, base.top == logits.argmax(axis=-1))
+
+
+def kl(base: np.ndarray, logits: np.ndarray) -> np.ndarray:
+    """KL divergence in nats of other logits from the base's, both (n, vocabulary) float32 -> (n,) float64.
+
+    Raises ValueError for logits that are not finite.
+    """
+    check(logits)
+    kls = np.empty(len(logits))
+
+    def fill(part: slice) -> None:
+        kls[part] = _kl(log_softmax(base[part]), log_softmax(logits[part]))
+
+    _in_blocks(fill, *logits.shape)
+    return kls
+
+
+def _kl(p: np.ndarray, q: np.ndarray) -> np.ndarray:
+    """Of log-probabilities (n, vocabulary), which are overwritten -> (n,)"""
+    np.subtract(p, q, out=q)
+    # rounding may leave -1e-17 where two distributions are almost equal
+    return np.maximum(np.einsum("ij,ij->i", np.exp(p, out=p), q), 0.0)
 
 
 def _nats(log_p: np.ndarray, ids: np.ndarray) -> np.ndarray:

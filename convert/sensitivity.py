@@ -21,12 +21,12 @@ from mlx_ferrum.blocks import Block
 from mlx_ferrum.models.base import LanguageModel
 from mlx_ferrum.tensor import QTensor
 
-from . import quantizing
+from . import divergence, quantizing
 from .output import replaced
+from .perplexity import ROWS
 
-KEPT_BYTES = 256 << 20  # of the model's log-probabilities that losses are measured against
+KEPT_BYTES = 256 << 20  # of the model's logits that losses are measured against
 SAMPLE = 1 << 17  # weights of a tensor that errors are measured on
-ROWS = 64  # positions whose logits exist at a time
 FORMAT = 1  # of saved measurements
 
 
@@ -49,14 +49,14 @@ class Sensitivity:
 
 
 class Baseline:
-    """What the model as it is predicts: log-probabilities of at most KEPT_BYTES, from evenly spread positions."""
+    """What the model as it is predicts: logits of at most KEPT_BYTES, from evenly spread positions."""
 
     def __init__(self, model: LanguageModel, chunks: Sequence[Sequence[int]]) -> None:
         self._model, self._chunks = model, chunks
         most = KEPT_BYTES // (4 * model.args.vocab_size)
         each = max(1, most // len(chunks))
         self._positions = [_spread(len(tokens) // 2, len(tokens), each) for tokens in chunks]
-        self._expected = list(self._predictions())
+        self._expected = list(self._logits())
 
     @property
     def positions(self) -> int:
@@ -66,32 +66,22 @@ class Baseline:
     def loss(self) -> float:
         """Mean KL, in nats, of the model as it is now from the model as it was.
 
-        Raises ValueError if a prediction is not finite.
+        Raises ValueError for logits that are not finite.
         """
-        pairs = zip(self._expected, self._predictions(), strict=True)
-        loss = sum(float((np.exp(p) * (p - q)).sum(dtype=np.float64)) for p, q in pairs)
-        if not np.isfinite(loss):
-            raise ValueError(f"expected finite predictions, found a divergence of {loss}")
-        return max(0.0, loss / self.positions)
+        pairs = zip(self._expected, self._logits(), strict=True)
+        return sum(float(divergence.kl(p, q).sum()) for p, q in pairs) / self.positions
 
-    def _predictions(self) -> Iterator[np.ndarray]:
-        """Log-probabilities (at most ROWS, vocabulary) float32, in order."""
+    def _logits(self) -> Iterator[np.ndarray]:
+        """(at most ROWS, vocabulary) float32 each, in order."""
         for tokens, positions in zip(self._chunks, self._positions, strict=True):
             hidden = self._model.body(mx.array([list(tokens)]), self._model.make_cache())
+            wanted = ops.to_mlx(hidden)[:, mx.array(positions)]
             for start in range(0, len(positions), ROWS):
-                some = positions[start : start + ROWS]
-                first, last = int(some[0]), int(some[-1]) + 1
-                logits = np.asarray(self._model.head(hidden[:, first:last]))[0, some - first]
-                yield _log_softmax(logits)
+                yield np.asarray(self._model.head(wanted[:, start : start + ROWS]))[0]
 
 
 def _spread(first: int, stop: int, most: int) -> np.ndarray:
     return np.unique(np.linspace(first, stop - 1, min(most, stop - first)).astype(np.int64))
-
-
-def _log_softmax(x: np.ndarray) -> np.ndarray:
-    x = x - x.max(axis=-1, keepdims=True)
-    return x - np.log(np.exp(x).sum(axis=-1, keepdims=True, dtype=np.float64)).astype(np.float32)
 
 
 def measure(
