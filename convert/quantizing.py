@@ -13,7 +13,7 @@ from pathlib import Path
 import gguf as gguf_py
 import numpy as np
 
-from mlx_ferrum import gguf
+from mlx_ferrum import amounts, gguf
 from mlx_ferrum.blocks import BF16, F16, F32, Block, by_name
 from mlx_ferrum.tensor import QTensor
 
@@ -42,12 +42,17 @@ class Options:
     threads: int | None = None
 
 
-@dataclass
+@dataclass(repr=False)
 class Plan:
     """The tensors, in the order of the file, and one line for each thing that the user should know."""
 
     tensors: dict[str, Planned] = field(default_factory=dict)
     notices: list[str] = field(default_factory=list)
+
+    def __repr__(self) -> str:
+        types = Counter(t.block.name for t in self.tensors.values()).most_common()
+        held = ", ".join(f"{count} of {name}" for name, count in types)
+        return f"Plan({held}, {amounts.size(sum(t.nbytes for t in self.tensors.values()))})"
 
 
 def plan(model: gguf.GGUF, options: Options) -> Plan:

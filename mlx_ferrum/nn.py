@@ -30,6 +30,10 @@ class QLinear(nn.Module):
         """add: (..., rows), a residual to add to the product."""
         return ops.matmul(x, self.weight, bias=self.get("bias"), add=add)
 
+    def _extra_repr(self) -> str:
+        bias = ", bias" if "bias" in self else ""
+        return f"{self.weight.block.name}, {self.weight.shape}{bias}"
+
 
 class RMSNorm(nn.Module):
     """x / rms(x) * weight over the last axis: x: (..., d) -> (..., d), weight: (d,)."""
@@ -71,6 +75,9 @@ class QEmbedding(nn.Module):
 
     def __call__(self, ids: mx.array) -> mx.array:
         return ops.rows(self.weight, ids, self.scale)
+
+    def _extra_repr(self) -> str:
+        return f"{self.weight.block.name}, {self.weight.shape}"
 
 
 class GatedMLP(nn.Module):
@@ -128,6 +135,10 @@ class Experts(nn.Module):
     def count(self) -> int:
         """How many experts there are."""
         return self.gate.shape[0]
+
+    def _extra_repr(self) -> str:
+        types = dict.fromkeys(w.block.name for w in (self.gate, self.up, self.down))
+        return f"{self.routing.used} of {self.count}, {' + '.join(types)}, {self.gate.shape[1:]}"
 
     def __call__(
         self, x: mx.array, norm: RMSNorm | None = None, add: mx.array | None = None

@@ -13,8 +13,8 @@ import mlx.core as mx
 import numpy as np
 from mlx import nn
 
-from .. import ops
-from ..cache import Cache, KVCache, check_caches
+from .. import amounts, ops
+from ..cache import Cache, Caches, KVCache, check_caches
 from ..nn import GatedMLP, QLinear, RMSNorm
 from ..profile import stage
 from ..rope import RopeArgs
@@ -179,6 +179,8 @@ class LanguageModel(nn.Module):
     body: Decoder
     fingerprint: str = ""  # of the file's tensors, set by load; saved caches are checked against it
     nbytes: int = 0  # of the file's tensors, set by load
+    parameter_count: int = 0  # how many numbers the file's tensors hold, set by load
+    types: str = ""  # that most of them have, such as "Q4_K + Q6_K", set by load
     recommended: Recommended = Recommended()  # sampling, set by load
     check_file: Callable[..., None] | None = None  # `GGUF.check`, set by load
 
@@ -220,6 +222,18 @@ class LanguageModel(nn.Module):
             raise ValueError(f"hidden states are {tuple(hidden.shape)}, expected (..., {size})")
         return self.head(self.body.norm(hidden))
 
+    def __repr__(self) -> str:
+        args, backend = self.args, ops.backend_in_use()
+        said = [f"{args.num_layers} layers", f"{args.hidden_size} wide"]
+        if args.experts is not None:
+            said.append(f"{args.experts.routing.used} of {args.experts.count} experts")
+        if self.nbytes:
+            weights = f"{amounts.count(self.parameter_count)} parameters"
+            said += [self.types, weights, amounts.size(self.nbytes)]
+        if backend is not None:
+            said.append(backend)
+        return f"{args.architecture}({', '.join(said)})"
+
     def _ready(self, tokens: mx.array, cache: list[Cache] | None) -> list[Cache]:
         """The given cache, or a new one, once everything is checked."""
         _check_tokens(tokens)
@@ -241,7 +255,7 @@ class LanguageModel(nn.Module):
 
     def make_cache(self) -> list[Cache]:
         """Empty caches, one a layer."""
-        return [KVCache() for _ in range(self.args.num_layers)]
+        return Caches(KVCache() for _ in range(self.args.num_layers))
 
 
 def _check_tokens(tokens: Any) -> None:

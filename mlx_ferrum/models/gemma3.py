@@ -13,7 +13,7 @@ import mlx.core as mx
 import numpy as np
 from mlx import nn
 
-from ..cache import Cache, KVCache, WindowCache
+from ..cache import Cache, Caches, KVCache, WindowCache
 from ..rope import Rope, RopeArgs
 from . import llama
 from .base import MLP, BaseArgs, Decoder, LanguageModel, Metadata, Weights
@@ -126,4 +126,4 @@ class Model(LanguageModel):
         return mx.tanh(logits / cap) * cap if cap else logits
 
     def make_cache(self) -> list[Cache]:
-        return [WindowCache(window) if window else KVCache() for window in self.args.windows]
+        return Caches(WindowCache(window) if window else KVCache() for window in self.args.windows)
