@@ -2,3 +2,14 @@
 
 `python -m mlx_ferrum.convert` is the command line. Each command is a file in `commands/`.
 """
+
+TYPE_CHECKING = False
+
+if TYPE_CHECKING:
+    from .quantizing import quantize
+else:
+    from mlx_ferrum.lazy import attributes
+
+    __getattr__ = attributes(__name__, {"quantize": "quantizing"})
+
+__all__ = ["quantize"]

@@ -14,7 +14,7 @@ from . import ops
 from .profile import stage
 from .tensor import QTensor
 
-Observer = Callable[[mx.array], None]
+Observer = Callable[[mx.array, mx.array, mx.array], None]
 
 
 class QLinear(nn.Module):
@@ -106,7 +106,8 @@ class Experts(nn.Module):
     gate, up: (e, rows, k), down: (e, k, rows), stacks of all experts
     bias: (e,), added to the scores for the choice only
     shared: what every token gets besides
-    observer: told the ids (..., n) of each choice; not of steps that a backend repeats (`ops.stepper`)
+    observer: called with logits (..., e), ids (..., n) and weights (..., n) of each choice, but not in steps that
+        a backend repeats (`ops.stepper`)
     """
 
     observer: Observer | None = None
@@ -145,8 +146,6 @@ class Experts(nn.Module):
     ) -> mx.array:
         """norm: of x, before all products."""
         x, ids, weights = self._choose(x, norm)
-        if self.observer is not None:
-            self.observer(ids)
         out = self._ask(x, ids, weights, add)
         return self.shared(x, add=out) if "shared" in self else out
 
@@ -157,7 +156,10 @@ class Experts(nn.Module):
             logits = ops.matmul(x, self.router)
         else:
             x, logits = ops.norm_matmul(x, self.router, norm.args)
-        return x, *ops.route(logits, self.routing, bias=self.get("bias"))
+        ids, weights = ops.route(logits, self.routing, bias=self.get("bias"))
+        if self.observer is not None:
+            self.observer(logits, ids, weights)
+        return x, ids, weights
 
     @stage("experts")
     def _ask(self, x: mx.array, ids: mx.array, weights: mx.array, add: mx.array | None) -> mx.array:
