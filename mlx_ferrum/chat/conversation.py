@@ -84,7 +84,8 @@ class Conversation:
     def __repr__(self) -> str:
         hidden = f", {self.hidden} of them hidden from the model" if self.hidden else ""
         used = f"{self._used} of {self.context} tokens" if self._used else f"{self.context} tokens"
-        return f"Conversation({self.turns} turns{hidden}, a context of {used})"
+        turns = f"{self.turns} turn{'s' if self.turns != 1 else ''}"
+        return f"Conversation({turns}{hidden}, a context of {used})"
 
     @property
     def context_full(self) -> bool:
