@@ -10,7 +10,7 @@ from . import kinds
 from .detokenizer import StreamingDetokenizer
 from .special import SpecialTokens
 
-_SHOWN = 24  # characters of a token's text
+_SHOWN = 24  # characters of a special token in a repr
 
 
 class Tokenizer:
@@ -53,8 +53,8 @@ class Tokenizer:
         """A special token for people, shortened."""
         if token is None:
             return ""
-        text = self.tokens[token]
-        return f"{what} {text[:_SHOWN] + '…' if len(text) > _SHOWN else text!r}"
+        text = repr(self.tokens[token])
+        return f"{what} {text if len(text) <= _SHOWN else text[:_SHOWN] + '…'}"
 
     def encode(
         self, text: str | bytes, add_special: bool = True, parse_special: bool = False
