@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -220,6 +222,22 @@ def check_caches(caches: Any, model: CacheOwner) -> None:
         raise ValueError(
             f"the layers' caches hold {sorted(offsets)} positions, expected one number"
         )
+
+
+@contextmanager
+def even(caches: Sequence[Cache]) -> Iterator[None]:
+    """If the block fails or is interrupted, positions that only some layers hold are taken back.
+
+    So the caches can be used again; their common offset says what they hold.
+    """
+    try:
+        yield
+    except BaseException:
+        least = min((cache.offset for cache in caches), default=0)
+        for cache in caches:
+            if cache.offset > least:
+                cache.trim(cache.offset - least)
+        raise
 
 
 def _kind(cache: Any) -> str:

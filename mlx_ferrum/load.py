@@ -19,6 +19,7 @@ from .tensor import QTensor
 from .tokenizer import Tokenizer
 
 SAMPLE = 64  # bytes of each tensor that go into the fingerprint
+SHOWN = 4  # types of blocks in a model's repr
 
 
 def load(name: str | Path = catalog.DEFAULT) -> tuple[LanguageModel, Tokenizer]:
@@ -56,14 +57,14 @@ def _model(file: gguf.GGUF) -> LanguageModel:
 
 
 def _measure(model: LanguageModel, tensors: Iterable[gguf.TensorInfo]) -> None:
-    """Bytes and numbers in the tensors, and the types of a hundredth of the numbers or more, the largest first."""
+    """Bytes and numbers in the tensors, and the types that have a hundredth of the numbers or more, at most SHOWN."""
     weights: Counter[str] = Counter()
     for info in tensors:
         model.nbytes += info.nbytes
         weights[info.type] += math.prod(info.shape)
     model.parameter_count = weights.total()
     common = [name for name, n in weights.most_common() if 100 * n >= weights.total()]
-    model.types = " + ".join(common)
+    model.types = " + ".join([*common[:SHOWN], *(["…"] if len(common) > SHOWN else [])])
 
 
 def _arrays(value: Any) -> Iterator[mx.array]:

@@ -14,7 +14,7 @@ import numpy as np
 from mlx import nn
 
 from .. import amounts, ops
-from ..cache import Cache, Caches, KVCache, check_caches
+from ..cache import Cache, Caches, KVCache, check_caches, even
 from ..nn import GatedMLP, QLinear, RMSNorm
 from ..profile import stage
 from ..rope import RopeArgs
@@ -197,7 +197,9 @@ class LanguageModel(nn.Module):
         Raises ValueError for tokens of another shape or type or outside the vocabulary, for a cache of another model,
         and if the model's file changed since it was loaded.
         """
-        return self.head(self.body(tokens, self._ready(tokens, cache)))
+        cache = self._ready(tokens, cache)
+        with even(cache):
+            return self.head(self.body(tokens, cache))
 
     def hidden_states(self, tokens: mx.array, cache: list[Cache] | None = None) -> list[mx.array]:
         """What the layers pass on: tokens (b, l) -> layers + 1 arrays, each (b, l, hidden) float32.
@@ -206,8 +208,10 @@ class LanguageModel(nn.Module):
         reads any of them. cache and errors: as when the model is called.
         """
         states: list[mx.array] = []
-        self.body(tokens, self._ready(tokens, cache), lambda x: states.append(ops.to_mlx(x)))
-        mx.eval(states)
+        cache = self._ready(tokens, cache)
+        with even(cache):
+            self.body(tokens, cache, lambda x: states.append(ops.to_mlx(x)))
+            mx.eval(states)
         return states
 
     def logits(self, hidden: mx.array) -> mx.array:
