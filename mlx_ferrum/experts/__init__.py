@@ -6,7 +6,7 @@ if TYPE_CHECKING:
     from .choices import Choices, observe
     from .command import main
     from .picture import heat_map
-    from .routes import Routes, routes
+    from .routing import Routes, routes
 else:
     from ..lazy import attributes
 
@@ -16,7 +16,7 @@ else:
             **dict.fromkeys(("Choices", "observe"), "choices"),
             "heat_map": "picture",
             "main": "command",
-            **dict.fromkeys(("Routes", "routes"), "routes"),
+            **dict.fromkeys(("Routes", "routes"), "routing"),
         },
     )
 
