@@ -290,7 +290,7 @@ def test_the_function_writes_what_the_command_writes(model: Path, tmp_path: Path
 
 def test_the_function_refuses_what_it_cannot_do(model: Path, tmp_path: Path) -> None:
     before = model.read_bytes()
-    for out, recipe, options, told in [
+    cases: list[tuple[str | Path, str, dict[str, str], str]] = [
         ("x.gguf", "q4_k_x", {}, "recipe: expected q2_k, .*, found 'q4_k_x'"),
         (
             "x.gguf",
@@ -299,7 +299,8 @@ def test_the_function_refuses_what_it_cannot_do(model: Path, tmp_path: Path) -> 
             "effort: expected fast, normal, best, found 'most'",
         ),
         (model, "q4_k_m", {}, "is the file that is read"),
-    ]:
+    ]
+    for out, recipe, options, told in cases:
         with pytest.raises(ValueError, match=told):
             quantize(model, tmp_path / out, recipe, **options)
     assert list(tmp_path.iterdir()) == [] and model.read_bytes() == before

@@ -28,7 +28,8 @@ def loaded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 def responses(loaded: Any, prompt: list[int], count: int, **options: Any) -> list[np.ndarray]:
     """The log-probabilities of each step; 0 for tokens that are never chosen."""
-    steps = stream_generate(*loaded, prompt, count, ignore_eos=True, **options)
+    model, tokenizer = loaded
+    steps = stream_generate(model, tokenizer, prompt, count, ignore_eos=True, **options)
     return [np.nan_to_num(np.array(r.logprobs), neginf=0) for r in steps]
 
 
@@ -52,8 +53,10 @@ def test_ctrl_c_while_a_token_is_looked_at(fast_backend: Any, loaded: Any, at: i
     """The cache holds the prompt and the tokens handed out, the last one only where the backend is lazy."""
     wanted, cache = responses(loaded, PROMPT, 12), loaded[0].make_cache()
     seen: list[int] = []
+    model, tokenizer = loaded
+    steps = stream_generate(model, tokenizer, PROMPT, 12, ignore_eos=True, cache=cache)
     with pytest.raises(KeyboardInterrupt):
-        for response in stream_generate(*loaded, PROMPT, 12, ignore_eos=True, cache=cache):
+        for response in steps:
             seen.append(response.token)
             if len(seen) == at:
                 raise KeyboardInterrupt

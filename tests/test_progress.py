@@ -38,11 +38,11 @@ def test_ipython_in_a_terminal_is_no_notebook(monkeypatch: pytest.MonkeyPatch, s
     """Imported as a library, and as a shell without a kernel."""
     kernel(monkeypatch, shell)
     assert not progress.in_notebook()
-    monkeypatch.setattr("sys.stderr", io.StringIO())
+    monkeypatch.setattr("sys.stderr", screen := io.StringIO())
     assert not progress.is_shown()
     with progress.bar(total=3, desc="hidden") as bar:
         bar.update(3)
-    assert sys.stderr.getvalue() == ""  # type: ignore[attr-defined]
+    assert screen.getvalue() == ""
 
 
 def test_a_terminal_gets_text(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -84,7 +84,9 @@ def test_caches(cpu: Any, smollm2: Any, gemma3: Any) -> None:
 
 
 def test_responses_have_no_log_probabilities(smollm2: Any) -> None:
-    found = [line(r) for r in stream_generate(*smollm2, "1 2 3 4", 2, top_logprobs=5)]
+    model, tokenizer = smollm2
+    steps = stream_generate(model, tokenizer, "1 2 3 4", 2, top_logprobs=5)
+    found = [line(response) for response in steps]
     assert found[0].startswith("GenerationResponse(text=' ', token=216, 1 tokens at 0.0 tok/s)")
     assert "2 tokens at " in found[1] and found[1].endswith("tok/s, finish_reason='length')")
     assert "finish_reason" not in found[0]
