@@ -39,14 +39,14 @@ def test_they_are_there() -> None:
 @by_name
 def test_it_runs_and_shows_what_is_stored(path: Path, tmp_path: Path, smollm2_path: Path) -> None:
     """Numbers may differ by machine; nothing is written beside the notebook, nor to stderr (the model is there)."""
-    before = sorted(FOLDER.iterdir())
+    before = sorted(FOLDER.glob("[!_]*"))
     done = run.execute(path, tmp_path)
     stored = nbformat.read(path, as_version=4)
     for cell, kept in zip(done.cells, stored.cells, strict=True):
         if cell.cell_type == "code":
             assert list(map(shown, cell.outputs)) == list(map(shown, kept.outputs)), cell.source
             assert not [o for o in cell.outputs if o.get("name") == "stderr"], cell.source
-    assert sorted(FOLDER.iterdir()) == before and list(tmp_path.iterdir()) == []
+    assert sorted(FOLDER.glob("[!_]*")) == before and list(tmp_path.iterdir()) == []
 
 
 @by_name

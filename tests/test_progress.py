@@ -100,6 +100,17 @@ fetch(MODEL, Path({out!r}).with_name("tiny.gguf"), Index())
 """
 
 
+HUB = """
+import sys
+sys.modules["ipywidgets"] = None
+from mlx_ferrum.catalog import hub
+try:
+    hub.download("owner/no-such-repository")
+except (ValueError, ConnectionError):
+    print("refused", "tqdm.auto" in sys.modules)
+"""
+
+
 def outputs(*sources: str) -> list[list[Any]]:
     """What each cell shows."""
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(s) for s in sources])
@@ -118,3 +129,10 @@ def test_in_a_kernel_bars_are_widgets(tmp_path: Path) -> None:
         widgets = [o for o in shown if WIDGET in o.get("data", {})]
         assert len(widgets) == 1, source
         assert not [o for o in shown if o.output_type == "stream"], source
+
+
+def test_without_widgets_the_hub_gives_no_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its package makes bars of its own."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    (shown,) = outputs(HUB)
+    assert [(o.name, o.text) for o in shown] == [("stdout", "refused True\n")]
