@@ -8,6 +8,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from .comparing import compare
     from .comparison import Comparison, Divergence, TensorError, TensorErrors
+    from .quantizing import quantize
 else:
     from mlx_ferrum.lazy import attributes
 
@@ -18,7 +19,8 @@ else:
             **dict.fromkeys(
                 ("Comparison", "Divergence", "TensorError", "TensorErrors"), "comparison"
             ),
+            "quantize": "quantizing",
         },
     )
 
-__all__ = ["Comparison", "Divergence", "TensorError", "TensorErrors", "compare"]
+__all__ = ["Comparison", "Divergence", "TensorError", "TensorErrors", "compare", "quantize"]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlx_ferrum import cli
+from mlx_ferrum.progress import bar
 
 if TYPE_CHECKING:
     from mlx_ferrum.tokenizer import Tokenizer
@@ -75,14 +76,12 @@ def cut(
 @contextmanager
 def progress(chunks: Sequence[list[int]], name: str) -> Iterator[Iterator[list[int]]]:
     """Gives an iterator over the chunks that moves a bar, in tokens, when the next one is asked for."""
-    from tqdm import tqdm
-
     total = sum(map(len, chunks))
-    with tqdm(total=total, desc=name, unit="tok", unit_scale=True, disable=None) as bar:
+    with bar(total=total, desc=name, unit="tok", unit_scale=True) as shown:
 
         def counted() -> Iterator[list[int]]:
             for chunk in chunks:
                 yield chunk
-                bar.update(len(chunk))
+                shown.update(len(chunk))
 
         yield counted()

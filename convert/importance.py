@@ -21,7 +21,7 @@ CHUNK_SIZE = "imatrix.chunk_size"
 MAX_NAME = 1 << 12
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Importance:
     """What a file says.
 
@@ -35,6 +35,9 @@ class Importance:
     unused: dict[str, list[int]] = field(default_factory=dict)
     dataset: str | None = None
     chunks: int = 0
+
+    def __repr__(self) -> str:
+        return f"Importance({self.path.name!r}, {len(self.columns)} tensors, {self.chunks} chunks)"
 
     def of(self, name: str, shape: tuple[int, ...]) -> np.ndarray | None:
         """The importance of a tensor's columns, (matrices, k), or None if the file has none.

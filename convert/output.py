@@ -9,16 +9,19 @@ import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import gguf
 import numpy as np
 from gguf.gguf_writer import GGUFValue, WriterState
-from tqdm import tqdm
 
 from mlx_ferrum.blocks import BlockType
+from mlx_ferrum.progress import bar
 
 from .values import pack
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 HEADER_BYTES = 64 << 20  # allowed for metadata and tensor names when free space is checked
 ALIGNMENT = "general.alignment"
@@ -111,11 +114,11 @@ def write_files(files: Sequence[File], *, mode: int | None = None) -> None:
     name = files[0].path.name
     with (
         replaced([file.path for file in files]) as partials,
-        tqdm(total=total, desc=name, unit="B", unit_scale=True, disable=None) as bar,
+        bar(total=total, desc=name, unit="B", unit_scale=True) as shown,
     ):
         for file, partial in zip(files, partials, strict=True):
             with _named(file.path):
-                _write(partial, file, bar)
+                _write(partial, file, shown)
             if mode is not None:
                 partial.chmod(stat.S_IMODE(mode))
 
@@ -156,14 +159,14 @@ def _check_space(path: Path, needed: int) -> None:
         raise OSError(f"{path}: needs {needed / 1e6:.0f} MB of disk, {free / 1e6:.0f} MB are free")
 
 
-def _write(path: Path, file: File, bar: tqdm[Any]) -> None:
+def _write(path: Path, file: File, shown: tqdm[Any]) -> None:
     writer = _writer(path, file)
     try:
         assert writer.fout is not None
         (out,) = writer.fout
         for t in file.tensors:
             writer.write_padding(out, out.tell())
-            _write_tensor(out, t, bar)
+            _write_tensor(out, t, shown)
         writer.write_padding(out, out.tell())
         out.flush()
         os.fsync(out.fileno())
@@ -202,7 +205,7 @@ def _pack(key: str, value: Value) -> bytes:
         raise ValueError(f"metadata {key!r}: {error}") from error
 
 
-def _write_tensor(out: BinaryIO, tensor: Planned, bar: tqdm[Any]) -> None:
+def _write_tensor(out: BinaryIO, tensor: Planned, shown: tqdm[Any]) -> None:
     data, written = tensor.data(), 0
     pieces: Iterable[np.ndarray] = [data] if isinstance(data, np.ndarray) else data
     for piece in pieces:
@@ -210,6 +213,6 @@ def _write_tensor(out: BinaryIO, tensor: Planned, bar: tqdm[Any]) -> None:
             raise ValueError(f"tensor {tensor.name!r}: expected bytes, found {piece.dtype}")
         out.write(np.ascontiguousarray(piece).data)
         written += piece.nbytes
-        bar.update(piece.nbytes)
+        shown.update(piece.nbytes)
     if written != tensor.nbytes:
         raise ValueError(f"tensor {tensor.name!r}: expected {tensor.nbytes} bytes, found {written}")

@@ -13,13 +13,14 @@ from pathlib import Path
 import gguf as gguf_py
 import numpy as np
 
-from mlx_ferrum import gguf
+from mlx_ferrum import amounts, gguf, notice
 from mlx_ferrum.blocks import BF16, F16, F32, Block, by_name
 from mlx_ferrum.tensor import QTensor
 
-from . import parts, recipes, source
+from . import parts, recipes, source, target
 from .importance import Importance
-from .output import File, Planned, Value
+from .importance import read as read_importance
+from .output import File, Planned, Value, write_files
 
 CHUNK = 1 << 23  # weights decoded at a time, 32 MB in float32
 QUANTIZATION_VERSION = 2  # of ggml
@@ -27,29 +28,68 @@ FLOATS = (F32, F16, BF16)
 SHOWN = 5  # names in a notice
 
 
+def quantize(
+    model: str | Path,
+    out: str | Path,
+    recipe: str,
+    *,
+    effort: str = "normal",
+    importance: str | Path | None = None,
+    overrides: recipes.Overrides | None = None,
+) -> Path:
+    """Write a GGUF model in other types, with a progress bar, and return the path of the new file.
+
+    model: as for `mlx_ferrum.load`, best in F32, BF16 or F16
+    out: a file, replaced if it is there; it appears when it is complete
+    recipe: such as "q4_k_m", a key of `recipes.RECIPES`
+    effort: "fast", "normal" or "best", how long to search for the blocks of least error
+    importance: an imatrix file; overrides: types of single tensors
+    Raises ValueError for an unknown recipe or effort, if `out` is a file of the model or the model is not sound;
+    NotImplementedError for tensors that cannot be decoded; OSError if the file cannot be written.
+    """
+    if recipe not in recipes.RECIPES:
+        raise ValueError(f"recipe: expected {', '.join(recipes.RECIPES)}, found {recipe!r}")
+    out, file = Path(out), source.read(model)
+    target.check([out], [part.path for part in file.files], force=True)
+    found = None if importance is None else read_importance(Path(importance))
+    options = Options(recipe, overrides or recipes.Overrides(), found, effort)
+    made = plan(file, options)
+    for line in made.notices:
+        notice.warn(line)
+    values = metadata(source.metadata(file), recipe, found)
+    write_files(files(out, values, made, split_as=None))
+    file.check()
+    return out
+
+
 @dataclass(frozen=True)
 class Options:
-    """What the command line says.
+    """How a model is quantized.
 
     recipe: a key of recipes.RECIPES
-    types: by name of a tensor, in place of what the recipe and `overrides` choose; others stay as they are
     effort: of Block.quantize; threads: all cores by default
+    types: by name of a tensor, in place of what the recipe and `overrides` choose; others stay as they are
     """
 
     recipe: str
-    types: Mapping[str, type[Block]] | None = None
     overrides: recipes.Overrides = field(default_factory=recipes.Overrides)
     importance: Importance | None = None
     effort: str = "normal"
     threads: int | None = None
+    types: Mapping[str, type[Block]] | None = None
 
 
-@dataclass
+@dataclass(repr=False)
 class Plan:
     """The tensors, in the order of the file, and one line for each thing that the user should know."""
 
     tensors: dict[str, Planned] = field(default_factory=dict)
     notices: list[str] = field(default_factory=list)
+
+    def __repr__(self) -> str:
+        types = Counter(t.block.name for t in self.tensors.values()).most_common()
+        held = ", ".join(f"{count} of {name}" for name, count in types)
+        return f"Plan({held}, {amounts.size(sum(t.nbytes for t in self.tensors.values()))})"
 
 
 def plan(model: gguf.GGUF, options: Options) -> Plan:

@@ -14,9 +14,8 @@ from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
-from tqdm import tqdm
 
-from mlx_ferrum import blocks, gguf, ops
+from mlx_ferrum import blocks, gguf, ops, progress
 from mlx_ferrum.blocks import Block
 from mlx_ferrum.models.base import LanguageModel
 from mlx_ferrum.tensor import QTensor
@@ -99,7 +98,7 @@ def measure(
     """
     baseline = Baseline(model, chunks)
     found = {}
-    with tqdm(total=len(probes), desc="sensitivity", unit="tensor", disable=None) as bar:
+    with progress.bar(total=len(probes), desc="sensitivity", unit="tensor") as bar:
         for name, probe in probes.items():
             with ops.substituted({name: quantized(file, name, probe)}):
                 loss = baseline.loss()

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from mlx_ferrum import gguf
+from mlx_ferrum import gguf, progress
 from mlx_ferrum.blocks import by_name
 from mlx_ferrum.kernels.cpu import native
 
@@ -18,14 +18,12 @@ from .comparison import TensorError, TensorErrors
 PIECE = 1 << 16  # weights in float64 at a time, 512 KB: they stay in the cache
 
 
-def measure(base: gguf.GGUF, other: gguf.GGUF, *, is_shown: bool = True) -> TensorErrors:
+def measure(base: gguf.GGUF, other: gguf.GGUF, *, show: bool = True) -> TensorErrors:
     """Every tensor of `other` beside that of the same name in `base`.
 
-    is_shown: whether a bar shows how far the work is, on a terminal
+    show: whether a bar shows how far the work is
     Raises ValueError if a file changed since it was opened.
     """
-    from tqdm import tqdm
-
     shared = [n for n in base.tensors if n in other.tensors]
     reshaped = {
         n: (base.tensors[n].shape, other.tensors[n].shape)
@@ -35,8 +33,9 @@ def measure(base: gguf.GGUF, other: gguf.GGUF, *, is_shown: bool = True) -> Tens
     names = [n for n in shared if n not in reshaped]
     errors = []
     total = sum(other.tensors[n].nbytes for n in names)
-    off = None if is_shown else True
-    with tqdm(total=total, desc=other.path.name, unit="B", unit_scale=True, disable=off) as bar:
+    with progress.bar(
+        show=show, total=total, desc=other.path.name, unit="B", unit_scale=True
+    ) as bar:
         for name in names:
             errors.append(_error(base, other, name))
             bar.update(other.tensors[name].nbytes)

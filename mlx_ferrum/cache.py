@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
 import mlx.core as mx
 import numpy as np
 
-from . import ops
+from . import amounts, ops
 
 STEP = 256  # positions by which storage grows
 SLACK = 512  # positions before its window that a WindowCache keeps, to go back by
@@ -28,6 +30,9 @@ class KVCache:
     def __init__(self) -> None:
         self.offset = 0
         self.stored: mx.array | None = None
+
+    def __repr__(self) -> str:
+        return f"KVCache({self.offset} positions, {amounts.size(self.nbytes)})"
 
     def attend(self, q: mx.array, new: mx.array, *, scale: float) -> mx.array:
         """q: (b, h, l, d), new: (2, b, g, l, width) -> (b, h, l, width), causal; zeros past a shorter value."""
@@ -76,6 +81,10 @@ class WindowCache:
         self.offset = 0
         self.first = 0  # position of the first stored key
         self.stored: mx.array | None = None
+
+    def __repr__(self) -> str:
+        seen = f"{self.offset} positions, the last {self.window} in sight"
+        return f"WindowCache({seen}, {amounts.size(self.nbytes)})"
 
     def attend(self, q: mx.array, new: mx.array, *, scale: float) -> mx.array:
         """As KVCache.attend; a position sees itself and the window - 1 before it."""
@@ -135,6 +144,17 @@ class WindowCache:
 
 
 Cache = KVCache | WindowCache
+
+
+class Caches(list[Cache]):
+    """What `make_cache` gives: a list of caches, one a layer, that shows itself in a line."""
+
+    def __repr__(self) -> str:
+        windows = {cache.window for cache in self if isinstance(cache, WindowCache)}
+        some = f", windows of {', '.join(map(str, sorted(windows)))}" if windows else ""
+        positions = self[0].offset if self else 0
+        nbytes = sum(cache.nbytes for cache in self)
+        return f"Caches({len(self)} layers{some}, {positions} positions, {amounts.size(nbytes)})"
 
 
 def _put(stored: mx.array | None, at: int, new: Any) -> mx.array:
@@ -202,6 +222,22 @@ def check_caches(caches: Any, model: CacheOwner) -> None:
         raise ValueError(
             f"the layers' caches hold {sorted(offsets)} positions, expected one number"
         )
+
+
+@contextmanager
+def even(caches: Sequence[Cache]) -> Iterator[None]:
+    """If the block fails or is interrupted, positions that only some layers hold are taken back.
+
+    So the caches can be used again; their common offset says what they hold.
+    """
+    try:
+        yield
+    except BaseException:
+        least = min((cache.offset for cache in caches), default=0)
+        for cache in caches:
+            if cache.offset > least:
+                cache.trim(cache.offset - least)
+        raise
 
 
 def _kind(cache: Any) -> str:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from .tensor import QTensor
 from .tokenizer import Tokenizer
 
 SAMPLE = 64  # bytes of each tensor that go into the fingerprint
+SHOWN = 4  # types of blocks in a model's repr
 
 
 def load(name: str | Path = catalog.DEFAULT) -> tuple[LanguageModel, Tokenizer]:
@@ -46,11 +49,22 @@ def _model(file: gguf.GGUF) -> LanguageModel:
     model: LanguageModel = module.Model(args, weights)
     weights.check_all_used()
     model.fingerprint, model.check_file = _fingerprint(file), file.check
-    model.nbytes = sum(info.nbytes for info in file.tensors.values())
+    _measure(model, file.tensors.values())
     model.recommended = recommended(file.metadata)
     # lazy arrays belong to the thread that made them: no other one could evaluate them
     mx.eval(list(_arrays(model)))
     return model
+
+
+def _measure(model: LanguageModel, tensors: Iterable[gguf.TensorInfo]) -> None:
+    """Bytes and numbers in the tensors, and the types that have a hundredth of the numbers or more, at most SHOWN."""
+    weights: Counter[str] = Counter()
+    for info in tensors:
+        model.nbytes += info.nbytes
+        weights[info.type] += math.prod(info.shape)
+    model.parameter_count = weights.total()
+    common = [name for name, n in weights.most_common() if 100 * n >= weights.total()]
+    model.types = " + ".join([*common[:SHOWN], *(["…"] if len(common) > SHOWN else [])])
 
 
 def _arrays(value: Any) -> Iterator[mx.array]:

@@ -14,7 +14,7 @@ from . import ops
 from .profile import stage
 from .tensor import QTensor
 
-Observer = Callable[[mx.array], None]
+Observer = Callable[[mx.array, mx.array, mx.array], None]
 
 
 class QLinear(nn.Module):
@@ -29,6 +29,10 @@ class QLinear(nn.Module):
     def __call__(self, x: mx.array, add: mx.array | None = None) -> mx.array:
         """add: (..., rows), a residual to add to the product."""
         return ops.matmul(x, self.weight, bias=self.get("bias"), add=add)
+
+    def _extra_repr(self) -> str:
+        bias = ", bias" if "bias" in self else ""
+        return f"{self.weight.block.name}, {self.weight.shape}{bias}"
 
 
 class RMSNorm(nn.Module):
@@ -72,6 +76,9 @@ class QEmbedding(nn.Module):
     def __call__(self, ids: mx.array) -> mx.array:
         return ops.rows(self.weight, ids, self.scale)
 
+    def _extra_repr(self) -> str:
+        return f"{self.weight.block.name}, {self.weight.shape}"
+
 
 class GatedMLP(nn.Module):
     """down(act(gate(x)) * up(x)) + add: x and add: (..., k) -> (..., k)."""
@@ -99,7 +106,8 @@ class Experts(nn.Module):
     gate, up: (e, rows, k), down: (e, k, rows), stacks of all experts
     bias: (e,), added to the scores for the choice only
     shared: what every token gets besides
-    observer: told the ids (..., n) of each choice; not of steps that a backend repeats (`ops.stepper`)
+    observer: called with logits (..., e), ids (..., n) and weights (..., n) of each choice, but not in steps that
+        a backend repeats (`ops.stepper`)
     """
 
     observer: Observer | None = None
@@ -129,13 +137,15 @@ class Experts(nn.Module):
         """How many experts there are."""
         return self.gate.shape[0]
 
+    def _extra_repr(self) -> str:
+        types = dict.fromkeys(w.block.name for w in (self.gate, self.up, self.down))
+        return f"{self.routing.used} of {self.count}, {' + '.join(types)}, {self.gate.shape[1:]}"
+
     def __call__(
         self, x: mx.array, norm: RMSNorm | None = None, add: mx.array | None = None
     ) -> mx.array:
         """norm: of x, before all products."""
         x, ids, weights = self._choose(x, norm)
-        if self.observer is not None:
-            self.observer(ids)
         out = self._ask(x, ids, weights, add)
         return self.shared(x, add=out) if "shared" in self else out
 
@@ -146,7 +156,10 @@ class Experts(nn.Module):
             logits = ops.matmul(x, self.router)
         else:
             x, logits = ops.norm_matmul(x, self.router, norm.args)
-        return x, *ops.route(logits, self.routing, bias=self.get("bias"))
+        ids, weights = ops.route(logits, self.routing, bias=self.get("bias"))
+        if self.observer is not None:
+            self.observer(logits, ids, weights)
+        return x, ids, weights
 
     @stage("experts")
     def _ask(self, x: mx.array, ids: mx.array, weights: mx.array, add: mx.array | None) -> mx.array:

@@ -78,6 +78,11 @@ def backend_name() -> str:
     return _backend().__name__.rpartition(".")[2]
 
 
+def backend_in_use() -> str | None:
+    """Its name; None before the first operation, where none was asked for. Starts no backend."""
+    return None if _active is None else backend_name()
+
+
 def is_lazy() -> bool:
     """Whether operations only note what is to be done, so that steps can be put in a queue."""
     lazy: bool = _backend().LAZY

@@ -88,7 +88,8 @@ class QTensor:
             )
 
     def __repr__(self) -> str:
-        return f"QTensor({self.block.name}, {self.shape})"
+        name = f"{self.name}, " if self.name else ""
+        return f"QTensor({name}{self.block.name}, {self.shape})"
 
     @property
     def data(self) -> np.ndarray:

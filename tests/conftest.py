@@ -77,3 +77,10 @@ def smollm2(smollm2_path: Path) -> tuple[Any, Any]:
 def gemma3(gemma3_path: Path) -> tuple[Any, Any]:
     """(model, tokenizer) of Gemma 3."""
     return mlx_ferrum.load(gemma3_path)
+
+
+@pytest.fixture
+def cpu() -> Iterator[Backend]:
+    """The cpu backend, in use."""
+    with CPU.in_use() as backend:
+        yield backend

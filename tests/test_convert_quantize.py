@@ -14,7 +14,7 @@ from random_models import Sizes
 
 from mlx_ferrum import gguf
 from mlx_ferrum.blocks import Q4_K, by_name
-from mlx_ferrum.convert import importance, quantizing
+from mlx_ferrum.convert import importance, quantize, quantizing
 from mlx_ferrum.convert.command import main
 
 SIZES = Sizes(layers=2, experts=4, used=2, expert_ffn=256)
@@ -274,3 +274,33 @@ def test_a_bad_command_line_is_explained(
 def test_an_importance_that_does_not_fit_the_embeddings_is_left_out(tmp_path: Path) -> None:
     path = write_old_imatrix(tmp_path / "i.dat", {"token_embd.weight": (np.ones(7), 1)})
     assert importance.read(path).of("token_embd.weight", (300, 256)) is None
+
+
+# -- from Python -----------------------------------------------------------------------------------------------------
+
+
+def test_the_function_writes_what_the_command_writes(model: Path, tmp_path: Path) -> None:
+    sums = write_gguf_imatrix(tmp_path / "i.gguf", {STACK: (SUMS, np.ones(4))})
+    run(model, tmp_path / "a.gguf", "--type", "q3_k_m", "--effort", "fast", "--imatrix", sums)
+    out = tmp_path / "b.gguf"
+    out.write_text("old")
+    made = quantize(model, out, "q3_k_m", effort="fast", importance=sums)
+    assert made == out and out.read_bytes() == (tmp_path / "a.gguf").read_bytes()
+
+
+def test_the_function_refuses_what_it_cannot_do(model: Path, tmp_path: Path) -> None:
+    before = model.read_bytes()
+    cases: list[tuple[str | Path, str, dict[str, str], str]] = [
+        ("x.gguf", "q4_k_x", {}, "recipe: expected q2_k, .*, found 'q4_k_x'"),
+        (
+            "x.gguf",
+            "q4_k_m",
+            {"effort": "most"},
+            "effort: expected fast, normal, best, found 'most'",
+        ),
+        (model, "q4_k_m", {}, "is the file that is read"),
+    ]
+    for out, recipe, options, told in cases:
+        with pytest.raises(ValueError, match=told):
+            quantize(model, tmp_path / out, recipe, **options)
+    assert list(tmp_path.iterdir()) == [] and model.read_bytes() == before

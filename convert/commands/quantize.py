@@ -75,9 +75,9 @@ def _options(args: argparse.Namespace, model: gguf.GGUF) -> Options:
 
     overrides = recipes.Overrides(args.tensor_type, args.output_type, args.embedding_type)
     imatrix = None if args.imatrix is None else importance.read(args.imatrix)
-    more = {"importance": imatrix, "effort": args.effort, "threads": args.threads}
+    common = (overrides, imatrix, args.effort, args.threads)
     if args.budget is None:
-        return quantizing.Options(args.type, overrides=overrides, **more)
+        return quantizing.Options(args.type, *common)
     if args.text is None:
         raise ValueError("--budget: expected --text FILE, a text to measure sensitivity on")
     if args.sensitivity is not None and not args.sensitivity.exists():
@@ -85,7 +85,7 @@ def _options(args: argparse.Namespace, model: gguf.GGUF) -> Options:
     text = sizing.Text(args.text, args.chunks or CHUNKS, args.chunk_size)
     sized = sizing.choose(model, args.budget, text, overrides, args.sensitivity)
     print(*sizing.report(model, sized), sep="\n")
-    return quantizing.Options(sizing.recipe_of(sized), sized.types, overrides, **more)
+    return quantizing.Options(sizing.recipe_of(sized), *common, types=sized.types)
 
 
 def _budget(text: str) -> Budget:

@@ -134,17 +134,16 @@ def _short(text: str) -> str:
 
 
 def _build(compiler: tuple[str, ...], options: tuple[str, ...], path: Path, folder: Path) -> None:
-    """Build with progress: a bar on a terminal, else a line."""
-    from tqdm import tqdm
+    """Build with progress: a bar in a terminal or a notebook, else a line."""
+    from mlx_ferrum.progress import bar, is_shown
 
     what = KINDS[_kind(folder)]
     text = f"compiling {what} with {' '.join(compiler)}, once"
-    shows = sys.stderr is not None and sys.stderr.isatty()
-    if not shows:
+    if not is_shown():
         print(f"{text} …", file=sys.stderr, flush=True)
     clean(path.parent)
     try:
-        with tqdm(desc=text, total=len(sources(folder)) + 1, unit="file", disable=not shows) as bar:
-            compile_to(path, compiler, options, folder=folder, done=bar.update)
+        with bar(desc=text, total=len(sources(folder)) + 1, unit="file") as shown:
+            compile_to(path, compiler, options, folder=folder, done=shown.update)
     except OSError as error:
         raise BuildError(f"the {what} cannot be compiled in {path.parent}: {error}") from error

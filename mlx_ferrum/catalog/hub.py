@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from importlib import import_module
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -27,6 +29,7 @@ def download(name: str) -> Path:
     for in the cache at once. `ValueError` when there is no such repository or file, or the choice
     is open; `ConnectionError` when the hub cannot be reached and the cache does not have the model.
     """
+    _import_bars()
     from huggingface_hub import HfApi, hf_hub_download  # 0.3 s, and only names with hf: need it
 
     repo, _, choice = name.partition(":")
@@ -51,6 +54,7 @@ def snapshot(repo: str) -> Path:
     Raises ValueError if there is no such repository, ConnectionError if the hub cannot be reached and the cache does
     not have the model.
     """
+    _import_bars()
     from huggingface_hub import snapshot_download
 
     call = partial(snapshot_download, allow_patterns=_SOURCES, ignore_patterns=_NOT_SOURCES)
@@ -59,6 +63,13 @@ def snapshot(repo: str) -> Path:
         return Path(
             _ask(repo, call if reason is None else partial(call, local_files_only=True), repo)
         )
+
+
+def _import_bars() -> None:
+    """Import the bars of the hub's package without their warning in a notebook that has no ipywidgets."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "IProgress not found")
+        import_module("tqdm.auto")
 
 
 def choose(repo: str, files: Iterable[str], tag: str = "") -> str:

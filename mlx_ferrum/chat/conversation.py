@@ -81,6 +81,12 @@ class Conversation:
         self._used = 0  # as last processed; 0 if the messages have changed since
         self._held = PromptCache(model)
 
+    def __repr__(self) -> str:
+        hidden = f", {self.hidden} of them hidden from the model" if self.hidden else ""
+        used = f"{self._used} of {self.context} tokens" if self._used else f"{self.context} tokens"
+        turns = f"{self.turns} turn{'s' if self.turns != 1 else ''}"
+        return f"Conversation({turns}{hidden}, a context of {used})"
+
     @property
     def context_full(self) -> bool:
         """Whether the last reply ended because nothing more fits."""

@@ -13,11 +13,11 @@ from typing import Any
 
 import mlx.core as mx
 import numpy as np
-from tqdm import tqdm
 
 from .. import ops
 from ..backends import reference
 from ..blocks import SUPPORTED
+from ..progress import bar
 from .case import Case, Convert
 from .cases import groups
 from .privacy import one_line
@@ -105,17 +105,15 @@ def bound(backend: str, op: str) -> float:
 def run(progress: bool = True) -> tuple[list[Result], float]:
     """Test the backend in use: results in the order of the cases, and the seconds that it took.
 
-    progress: show a bar on stderr, where that is a terminal
+    progress: show a bar, in a terminal or a notebook
     """
     start, name = time.perf_counter(), ops.backend_name()
     array = _kind()
     results: dict[str, Result] = {}
-    with tqdm(
-        groups(), total=len(SUPPORTED) + 1, leave=False, disable=None if progress else True
-    ) as bar:
-        for type_name, cases in bar:
+    with bar(groups(), total=len(SUPPORTED) + 1, leave=False, show=progress) as shown:
+        for type_name, cases in shown:
             for case in cases:
-                bar.set_description(f"{case.op}, {type_name}")
+                shown.set_description(f"{case.op}, {type_name}")
                 result = results.setdefault(case.op, Result(case.op, bound(name, case.op)))
                 _judge(result, case, array)
     return list(results.values()), time.perf_counter() - start

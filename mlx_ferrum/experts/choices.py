@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_ferrum.models.base import LanguageModel
-from mlx_ferrum.nn import Experts
+from mlx_ferrum.nn import Experts, Observer
 
 
 @dataclass
@@ -26,8 +26,8 @@ class Choices:
     counts: np.ndarray
     tokens: int = 0
 
-    def add(self, ids: mx.array) -> None:
-        """ids: (..., used)"""
+    def add(self, logits: mx.array, ids: mx.array, weights: mx.array) -> None:
+        """An observer of `nn.Experts`. logits: (..., experts), ids and weights: (..., used)"""
         found = np.asarray(ids)
         self.counts += np.bincount(found.reshape(-1), minlength=self.counts.size)
         self.tokens += found.size // found.shape[-1]
@@ -60,13 +60,28 @@ def observe(model: LanguageModel) -> Generator[list[Choices]]:
 
     Call `model` or `model.body` meanwhile: the token loop of `generate` repeats steps without them.
     """
+    layers = with_experts(model)
+    choices = [Choices(i, np.zeros(experts.count, np.int64)) for i, experts in layers]
+    with observers(layers, [choice.add for choice in choices]):
+        yield choices
+
+
+def with_experts(model: LanguageModel) -> list[tuple[int, Experts]]:
+    """The layers that have experts, with their numbers. Raises ValueError if there is none."""
     layers = [(i, layer.mlp) for i, layer in enumerate(model.body.layers)]
     found = [(i, mlp) for i, mlp in layers if isinstance(mlp, Experts)]
-    choices = [Choices(i, np.zeros(experts.count, np.int64)) for i, experts in found]
+    if not found:
+        raise ValueError(f"the model has no experts: its architecture is {model.args.architecture}")
+    return found
+
+
+@contextmanager
+def observers(layers: Sequence[tuple[int, Experts]], given: Sequence[Observer]) -> Generator[None]:
+    """While entered, each layer has its observer."""
     try:
-        for (_, experts), layer in zip(found, choices, strict=True):
-            experts.observer = layer.add
-        yield choices
+        for (_, experts), observer in zip(layers, given, strict=True):
+            experts.observer = observer
+        yield
     finally:
-        for _, experts in found:
+        for _, experts in layers:
             experts.observer = None

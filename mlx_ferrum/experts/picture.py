@@ -26,7 +26,16 @@ TICKS = 32  # more rows or columns than this are not all numbered
 
 
 def draw(layers: Sequence[Choices], used: int, title: str, path: Path) -> None:
-    """Write a PNG, whole or not at all. used: experts that a token gets."""
+    """Write `heat_map` as a PNG, whole or not at all."""
+    drawing.save(heat_map(layers, used, title), path)
+
+
+def heat_map(layers: Sequence[Choices], used: int, title: str = "") -> Figure:
+    """The map as a figure, which a notebook shows. used: experts that a token gets.
+
+    Raises RuntimeError, which says what to install, if there is no matplotlib.
+    """
+    drawing.check_installed()
     from matplotlib.figure import Figure
 
     shares = np.stack([layer.shares for layer in layers])  # (layers, experts)
@@ -39,7 +48,7 @@ def draw(layers: Sequence[Choices], used: int, title: str, path: Path) -> None:
     _map(figure, axes, shares, used / experts)
     _number(axes, [layer.layer for layer in layers], experts)
     axes.set_title(title, fontsize=10, parse_math=False)
-    drawing.save(figure, path)
+    return figure
 
 
 def _map(figure: Figure, axes: Axes, shares: np.ndarray, even: float) -> None:

@@ -63,6 +63,9 @@ class PromptCache:
         self.caches: list[Cache] = self.model.make_cache()
         self.tokens: list[int] = []
 
+    def __repr__(self) -> str:
+        return f"PromptCache({len(self.tokens)} tokens, {self.caches!r})"
+
     def start(self, prompt: Sequence[int]) -> list[int]:
         """Go back to the tokens that `prompt` begins with; return those still to be processed.
 

@@ -10,7 +10,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_ferrum import ops
-from mlx_ferrum.cache import Cache, check_caches
+from mlx_ferrum.cache import Cache, check_caches, even
 from mlx_ferrum.models.base import LanguageModel
 from mlx_ferrum.sample import Processor, Sampler, greedy, log_softmax
 from mlx_ferrum.sample.arrays import at_hand, tokens
@@ -45,7 +45,7 @@ def generate_step(
         logits_processors: applied in order before the log-probabilities are taken.
         cache: from `model.make_cache()`, updated in place; a new one by default. When the n-th
             token is handed out it holds the prompt and n - 1 tokens; on a lazy backend the n-th
-            too, unless that is the last one.
+            too, unless that is the last one. After an interruption, all layers hold the same positions.
         prompt_cache: another name for `cache`, as in mlx-lm.
         history: the tokens that `cache` holds; only the processors read them.
         prefill_step_size: prompt tokens per forward pass.
@@ -72,7 +72,7 @@ def generate_step(
     steps = _steps(
         tokens, model, cache, choose, limit, size=prefill_step_size, progress=progress or _ignore
     )
-    return wired(model, steps)
+    return wired(model, _even(steps, cache))
 
 
 def token_ids(prompt: Sequence[int] | mx.array) -> list[int]:
@@ -245,6 +245,14 @@ def _steps(
         if count == 1:
             progress(len(tokens), len(tokens))
         yield value, choose.logprobs(choice)
+
+
+def _even(
+    steps: Generator[tuple[int, mx.array], None, None], cache: list[Cache]
+) -> Generator[tuple[int, mx.array], None, None]:
+    """The steps; if one is interrupted, all layers still hold the same positions."""
+    with even(cache):
+        yield from steps
 
 
 def _unchanged(*, thorough: bool = True) -> None:

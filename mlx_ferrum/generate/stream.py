@@ -23,7 +23,7 @@ from .step import generate_step, given_cache, given_processors, token_ids, token
 from .stops import StopStrings
 
 
-@dataclass
+@dataclass(repr=False)
 class GenerationResponse:
     """One generated token and the figures so far.
 
@@ -52,6 +52,12 @@ class GenerationResponse:
     generation_tokens: int
     generation_tps: float
     peak_memory: float
+
+    def __repr__(self) -> str:
+        """Without the log-probabilities, which are a number for each token of the vocabulary."""
+        reason = f", finish_reason={self.finish_reason!r}" if self.finish_reason else ""
+        figures = f"{self.generation_tokens} tokens at {self.generation_tps:.1f} tok/s"
+        return f"GenerationResponse(text={self.text!r}, token={self.token}, {figures}{reason})"
 
 
 def peak_memory() -> float:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from .. import amounts
 from .header import Header, TensorInfo, integer, quoted, read_header
 from .mapping import MappedFile
 from .values import failure
@@ -55,7 +56,10 @@ class GGUF:
         return self.parts[0][start:stop].tobytes()
 
     def __repr__(self) -> str:
-        return f"GGUF({str(self.path)!r}, {len(self.metadata)} values, {len(self.tensors)} tensors)"
+        size = amounts.size(sum(part.size for part in self.parts))
+        parts = f" in {len(self.parts)} files" if len(self.parts) > 1 else ""
+        held = f"{len(self.metadata)} values, {len(self.tensors)} tensors"
+        return f"GGUF({self.path.name!r}, {held}, {size}{parts})"
 
 
 @dataclass(frozen=True)

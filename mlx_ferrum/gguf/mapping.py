@@ -10,6 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
+from .. import amounts
+
 
 class MappedFile:
     """The file at `path`, mapped. Raises FileNotFoundError if there is none, ValueError if it cannot be a model."""
@@ -29,6 +31,9 @@ class MappedFile:
             self._status = os.fstat(file.fileno())
             self.mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         self._ask_for_large_pages()
+
+    def __repr__(self) -> str:
+        return f"MappedFile({self.path.name!r}, {amounts.size(len(self.mapped))})"
 
     def _ask_for_large_pages(self) -> None:
         """Large pages, where Linux has them for files, take fewer steps to read from disk and to find in memory."""

@@ -13,8 +13,8 @@ import mlx.core as mx
 import numpy as np
 from mlx import nn
 
-from .. import ops
-from ..cache import Cache, KVCache, check_caches
+from .. import amounts, ops
+from ..cache import Cache, Caches, KVCache, check_caches, even
 from ..nn import GatedMLP, QLinear, RMSNorm
 from ..profile import stage
 from ..rope import RopeArgs
@@ -146,12 +146,41 @@ class MLP(GatedMLP):
         return super().__call__(x, norm, add)
 
 
+class Decoder(nn.Module):
+    """Embeddings, layers, a norm: tokens (b, l) -> (b, l, hidden), normed for the head."""
+
+    embed_tokens: nn.Module
+    layers: list[Any]
+    norm: nn.Module
+
+    def __call__(
+        self,
+        tokens: mx.array,
+        cache: list[Cache],
+        see: Callable[[mx.array], None] | None = None,
+    ) -> mx.array:
+        """see: called with the embeddings, then with what each layer gives, (b, l, hidden)."""
+        x = self.embed_tokens(tokens)
+        if see is not None:
+            see(x)
+        for layer, layer_cache in zip(self.layers, cache, strict=True):
+            x = layer(x, layer_cache)
+            if see is not None:
+                see(x)
+        return self.norm(x)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({len(self.layers)} layers)"
+
+
 class LanguageModel(nn.Module):
     """tokens -> logits. An architecture gives `body` and, where its layers differ, `make_cache`."""
 
-    body: nn.Module
+    body: Decoder
     fingerprint: str = ""  # of the file's tensors, set by load; saved caches are checked against it
     nbytes: int = 0  # of the file's tensors, set by load
+    parameter_count: int = 0  # how many numbers the file's tensors hold, set by load
+    types: str = ""  # that most of them have, such as "Q4_K + Q6_K", set by load
     recommended: Recommended = Recommended()  # sampling, set by load
     check_file: Callable[..., None] | None = None  # `GGUF.check`, set by load
 
@@ -168,13 +197,56 @@ class LanguageModel(nn.Module):
         Raises ValueError for tokens of another shape or type or outside the vocabulary, for a cache of another model,
         and if the model's file changed since it was loaded.
         """
+        cache = self._ready(tokens, cache)
+        with even(cache):
+            return self.head(self.body(tokens, cache))
+
+    def hidden_states(self, tokens: mx.array, cache: list[Cache] | None = None) -> list[mx.array]:
+        """What the layers pass on: tokens (b, l) -> layers + 1 arrays, each (b, l, hidden) float32.
+
+        The first one is the embeddings, the last one what the last layer gives, before the final norm. `logits`
+        reads any of them. cache and errors: as when the model is called.
+        """
+        states: list[mx.array] = []
+        cache = self._ready(tokens, cache)
+        with even(cache):
+            self.body(tokens, cache, lambda x: states.append(ops.to_mlx(x)))
+            mx.eval(states)
+        return states
+
+    def logits(self, hidden: mx.array) -> mx.array:
+        """The final norm, then the head: hidden (..., hidden) -> logits (..., vocabulary) float32.
+
+        The last of the hidden states gives the model's own logits, an earlier one what the model would say if the
+        layers after it were left out (the "logit lens").
+        Raises ValueError for hidden states of another width.
+        """
+        size = self.args.hidden_size
+        if not hidden.shape or hidden.shape[-1] != size:
+            raise ValueError(f"hidden states are {tuple(hidden.shape)}, expected (..., {size})")
+        return self.head(self.body.norm(hidden))
+
+    def __repr__(self) -> str:
+        args, backend = self.args, ops.backend_in_use()
+        said = [f"{args.num_layers} layers", f"{args.hidden_size} wide"]
+        if args.experts is not None:
+            said.append(f"{args.experts.routing.used} of {args.experts.count} experts")
+        if self.nbytes:
+            weights = f"{amounts.count(self.parameter_count)} parameters"
+            said += [self.types, weights, amounts.size(self.nbytes)]
+        if backend is not None:
+            said.append(backend)
+        return f"{args.architecture}({', '.join(said)})"
+
+    def _ready(self, tokens: mx.array, cache: list[Cache] | None) -> list[Cache]:
+        """The given cache, or a new one, once everything is checked."""
         _check_tokens(tokens)
         if cache is None:
             cache = self.make_cache()
         check_caches(cache, self)
         if self.check_file is not None:
             self.check_file()
-        return self.head(self.body(tokens, cache))
+        return cache
 
     @stage("head")
     def head(self, x: mx.array) -> mx.array:
@@ -187,7 +259,7 @@ class LanguageModel(nn.Module):
 
     def make_cache(self) -> list[Cache]:
         """Empty caches, one a layer."""
-        return [KVCache() for _ in range(self.args.num_layers)]
+        return Caches(KVCache() for _ in range(self.args.num_layers))
 
 
 def _check_tokens(tokens: Any) -> None:
@@ -211,4 +283,4 @@ def heads(x: mx.array, n: int) -> mx.array:
     return x.reshape(*x.shape[:2], n, -1)
 
 
-__all__ = ["MLP", "BaseArgs", "LanguageModel", "Metadata", "Weights", "heads"]
+__all__ = ["MLP", "BaseArgs", "Decoder", "LanguageModel", "Metadata", "Weights", "heads"]

@@ -13,10 +13,10 @@ import mlx.core as mx
 import numpy as np
 from mlx import nn
 
-from ..cache import Cache, KVCache, WindowCache
+from ..cache import Cache, Caches, KVCache, WindowCache
 from ..rope import Rope, RopeArgs
 from . import llama
-from .base import MLP, BaseArgs, LanguageModel, Metadata, Weights
+from .base import MLP, BaseArgs, Decoder, LanguageModel, Metadata, Weights
 
 FULL_EVERY = (
     6  # the last of every six layers sees everything, where the file does not say otherwise
@@ -96,7 +96,7 @@ class DecoderLayer(nn.Module):
         return self.post_feedforward_layernorm(out, add=x)
 
 
-class Gemma3Model(nn.Module):
+class Gemma3Model(Decoder):
     """tokens: (b, l) -> (b, l, hidden), normed for the head."""
 
     def __init__(self, args: ModelArgs, w: Weights) -> None:
@@ -110,12 +110,6 @@ class Gemma3Model(nn.Module):
             for i, window in enumerate(args.windows)
         ]
         self.norm = w.norm("output_norm", args.hidden_size, args.norm_eps)
-
-    def __call__(self, tokens: mx.array, cache: list[Cache]) -> mx.array:
-        x = self.embed_tokens(tokens)
-        for layer, layer_cache in zip(self.layers, cache, strict=True):
-            x = layer(x, layer_cache)
-        return self.norm(x)
 
 
 class Model(LanguageModel):
@@ -132,4 +126,4 @@ class Model(LanguageModel):
         return mx.tanh(logits / cap) * cap if cap else logits
 
     def make_cache(self) -> list[Cache]:
-        return [WindowCache(window) if window else KVCache() for window in self.args.windows]
+        return Caches(WindowCache(window) if window else KVCache() for window in self.args.windows)

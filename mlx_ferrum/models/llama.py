@@ -15,7 +15,7 @@ from ..cache import Cache
 from ..nn import FusedLinear, RMSNorm
 from ..profile import stage
 from ..rope import Rope
-from .base import BaseArgs, LanguageModel, Metadata, Weights, heads
+from .base import BaseArgs, Decoder, LanguageModel, Metadata, Weights, heads
 from .experts import expert_args
 from .feed_forward import feed_forward
 
@@ -94,7 +94,7 @@ class DecoderLayer(nn.Module):
         return self.mlp(x, self.post_attention_layernorm, add=x)
 
 
-class LlamaModel(nn.Module):
+class LlamaModel(Decoder):
     """tokens: (b, l) -> (b, l, hidden), normed for the head."""
 
     def __init__(self, args: BaseArgs, w: Weights, layer: type[DecoderLayer]) -> None:
@@ -103,12 +103,6 @@ class LlamaModel(nn.Module):
         self.embed_tokens = w.embedding("token_embd", args.vocab_size, args.hidden_size)
         self.layers = [layer(args, w.layer(i), rope, i) for i in range(args.num_layers)]
         self.norm = w.norm("output_norm", args.hidden_size, args.norm_eps)
-
-    def __call__(self, tokens: mx.array, cache: list[Cache]) -> mx.array:
-        x = self.embed_tokens(tokens)
-        for layer, layer_cache in zip(self.layers, cache, strict=True):
-            x = layer(x, layer_cache)
-        return self.norm(x)
 
 
 class Model(LanguageModel):

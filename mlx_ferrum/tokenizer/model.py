@@ -10,6 +10,8 @@ from . import kinds
 from .detokenizer import StreamingDetokenizer
 from .special import SpecialTokens
 
+_SHOWN = 24  # characters of a special token in a repr
+
 
 class Tokenizer:
     """Text to ids, equal to llama.cpp's for every text, and back.
@@ -39,6 +41,20 @@ class Tokenizer:
         or pre-tokenizer that is not known.
         """
         return cls(kinds.from_metadata(metadata), ChatTemplates.from_metadata(metadata))
+
+    def __repr__(self) -> str:
+        kind = type(self._kind.encoder).__name__.removesuffix("Encoder")
+        special = [self._named("begin", self.bos_token_id), self._named("end", self.eos_token_id)]
+        template = ["chat template"] if self.has_chat_template else []
+        said = [kind, f"{self.vocab_size:,} tokens", *filter(None, special), *template]
+        return f"Tokenizer({', '.join(said)})"
+
+    def _named(self, what: str, token: int | None) -> str:
+        """A special token for people, shortened."""
+        if token is None:
+            return ""
+        text = repr(self.tokens[token])
+        return f"{what} {text if len(text) <= _SHOWN else text[:_SHOWN] + '…'}"
 
     def encode(
         self, text: str | bytes, add_special: bool = True, parse_special: bool = False

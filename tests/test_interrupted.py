@@ -1,0 +1,152 @@
+"""Ctrl-C, which in a notebook is an interrupted kernel: model, cache and conversation stay usable."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+import random_models
+from jupyter_client.manager import start_new_kernel
+
+import mlx_ferrum
+from mlx_ferrum import ops
+from mlx_ferrum.chat import Conversation
+from mlx_ferrum.generate import stream_generate
+
+PROMPT = [3, 1, 4, 1, 5, 9, 2, 6]
+SECONDS = 120
+
+
+@pytest.fixture(scope="module", params=["llama", "gemma3"])
+def loaded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    folder = tmp_path_factory.mktemp("interrupted")
+    return mlx_ferrum.load(random_models.write_case(folder / "m.gguf", request.param, seed=5))
+
+
+def responses(loaded: Any, prompt: list[int], count: int, **options: Any) -> list[np.ndarray]:
+    """The log-probabilities of each step; 0 for tokens that are never chosen."""
+    model, tokenizer = loaded
+    steps = stream_generate(model, tokenizer, prompt, count, ignore_eos=True, **options)
+    return [np.nan_to_num(np.array(r.logprobs), neginf=0) for r in steps]
+
+
+def interrupt_layer(model: Any, layer: int, after: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C in the n-th run of a layer from now on; then it works as before."""
+    kind, target, runs = type(model.body.layers[layer]), model.body.layers[layer], [0]
+    call = kind.__call__
+
+    def interrupted(self: Any, *args: Any) -> Any:
+        if self is target:
+            runs[0] += 1
+            if runs[0] == after:
+                raise KeyboardInterrupt
+        return call(self, *args)
+
+    monkeypatch.setattr(kind, "__call__", interrupted)
+
+
+@pytest.mark.parametrize("at", [1, 2, 5])
+def test_ctrl_c_while_a_token_is_looked_at(fast_backend: Any, loaded: Any, at: int) -> None:
+    """The cache holds the prompt and the tokens handed out, the last one only where the backend is lazy."""
+    wanted, cache = responses(loaded, PROMPT, 12), loaded[0].make_cache()
+    seen: list[int] = []
+    model, tokenizer = loaded
+    steps = stream_generate(model, tokenizer, PROMPT, 12, ignore_eos=True, cache=cache)
+    with pytest.raises(KeyboardInterrupt):
+        for response in steps:
+            seen.append(response.token)
+            if len(seen) == at:
+                raise KeyboardInterrupt
+    assert {c.offset for c in cache} == {len(PROMPT) + at - 1 + ops.is_lazy()}
+    assert all(c.trim(ops.is_lazy()) for c in cache)
+    rest = responses(loaded, [seen[-1]], 12 - at, cache=cache)
+    for found, expected in zip(rest, wanted[at:], strict=True):
+        assert np.abs(found - expected).max() < fast_backend.pieces
+    for found, expected in zip(responses(loaded, PROMPT, 12), wanted, strict=True):
+        assert np.array_equal(found, expected)
+
+
+@pytest.mark.parametrize("after", [1, 2, 3])
+def test_ctrl_c_within_a_step(
+    fast_backend: Any, loaded: Any, after: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the prompt, in the first step and in the next: no layer holds more than another."""
+    wanted, cache = responses(loaded, PROMPT, 5), loaded[0].make_cache()
+    interrupt_layer(loaded[0], 2, after, monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        responses(loaded, PROMPT, 5, cache=cache)
+    (held,) = {c.offset for c in cache}
+    assert held == (0 if after == 1 else len(PROMPT) + after - 2)
+    said = [int(np.where(logprobs < 0, logprobs, -np.inf).argmax()) for logprobs in wanted]
+    found = responses(loaded, [*PROMPT, *said[:3]][held:], 2, cache=cache)
+    for logprobs, expected in zip(found, wanted[3:], strict=True):
+        assert np.abs(logprobs - expected).max() < fast_backend.pieces
+
+
+@pytest.mark.parametrize("way", ["__call__", "hidden_states"])
+def test_ctrl_c_within_a_call_of_the_model(
+    reference: Any, loaded: Any, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, ids = loaded[0], mx.array([PROMPT])
+    cache, run = model.make_cache(), getattr(model, way)
+    wanted = np.array(model(ids))
+    interrupt_layer(model, 1, 2, monkeypatch)
+    run(ids[:, :3], cache=cache)
+    with pytest.raises(KeyboardInterrupt):
+        run(ids[:, 3:], cache=cache)
+    assert {c.offset for c in cache} == {3}
+    found = np.array(model(ids[:, 3:], cache=cache))
+    assert np.abs(found - wanted[:, 3:]).max() < 1e-4
+
+
+def test_ctrl_c_in_a_conversation(smollm2: Any) -> None:
+    """The reply so far stays, and the next one is that of a conversation that was never interrupted."""
+    chat, other = (Conversation(*smollm2, max_tokens=20) for _ in range(2))
+    with pytest.raises(KeyboardInterrupt):
+        for i, _ in enumerate(chat.reply("What is the capital of France?").pieces):
+            if i == 3:
+                raise KeyboardInterrupt
+    assert [m["role"] for m in chat.messages] == ["user", "assistant"]
+    other.messages = list(chat.messages)
+    replies = ["".join(c.reply("And of Italy?").pieces) for c in (chat, other)]
+    assert replies[0] == replies[1] != ""
+
+
+# -- a real kernel -----------------------------------------------------------------------------------
+
+LOAD = """
+import mlx_ferrum
+model, tokenizer = mlx_ferrum.load({name!r})
+before = mlx_ferrum.generate(model, tokenizer, "Hello", max_tokens=8)
+"""
+LONG = """
+for r in mlx_ferrum.stream_generate(model, tokenizer, "Hello", 100_000, ignore_eos=True):
+    print(".", end="", flush=True)
+"""
+AFTER = 'print(mlx_ferrum.generate(model, tokenizer, "Hello", max_tokens=8) == before, repr(model))'
+
+
+def test_an_interrupted_kernel_goes_on(smollm2_path: Path) -> None:
+    manager, client = start_new_kernel(kernel_name="python3")
+    try:
+        client.execute_interactive(LOAD.format(name=str(smollm2_path)), timeout=SECONDS)
+        interrupted: list[str] = []
+
+        def interrupt(message: Any) -> None:
+            if message["msg_type"] == "stream" and not interrupted:
+                interrupted.append(message["content"]["text"])
+                manager.interrupt_kernel()
+
+        reply = client.execute_interactive(LONG, timeout=SECONDS, output_hook=interrupt)
+        assert reply["content"]["ename"] == "KeyboardInterrupt" and interrupted[0][0] == "."
+        said: list[str] = []
+        client.execute_interactive(
+            AFTER, timeout=SECONDS, output_hook=lambda m: said.append(m["content"].get("text", ""))
+        )
+        assert "".join(said).startswith("True llama(30 layers")
+    finally:
+        client.stop_channels()
+        manager.shutdown_kernel(now=True)
