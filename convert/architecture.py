@@ -28,6 +28,7 @@ _EXPERT = re.compile(r"(?P<stack>.*\.experts)\.(?P<number>\d+)\.(?P<name>.+)$")
 _FUSED = re.compile(r"(?P<stack>.*\.experts)\.gate_up_proj(\.weight)?$")
 _LAYER = re.compile(r"blk\.(\d+)\.(.+)$")
 _ENDS = ("output_norm.weight", "output.weight")  # after the layers
+_OUTER = ("token_embd", "position_embd", "token_types", "output")  # not of a layer
 _UNUSED = (".attention.masked_bias", ".attention.bias")
 
 
@@ -225,7 +226,7 @@ class Architecture:
 
     def _missing(self, found: Mapping[str, Any], shapes: Mapping[str, Any]) -> list[str]:
         """Names that the model needs and the checkpoint does not have."""
-        outer = {name for name in shapes if name.startswith(("token_embd", "output"))}
+        outer = {name for name in shapes if name.startswith(_OUTER)}
         wanted = [name for name in shapes if name in outer] + [
             f"blk.{i}.{name}"
             for i, name in itertools.product(range(self.layers), shapes)

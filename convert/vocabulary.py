@@ -159,19 +159,23 @@ def _fast(
     file = folder / "tokenizer.json"
     described = read_json(file)
     model = described.get("model") or {}
-    if model.get("type") != "BPE":
+    if model.get("type") not in ("BPE", "WordPiece"):
         raise NotImplementedError(
-            f"{file}: a model of type {model.get('type')!r} is not supported, expected 'BPE'"
+            f"{file}: a model of type {model.get('type')!r} is not supported, expected 'BPE' or 'WordPiece'"
         )
     try:
         fast = tokenizers.Tokenizer.from_file(str(file))
     except Exception as error:  # noqa: BLE001 the library raises Exception itself
         raise ValueError(f"{file}: {error}") from None
+    fast.no_padding()
+    fast.no_truncation()
     _set_fast(fast, tokens)
 
     def encode(text: str) -> list[int]:
         return list(fast.encode(text, add_special_tokens=False).ids)
 
+    if model["type"] == "WordPiece":
+        return _word_piece(w, folder, tokens, described), encode
     special = _special(folder, tokens.rows, merges=not model.get("byte_fallback"))
     if model.get("byte_fallback"):
         _score(model.get("merges", []), tokens)
@@ -189,6 +193,29 @@ def _fast(
     if _has_byte_level(described):
         special.add_special_token.setdefault("eos", False)
     return special, encode
+
+
+def _word_piece(
+    w: gguf.GGUFWriter, folder: Path, tokens: Tokens, described: Mapping[str, Any]
+) -> gguf.SpecialVocab:
+    """BERT's tokens: U+2581 goes before the first piece of a word, and "##" before the others is left out."""
+    for i, text in enumerate(tokens.texts):
+        if tokens.types[i] == TokenType.NORMAL:
+            tokens.texts[i] = text[2:] if text.startswith("##") else SPACE + text
+    normalizer = described.get("normalizer") or {}
+    lowercase, strip = normalizer.get("lowercase", True), normalizer.get("strip_accents")
+    w.add_bool("tokenizer.ggml.normalizer.lowercase", bool(lowercase))
+    w.add_bool(
+        "tokenizer.ggml.normalizer.strip_accents", bool(lowercase if strip is None else strip)
+    )
+    _add_tokens(w, tokens, "bert", "default", None)
+    special = _special(folder, tokens.rows, merges=False)
+    special.special_token_ids.pop("cls", None)  # written as bos
+    ids = {text: i for i, text in reversed(list(enumerate(tokens.texts)))}
+    for name, text in (("bos", "[CLS]"), ("unk", "[UNK]"), ("sep", "[SEP]"), ("pad", "[PAD]")):
+        if text in ids:
+            special.special_token_ids.setdefault(name, ids[text])
+    return special
 
 
 def _set_fast(fast: Any, tokens: Tokens) -> None:
