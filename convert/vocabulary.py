@@ -20,7 +20,7 @@ from mlx_ferrum.tokenizer import Tokenizer
 from mlx_ferrum.tokenizer.pretokenizers import by_name
 from mlx_ferrum.tokenizer.vocabulary import TokenType
 
-from . import recognise
+from . import recognise, wordpiece
 from .architecture import Architecture
 from .recognise import COMMON
 
@@ -153,29 +153,22 @@ def _piece_type(pieces: Any, token: int) -> TokenType:
 def _fast(
     w: gguf.GGUFWriter, folder: Path, tokens: Tokens, prefix: bool | None, pre: str | None
 ) -> tuple[gguf.SpecialVocab, Encode]:
-    """From tokenizer.json: byte-pair encoding of bytes, or SentencePiece's written as merges."""
-    import tokenizers
-
+    """From tokenizer.json: WordPiece, byte-pair encoding of bytes, or SentencePiece's written as merges."""
     file = folder / "tokenizer.json"
-    described = read_json(file)
-    model = described.get("model") or {}
-    if model.get("type") not in ("BPE", "WordPiece"):
-        raise NotImplementedError(
-            f"{file}: a model of type {model.get('type')!r} is not supported, expected 'BPE' or 'WordPiece'"
-        )
-    try:
-        fast = tokenizers.Tokenizer.from_file(str(file))
-    except Exception as error:  # noqa: BLE001 the library raises Exception itself
-        raise ValueError(f"{file}: {error}") from None
-    fast.no_padding()
-    fast.no_truncation()
+    described, fast = _read_fast(file)
+    model = described["model"]
     _set_fast(fast, tokens)
 
     def encode(text: str) -> list[int]:
         return list(fast.encode(text, add_special_tokens=False).ids)
 
     if model["type"] == "WordPiece":
-        return _word_piece(w, folder, tokens, described), encode
+        tokens.texts = wordpiece.marked(tokens.texts, tokens.types)
+        wordpiece.add(w, file, described)
+        _add_tokens(w, tokens, "bert", "default", None)
+        special = _special(folder, tokens.rows, merges=False)
+        wordpiece.set_special(special, file, fast, described)
+        return special, encode
     special = _special(folder, tokens.rows, merges=not model.get("byte_fallback"))
     if model.get("byte_fallback"):
         _score(model.get("merges", []), tokens)
@@ -195,27 +188,23 @@ def _fast(
     return special, encode
 
 
-def _word_piece(
-    w: gguf.GGUFWriter, folder: Path, tokens: Tokens, described: Mapping[str, Any]
-) -> gguf.SpecialVocab:
-    """BERT's tokens: U+2581 goes before the first piece of a word, and "##" before the others is left out."""
-    for i, text in enumerate(tokens.texts):
-        if tokens.types[i] == TokenType.NORMAL:
-            tokens.texts[i] = text[2:] if text.startswith("##") else SPACE + text
-    normalizer = described.get("normalizer") or {}
-    lowercase, strip = normalizer.get("lowercase", True), normalizer.get("strip_accents")
-    w.add_bool("tokenizer.ggml.normalizer.lowercase", bool(lowercase))
-    w.add_bool(
-        "tokenizer.ggml.normalizer.strip_accents", bool(lowercase if strip is None else strip)
-    )
-    _add_tokens(w, tokens, "bert", "default", None)
-    special = _special(folder, tokens.rows, merges=False)
-    special.special_token_ids.pop("cls", None)  # written as bos
-    ids = {text: i for i, text in reversed(list(enumerate(tokens.texts)))}
-    for name, text in (("bos", "[CLS]"), ("unk", "[UNK]"), ("sep", "[SEP]"), ("pad", "[PAD]")):
-        if text in ids:
-            special.special_token_ids.setdefault(name, ids[text])
-    return special
+def _read_fast(file: Path) -> tuple[dict[str, Any], Any]:
+    """tokenizer.json, and the tokenizer that it describes, which neither pads nor truncates."""
+    import tokenizers
+
+    described = read_json(file)
+    kind = (described.get("model") or {}).get("type")
+    if kind not in ("BPE", "WordPiece"):
+        raise NotImplementedError(
+            f"{file}: a model of type {kind!r} is not supported, expected 'BPE' or 'WordPiece'"
+        )
+    try:
+        fast = tokenizers.Tokenizer.from_file(str(file))
+    except Exception as error:  # noqa: BLE001 the library raises Exception itself
+        raise ValueError(f"{file}: {error}") from None
+    fast.no_padding()
+    fast.no_truncation()
+    return described, fast
 
 
 def _set_fast(fast: Any, tokens: Tokens) -> None:

@@ -12,6 +12,7 @@ from mlx import nn
 
 from . import blocks, catalog, gguf, models
 from .models.base import LanguageModel, Weights
+from .models.encoder import Encoder
 from .sample.recommended import recommended
 from .tensor import QTensor
 from .tokenizer import Tokenizer
@@ -19,8 +20,8 @@ from .tokenizer import Tokenizer
 SAMPLE = 64  # bytes of each tensor that go into the fingerprint
 
 
-def load(name: str | Path = catalog.DEFAULT) -> tuple[LanguageModel, Tokenizer]:
-    """Open a model.
+def load(name: str | Path = catalog.DEFAULT) -> tuple[LanguageModel | Any, Tokenizer]:
+    """Open a model: a LanguageModel, or an Encoder such as BERT, which only `embed` can use.
 
     name: a GGUF file (any part of a split one), a folder, hf:owner/repo[:file], or a catalog name
     Raises ValueError for a file that is not sound, NotImplementedError for an architecture, block
@@ -36,14 +37,14 @@ def load(name: str | Path = catalog.DEFAULT) -> tuple[LanguageModel, Tokenizer]:
         raise ValueError(f"{file.path}: {error}") from error
 
 
-def _model(file: gguf.GGUF) -> LanguageModel:
+def _model(file: gguf.GGUF) -> LanguageModel | Encoder:
     architecture = file.metadata.get("general.architecture")
     if not isinstance(architecture, str):
         raise ValueError("metadata key 'general.architecture' is missing or not a string")
     module = models.find(architecture)
     args = module.ModelArgs.from_metadata(file.metadata, architecture)
     weights = Weights({name: _tensor(file, name) for name in file.tensors})
-    model: LanguageModel = module.Model(args, weights)
+    model: LanguageModel | Encoder = module.Model(args, weights)
     weights.check_all_used()
     model.fingerprint, model.check_file = _fingerprint(file), file.check
     model.nbytes = sum(info.nbytes for info in file.tensors.values())

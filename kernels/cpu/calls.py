@@ -58,12 +58,12 @@ class Put(Arguments):
 
 
 class Attention(Arguments):
-    """Causal attention over a cache."""
+    """Attention over a cache, causal or both ways."""
 
     symbol = "ferrum_attend"
     _fields_ = _fields(
         (c_void_p, "q k v out"),
-        (c_int, "batch heads groups length held d dv window halves"),
+        (c_int, "batch heads groups length held d dv window halves both_ways"),
         (c_long, "k_batch k_head k_stride v_batch v_head v_stride"),
         (c_float, "scale"),
     )

@@ -11,6 +11,7 @@ import mlx.core as mx
 from .metal import LAZY as LAZY
 from .metal import MATVEC_ROWS as MATVEC_ROWS
 from .metal import attend as attend
+from .metal import attend_both_ways as attend_both_ways
 from .metal import dequantize as dequantize
 from .metal import gate_up as gate_up
 from .metal import gather_down as gather_down

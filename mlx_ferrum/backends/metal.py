@@ -149,6 +149,13 @@ def attend(
     return out.astype(q.dtype)
 
 
+def attend_both_ways(
+    q: mx.array, k: mx.array, v: mx.array, lengths: list[int], *, scale: float
+) -> mx.array:
+    seen = mx.arange(k.shape[2]) < mx.array(lengths)[:, None, None, None]
+    return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=seen)
+
+
 def rms_norm(x: mx.array, weight: mx.array, eps: float, *, add: mx.array | None = None) -> mx.array:
     if add is None:
         return mx.fast.rms_norm(x, weight, eps)

@@ -111,6 +111,14 @@ def attend(
     return (weights @ v[:, :, None]).reshape(b, h, length, -1)
 
 
+def attend_both_ways(
+    q: mx.array, k: mx.array, v: mx.array, lengths: list[int], *, scale: float
+) -> mx.array:
+    seen = mx.arange(k.shape[2]) < mx.array(lengths)[:, None, None, None]
+    scores = (q * scale) @ k.swapaxes(-1, -2)
+    return mx.softmax(mx.where(seen, scores, -mx.inf), axis=-1) @ v
+
+
 def rms_norm(x: mx.array, weight: mx.array, eps: float, *, add: mx.array | None = None) -> mx.array:
     normed = mx.fast.rms_norm(x, weight, eps)
     return normed if add is None else normed + add

@@ -146,14 +146,19 @@ class MLP(GatedMLP):
         return super().__call__(x, norm, add)
 
 
-class LanguageModel(nn.Module):
+class LoadedModel(nn.Module):
+    """What `load` says of a model's file."""
+
+    fingerprint: str = ""  # of the file's tensors; saved caches are checked against it
+    nbytes: int = 0  # of the file's tensors
+    recommended: Recommended = Recommended()  # sampling
+    check_file: Callable[..., None] | None = None  # `GGUF.check`
+
+
+class LanguageModel(LoadedModel):
     """tokens -> logits. An architecture gives `body` and, where its layers differ, `make_cache`."""
 
     body: nn.Module
-    fingerprint: str = ""  # of the file's tensors, set by load; saved caches are checked against it
-    nbytes: int = 0  # of the file's tensors, set by load
-    recommended: Recommended = Recommended()  # sampling, set by load
-    check_file: Callable[..., None] | None = None  # `GGUF.check`, set by load
 
     def __init__(self, args: BaseArgs, w: Weights) -> None:
         super().__init__()
@@ -211,4 +216,4 @@ def heads(x: mx.array, n: int) -> mx.array:
     return x.reshape(*x.shape[:2], n, -1)
 
 
-__all__ = ["MLP", "BaseArgs", "LanguageModel", "Metadata", "Weights", "heads"]
+__all__ = ["MLP", "BaseArgs", "LanguageModel", "LoadedModel", "Metadata", "Weights", "heads"]

@@ -1,30 +1,28 @@
-"""BERT: an encoder for embeddings. Layer norms after the residuals, learned positions, attention in both directions.
+"""BERT: an encoder. Layer norms after the residuals, learned positions, attention in both directions.
 
-Source: Devlin et al. 2018, https://arxiv.org/abs/1810.04805. It keeps no state between calls and generates no text.
+Source: Devlin et al. 2018, https://arxiv.org/abs/1810.04805.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from math import sqrt
 from typing import Any
 
 import mlx.core as mx
-import numpy as np
 from mlx import nn
 
 from .. import ops
-from ..sample.recommended import Recommended
-from .base import heads, vocab_size
+from ..nn import FusedLinear
+from .base import Weights, heads, vocab_size
+from .encoder import Encoder, Pooling
 from .metadata import MAX_LAYERS, Metadata
-from .weights import Weights
-
-POOLING = {1: "mean", 2: "cls", 3: "last"}  # bert.pooling_type
 
 
 @dataclass(frozen=True)
 class ModelArgs:
-    """Sizes; pooling: how the vectors of a text's tokens become one."""
+    """Sizes; token_types: rows of a table of which texts use the first."""
 
     vocab_size: int
     num_layers: int
@@ -34,7 +32,7 @@ class ModelArgs:
     token_types: int
     norm_eps: float
     context_length: int
-    pooling: str
+    pooling: Pooling
 
     def __post_init__(self) -> None:
         if self.hidden_size % self.num_heads:
@@ -50,17 +48,13 @@ class ModelArgs:
             raise NotImplementedError(
                 f"{architecture}.attention.causal: causal attention is not supported, expected false"
             )
-        pooling = m.get("pooling_type", int, 1)
-        if pooling not in POOLING:
-            raise NotImplementedError(
-                f"{architecture}.pooling_type: {pooling} is not supported, expected 1 (mean), 2 (cls) or 3 (last)"
-            )
-        types = values.get("tokenizer.ggml.token_type_count", 2)
+        types = values.get("tokenizer.ggml.token_type_count")
         if type(types) is not int or types < 1:
             raise ValueError(
-                f"tokenizer.ggml.token_type_count: expected a positive number, found {types!r}"
+                f"tokenizer.ggml.token_type_count: {types!r} found, expected a positive number"
             )
-        return cls(
+        context = m.size("context_length")
+        args = cls(
             vocab_size=vocab_size(m),
             num_layers=m.size("block_count", most=MAX_LAYERS),
             hidden_size=m.size("embedding_length"),
@@ -68,9 +62,11 @@ class ModelArgs:
             num_heads=m.size("attention.head_count"),
             token_types=types,
             norm_eps=m.positive("attention.layer_norm_epsilon", zero=0.0),
-            context_length=m.size("context_length"),
-            pooling=POOLING[pooling],
+            context_length=context,
+            pooling=Pooling.from_metadata(m, context),
         )
+        m.warn_of_foreign()
+        return args
 
 
 class LayerNorm(nn.Module):
@@ -87,27 +83,28 @@ class LayerNorm(nn.Module):
 
 
 class Attention(nn.Module):
-    """x: (b, l, hidden), mask: (b, 1, 1, l), True at tokens -> (b, l, hidden), with x added."""
+    """x: (b, l, hidden), lengths: (b,) -> (b, l, hidden), x added."""
 
     def __init__(self, args: ModelArgs, w: Weights) -> None:
         super().__init__()
         h, self.num_heads = args.hidden_size, args.num_heads
         self.scale = (h // args.num_heads) ** -0.5
-        self.q_proj, self.k_proj, self.v_proj, self.o_proj = (
-            w.linear(f"attn_{name}", h, h) for name in ("q", "k", "v", "output")
+        self.qkv_proj = FusedLinear(
+            *w.linears("attn_qkv", h, {"attn_q": h, "attn_k": h, "attn_v": h})
         )
+        self.o_proj = w.linear("attn_output", h, h)
 
-    def __call__(self, x: mx.array, mask: mx.array) -> mx.array:
-        q, k, v = (
-            heads(ops.to_mlx(proj(x)), self.num_heads).swapaxes(1, 2)
-            for proj in (self.q_proj, self.k_proj, self.v_proj)
-        )
-        out = mx.fast.scaled_dot_product_attention(q, k, v, scale=self.scale, mask=mask)
+    def __call__(self, x: mx.array, lengths: list[int]) -> mx.array:
+        q, k, v = (heads(part, self.num_heads).swapaxes(1, 2) for part in self.qkv_proj(x))
+        out = ops.attend_both_ways(q, k, v, lengths, scale=self.scale)
         return self.o_proj(out.swapaxes(1, 2).reshape(x.shape), add=x)
 
 
 class MLP(nn.Module):
-    """down(gelu(up(x))) + x: (b, l, hidden) -> (b, l, hidden); GELU is the exact one."""
+    """down(gelu(up(x))) + x: (b, l, hidden) -> (b, l, hidden).
+
+    GELU is the exact one, with which BERT was trained; llama.cpp computes the tanh form.
+    """
 
     def __init__(self, args: ModelArgs, w: Weights) -> None:
         super().__init__()
@@ -115,11 +112,12 @@ class MLP(nn.Module):
         self.down_proj = w.linear("ffn_down", args.hidden_size, args.intermediate_size)
 
     def __call__(self, x: mx.array) -> mx.array:
-        return self.down_proj(nn.gelu(ops.to_mlx(self.up_proj(x))), add=x)
+        inner = ops.to_mlx(self.up_proj(x))
+        return self.down_proj(inner * (1 + mx.erf(inner * sqrt(0.5))) * 0.5, add=x)
 
 
-class DecoderLayer(nn.Module):
-    """x: (b, l, hidden) -> (b, l, hidden)"""
+class EncoderLayer(nn.Module):
+    """x: (b, l, hidden), lengths: (b,) -> (b, l, hidden)"""
 
     def __init__(self, args: ModelArgs, w: Weights) -> None:
         super().__init__()
@@ -127,55 +125,40 @@ class DecoderLayer(nn.Module):
         self.attention_norm = LayerNorm("attn_output_norm", args, w)
         self.output_norm = LayerNorm("layer_output_norm", args, w)
 
-    def __call__(self, x: mx.array, mask: mx.array) -> mx.array:
-        x = self.attention_norm(self.attention(x, mask))
+    def __call__(self, x: mx.array, lengths: list[int]) -> mx.array:
+        x = self.attention_norm(self.attention(x, lengths))
         return self.output_norm(self.mlp(x))
 
 
-class Model(nn.Module):
-    """tokens: (b, l), lengths: (b,) -> embeddings (b, hidden) float32"""
-
-    fingerprint: str = ""
-    nbytes: int = 0
-    recommended: Recommended = Recommended()
-    check_file: Callable[..., None] | None = None
+class Model(Encoder):
+    """tokens (b, l) and the lengths (b,) of its rows -> (b, hidden) float32"""
 
     def __init__(self, args: ModelArgs, w: Weights) -> None:
         super().__init__()
-        self.args, h = args, args.hidden_size
-        self.embed_tokens = w.embedding("token_embd", args.vocab_size, h)
-        self.positions = w.embedding("position_embd", args.context_length, h)
-        self.types = w.embedding("token_types", args.token_types, h)
+        self.args, self.pooling = args, args.pooling
+        self.context_length, self.size = args.context_length, args.hidden_size
+        self.embed_tokens = w.embedding("token_embd", args.vocab_size, self.size)
+        self.positions = w.embedding("position_embd", args.context_length, self.size)
+        if "token_types.weight" in w:
+            self.types = w.embedding("token_types", args.token_types, self.size)
         self.norm = LayerNorm("token_embd_norm", args, w)
-        self.layers = [DecoderLayer(args, w.layer(i)) for i in range(args.num_layers)]
+        self.layers = [EncoderLayer(args, w.layer(i)) for i in range(args.num_layers)]
 
-    def __call__(self, tokens: mx.array, lengths: np.ndarray) -> mx.array:
-        """lengths: the tokens of each row, from 1 to l; what is behind them is padding and changes nothing.
+    def __call__(self, tokens: mx.array, lengths: list[int]) -> mx.array:
+        """lengths: the tokens of each row, from 1 to l; those behind them are padding and change nothing.
 
-        Raises ValueError for rows that are longer than the context, and if the file changed since it was loaded.
+        Raises ValueError for rows longer than the context, and if the file changed since it was loaded.
         """
-        if tokens.shape[1] > self.args.context_length:
-            raise ValueError(
-                f"{tokens.shape[1]} tokens in a text, expected {self.args.context_length} at most"
-            )
+        length = tokens.shape[1]
+        if length > self.context_length:
+            raise ValueError(f"{length} tokens in a row, expected {self.context_length} at most")
         if self.check_file is not None:
             self.check_file()
-        real = mx.arange(tokens.shape[1])[None] < mx.array(lengths)[:, None]  # (b, l)
-        x = ops.to_mlx(self.embed_tokens(tokens))
-        x = x + ops.to_mlx(self.positions(mx.arange(tokens.shape[1])))
-        x = self.norm(x + ops.to_mlx(self.types(mx.array([0]))))
+        x = ops.to_mlx(self.embed_tokens(tokens))  # (b, l, hidden)
+        x = x + ops.to_mlx(self.positions(mx.arange(length)))
+        if "types" in self:
+            x = x + ops.to_mlx(self.types(mx.array([0])))
+        x = self.norm(x)
         for layer in self.layers:
-            x = layer(x, real[:, None, None])
-        return self._pooled(x, real, lengths)
-
-    def _pooled(self, x: mx.array, real: mx.array, lengths: np.ndarray) -> mx.array:
-        """x: (b, l, hidden), real: (b, l) -> (b, hidden)"""
-        if self.args.pooling == "cls":
-            return x[:, 0]
-        if self.args.pooling == "last":
-            return x[mx.arange(x.shape[0]), mx.array(lengths) - 1]
-        return (x * real[..., None]).sum(1) / mx.array(lengths)[:, None]
-
-    def make_cache(self) -> list[Any]:
-        """Raises NotImplementedError: the model has no state and generates no text."""
-        raise NotImplementedError("bert makes embeddings and no text: use mlx_ferrum.embed")
+            x = layer(x, lengths)
+        return self.pooling(x, lengths)
