@@ -256,6 +256,11 @@ def rms_norm(x: mx.array, weight: mx.array, eps: float, *, add: mx.array | None 
     return _backend().rms_norm(x, weight, eps, add=add)
 
 
+def gelu(x: mx.array) -> mx.array:
+    """x times the normal distribution's share below it, exactly and not by the tanh form: x: (...) -> (...)"""
+    return _backend().gelu(x)
+
+
 def route(
     logits: mx.array, routing: Routing, *, bias: mx.array | None = None
 ) -> tuple[mx.array, mx.array]:

@@ -122,6 +122,13 @@ class GatherDown(Arguments):
     _fields_ = _fields((c_void_p, "x w ids weights add out"), (c_int, "n used experts k"))
 
 
+class Gelu(Arguments):
+    """The exact GELU."""
+
+    symbol = "ferrum_gelu"
+    _fields_ = _fields((c_void_p, "x out"), (c_long, "count"))
+
+
 class Call(Structure):
     """A recorded call: which struct, and where it lies."""
 
@@ -130,7 +137,7 @@ class Call(Structure):
 
 KINDS: tuple[type[Arguments], ...] = (
     *(Matmuls, GateUp, Rows, Put, Attention, Rotate, RmsNorm),
-    *(SigmoidGate, Route, Gather, GatherDown),
+    *(SigmoidGate, Route, Gather, GatherDown, Gelu),
 )
 
 Layout = dict[str, tuple[str, int, int]]

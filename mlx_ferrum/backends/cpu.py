@@ -234,6 +234,13 @@ def _attend(
     return out
 
 
+def gelu(x: np.ndarray) -> np.ndarray:
+    x = floats(x)
+    out = empty(*x.shape)
+    native.run(calls.Gelu(address(x), address(out), x.size), x, out)
+    return out
+
+
 def to_mlx(x: np.ndarray) -> mx.array:
     return mx.array(x)
 

@@ -17,6 +17,7 @@ from .metal import gate_up as gate_up
 from .metal import gather_down as gather_down
 from .metal import gather_gate_up as gather_gate_up
 from .metal import gather_matmul as gather_matmul
+from .metal import gelu as gelu
 from .metal import matmul as matmul
 from .metal import matmuls as matmuls
 from .metal import norm_matmul as norm_matmul

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import mlx.core as mx
+from mlx import nn
 
 from .. import launch
 from ..kernels import gate_up as gate_up_kernel
@@ -154,6 +155,10 @@ def attend_both_ways(
 ) -> mx.array:
     seen = mx.arange(k.shape[2]) < mx.array(lengths)[:, None, None, None]
     return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=seen)
+
+
+def gelu(x: mx.array) -> mx.array:
+    return nn.gelu(x)
 
 
 def rms_norm(x: mx.array, weight: mx.array, eps: float, *, add: mx.array | None = None) -> mx.array:

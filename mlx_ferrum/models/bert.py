@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import sqrt
 from typing import Any
 
 import mlx.core as mx
@@ -112,8 +111,7 @@ class MLP(nn.Module):
         self.down_proj = w.linear("ffn_down", args.hidden_size, args.intermediate_size)
 
     def __call__(self, x: mx.array) -> mx.array:
-        inner = ops.to_mlx(self.up_proj(x))
-        return self.down_proj(inner * (1 + mx.erf(inner * sqrt(0.5))) * 0.5, add=x)
+        return self.down_proj(ops.gelu(self.up_proj(x)), add=x)
 
 
 class EncoderLayer(nn.Module):

@@ -2,10 +2,10 @@
 
 In a GGUF file the first piece of a word is written with U+2581 before it and the others without "##".
 
-A file without the key NORMALIZER gets llama.cpp's ids. The package's converter writes the key, and then ids are those of
-the folder's tokenizer.json, with which the model was trained. The two differ in
-- characters that decompose: llama.cpp keeps the first part (the first letter of a Korean syllable) and drops every mark;
-  BertNormalizer drops nonspacing marks only, so Korean vowels and Indic vowel signs stay,
+A file without the key NORMALIZER gets llama.cpp's ids. The package's converter writes the key, and then ids are those
+of the folder's tokenizer.json, with which the model was trained. The two differ in
+- characters that decompose: llama.cpp keeps the first part (the first letter of a Korean syllable) and drops all
+  marks; BertNormalizer drops nonspacing marks only, so Korean vowels and Indic vowel signs stay,
 - vertical tab, form feed and U+0085: llama.cpp ends a word there, BertNormalizer removes them,
 - U+2581 within a word, after which llama.cpp also finds tokens that begin a word,
 - words of more characters than LONGEST_WORD says, which become one unknown token.
