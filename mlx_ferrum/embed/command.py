@@ -40,7 +40,7 @@ examples:
 def main(argv: Sequence[str] | None) -> int:
     """Run the command line; returns the exit code."""
     parser = _parser()
-    args = parser.parse_args(argv)
+    args = parser.parse_intermixed_args(argv)  # texts may follow options
     if not args.texts and args.file is None:
         parser.error("no text: write some, or --file FILE, or '-' for the lines of stdin")
     if args.out is not None and args.out.suffix not in FORMATS:

