@@ -56,7 +56,9 @@ def tensors(config: Mapping[str, Any]) -> dict[str, np.ndarray]:
         "position": config["max_position_embeddings"],
         "token_type": config["type_vocab_size"],
     }
-    shapes = {f"embeddings.{name}_embeddings.weight": (n, h) for name, n in tables.items()}
+    shapes: dict[str, tuple[int, ...]] = {
+        f"embeddings.{name}_embeddings.weight": (n, h) for name, n in tables.items()
+    }
     norms = ["embeddings.LayerNorm"]
     for i in range(config["num_hidden_layers"]):
         at = f"encoder.layer.{i}"

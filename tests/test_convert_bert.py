@@ -167,7 +167,11 @@ def test_older_names_and_heads(folder):
             name = name.replace(".weight", ".gamma").replace(".bias", ".beta")
         made[f"bert.{name}"] = x
     made["cls.predictions.bias"] = np.zeros(3, np.float32)
-    options = {"layer_norm_eps": None, "hidden_act": "gelu_python", "type_vocab_size": None}
+    options: dict[str, Any] = {
+        "layer_norm_eps": None,
+        "hidden_act": "gelu_python",
+        "type_vocab_size": None,
+    }
     hf_bert.write(folder, architectures=["BertForMaskedLM"], **options)
     hf_folders.save(folder / "model.safetensors", made)
     found = convert(folder, "--type", "f16")

@@ -156,7 +156,9 @@ def test_command_prints_one_object_a_line(path, capsys):
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [line["text"] for line in lines] == TEXTS[:2]
     wanted = mlx_ferrum.embed(*mlx_ferrum.load(path), TEXTS[:2])
-    np.testing.assert_array_equal(np.float32([line["embedding"] for line in lines]), wanted)
+    np.testing.assert_array_equal(
+        np.array([line["embedding"] for line in lines], np.float32), wanted
+    )
 
 
 @pytest.mark.parametrize("suffix", [".npy", ".jsonl"])
@@ -172,7 +174,7 @@ def test_command_writes_files(suffix, path, tmp_path, monkeypatch):
     else:
         rows = [json.loads(line) for line in out.read_text().splitlines()]
         assert [row["text"] for row in rows] == texts
-        found = np.float32([row["embedding"] for row in rows])
+        found = np.array([row["embedding"] for row in rows], np.float32)
     model, tokenizer = mlx_ferrum.load(path)
     wanted = mlx_ferrum.embed(model, tokenizer, texts, normalize=False)
     np.testing.assert_allclose(found, wanted, atol=1e-5)

@@ -198,8 +198,8 @@ def test_attend_both_ways(backend, lengths):
     rng = np.random.default_rng(len(lengths))
     most = max(lengths) + 1
     q, k, v = rng.normal(size=(3, len(lengths), 3, most, 8)).astype(np.float32)
-    given = map(backend.array, (q, k, v))
-    found = np.array(ops.attend_both_ways(*given, lengths, scale=0.3))
+    given = [backend.array(x) for x in (q, k, v)]
+    found = np.array(ops.attend_both_ways(given[0], given[1], given[2], lengths, scale=0.3))
     assert found.shape == q.shape
     assert np.isfinite(found).all()
     for i, n in enumerate(lengths):

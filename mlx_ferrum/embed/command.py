@@ -27,7 +27,7 @@ product of two is the cosine of their angle. How the vectors of a text's tokens 
 to the model (mean, first or last token). Longer texts than the model takes are truncated.
 
 A model to start with, from the Hugging Face Hub:
-  python -m mlx_ferrum.convert hf sentence-transformers/all-MiniLM-L6-v2 minilm.gguf --type q8_0
+  ferrum-convert hf sentence-transformers/all-MiniLM-L6-v2 minilm.gguf --type q8_0
 
 examples:
   %(prog)s minilm.gguf "a text" "another text"

