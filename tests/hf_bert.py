@@ -13,6 +13,8 @@ from typing import Any
 import hf_folders
 import numpy as np
 
+from mlx_ferrum.convert.command import main
+
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789"
 # Parts of Korean syllables, an Indic vowel sign that is no nonspacing mark, an ideograph, a Greek and a Polish letter.
@@ -84,6 +86,14 @@ def write(folder: Path, dtype: str = "F16", **changes: Any) -> dict[str, np.ndar
     write_steps(folder)
     (folder / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 32}))
     return made
+
+
+def converted(folder: Path, recipe: str = "f32") -> Path:
+    """A GGUF file beside a folder that was written before, made once."""
+    out = folder.parent / f"{recipe}.gguf"
+    if not out.exists():
+        assert main(["hf", str(folder), str(out), "--type", recipe]) == 0
+    return out
 
 
 def write_steps(folder: Path, *steps: str, **pooling: Any) -> None:

@@ -242,3 +242,17 @@ def test_what_is_done_to_texts_before_is_told(folder, caplog):
     convert(folder, "--type", "f16")
     assert "do_lower_case" in caplog.text
     assert "the prompt 'query: '" in caplog.text
+
+
+@pytest.mark.parametrize("recipe", ["q8_0", "q4_k_m", "iq4_xs"])
+def test_one_pass_is_as_two(recipe, folder):
+    """Types and blocks are those of `quantize`, by way of a file in F32."""
+    whole = convert(folder, "--type", "f32")
+    two = folder.with_name("two.gguf")
+    assert main(["quantize", str(folder.with_suffix(".gguf")), str(two), "--type", recipe]) == 0
+    found, wanted = convert(folder, "--type", recipe), gguf.read(two)
+    assert found.metadata.keys() == wanted.metadata.keys() == whole.metadata.keys()
+    for name, t in wanted.tensors.items():
+        assert found.tensors[name].type == t.type
+        np.testing.assert_array_equal(found.data(name), wanted.data(name), name)
+    assert found.tensors["position_embd.weight"].type == "F32"

@@ -1,27 +1,19 @@
 """Embeddings of a small random BERT, converted from a Hugging Face folder, against float32 NumPy."""
 
 import dataclasses
-import json
-import os
-import signal
-import subprocess
-import sys
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import bert_numpy
+import gguf
 import hf_bert
 import numpy as np
 import pytest
+from hf_bert import converted
 
 import mlx_ferrum
-from mlx_ferrum import catalog
 from mlx_ferrum.convert.command import main as convert
-from mlx_ferrum.embed import output
 from mlx_ferrum.embed import texts as embedding_texts
-from mlx_ferrum.embed.command import main as command
-from mlx_ferrum.generate.command import main as generate
 
 TEXTS = ["a", "Café, the long text", "", "abc " * 9, "zzz 한국", "hello - text!"]
 LONG = "b " * 60  # 62 tokens with those around them; the folder says 32, the model could take 40
@@ -32,13 +24,6 @@ def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("bert") / "m"
     hf_bert.write(path)
     return path
-
-
-def converted(folder: Path, recipe: str = "f32") -> Path:
-    out = folder.parent / f"{recipe}.gguf"
-    if not out.exists():
-        assert convert(["hf", str(folder), str(out), "--type", recipe]) == 0
-    return out
 
 
 @pytest.fixture(scope="module")
@@ -147,97 +132,58 @@ def test_damaged_weights_are_noticed(reference, path):
         mlx_ferrum.embed(model, tokenizer, ["a"])
 
 
-def run(path: Path, *arguments: str) -> int:
-    return command([str(path), "--backend", "reference", *arguments])
+def rewritten(path: Path, out: Path, change: Any) -> Path:
+    """A file with other tensors: `change` takes those by their names and returns what is written."""
+    reader = gguf.GGUFReader(path)
+    writer = gguf.GGUFWriter(out, "bert")
+    for key, field in reader.fields.items():
+        if not key.startswith("GGUF.") and key != "general.architecture":
+            inner = field.types[1] if len(field.types) > 1 else None
+            writer.add_key_value(key, field.contents(), field.types[0], inner)
+    for name, data in change({t.name: t.data for t in reader.tensors}).items():
+        writer.add_tensor(name, data)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return out
 
 
-def test_command_prints_one_object_a_line(path, capsys):
-    assert run(path, *TEXTS[:2]) == 0
-    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [line["text"] for line in lines] == TEXTS[:2]
-    wanted = mlx_ferrum.embed(*mlx_ferrum.load(path), TEXTS[:2])
-    np.testing.assert_array_equal(
-        np.array([line["embedding"] for line in lines], np.float32), wanted
-    )
+def fused(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """One tensor for queries, keys and values, as some converters write them."""
+    for i in range(2):
+        for end in ("weight", "bias"):
+            parts = [tensors.pop(f"blk.{i}.attn_{n}.{end}") for n in "qkv"]
+            tensors[f"blk.{i}.attn_qkv.{end}"] = np.concatenate(parts)
+    return tensors
 
 
-@pytest.mark.parametrize("suffix", [".npy", ".jsonl"])
-def test_command_writes_files(suffix, path, tmp_path, monkeypatch):
-    monkeypatch.setattr(import_module("mlx_ferrum.embed.command"), "CHUNK", 2)
-    lines, out = tmp_path / "lines.txt", tmp_path / f"out{suffix}"
-    lines.write_text("hello\r\n\nthe text\u2028more\nlast", encoding="utf-8", newline="")
-    texts = ["first", "hello", "", "the text\u2028more", "last"]
-    out.write_text("before")
-    assert run(path, "first", "--file", str(lines), "--out", str(out), "--raw") == 0
-    if suffix == ".npy":
-        found = np.load(out)
-    else:
-        rows = [json.loads(line) for line in out.read_text().splitlines()]
-        assert [row["text"] for row in rows] == texts
-        found = np.array([row["embedding"] for row in rows], np.float32)
-    model, tokenizer = mlx_ferrum.load(path)
-    wanted = mlx_ferrum.embed(model, tokenizer, texts, normalize=False)
+def test_queries_keys_and_values_in_one_tensor(reference, path, tmp_path):
+    wanted = mlx_ferrum.embed(*mlx_ferrum.load(path), TEXTS)
+    found = mlx_ferrum.embed(*mlx_ferrum.load(rewritten(path, tmp_path / "m.gguf", fused)), TEXTS)
+    np.testing.assert_allclose(found, wanted, atol=1e-6)
+
+
+def test_a_file_without_token_types(reference, path, tmp_path):
+    """As of models that have none, such as DistilBERT; the rows of words and types are added up otherwise."""
+
+    def added(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        types = tensors.pop("token_types.weight")
+        return tensors | {"token_embd.weight": tensors["token_embd.weight"] + types[0]}
+
+    wanted = mlx_ferrum.embed(*mlx_ferrum.load(path), TEXTS)
+    found = mlx_ferrum.embed(*mlx_ferrum.load(rewritten(path, tmp_path / "m.gguf", added)), TEXTS)
     np.testing.assert_allclose(found, wanted, atol=1e-5)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["lines.txt", out.name]
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(28, "No space left on device")])
-def test_a_failure_leaves_what_was_there(error, path, tmp_path, monkeypatch, capsys):
-    out = tmp_path / "out.npy"
-    out.write_text("before")
+@pytest.mark.parametrize("name", ["blk.1.attn_q.weight", "token_embd_norm.bias"])
+def test_a_missing_tensor_is_noticed(name, path, tmp_path):
+    def without(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        del tensors[name]
+        return tensors
 
-    def fail(*_: object) -> None:
-        raise error
-
-    monkeypatch.setattr(output.Array, "write", fail)
-    assert run(path, "a", "--out", str(out)) == (130 if error is KeyboardInterrupt else 1)
-    if isinstance(error, OSError):
-        assert f"error: {out}: No space left on device" in capsys.readouterr().err
-    assert out.read_text() == "before"
-    assert [p.name for p in tmp_path.iterdir()] == ["out.npy"]
-
-
-def test_stdin_and_ctrl_c(path):
-    arguments = [sys.executable, "-m", "mlx_ferrum.embed", str(path), "-", "--backend", "reference"]
-    done = subprocess.run(arguments, input=b"a\nb\n", capture_output=True, check=True)
-    assert [json.loads(line)["text"] for line in done.stdout.splitlines()] == ["a", "b"]
-    with subprocess.Popen(arguments, stdin=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        assert process.stdin is not None and process.stderr is not None
-        os.kill(process.pid, signal.SIGINT)
-        assert process.wait(60) in (130, -signal.SIGINT)
-        assert process.stderr.read() == b""
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ([], "no text: write some, or --file FILE"),
-        (["a", "--out", "x.txt"], "expected a name that ends in .npy or .jsonl"),
-    ],
-)
-def test_usage(arguments, message, path, capsys):
-    with pytest.raises(SystemExit, match="2"):
-        run(path, *arguments)
-    assert message in capsys.readouterr().err
-
-
-def test_a_file_of_other_bytes_is_refused(path, tmp_path, capsys):
-    (tmp_path / "lines").write_bytes(b"a\xff\n")
-    assert run(path, "--file", str(tmp_path / "lines")) == 1
-    assert "lines is not valid UTF-8" in capsys.readouterr().err
-
-
-def test_commands_that_want_the_other_kind_of_model_refuse_in_one_line(path, capsys):
-    assert generate(["--model", str(path), "--prompt", "a"]) == 1
-    error = capsys.readouterr().err
-    assert (
-        error
-        == f"error: {path}: an encoder makes embeddings and no text; use python -m mlx_ferrum.embed\n"
-    )
-    assert run(catalog.resolve("tiny-moe"), "a") == 1
-    error = capsys.readouterr().err
-    assert len(error.splitlines()) == 1
-    assert "a language model of architecture qwen3moe makes no embeddings" in error
+    with pytest.raises(ValueError, match=f"tensor '{name}' is missing"):
+        mlx_ferrum.load(rewritten(path, tmp_path / "m.gguf", without))
 
 
 def test_the_other_kind_of_model_is_refused(reference, path):
