@@ -12,12 +12,11 @@ from typing import Any
 
 import gguf
 
+from mlx_ferrum.models.encoder import MAX_LENGTH, NORMALIZE
 from mlx_ferrum.notice import warn
 
 from .vocabulary import read_json
 
-# Keys of the package's own, which llama.cpp does not read.
-NORMALIZE, MAX_LENGTH = "sentence_transformers.normalize", "sentence_transformers.max_seq_length"
 MODES = {
     "mean": gguf.PoolingType.MEAN,
     "cls": gguf.PoolingType.CLS,
@@ -27,9 +26,10 @@ MODES = {
 _FLAG, _NAMES = "pooling_mode_", {"mean_tokens": "mean", "cls_token": "cls"}
 
 
-def add(w: gguf.GGUFWriter, folder: Path) -> None:
+def add(w: gguf.GGUFWriter, folder: Path, context: int) -> None:
     """Add the keys. A folder without modules.json leaves the pooling open, as llama.cpp does.
 
+    context: how many positions the model has
     Raises ValueError for damaged files, NotImplementedError for steps and pooling modes that do not run.
     """
     modules = _modules(folder / "modules.json")
@@ -49,19 +49,20 @@ def add(w: gguf.GGUFWriter, folder: Path) -> None:
         raise ValueError(f"{file}: not found; modules.json names it for the pooling")
     w.add_pooling_type(_pooling(file))
     w.add_bool(NORMALIZE, "Normalize" in kinds)
-    _add_text_options(w, folder)
-
-
-def _add_text_options(w: gguf.GGUFWriter, folder: Path) -> None:
-    """The longest text; warns of what is done to texts before they become tokens, and is not done here."""
     options = read_json(folder / "sentence_bert_config.json")
     length = options.get("max_seq_length")
-    if length is not None:
-        if type(length) is not int or length < 1:
-            raise ValueError(
-                f"sentence_bert_config.json: max_seq_length: expected a positive number, found {length!r}"
-            )
-        w.add_uint32(MAX_LENGTH, length)
+    if length is None:  # as sentence-transformers does
+        length = read_json(folder / "tokenizer_config.json").get("model_max_length", context)
+    if isinstance(length, bool) or not isinstance(length, int | float) or not length >= 1:
+        raise ValueError(
+            f"sentence_bert_config.json: max_seq_length: expected a positive number, found {length!r}"
+        )
+    w.add_uint32(MAX_LENGTH, int(min(length, context)))
+    _warn_of_prompts(folder, options)
+
+
+def _warn_of_prompts(folder: Path, options: Mapping[str, Any]) -> None:
+    """Tell what is to be done to texts before they become tokens, and is not done here."""
     if options.get("do_lower_case"):
         warn("sentence_bert_config.json: do_lower_case: write texts in lower case yourself")
     config = read_json(folder / "config_sentence_transformers.json")

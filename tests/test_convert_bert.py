@@ -90,6 +90,26 @@ def test_vectors_that_are_not_normalized_are_known(folder):
     assert convert(folder, "--type", "f16").metadata["sentence_transformers.normalize"] is False
 
 
+@pytest.mark.parametrize(
+    ("options", "tokenizer", "wanted"),
+    [
+        ({"max_seq_length": 16}, {"model_max_length": 8}, 16),
+        ({"max_seq_length": None}, {"model_max_length": 8}, 8),
+        ({}, {"model_max_length": 1000000000000000019884624838656}, 40),
+        ({"max_seq_length": 512}, {}, 40),
+        ({}, {}, 40),
+    ],
+    ids=str,
+)
+def test_the_longest_text(options, tokenizer, wanted, folder):
+    """What sentence-transformers truncates at, and the model's positions at most."""
+    write(SENTENCES, options)(folder)
+    file = folder / "tokenizer_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | tokenizer))
+    metadata = convert(folder, "--type", "f16").metadata
+    assert metadata["sentence_transformers.max_seq_length"] == wanted
+
+
 def test_a_folder_without_steps_leaves_the_pooling_open(folder):
     (folder / "modules.json").unlink()
     metadata = convert(folder, "--type", "f16").metadata

@@ -3,6 +3,7 @@
 import json
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import hf_bert
 import minilm
@@ -62,7 +63,7 @@ def test_sentence_transformers_agrees_on_a_random_folder(mode, steps, reference,
     from sentence_transformers import SentenceTransformer
 
     hf_bert.write(tmp_path / "m", "F32")
-    options = {f"pooling_mode_{name}": False for name in ("mean_tokens", "cls_token")}
+    options: dict[str, Any] = {f"pooling_mode_{n}": False for n in ("mean_tokens", "cls_token")}
     options |= {f"pooling_mode_{mode}": True, "word_embedding_dimension": 64}
     hf_bert.write_steps(tmp_path / "m", *steps, **options)
     theirs = SentenceTransformer(str(tmp_path / "m"), device="cpu")

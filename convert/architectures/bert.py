@@ -57,7 +57,7 @@ class Converter(Architecture):
         w.add_token_type_count(self.size("type_vocab_size"))
 
     def add_folder(self, w: gguf.GGUFWriter, folder: Path) -> None:
-        sentences.add(w, folder)
+        sentences.add(w, folder, self.size("max_position_embeddings"))
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         h, wide = self.hidden, self.size("intermediate_size")
