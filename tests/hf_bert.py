@@ -13,8 +13,6 @@ from typing import Any
 import hf_folders
 import numpy as np
 
-from mlx_ferrum.convert.command import main
-
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789"
 # Parts of Korean syllables, an Indic vowel sign that is no nonspacing mark, an ideograph, a Greek and a Polish letter.
@@ -90,6 +88,8 @@ def write(folder: Path, dtype: str = "F16", **changes: Any) -> dict[str, np.ndar
 
 def converted(folder: Path, recipe: str = "f32") -> Path:
     """A GGUF file beside a folder that was written before, made once."""
+    from mlx_ferrum.convert.command import main  # golden files are made without the package
+
     out = folder.parent / f"{recipe}.gguf"
     if not out.exists():
         assert main(["hf", str(folder), str(out), "--type", recipe]) == 0
