@@ -14,6 +14,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any, ClassVar
 
 import gguf
@@ -23,11 +24,12 @@ from . import architectures, rope
 from .checkpoint import Stored
 
 PART = 1 << 26  # weights that are converted at a time, unless a tensor's rows change places
-_CLASS = re.compile(r"(ForCausalLM|ForConditionalGeneration|Model)$")
+_CLASS = re.compile(r"(ForCausalLM|ForConditionalGeneration|ForMaskedLM|Model)$")
 _EXPERT = re.compile(r"(?P<stack>.*\.experts)\.(?P<number>\d+)\.(?P<name>.+)$")
 _FUSED = re.compile(r"(?P<stack>.*\.experts)\.gate_up_proj(\.weight)?$")
 _LAYER = re.compile(r"blk\.(\d+)\.(.+)$")
 _ENDS = ("output_norm.weight", "output.weight")  # after the layers
+_OUTER = ("token_embd", "position_embd", "token_types", "output")  # not of a layer
 _UNUSED = (".attention.masked_bias", ".attention.bias")
 
 
@@ -75,6 +77,7 @@ class Architecture:
     defaults: ClassVar[Mapping[str, Any]] = {}
     activation: ClassVar[str] = "silu"
     llama3_rope: ClassVar[bool] = False  # whether the model may have Llama 3's factors
+    needs_biases: ClassVar[bool] = False  # whether every linear has one
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         """Raises ValueError for missing or impossible sizes, NotImplementedError for what the package cannot run."""
@@ -133,12 +136,15 @@ class Architecture:
             w.add_key_length(self.head_dim)
             w.add_value_length(self.head_dim)
 
+    def add_folder(self, w: gguf.GGUFWriter, folder: Path) -> None:
+        """Add the keys that other files of the folder than config.json and the tokenizer's give."""
+
     def space_prefix(self, tokenizer_config: Mapping[str, Any]) -> bool | None:
         """Whether the tokenizer puts a space before text, where this architecture says so."""
         return None
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """The shape of each tensor by its GGUF name without the layer. Biases may be missing, other tensors not."""
+        """The shape of each tensor by its GGUF name without the layer. Biases may be missing unless `needs_biases`."""
         h, q, kv = self.hidden, self.heads * self.head_dim, self.kv_heads * self.head_dim
         head = {} if self.tied else {"output.weight": (self.vocabulary, h)}
         return {
@@ -225,11 +231,11 @@ class Architecture:
 
     def _missing(self, found: Mapping[str, Any], shapes: Mapping[str, Any]) -> list[str]:
         """Names that the model needs and the checkpoint does not have."""
-        outer = {name for name in shapes if name.startswith(("token_embd", "output"))}
+        outer = {name for name in shapes if name.startswith(_OUTER)}
         wanted = [name for name in shapes if name in outer] + [
             f"blk.{i}.{name}"
             for i, name in itertools.product(range(self.layers), shapes)
-            if name not in outer and not name.endswith(".bias")
+            if name not in outer and (self.needs_biases or not name.endswith(".bias"))
         ]
         return [name for name in wanted if name not in found]
 

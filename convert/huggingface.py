@@ -41,6 +41,7 @@ def plan(folder: Path, recipe: str, *, name: str | None = None, pre: str | None 
     w = gguf.GGUFWriter(None, model.name)
     general.add(w, folder, name or folder.resolve().name, tensors)
     model.add(w)
+    model.add_folder(w, folder)
     w.add_file_type(recipes.RECIPES[recipe].file_type)
     w.add_quantization_version(gguf.GGML_QUANT_VERSION)
     vocabulary.add(w, folder, model, pre)

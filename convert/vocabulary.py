@@ -20,7 +20,7 @@ from mlx_ferrum.tokenizer import Tokenizer
 from mlx_ferrum.tokenizer.pretokenizers import by_name
 from mlx_ferrum.tokenizer.vocabulary import TokenType
 
-from . import recognise
+from . import recognise, wordpiece
 from .architecture import Architecture
 from .recognise import COMMON
 
@@ -153,25 +153,22 @@ def _piece_type(pieces: Any, token: int) -> TokenType:
 def _fast(
     w: gguf.GGUFWriter, folder: Path, tokens: Tokens, prefix: bool | None, pre: str | None
 ) -> tuple[gguf.SpecialVocab, Encode]:
-    """From tokenizer.json: byte-pair encoding of bytes, or SentencePiece's written as merges."""
-    import tokenizers
-
+    """From tokenizer.json: WordPiece, byte-pair encoding of bytes, or SentencePiece's written as merges."""
     file = folder / "tokenizer.json"
-    described = read_json(file)
-    model = described.get("model") or {}
-    if model.get("type") != "BPE":
-        raise NotImplementedError(
-            f"{file}: a model of type {model.get('type')!r} is not supported, expected 'BPE'"
-        )
-    try:
-        fast = tokenizers.Tokenizer.from_file(str(file))
-    except Exception as error:  # noqa: BLE001 the library raises Exception itself
-        raise ValueError(f"{file}: {error}") from None
+    described, fast = _read_fast(file)
+    model = described["model"]
     _set_fast(fast, tokens)
 
     def encode(text: str) -> list[int]:
         return list(fast.encode(text, add_special_tokens=False).ids)
 
+    if model["type"] == "WordPiece":
+        tokens.texts = wordpiece.marked(tokens.texts, tokens.types)
+        wordpiece.add(w, file, described)
+        _add_tokens(w, tokens, "bert", "default", None)
+        special = _special(folder, tokens.rows, merges=False)
+        wordpiece.set_special(special, file, fast, described)
+        return special, encode
     special = _special(folder, tokens.rows, merges=not model.get("byte_fallback"))
     if model.get("byte_fallback"):
         _score(model.get("merges", []), tokens)
@@ -189,6 +186,25 @@ def _fast(
     if _has_byte_level(described):
         special.add_special_token.setdefault("eos", False)
     return special, encode
+
+
+def _read_fast(file: Path) -> tuple[dict[str, Any], Any]:
+    """tokenizer.json, and the tokenizer that it describes, which neither pads nor truncates."""
+    import tokenizers
+
+    described = read_json(file)
+    kind = (described.get("model") or {}).get("type")
+    if kind not in ("BPE", "WordPiece"):
+        raise NotImplementedError(
+            f"{file}: a model of type {kind!r} is not supported, expected 'BPE' or 'WordPiece'"
+        )
+    try:
+        fast = tokenizers.Tokenizer.from_file(str(file))
+    except Exception as error:  # noqa: BLE001 the library raises Exception itself
+        raise ValueError(f"{file}: {error}") from None
+    fast.no_padding()
+    fast.no_truncation()
+    return described, fast
 
 
 def _set_fast(fast: Any, tokens: Tokens) -> None:

@@ -14,9 +14,17 @@ if not _exists(f"{_here}/kernels") and _exists(f"{_here}/../pyproject.toml"):
 
 __version__ = "0.1.0"
 
-__all__ = ["GenerationResponse", "generate", "load", "stream_generate", "use_backend"]
+__all__ = [
+    "GenerationResponse",
+    "embed",
+    "generate",
+    "load",
+    "stream_generate",
+    "use_backend",
+]
 
 if TYPE_CHECKING:
+    from .embed import embed
     from .generate import GenerationResponse, generate, stream_generate
     from .load import load
     from .ops import use_backend
@@ -27,6 +35,7 @@ else:
         __name__,
         {
             **dict.fromkeys(("GenerationResponse", "generate", "stream_generate"), "generate"),
+            "embed": "embed",
             "load": "load",
             "use_backend": "ops",
         },

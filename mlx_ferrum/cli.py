@@ -22,6 +22,7 @@ from .parser import HelpFormatter, Parser
 
 if TYPE_CHECKING:
     from .models.base import LanguageModel
+    from .models.encoder import Encoder
     from .sample import Processor, Sampler
     from .tokenizer import Tokenizer
 
@@ -229,7 +230,34 @@ def import_engine() -> None:
 
 
 def load_model(args: argparse.Namespace) -> tuple[LanguageModel, Tokenizer]:
-    """The model and tokenizer that --model names, on the backend that --backend names."""
+    """The language model and tokenizer that --model names, on the backend that --backend names.
+
+    Raises NotImplementedError for an encoder.
+    """
+    from .models.encoder import Encoder
+
+    model, tokenizer = _load(args)
+    if isinstance(model, Encoder):
+        raise NotImplementedError(
+            f"{args.model}: an encoder makes embeddings and no text; use python -m mlx_ferrum.embed"
+        )
+    return model, tokenizer
+
+
+def load_encoder(args: argparse.Namespace) -> tuple[Encoder, Tokenizer]:
+    """As `load_model`, for the commands that want an encoder. Raises NotImplementedError for a language model."""
+    from .models.encoder import Encoder
+
+    model, tokenizer = _load(args)
+    if not isinstance(model, Encoder):
+        raise NotImplementedError(
+            f"{args.model}: a language model of architecture {model.args.architecture} makes no embeddings, "
+            "expected an encoder such as bert"
+        )
+    return model, tokenizer
+
+
+def _load(args: argparse.Namespace) -> tuple[Any, Tokenizer]:
     use_backend(args)
     return mlx_ferrum.load(args.model)
 

@@ -13,7 +13,8 @@ import mlx.core as mx
 from mlx import nn
 
 from . import blocks, catalog, gguf, models
-from .models.base import LanguageModel, Weights
+from .models.base import LanguageModel, LoadedModel, Weights
+from .models.encoder import Encoder
 from .sample.recommended import recommended
 from .tensor import QTensor
 from .tokenizer import Tokenizer
@@ -22,8 +23,8 @@ SAMPLE = 64  # bytes of each tensor that go into the fingerprint
 SHOWN = 4  # types of blocks in a model's repr
 
 
-def load(name: str | Path = catalog.DEFAULT) -> tuple[LanguageModel, Tokenizer]:
-    """Open a model.
+def load(name: str | Path = catalog.DEFAULT) -> tuple[LanguageModel | Any, Tokenizer]:
+    """Open a model: a LanguageModel, or an Encoder such as BERT, which only `embed` can use.
 
     name: a GGUF file (any part of a split one), a folder, hf:owner/repo[:file], or a catalog name
     Raises ValueError for a file that is not sound, NotImplementedError for an architecture, block
@@ -39,14 +40,14 @@ def load(name: str | Path = catalog.DEFAULT) -> tuple[LanguageModel, Tokenizer]:
         raise ValueError(f"{file.path}: {error}") from error
 
 
-def _model(file: gguf.GGUF) -> LanguageModel:
+def _model(file: gguf.GGUF) -> LanguageModel | Encoder:
     architecture = file.metadata.get("general.architecture")
     if not isinstance(architecture, str):
         raise ValueError("metadata key 'general.architecture' is missing or not a string")
     module = models.find(architecture)
     args = module.ModelArgs.from_metadata(file.metadata, architecture)
     weights = Weights({name: _tensor(file, name) for name in file.tensors})
-    model: LanguageModel = module.Model(args, weights)
+    model: LanguageModel | Encoder = module.Model(args, weights)
     weights.check_all_used()
     model.fingerprint, model.check_file = _fingerprint(file), file.check
     _measure(model, file.tensors.values())
@@ -56,7 +57,7 @@ def _model(file: gguf.GGUF) -> LanguageModel:
     return model
 
 
-def _measure(model: LanguageModel, tensors: Iterable[gguf.TensorInfo]) -> None:
+def _measure(model: LoadedModel, tensors: Iterable[gguf.TensorInfo]) -> None:
     """Bytes and numbers in the tensors, and the types that have a hundredth of the numbers or more, at most SHOWN."""
     weights: Counter[str] = Counter()
     for info in tensors:

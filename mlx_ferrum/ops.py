@@ -261,9 +261,27 @@ def attend(
     return _backend().attend(q, k, v, scale=scale, window=window)
 
 
+def attend_both_ways(
+    q: mx.array, k: mx.array, v: mx.array, lengths: list[int], *, scale: float
+) -> mx.array:
+    """Attention of every position to all positions of its sequence, before and after it.
+
+    q, k, v: (b, h, l, d) -> (b, h, l, d)
+    lengths: the positions of each sequence, from 1 to l; what lies behind them is not seen, and its result is any
+    finite number
+    scale: multiplies q kᵀ
+    """
+    return _backend().attend_both_ways(q, k, v, lengths, scale=scale)
+
+
 def rms_norm(x: mx.array, weight: mx.array, eps: float, *, add: mx.array | None = None) -> mx.array:
     """x / sqrt(mean(x²) + eps) * weight + add: x and add: (..., d), weight: (d,) -> (..., d)"""
     return _backend().rms_norm(x, weight, eps, add=add)
+
+
+def gelu(x: mx.array) -> mx.array:
+    """x times the normal distribution's share below it, exactly and not by the tanh form: x: (...) -> (...)"""
+    return _backend().gelu(x)
 
 
 def route(

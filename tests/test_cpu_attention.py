@@ -44,6 +44,16 @@ def test_attend(
     assert np.allclose(ops.attend(q, *halves, **options), wanted, atol=2e-5)
 
 
+@pytest.mark.parametrize("d", [32, 33])
+@pytest.mark.parametrize("lengths", [[1], [7, 15, 16], [64, 63, 200]], ids=str)
+def test_attend_both_ways(native: Backend, lengths: list[int], d: int) -> None:
+    q, k, v = (normal(len(lengths), 4, max(lengths), d) for _ in range(3))
+    wanted = by_reference(ops.attend_both_ways, q, k, v, lengths, scale=2.5 * d**-0.5)
+    found = ops.attend_both_ways(q, k, v, lengths, scale=2.5 * d**-0.5)
+    for i, n in enumerate(lengths):
+        assert np.allclose(found[i, :, :n], wanted[i, :, :n], atol=2e-5)
+
+
 def test_attend_reads_a_cache_in_place(native: Backend) -> None:
     """Keys and values are views of storage that has room for more, in either direction."""
     q, k, v = normal(2, 4, 3, 16), normal(2, 2, 40, 16), normal(2, 2, 50, 24)

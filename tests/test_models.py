@@ -44,7 +44,8 @@ def gemma3(tmp_path_factory):
 
 
 def test_architectures_are_the_files():
-    assert models.architectures() == ["gemma3", "llama", "qwen2", "qwen2moe", "qwen3", "qwen3moe"]
+    known = ["bert", "gemma3", "llama", "qwen2", "qwen2moe", "qwen3", "qwen3moe"]
+    assert models.architectures() == known
 
 
 @pytest.mark.parametrize("factor", [0.0, -1.0, np.inf, np.nan])
@@ -55,10 +56,10 @@ def test_rotary_factors_are_positive_numbers(factor):
         Weights({"rope_freqs.weight": raw}).rope_factors(4)
 
 
-@pytest.mark.parametrize("name", ["mamba", "base", "../llama", ""])
+@pytest.mark.parametrize("name", ["mamba", "base", "encoder", "../llama", ""])
 def test_unknown_architectures_are_refused(name):
     with pytest.raises(
-        NotImplementedError, match="not supported; known: gemma3, llama, qwen2, qwen2moe"
+        NotImplementedError, match="not supported; known: bert, gemma3, llama, qwen2, qwen2moe"
     ):
         models.find(name)
 

@@ -1,5 +1,6 @@
 """Every backend against NumPy in float64, written another way."""
 
+import math
 from typing import Any
 
 import mlx.core as mx
@@ -189,6 +190,32 @@ def test_attend(backend, heads, groups, length, held, window):
         wanted[b, h, i] = weights / weights.sum() @ v[b, group, first : at + 1]
     found = ops.attend(*map(backend.array, (q, k, v)), scale=0.3, window=window)
     assert_close(found, wanted)
+
+
+@pytest.mark.parametrize("lengths", [[1], [5, 1, 3], [70, 33]], ids=str)
+def test_attend_both_ways(backend, lengths):
+    """What lies behind a sequence's end is not seen."""
+    rng = np.random.default_rng(len(lengths))
+    most = max(lengths) + 1
+    q, k, v = rng.normal(size=(3, len(lengths), 3, most, 8)).astype(np.float32)
+    given = [backend.array(x) for x in (q, k, v)]
+    found = np.array(ops.attend_both_ways(given[0], given[1], given[2], lengths, scale=0.3))
+    assert found.shape == q.shape
+    assert np.isfinite(found).all()
+    for i, n in enumerate(lengths):
+        scores = q[i, :, :n].astype(np.float64) @ k[i, :, :n].swapaxes(1, 2) * 0.3
+        weights = np.exp(scores - scores.max(-1, keepdims=True))
+        wanted = weights / weights.sum(-1, keepdims=True) @ v[i, :, :n]
+        assert_close(found[i, :, :n], wanted)
+
+
+@pytest.mark.parametrize("shape", [(1,), (3, 7), (2, 5000)], ids=str)
+def test_gelu_is_exact(backend, shape):
+    x = np.random.default_rng(4).normal(size=shape).astype(np.float32) * 4
+    wanted = [t * (1 + math.erf(t / math.sqrt(2))) / 2 for t in x.astype(np.float64).flat]
+    found = np.array(ops.gelu(backend.array(x)))
+    # erf by a polynomial, to 1.5e-7; the tanh form differs by 5e-4
+    np.testing.assert_allclose(found.ravel(), wanted, atol=2e-6)
 
 
 def rotated(

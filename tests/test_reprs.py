@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
+import hf_bert
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ import mlx_ferrum
 from mlx_ferrum import amounts, blocks, gguf, ops, stream_generate
 from mlx_ferrum.chat import Conversation
 from mlx_ferrum.convert import importance, quantizing, source
+from mlx_ferrum.convert.command import main as convert
 from mlx_ferrum.generate import PromptCache
 from mlx_ferrum.tensor import QTensor
 
@@ -137,3 +140,13 @@ def test_sizes(number: int, text: str) -> None:
 )
 def test_counts(number: int, text: str) -> None:
     assert amounts.count(number) == text
+
+
+def test_encoders(tmp_path: Path) -> None:
+    hf_bert.write(tmp_path / "bert")
+    out = tmp_path / "bert.gguf"
+    assert convert(["hf", str(tmp_path / "bert"), str(out), "--type", "f32"]) == 0
+    model, _ = mlx_ferrum.load(out)
+    assert re.fullmatch(
+        r"bert\(\d layers, \d+ wide, mean of up to \d+ tokens, F32, .*\)", line(model)
+    )

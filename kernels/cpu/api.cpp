@@ -55,6 +55,7 @@ void ferrum_sigmoid_gate(const SigmoidGate* a) { run(*a); }
 void ferrum_route(const Route* a) { run(*a); }
 void ferrum_gather(const Gather* a) { run(*a); }
 void ferrum_gather_down(const GatherDown* a) { run(*a); }
+void ferrum_gelu(const Gelu* a) { run(*a); }
 
 // The recorded calls again, `later` positions after those of the recording.
 void ferrum_replay(const Call* calls, int count, long later) {

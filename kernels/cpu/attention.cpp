@@ -1,4 +1,4 @@
-// Causal attention with an online softmax, keys taken 64 at a time.
+// Attention, causal or both ways, with an online softmax, keys taken 64 at a time.
 // Many query rows: keys are turned once so that vectors hold a number of several keys, then eight rows are multiplied
 // at a time; all that is added up stays in registers. Few rows: turning would cost more than it saves;
 // the keys are shared out between the threads instead, and their softmaxes merged.

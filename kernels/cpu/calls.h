@@ -55,3 +55,4 @@ inline void run(const SigmoidGate& a) { sigmoid_gate(a); }
 inline void run(const Route& a) { route(a); }
 inline void run(const Gather& a) { gather(a); }
 inline void run(const GatherDown& a) { gather_down(a); }
+inline void run(const Gelu& a) { gelu(a); }

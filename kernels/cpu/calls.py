@@ -58,12 +58,12 @@ class Put(Arguments):
 
 
 class Attention(Arguments):
-    """Causal attention over a cache."""
+    """Attention over a cache, causal or both ways."""
 
     symbol = "ferrum_attend"
     _fields_ = _fields(
         (c_void_p, "q k v out"),
-        (c_int, "batch heads groups length held d dv window halves"),
+        (c_int, "batch heads groups length held d dv window halves both_ways"),
         (c_long, "k_batch k_head k_stride v_batch v_head v_stride"),
         (c_float, "scale"),
     )
@@ -122,6 +122,13 @@ class GatherDown(Arguments):
     _fields_ = _fields((c_void_p, "x w ids weights add out"), (c_int, "n used experts k"))
 
 
+class Gelu(Arguments):
+    """The exact GELU."""
+
+    symbol = "ferrum_gelu"
+    _fields_ = _fields((c_void_p, "x out"), (c_long, "count"))
+
+
 class Call(Structure):
     """A recorded call: which struct, and where it lies."""
 
@@ -130,7 +137,7 @@ class Call(Structure):
 
 KINDS: tuple[type[Arguments], ...] = (
     *(Matmuls, GateUp, Rows, Put, Attention, Rotate, RmsNorm),
-    *(SigmoidGate, Route, Gather, GatherDown),
+    *(SigmoidGate, Route, Gather, GatherDown, Gelu),
 )
 
 Layout = dict[str, tuple[str, int, int]]

@@ -27,6 +27,19 @@ inline Floats exp_floats(Floats x) {
 
 inline Floats sigmoid(Floats x) { return 1.0f / (1.0f + exp_floats(-(x < -80.0f ? Floats{} - 80.0f : x))); }
 
+// The exact GELU to 1.5e-7 |x|: x times the normal distribution's share below it. Formula 7.1.26 of Abramowitz and
+// Stegun, Handbook of Mathematical Functions, for the share beyond |x|.
+inline Floats gelu(Floats x) {
+    Floats z = (x < 0.0f ? -x : x) * 0.70710678f;
+    Floats t = 1.0f / (1.0f + 0.3275911f * z);
+    Floats p = t * 1.061405429f - 1.453152027f;
+    p = p * t + 1.421413741f;
+    p = p * t - 0.284496736f;
+    p = p * t + 0.254829592f;
+    Floats beyond = x * (p * t * exp_floats(-(z * z)) * 0.5f);
+    return x > 0.0f ? x - beyond : beyond;
+}
+
 // x[i] = e^(x[i] - shift) for i < count, a multiple of LANES; every LANES-th of them summed.
 inline Floats exp_sums(float* x, int count, float shift) {
     Floats sums = {};

@@ -109,6 +109,18 @@ void rotate(const Rotate& a) {
     });
 }
 
+void gelu(const Gelu& a) {
+    constexpr int PART = 4096;
+    shared((a.count + PART - 1) / PART, a.count * 16, [&](int part) {
+        long i = long(part) * PART, end = std::min(i + PART, a.count);
+        for (; i + LANES <= end; i += LANES) store_floats(a.out + i, gelu(load_floats(a.x + i)));
+        float last[LANES] = {};
+        std::copy(a.x + i, a.x + end, last);
+        store_floats(last, gelu(load_floats(last)));
+        std::copy_n(last, end - i, a.out + i);
+    });
+}
+
 void activate(float* gate, const float* up, long count, int act) {
     auto next = [=](float* g, const float* u) { store_floats(g, activated(load_floats(g), act) * load_floats(u)); };
     long i = 0;

@@ -42,5 +42,14 @@ struct Rotate {
 
 void rotate(const Rotate& a);
 
+// out[i] = the exact GELU of x[i], i < count.
+struct Gelu {
+    const float* x;
+    float* out;
+    long count;
+};
+
+void gelu(const Gelu& a);
+
 // gate[i] = act(gate[i]) * up[i]; act 0: SiLU, 1: GELU, tanh form.
 void activate(float* gate, const float* up, long count, int act);

@@ -46,10 +46,12 @@ std::string described() {
     STRUCT(Rows, F(w), F(ids), F(out), F(n), F(k), F(scale))
     STRUCT(Put, F(source), F(to), F(at), F(batch), F(heads), F(length), F(row), F(source_strides), F(to_strides))
     STRUCT(Attention, F(q), F(k), F(v), F(out), F(batch), F(heads), F(groups), F(length), F(held), F(d), F(dv),
-           F(window), F(halves), F(k_batch), F(k_head), F(k_stride), F(v_batch), F(v_head), F(v_stride), F(scale))
+           F(window), F(halves), F(both_ways), F(k_batch), F(k_head), F(k_stride), F(v_batch), F(v_head), F(v_stride),
+           F(scale))
     STRUCT(Rotate, F(q), F(k), F(v), F(q_weight), F(k_weight), F(frequencies), F(offset), F(turned), F(added), F(batch),
            F(length), F(heads), F(groups), F(d), F(dv), F(pairs), F(interleaved), F(magnitude), F(eps), F(later))
     STRUCT(RmsNorm, F(x), F(weight), F(add), F(out), F(rows), F(d), F(eps))
+    STRUCT(Gelu, F(x), F(out), F(count))
     STRUCT(SigmoidGate, F(x), F(gate), F(add), F(out), F(rows), F(d))
     STRUCT(Route, F(logits), F(bias), F(ids), F(weights), F(n), F(experts), F(used), F(sigmoid), F(normalise),
            F(groups), F(groups_used), F(scale))

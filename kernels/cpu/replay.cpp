@@ -44,7 +44,7 @@ void run_later(const void* arguments, long later) {
 constexpr void (*RUN[])(const void*, long) = {run_later<Matmuls>, run_later<GateUp>,      run_later<Rows>,
                                               run_later<Put>,     run_later<Attention>,   run_later<Rotate>,
                                               run_later<RmsNorm>, run_later<SigmoidGate>, run_later<Route>,
-                                              run_later<Gather>,  run_later<GatherDown>};
+                                              run_later<Gather>,  run_later<GatherDown>,  run_later<Gelu>};
 
 } // namespace
 

@@ -196,7 +196,29 @@ def put(stored: np.ndarray, at: int, new: np.ndarray) -> np.ndarray:
 def attend(
     q: np.ndarray, k: np.ndarray, v: np.ndarray, *, scale: float, window: int | None = None
 ) -> np.ndarray:
-    q, k, v = floats(q), np.asarray(k), np.asarray(v)
+    return _attend(floats(q), np.asarray(k), np.asarray(v), scale, window=window or 0)
+
+
+def attend_both_ways(
+    q: np.ndarray, k: np.ndarray, v: np.ndarray, lengths: list[int], *, scale: float
+) -> np.ndarray:
+    out = np.zeros(q.shape, np.float32)
+    for i, n in enumerate(lengths):
+        rows = (np.asarray(x)[i : i + 1, :, :n] for x in (q, k, v))
+        q_row, k_row, v_row = rows
+        out[i, :, :n] = _attend(floats(q_row), k_row, v_row, scale, both_ways=True)[0]
+    return out
+
+
+def _attend(
+    q: np.ndarray,
+    k: np.ndarray,
+    v: np.ndarray,
+    scale: float,
+    *,
+    window: int = 0,
+    both_ways: bool = False,
+) -> np.ndarray:
     (b, h, length, d), (_, g, held, dv) = q.shape, v.shape
     if k.shape != (b, g, held, d) or v.shape[0] != b or h % g or length > held:
         raise ValueError(f"attend: q {q.shape}, k {k.shape} and v {v.shape} do not fit together")
@@ -205,10 +227,17 @@ def attend(
     out = empty(b, h, length, dv)
     call = calls.Attention(
         *(address(q), k.ctypes.data, v.ctypes.data, address(out)),
-        *(b, h, g, length, held, d, dv, window or 0, _halves("attend: k", k)),
+        *(b, h, g, length, held, d, dv, window, _halves("attend: k", k), both_ways),
         *(*_strides("attend: k", k), *_strides("attend: v", v), scale),
     )
     native.run(call, q, k, v, out)
+    return out
+
+
+def gelu(x: np.ndarray) -> np.ndarray:
+    x = floats(x)
+    out = empty(*x.shape)
+    native.run(calls.Gelu(address(x), address(out), x.size), x, out)
     return out
 
 

@@ -11,11 +11,13 @@ import mlx.core as mx
 from .metal import LAZY as LAZY
 from .metal import MATVEC_ROWS as MATVEC_ROWS
 from .metal import attend as attend
+from .metal import attend_both_ways as attend_both_ways
 from .metal import dequantize as dequantize
 from .metal import gate_up as gate_up
 from .metal import gather_down as gather_down
 from .metal import gather_gate_up as gather_gate_up
 from .metal import gather_matmul as gather_matmul
+from .metal import gelu as gelu
 from .metal import matmul as matmul
 from .metal import matmuls as matmuls
 from .metal import norm_matmul as norm_matmul

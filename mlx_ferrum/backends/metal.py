@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import mlx.core as mx
+from mlx import nn
 
 from .. import launch
 from ..kernels import gate_up as gate_up_kernel
@@ -147,6 +148,17 @@ def attend(
         mask = "causal"
     out = mx.fast.scaled_dot_product_attention(q.astype(k.dtype), k, v, scale=scale, mask=mask)
     return out.astype(q.dtype)
+
+
+def attend_both_ways(
+    q: mx.array, k: mx.array, v: mx.array, lengths: list[int], *, scale: float
+) -> mx.array:
+    seen = mx.arange(k.shape[2]) < mx.array(lengths)[:, None, None, None]
+    return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=seen)
+
+
+def gelu(x: mx.array) -> mx.array:
+    return nn.gelu(x)
 
 
 def rms_norm(x: mx.array, weight: mx.array, eps: float, *, add: mx.array | None = None) -> mx.array:

@@ -6,6 +6,7 @@ becomes one float32 matrix.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -109,6 +110,18 @@ def attend(
         seen = seen & (behind < window)
     weights = mx.softmax(mx.where(seen, scores, -mx.inf), axis=-1)
     return (weights @ v[:, :, None]).reshape(b, h, length, -1)
+
+
+def attend_both_ways(
+    q: mx.array, k: mx.array, v: mx.array, lengths: list[int], *, scale: float
+) -> mx.array:
+    seen = mx.arange(k.shape[2]) < mx.array(lengths)[:, None, None, None]
+    scores = (q * scale) @ k.swapaxes(-1, -2)
+    return mx.softmax(mx.where(seen, scores, -mx.inf), axis=-1) @ v
+
+
+def gelu(x: mx.array) -> mx.array:
+    return x * (1 + mx.erf(x * math.sqrt(0.5))) / 2
 
 
 def rms_norm(x: mx.array, weight: mx.array, eps: float, *, add: mx.array | None = None) -> mx.array:

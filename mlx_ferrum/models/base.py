@@ -173,16 +173,31 @@ class Decoder(nn.Module):
         return f"{type(self).__name__}({len(self.layers)} layers)"
 
 
-class LanguageModel(nn.Module):
+class LoadedModel(nn.Module):
+    """What `load` says of a model's file."""
+
+    fingerprint: str = ""  # of the file's tensors; saved caches are checked against it
+    nbytes: int = 0  # of the file's tensors
+    parameter_count: int = 0  # how many numbers the file's tensors hold
+    types: str = ""  # that most of them have, such as "Q4_K + Q6_K"
+    recommended: Recommended = Recommended()  # sampling
+    check_file: Callable[..., None] | None = None  # `GGUF.check`
+
+    def described(self, architecture: str, sizes: list[str]) -> str:
+        """One line for people: the sizes, then what the weights take and which backend runs them."""
+        said = [*sizes]
+        if self.nbytes:
+            weights = f"{amounts.count(self.parameter_count)} parameters"
+            said += [self.types, weights, amounts.size(self.nbytes)]
+        if (backend := ops.backend_in_use()) is not None:
+            said.append(backend)
+        return f"{architecture}({', '.join(said)})"
+
+
+class LanguageModel(LoadedModel):
     """tokens -> logits. An architecture gives `body` and, where its layers differ, `make_cache`."""
 
     body: Decoder
-    fingerprint: str = ""  # of the file's tensors, set by load; saved caches are checked against it
-    nbytes: int = 0  # of the file's tensors, set by load
-    parameter_count: int = 0  # how many numbers the file's tensors hold, set by load
-    types: str = ""  # that most of them have, such as "Q4_K + Q6_K", set by load
-    recommended: Recommended = Recommended()  # sampling, set by load
-    check_file: Callable[..., None] | None = None  # `GGUF.check`, set by load
 
     def __init__(self, args: BaseArgs, w: Weights) -> None:
         super().__init__()
@@ -227,16 +242,11 @@ class LanguageModel(nn.Module):
         return self.head(self.body.norm(hidden))
 
     def __repr__(self) -> str:
-        args, backend = self.args, ops.backend_in_use()
-        said = [f"{args.num_layers} layers", f"{args.hidden_size} wide"]
+        args = self.args
+        sizes = [f"{args.num_layers} layers", f"{args.hidden_size} wide"]
         if args.experts is not None:
-            said.append(f"{args.experts.routing.used} of {args.experts.count} experts")
-        if self.nbytes:
-            weights = f"{amounts.count(self.parameter_count)} parameters"
-            said += [self.types, weights, amounts.size(self.nbytes)]
-        if backend is not None:
-            said.append(backend)
-        return f"{args.architecture}({', '.join(said)})"
+            sizes.append(f"{args.experts.routing.used} of {args.experts.count} experts")
+        return self.described(args.architecture, sizes)
 
     def _ready(self, tokens: mx.array, cache: list[Cache] | None) -> list[Cache]:
         """The given cache, or a new one, once everything is checked."""
@@ -283,4 +293,13 @@ def heads(x: mx.array, n: int) -> mx.array:
     return x.reshape(*x.shape[:2], n, -1)
 
 
-__all__ = ["MLP", "BaseArgs", "Decoder", "LanguageModel", "Metadata", "Weights", "heads"]
+__all__ = [
+    "MLP",
+    "BaseArgs",
+    "Decoder",
+    "LanguageModel",
+    "LoadedModel",
+    "Metadata",
+    "Weights",
+    "heads",
+]

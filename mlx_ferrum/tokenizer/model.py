@@ -16,6 +16,8 @@ _SHOWN = 24  # characters of a special token in a repr
 class Tokenizer:
     """Text to ids, equal to llama.cpp's for every text, and back.
 
+    One exception: a WordPiece file that the package converted keeps the ids of its tokenizer.json (wordpiece.py).
+
     Attributes: tokens (the vocabulary's texts), vocab_size, bos_token_id and eos_token_id (None if there
     is none), eos_token_ids (all that end generation), prefix_ids (what the model expects before a text),
     has_chat_template.

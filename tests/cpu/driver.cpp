@@ -93,7 +93,7 @@ void all_products(Random& random) {
 
 // One layer's attention over a cache with room for more than it holds; T: float or half.
 template <typename T>
-void attention(Random& random, int groups, int per_group, int length, int held, int window) {
+void attention(Random& random, int groups, int per_group, int length, int held, int window, bool both_ways = false) {
     constexpr int batch = 2, d = 20, dv = 36;
     int heads = groups * per_group, room = held + 3;
     Floats q = floats(random, size_t(batch) * heads * length * d);
@@ -101,7 +101,7 @@ void attention(Random& random, int groups, int per_group, int length, int held, 
     std::vector<T> k(size_t(batch) * groups * room * d - 3 * d), v(size_t(batch) * groups * room * dv - 3 * dv);
     Output out(size_t(batch) * heads * length * dv);
     Attention a{q.data(), k.data(), v.data(), out, batch, heads, groups, length, held, d, dv, window};
-    a.halves = sizeof(T) == 2;
+    a.halves = sizeof(T) == 2, a.both_ways = both_ways;
     a.k_stride = d, a.k_head = long(room) * d, a.k_batch = groups * a.k_head;
     a.v_stride = dv, a.v_head = long(room) * dv, a.v_batch = groups * a.v_head;
     a.scale = 0.2f;
@@ -116,6 +116,7 @@ void all_attention(Random& random) {
                     attention<float>(random, 1, 3, length, held, window);
                     attention<half>(random, 3, 1, length, held, window);
                 }
+    for (int length : {1, 7, 40, 130}) attention<float>(random, 2, 1, length, length, 0, true);
 }
 
 void norms(Random& random, long rows, int d) {
@@ -123,6 +124,7 @@ void norms(Random& random, long rows, int d) {
     for (const float* add : {(const float*)nullptr, (const float*)x.data()})
         run(RmsNorm{x.data(), weight.data(), add, Output(rows * d), rows, d, 1e-5f});
     run(SigmoidGate{x.data(), x.data(), d % 2 ? x.data() : nullptr, Output(rows * d), rows, d});
+    run(Gelu{x.data(), Output(rows * d), rows * d});
 }
 
 // Outputs of halves are seen as floats, two each.

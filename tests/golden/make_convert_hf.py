@@ -50,14 +50,18 @@ def facts(file: Path) -> dict[str, object]:
 
 def main() -> None:
     """Write the file."""
+    import hf_bert
     import hf_folders
 
     found = {}
     with tempfile.TemporaryDirectory() as temporary:
-        for kind in hf_folders.ALL:
+        for kind in (*hf_folders.ALL, "bert"):
             folder, out = Path(temporary) / f"Tiny-{kind}", Path(temporary) / f"{kind}.gguf"
-            hf_folders.write(folder, kind)
-            pre = "llama-bpe" if kind == "llama" else "qwen2"
+            if kind == "bert":
+                hf_bert.write(folder)
+            else:
+                hf_folders.write(folder, kind)
+            pre = {"llama": "llama-bpe", "bert": "default"}.get(kind, "qwen2")
             code = RUN.format(llama_cpp=sys.argv[1], pre=pre, folder=str(folder), out=str(out))
             subprocess.run([sys.executable, "-c", code], check=True)
             found[kind] = facts(out)

@@ -1,0 +1,5 @@
+"""Embeddings of texts by an encoder such as BERT."""
+
+from .texts import embed
+
+__all__ = ["embed"]
