@@ -14,13 +14,16 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import gguf
 import numpy as np
 
 from . import architectures, rope
 from .checkpoint import Stored
+
+if TYPE_CHECKING:
+    from mlx_ferrum.models.base import BaseArgs
 
 PART = 1 << 26  # weights that are converted at a time, unless a tensor's rows change places
 _CLASS = re.compile(r"(ForCausalLM|ForConditionalGeneration|Model)$")
@@ -29,6 +32,15 @@ _FUSED = re.compile(r"(?P<stack>.*\.experts)\.gate_up_proj(\.weight)?$")
 _LAYER = re.compile(r"blk\.(\d+)\.(.+)$")
 _ENDS = ("output_norm.weight", "output.weight")  # after the layers
 _UNUSED = (".attention.masked_bias", ".attention.bias")
+# Modules by their names in transformers and in mlx_lm; `modules` of a converter are those of a layer.
+OUTSIDE = ("model.embed_tokens", "model.norm", "lm_head")
+ATTENTION = (
+    "input_layernorm",
+    *(f"self_attn.{name}_proj" for name in "qkvo"),
+    "post_attention_layernorm",
+)
+HEAD_NORMS = ("self_attn.q_norm", "self_attn.k_norm")
+PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
 
 
 @dataclass(frozen=True)
@@ -43,6 +55,18 @@ class Converted:
     def mapped(self, change: Callable[[np.ndarray], np.ndarray]) -> Converted:
         """With each part changed."""
         return replace(self, parts=tuple(partial(_changed, part, change) for part in self.parts))
+
+
+@dataclass(frozen=True)
+class Change:
+    """How GGUF files hold the values of a tensor, and the way back.
+
+    rows: whether rows change places, so that it applies to rows in any form; otherwise it applies to float32 values
+    """
+
+    there: Callable[[np.ndarray], np.ndarray]
+    back: Callable[[np.ndarray], np.ndarray]
+    rows: bool = False
 
 
 def _changed(
@@ -69,9 +93,20 @@ def find(config: Mapping[str, Any]) -> Architecture:
 
 
 class Architecture:
-    """A converter. name: in GGUF files; defaults: of config.json; activation: the only one that runs."""
+    """A converter. name: in GGUF files; defaults: of config.json; activation: the only one that runs.
+
+    Of the way back, see mlx_config.py:
+    written_as: the class and the model_type of config.json; None where another converter writes these models
+    modules: of a layer, with all experts in one
+    biases: modules that have biases in mlx_lm, by the option of config.json that gives them; "" for always
+    lacks: what mlx_lm's model does not have, of "head_dim", "rope_scaling", "tied" and "softcap"
+    """
 
     name: ClassVar[str]
+    written_as: ClassVar[tuple[str, str] | None] = None
+    modules: ClassVar[tuple[str, ...]] = (*ATTENTION, *(f"mlp.{name}" for name in PROJECTIONS))
+    biases: ClassVar[Mapping[str, Sequence[str]]] = {}
+    lacks: ClassVar[frozenset[str]] = frozenset({"softcap"})
     defaults: ClassVar[Mapping[str, Any]] = {}
     activation: ClassVar[str] = "silu"
     llama3_rope: ClassVar[bool] = False  # whether the model may have Llama 3's factors
@@ -163,11 +198,21 @@ class Architecture:
         """The name of a tensor of the checkpoint as TensorNameMap knows it; None for one that is not used."""
         if name.endswith(_UNUSED) or (self.tied and name == "lm_head.weight"):
             return None
-        return name
+        return name.replace(".switch_mlp.", ".experts.")  # as mlx_lm calls a stack of experts
+
+    def change(self, name: str) -> Change | None:
+        """How GGUF files hold a tensor otherwise than the checkpoint does. name: in GGUF files"""
+        return None
 
     def changed(self, tensor: Converted) -> Converted:
-        """A tensor whose weights GGUF files hold otherwise than the checkpoint."""
-        return tensor
+        """A tensor as GGUF files hold it."""
+        change = self.change(tensor.name)
+        return tensor if change is None else tensor.mapped(change.there)
+
+    @classmethod
+    def describe(cls, args: BaseArgs) -> dict[str, Any]:
+        """The entries of config.json that only this architecture has, from the sizes of a GGUF file."""
+        return {}
 
     def tensors(self, checkpoint: Mapping[str, Stored]) -> list[Converted]:
         """The tensors of the GGUF file, in the order in which a model uses them.

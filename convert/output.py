@@ -107,14 +107,14 @@ def write_files(files: Sequence[File], *, mode: int | None = None) -> None:
     Raises ValueError if a tensor's data does not have the planned size, OSError if the disk is too small or fails.
     """
     total = sum(file.nbytes for file in files)
-    _check_space(files[0].path, total + HEADER_BYTES)
+    check_space(files[0].path, total + HEADER_BYTES)
     name = files[0].path.name
     with (
         replaced([file.path for file in files]) as partials,
         tqdm(total=total, desc=name, unit="B", unit_scale=True, disable=None) as bar,
     ):
         for file, partial in zip(files, partials, strict=True):
-            with _named(file.path):
+            with named(file.path):
                 _write(partial, file, bar)
             if mode is not None:
                 partial.chmod(stat.S_IMODE(mode))
@@ -140,7 +140,7 @@ def replaced(paths: Sequence[Path]) -> Iterator[list[Path]]:
 
 
 @contextlib.contextmanager
-def _named(path: Path) -> Iterator[None]:
+def named(path: Path) -> Iterator[None]:
     """A write that fails, on a full disk for example, names the file."""
     try:
         yield
@@ -150,7 +150,8 @@ def _named(path: Path) -> Iterator[None]:
         raise OSError(error.errno, error.strerror, str(path)) from error
 
 
-def _check_space(path: Path, needed: int) -> None:
+def check_space(path: Path, needed: int) -> None:
+    """Raises OSError if the disk of `path` has fewer bytes free."""
     free = shutil.disk_usage(path.parent).free
     if free < needed:
         raise OSError(f"{path}: needs {needed / 1e6:.0f} MB of disk, {free / 1e6:.0f} MB are free")

@@ -8,8 +8,9 @@ from . import llama
 
 
 class Converter(llama.Converter):
-    """As Llama's."""
+    """As Llama's, and written as Llama on the way back."""
 
+    written_as = None
     defaults = {"num_key_value_heads": 8, "max_position_embeddings": 131072}
 
     def check(self) -> None:
