@@ -99,6 +99,7 @@ class Architecture:
     written_as: the class and the model_type of config.json; None where another converter writes these models
     modules: of a layer, with all experts in one
     biases: modules that have biases in mlx_lm, by the option of config.json that gives them; "" for always
+    widest: the float type that scales are written in: the activations of mlx_lm have it, too
     lacks: what mlx_lm's model does not have, of "head_dim", "rope_scaling", "tied" and "softcap"
     """
 
@@ -106,6 +107,7 @@ class Architecture:
     written_as: ClassVar[tuple[str, str] | None] = None
     modules: ClassVar[tuple[str, ...]] = (*ATTENTION, *(f"mlp.{name}" for name in PROJECTIONS))
     biases: ClassVar[Mapping[str, Sequence[str]]] = {}
+    widest: ClassVar[str] = "float16"
     lacks: ClassVar[frozenset[str]] = frozenset({"softcap"})
     defaults: ClassVar[Mapping[str, Any]] = {}
     activation: ClassVar[str] = "silu"

@@ -13,6 +13,7 @@ COMMANDS = {
     "quantize": "write a GGUF file in a smaller type, with a recipe for each tensor",
     "imatrix": "measure on a text which columns of the matrices matter, for quantize --imatrix",
     "perplexity": "measure how well a model predicts a text",
+    "mlx": "convert a GGUF file to a folder of mlx_lm, or such a folder to a GGUF file",
     "split": "write a model into several files",
     "merge": "join the files of a split model",
     "edit": "set, delete and rename metadata",

@@ -9,7 +9,7 @@ import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol
 
 import gguf
 import numpy as np
@@ -58,6 +58,11 @@ class Planned:
     data: Callable[[], np.ndarray | Iterator[np.ndarray]]
 
     @property
+    def becomes(self) -> str:
+        """What it is written as, for people."""
+        return self.block.name
+
+    @property
     def nbytes(self) -> int:
         """Bytes in the file."""
         rows = int(np.prod(self.shape[:-1], dtype=np.int64))
@@ -83,13 +88,30 @@ class File:
         return sum(t.nbytes for t in self.tensors)
 
 
-def table(tensors: Sequence[Planned]) -> Iterator[str]:
+class Listed(Protocol):
+    """A line of `table`."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def source(self) -> str: ...
+    @property
+    def becomes(self) -> str: ...
+    @property
+    def nbytes(self) -> int: ...
+    @property
+    def weights(self) -> int: ...
+
+
+def table(tensors: Sequence[Listed]) -> Iterator[str]:
     """What would be written, a line per tensor and a total, for --dry-run."""
     width = max((len(t.name) for t in tensors), default=4)
     yield f"{'tensor':<{width}}  {'shape':<22} {'from':<6} {'to':<7} {'bytes':>15}"
     for t in tensors:
         shape = " x ".join(map(str, t.shape))
-        yield f"{t.name:<{width}}  {shape:<22} {t.source:<6} {t.block.name:<7} {t.nbytes:>15,}"
+        yield f"{t.name:<{width}}  {shape:<22} {t.source:<6} {t.becomes:<7} {t.nbytes:>15,}"
     total, weights = sum(t.nbytes for t in tensors), sum(t.weights for t in tensors)
     bits = 8 * total / weights if weights else 0.0
     yield f"{len(tensors)} tensors, {total:,} bytes, {bits:.2f} bits per weight"
