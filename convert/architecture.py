@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import gguf
 import numpy as np
 
+from mlx_ferrum.blocks import Block
+
 from . import architectures, rope
 from .checkpoint import Stored
 
@@ -45,12 +47,17 @@ PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
 
 @dataclass(frozen=True)
 class Converted:
-    """A tensor as GGUF files have it. source: the type in the checkpoint; parts: make its entries in order, float32."""
+    """A tensor as GGUF files have it.
+
+    source: the type in the checkpoint
+    parts: make its entries in order, float32, or rows of bytes if `packed` says of which block type
+    """
 
     name: str
     shape: tuple[int, ...]
     source: str
     parts: tuple[Callable[[], np.ndarray], ...]
+    packed: type[Block] | None = None
 
     def mapped(self, change: Callable[[np.ndarray], np.ndarray]) -> Converted:
         """With each part changed."""
@@ -99,7 +106,7 @@ class Architecture:
     written_as: the class and the model_type of config.json; None where another converter writes these models
     modules: of a layer, with all experts in one
     biases: modules that have biases in mlx_lm, by the option of config.json that gives them; "" for always
-    widest: the float type that scales are written in: the activations of mlx_lm have it, too
+    halves: whether activations fit float16
     lacks: what mlx_lm's model does not have, of "head_dim", "rope_scaling", "tied" and "softcap"
     """
 
@@ -107,7 +114,7 @@ class Architecture:
     written_as: ClassVar[tuple[str, str] | None] = None
     modules: ClassVar[tuple[str, ...]] = (*ATTENTION, *(f"mlp.{name}" for name in PROJECTIONS))
     biases: ClassVar[Mapping[str, Sequence[str]]] = {}
-    widest: ClassVar[str] = "float16"
+    halves: ClassVar[bool] = True
     lacks: ClassVar[frozenset[str]] = frozenset({"softcap"})
     defaults: ClassVar[Mapping[str, Any]] = {}
     activation: ClassVar[str] = "silu"
@@ -283,12 +290,16 @@ class Architecture:
 
 @dataclass(frozen=True)
 class _Rows:
-    """A piece of a tensor. stacked: one matrix of a stack; half: 0 or 1, of the second axis of a stack, or all."""
+    """A piece of a tensor. stacked: one matrix of a stack; half: 0 or 1, of the second axis of a stack, or all.
+
+    packed: read as bytes of the block type that the piece is stored in
+    """
 
     name: str
     stored: Stored
     stacked: bool = False
     half: int | None = None
+    packed: bool = False
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -298,9 +309,10 @@ class _Rows:
         return (1, *shape) if self.stacked else shape
 
     def read(self, start: int, stop: int) -> np.ndarray:
+        read = self.stored.packed if self.packed else self.stored.read
         if self.stacked:
-            return self.stored.read()[None]
-        x = self.stored.read(start, stop)
+            return read(0, self.stored.rows)[None]
+        x = read(start, stop)
         if self.half is None:
             return x
         middle = x.shape[1] // 2
@@ -344,8 +356,11 @@ def _converted(
                 f"found {piece.stored.shape}"
             )
     whole = len(expected) == 1 or name.endswith(("attn_q.weight", "attn_k.weight"))
-    parts = tuple(part for piece in rows for part in piece.parts(whole))
-    return Converted(name, expected, rows[0].stored.dtype, parts)
+    types = {piece.stored.repacks for piece in rows}
+    packed = types.pop() if len(types) == 1 else None
+    pieces = [replace(piece, packed=packed is not None) for piece in rows]
+    parts = tuple(part for piece in pieces for part in piece.parts(whole))
+    return Converted(name, expected, rows[0].stored.dtype, parts, packed)
 
 
 def _place(tensor: Converted) -> tuple[int, int]:

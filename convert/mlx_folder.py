@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -29,12 +29,12 @@ from mlx_ferrum.blocks import (
 )
 from mlx_ferrum.models.base import BaseArgs
 from mlx_ferrum.models.weights import without_ones
-from mlx_ferrum.tensor import QTensor
 
 from . import affine, mlx_config, recipes, repack
 from .affine import Layout
 from .architecture import Architecture, Change
 from .folder import Array, Module
+from .losses import Errors, squares
 from .quantizing import CHUNK
 
 # Two bits more than the type has: the error added is small beside the one that is there.
@@ -50,28 +50,6 @@ class Options:
     bits: int | None = None
     group: int | None = None
     dtype: str | None = None
-
-
-@dataclass
-class Errors:
-    """What was lost, by what tensors were and what they became: how many, squared error, squared weights."""
-
-    counts: Counter[tuple[str, str]] = field(default_factory=Counter)
-    squares: dict[tuple[str, str], np.ndarray] = field(default_factory=dict)
-
-    def add(self, source: str, becomes: str, error: float, weights: float) -> None:
-        """Count a tensor whose error is not 0."""
-        if error:
-            self.counts[source, becomes] += 1
-            sums = self.squares.setdefault((source, becomes), np.zeros(2))
-            sums += (error, weights)
-
-    def notices(self) -> Iterator[str]:
-        """One line for each kind of change."""
-        for (source, becomes), count in self.counts.items():
-            error, weights = self.squares[source, becomes]
-            relative = np.sqrt(error / weights) if weights else 0.0
-            yield f"{count} tensors from {source} to {becomes}: relative error {relative:.2g}"
 
 
 @dataclass(frozen=True)
@@ -141,14 +119,14 @@ class _Tensors:
         return found + self._missing_biases(config)
 
     def _dtype(self) -> str:
-        """That of the matrices where all are floats, else the one that the architecture computes in."""
+        """That of most matrices where all are floats. Otherwise float32, in which mlx_lm then computes, too."""
         sizes: Counter[type[Block]] = Counter()
         for info in self.model.tensors.values():
             if len(info.shape) > 1 and "ffn_gate_inp" not in info.name:
                 sizes[by_name(info.type)] += info.nbytes
         usual = sizes.most_common(1)[0][0] if sizes else F32
-        found = FLOATS.get(usual, "float16") if set(sizes) <= set(FLOATS) else "float16"
-        return self.converter.widest if found == "float16" else found
+        kept = set(sizes) <= set(FLOATS) and (usual is not F16 or self.converter.halves)
+        return FLOATS[usual] if kept and self.options.bits is None else "float32"
 
     def _check(self) -> None:
         """Raises ValueError unless every tensor is known, and every module that the model needs is there."""
@@ -278,29 +256,23 @@ class _Matrix:
 
     def decoded(self, raw: np.ndarray) -> np.ndarray:
         """raw: (n, row bytes) -> (n, k) float32"""
-        from mlx_ferrum.backends import cpu  # compiles when first used
-
-        shape = (len(raw), raw.shape[1] // self.block.bytes * self.block.weights)
-        x = cpu.dequantize(QTensor(self.block, shape, np.ascontiguousarray(raw).reshape(-1), 0))
+        x = repack.decoded(self.block, raw)
         return x if self.change is None or self.change.rows else self.change.back(x)
 
     def floats(self, dtype: str) -> Iterator[np.ndarray]:
         """The bytes of an array of floats."""
-        error = weights = 0.0
         for raw in self.raw():
             x = self.decoded(raw)
             found = self._stored(x, dtype)
-            error += _squares(affine.loaded(found, dtype) - x)
-            weights += _squares(x)
+            self._note(dtype, x, affine.loaded(found, dtype))
             yield found.view(np.uint8)
-        self.errors.add(self.info.type, dtype, error, weights)
 
     def codes(self, layout: Layout, dtype: str) -> Iterator[np.ndarray]:
         """The bytes of codes, scales and biases."""
         if layout.mode == "mxfp4":
             yield from self._mxfp4()
             return
-        scales, biases, error, weights = [], [], 0.0, 0.0
+        scales, biases = [], []
         keeps = repack.BITS.get(self.block) == layout.bits and layout.group == repack.GROUP
         for raw in self.raw():
             x = None if keeps else self.decoded(raw)
@@ -311,10 +283,11 @@ class _Matrix:
             back = affine.loaded(scales[-1], dtype), affine.loaded(biases[-1], dtype)
             if x is not None or not all(map(np.array_equal, back, (made.scales, made.biases))):
                 x = made.weights if x is None else x
-                error += _squares(affine.Rows(made.codes, *back).weights - x)
-                weights += _squares(x)
+                self._note(str(layout), x, affine.Rows(made.codes, *back).weights)
         yield from (part.view(np.uint8) for part in (*scales, *biases))
-        self.errors.add(self.info.type, str(layout), error, weights)
+
+    def _note(self, becomes: str, x: np.ndarray, found: np.ndarray) -> None:
+        self.errors.add(self.info.name, self.info.type, becomes, (squares(found - x), squares(x)))
 
     def _mxfp4(self) -> Iterator[np.ndarray]:
         exponents = []
@@ -329,7 +302,3 @@ class _Matrix:
             return affine.stored(x, dtype)
         except ValueError as error:
             raise ValueError(f"tensor {self.info.name!r}: {error}") from None
-
-
-def _squares(x: np.ndarray) -> float:
-    return float(np.square(x, dtype=np.float64).sum())

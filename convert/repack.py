@@ -12,6 +12,8 @@ import numpy as np
 
 from mlx_ferrum.blocks import MXFP4, Q4_0, Q4_1, Q4_K, Q5_0, Q5_1, Q5_K, Q8_0, Block
 
+from mlx_ferrum.tensor import QTensor
+
 from .affine import Rows
 
 GROUP = 32
@@ -64,6 +66,14 @@ def mxfp4_blocks(codes: np.ndarray, exponents: np.ndarray) -> np.ndarray:
     out = np.empty(exponents.size, _dtype(MXFP4))
     out["e"], out["qs"] = exponents.reshape(-1, 1), _halves(codes.reshape(-1, GROUP))
     return out.view(np.uint8).reshape(len(codes), -1)
+
+
+def decoded(block: type[Block], raw: np.ndarray) -> np.ndarray:
+    """raw: (n, row bytes) uint8 of any type -> (n, k) float32"""
+    from mlx_ferrum.backends import cpu  # compiles when first used
+
+    shape = (len(raw), raw.shape[1] // block.bytes * block.weights)
+    return cpu.dequantize(QTensor(block, shape, np.ascontiguousarray(raw).reshape(-1), 0))
 
 
 def fields(block: type[Block], raw: np.ndarray) -> np.ndarray:

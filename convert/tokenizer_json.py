@@ -195,14 +195,12 @@ def _template(kind: Kind) -> dict[str, Any] | None:
         return None
 
     def around(sequences: str) -> list[dict[str, Any]]:
-        made = []
-        for n, name in enumerate(sequences):
-            before, after = (
-                [{"SpecialToken": {"id": tokens[t], "type_id": n}} for t in ids]
-                for ids in (kind.before, kind.after)
-            )
-            made += [*before, {"Sequence": {"id": name, "type_id": n}}, *after]
-        return made
+        before, after = (
+            [{"SpecialToken": {"id": tokens[t], "type_id": 0}} for t in ids]
+            for ids in (kind.before, kind.after)
+        )
+        texts = [{"Sequence": {"id": name, "type_id": n}} for n, name in enumerate(sequences)]
+        return [*before, *texts, *after]
 
     special = {
         tokens[t]: {"id": tokens[t], "ids": [t], "tokens": [tokens[t]]}

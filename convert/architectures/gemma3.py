@@ -23,7 +23,7 @@ class Converter(Architecture):
 
     name = "gemma3"
     written_as = ("Gemma3ForCausalLM", "gemma3_text")
-    widest = "float32"  # activations outgrow float16, and scales of blocks need more bits than bfloat16 has
+    halves = False
     modules = (
         *Architecture.modules,
         *HEAD_NORMS,

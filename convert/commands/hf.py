@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from mlx_ferrum import cli
+from mlx_ferrum import cli, notice
 
 from .. import target
 from ..recipes import RECIPES
@@ -36,6 +36,8 @@ def main(argv: Sequence[str] | None) -> int:
         print(*output.table(plan.tensors), sep="\n")
         return 0
     output.write(args.out, plan.metadata, plan.tensors)
+    for line in plan.errors.notices():
+        notice.warn(line)
     print(f"{args.out}: {len(plan.tensors)} tensors, {args.out.stat().st_size:,} bytes")
     return 0
 

@@ -14,14 +14,17 @@ What becomes of a GGUF file's types:
   Q5_0, Q5_1          5 bits in groups of 32, the same weights
   Q8_0                8 bits in groups of 32, the same weights
   MXFP4               mxfp4, the same weights
-  Q4_K, Q5_K          4 and 5 bits in groups of 32; scales are rounded unless --dtype float32
+  Q4_K, Q5_K          4 and 5 bits in groups of 32; the same weights in float32
   Q6_K, Q3_K, Q2_K    8, 5 and 4 bits, quantized again
   IQ4_NL, IQ4_XS      6 bits, quantized again
   F16, BF16, F32      stay floats
 
+Scales are float32, so that weights stay the same, and mlx_lm computes in float32. --dtype float16 makes the folder a
+sixth smaller and halves mlx_lm's key-value cache; MLX rounds more then, on a CPU much more.
+
 examples:
   %(prog)s smollm2-135m SmolLM2-mlx/
-  %(prog)s model-q4_k_m.gguf model-mlx/ --dtype float32
+  %(prog)s model-q4_0.gguf model-mlx/ --dtype float16
   %(prog)s model-f16.gguf model-mlx/ --bits 4 --group-size 64
 
 Memory: the largest matrix of the model, and about 400 MB on top.
@@ -33,7 +36,27 @@ def main(argv: Sequence[str] | None) -> int:
     """Run the command line; returns the exit code."""
     args = _parser().parse_args(argv)
     cli.begin()
-    return _to_mlx(args)
+    return _to_gguf(args) if _is_folder(args.source) else _to_mlx(args)
+
+
+def _is_folder(text: str) -> bool:
+    """Whether it is a folder of weights, and not one with a GGUF file in it."""
+    return (Path(text) / "config.json").is_file()
+
+
+def _to_gguf(args: argparse.Namespace) -> int:
+    from .. import huggingface, output, target
+
+    target.check([args.out], [], force=False)
+    plan = huggingface.plan(Path(args.source), args.type)
+    if args.dry_run:
+        print(*output.table(plan.tensors), sep="\n")
+        return 0
+    output.write(args.out, plan.metadata, plan.tensors)
+    for line in plan.errors.notices():
+        notice.warn(line)
+    print(f"{args.out}: {len(plan.tensors)} tensors, {args.out.stat().st_size:,} bytes")
+    return 0
 
 
 def _to_mlx(args: argparse.Namespace) -> int:
@@ -58,6 +81,7 @@ def _to_mlx(args: argparse.Namespace) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     from .. import affine
+    from ..recipes import RECIPES
 
     parser = cli.Parser(
         "convert mlx",
@@ -85,8 +109,16 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--dtype",
         choices=affine.FLOATS,
-        help="the type of scales and vectors, which is also that of mlx_lm's activations (default: float16; "
-        "float32 for Gemma 3, or the model's own without quantization)",
+        help="the type of scales and vectors, which is also that of mlx_lm's activations (default: float32, "
+        "or the model's own where no matrix is quantized)",
+    )
+    add(
+        "--type",
+        type=str.lower,
+        choices=RECIPES,
+        metavar="TYPE",
+        help="what matrices become in a GGUF file where no type holds them as they are, as of ferrum-convert hf "
+        "(default: Q8_0, floats stay)",
     )
     add("--dry-run", action="store_true", help="say what would be written, and write nothing")
     return parser
