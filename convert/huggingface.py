@@ -57,7 +57,9 @@ def plan(
     values = {k: Value(v.value, v.type, v.sub_type) for k, v in w.kv_data[0].items()}
     made = Plan(values, [], errors)
     for t in tensors:
-        data = partial(encode, t, blocks[t.name], errors)
+        data = partial(encode, t, blocks[t.name])
+        if t.source not in checkpoint.DTYPES:
+            data = partial(data, errors=errors)
         made.tensors.append(Planned(t.name, blocks[t.name], t.shape, t.source, data))
     return made
 
