@@ -89,9 +89,9 @@ def quantize(x: np.ndarray, layout: Layout) -> Rows:
     scale = (groups.max(axis=-1, keepdims=True) - low) / np.float32((1 << layout.bits) - 1)
     best, least = _round(groups, scale, low, layout.bits)
     for _ in range(REFITS):
-        codes, error = _round(groups, *_fit(groups, best[0]), layout.bits)
+        found, error = _round(groups, *_fit(groups, best[0]), layout.bits)
         better = error < least
-        best = tuple(np.where(better, new, old) for new, old in zip(codes, best, strict=True))
+        best = tuple(np.where(better, new, old) for new, old in zip(found, best, strict=True))
         least = np.minimum(error, least)
     codes, scales, biases = best
     return Rows(codes.astype(np.uint8).reshape(x.shape), scales[..., 0], biases[..., 0])

@@ -23,6 +23,7 @@ from mlx_ferrum.blocks import Block
 
 from . import architectures, rope
 from .checkpoint import Stored
+from .modules import ATTENTION, MLP, Change
 
 if TYPE_CHECKING:
     from mlx_ferrum.models.base import BaseArgs
@@ -34,15 +35,6 @@ _FUSED = re.compile(r"(?P<stack>.*\.experts)\.gate_up_proj(\.weight)?$")
 _LAYER = re.compile(r"blk\.(\d+)\.(.+)$")
 _ENDS = ("output_norm.weight", "output.weight")  # after the layers
 _UNUSED = (".attention.masked_bias", ".attention.bias")
-# Modules by their names in transformers and in mlx_lm; `modules` of a converter are those of a layer.
-OUTSIDE = ("model.embed_tokens", "model.norm", "lm_head")
-ATTENTION = (
-    "input_layernorm",
-    *(f"self_attn.{name}_proj" for name in "qkvo"),
-    "post_attention_layernorm",
-)
-HEAD_NORMS = ("self_attn.q_norm", "self_attn.k_norm")
-PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
 
 
 @dataclass(frozen=True)
@@ -62,18 +54,6 @@ class Converted:
     def mapped(self, change: Callable[[np.ndarray], np.ndarray]) -> Converted:
         """With each part changed."""
         return replace(self, parts=tuple(partial(_changed, part, change) for part in self.parts))
-
-
-@dataclass(frozen=True)
-class Change:
-    """How GGUF files hold the values of a tensor, and the way back.
-
-    rows: whether rows change places, so that it applies to rows in any form; otherwise it applies to float32 values
-    """
-
-    there: Callable[[np.ndarray], np.ndarray]
-    back: Callable[[np.ndarray], np.ndarray]
-    rows: bool = False
 
 
 def _changed(
@@ -112,7 +92,7 @@ class Architecture:
 
     name: ClassVar[str]
     written_as: ClassVar[tuple[str, str] | None] = None
-    modules: ClassVar[tuple[str, ...]] = (*ATTENTION, *(f"mlp.{name}" for name in PROJECTIONS))
+    modules: ClassVar[tuple[str, ...]] = (*ATTENTION, *MLP)
     biases: ClassVar[Mapping[str, Sequence[str]]] = {}
     halves: ClassVar[bool] = True
     lacks: ClassVar[frozenset[str]] = frozenset({"softcap"})
@@ -220,8 +200,8 @@ class Architecture:
 
     @classmethod
     def describe(cls, args: BaseArgs) -> dict[str, Any]:
-        """The entries of config.json that only this architecture has, from the sizes of a GGUF file."""
-        return {}
+        """The entries of config.json that depend on the architecture, from the sizes of a GGUF file."""
+        return {"intermediate_size": args.intermediate_size}
 
     def tensors(self, checkpoint: Mapping[str, Stored]) -> list[Converted]:
         """The tensors of the GGUF file, in the order in which a model uses them.

@@ -1,4 +1,4 @@
-"""Folders with safetensors files as they are written: planned first, then tensor by tensor, the folder whole or not at all."""
+"""Folders with safetensors files as they are written: planned first, then tensor by tensor, whole or not at all."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MOST = 5 * 10**9  # bytes in a file, as mlx_lm has it
 
 @dataclass(frozen=True)
 class Array:
-    """A tensor of a safetensors file. dtype: as its header has it, "F16" """
+    """A tensor of a safetensors file. dtype: as its header has it."""
 
     name: str
     dtype: str

@@ -43,7 +43,7 @@ class Quantized(Stored):
     errors: counts what `packed` loses
     """
 
-    layout: Layout = Layout(4, 32)
+    layout: Layout = field(default_factory=lambda: Layout(4, 32))
     codes: Stored | None = None
     scales: Stored | None = None
     biases: Stored | None = None
@@ -92,7 +92,9 @@ class Quantized(Stored):
         """(rows, k) uint8, the rows of all matrices from start to stop one after the other"""
         assert self.codes is not None
         words = self.codes.raw(start, stop)
-        return affine.unpack(words.reshape(-1, self.shape[-1] * self.layout.bits // 8), self.layout.bits)
+        return affine.unpack(
+            words.reshape(-1, self.shape[-1] * self.layout.bits // 8), self.layout.bits
+        )
 
     def _rows(self, start: int, stop: int) -> affine.Rows:
         assert self.scales is not None and self.biases is not None

@@ -19,7 +19,8 @@ from mlx_ferrum import models
 from mlx_ferrum.models.base import BaseArgs
 
 from . import architecture, architectures, rope
-from .architecture import OUTSIDE, Architecture
+from .architecture import Architecture
+from .modules import OUTSIDE
 
 
 def read(metadata: Mapping[str, Any]) -> BaseArgs:
@@ -84,7 +85,6 @@ def _sizes(args: BaseArgs, kind: type[Architecture]) -> dict[str, Any]:
         "architectures": [name],
         "model_type": model_type,
         "hidden_size": args.hidden_size,
-        "intermediate_size": args.intermediate_size,
         "num_hidden_layers": args.num_layers,
         "num_attention_heads": args.num_heads,
         "num_key_value_heads": args.num_kv_heads,

@@ -32,9 +32,10 @@ from mlx_ferrum.models.weights import without_ones
 
 from . import affine, mlx_config, recipes, repack
 from .affine import Layout
-from .architecture import Architecture, Change
+from .architecture import Architecture
 from .folder import Array, Module
 from .losses import Errors, squares
+from .modules import Change
 from .quantizing import CHUNK
 
 # Two bits more than the type has: the error added is small beside the one that is there.
@@ -192,11 +193,7 @@ class _Tensors:
         Raises NotImplementedError for biases that mlx_lm does not have.
         """
         back = {module: name for name, module in self.names.items()}
-        there = {
-            module
-            for module, name in back.items()
-            if f"{name}.bias" in self.model.tensors
-        }
+        there = {module for module, name in back.items() if f"{name}.bias" in self.model.tensors}
         made = []
         for option, names in self.converter.biases.items():
             wanted = [m for m in back if any(m.endswith(f".{name}") for name in names)]
@@ -217,9 +214,7 @@ class _Tensors:
         return Module(array.name, shape, "-", self.dtype, (array,), lambda: iter([zeros]))
 
 
-def _arrays(
-    module: str, shape: tuple[int, ...], layout: Layout, dtype: str
-) -> tuple[Array, ...]:
+def _arrays(module: str, shape: tuple[int, ...], layout: Layout, dtype: str) -> tuple[Array, ...]:
     rows, k = shape[:-1], shape[-1]
     weight = Array(f"{module}.weight", "U32", (*rows, layout.words(k)))
     groups = (*rows, k // layout.group)

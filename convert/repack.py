@@ -11,7 +11,6 @@ from collections.abc import Callable
 import numpy as np
 
 from mlx_ferrum.blocks import MXFP4, Q4_0, Q4_1, Q4_K, Q5_0, Q5_1, Q5_K, Q8_0, Block
-
 from mlx_ferrum.tensor import QTensor
 
 from .affine import Rows
@@ -101,9 +100,7 @@ def _five_bits(b: np.ndarray) -> np.ndarray:
     return _nibbles(b["qs"]) | high << 4
 
 
-def _k_codes(
-    block: type[Block], b: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _k_codes(block: type[Block], b: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Codes (blocks, 256), scales and biases (blocks, 8); the layout is drawn in blocks/q4_k.py."""
     s, m, low = b["scales"][:, :4], b["scales"][:, 4:8], b["scales"][:, 8:]
     scales = np.concatenate([s & 63, low & 15 | s >> 6 << 4], axis=-1)

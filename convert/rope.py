@@ -124,7 +124,9 @@ def llama3_factors(rotary: Rotary, dims: int) -> np.ndarray:
     return np.where(waves < context / high, np.float32(1), found).astype(np.float32)
 
 
-CONTEXTS = [1 << n for n in range(4, 21)]  # where the original context of Llama 3's factors is looked for
+CONTEXTS = [
+    1 << n for n in range(4, 21)
+]  # where the original context of Llama 3's factors is looked for
 
 
 def describe(args: RopeArgs, factors: np.ndarray | None) -> dict[str, Any]:

@@ -108,7 +108,12 @@ def _split(name: str, step: Step) -> dict[str, Any]:
         expression = r"[ \t\n\v\f\r]+\z"
     else:
         raise NotImplementedError(f"tokenizer.ggml.pre: {name!r} cannot be written for mlx_lm")
-    return {"type": "Split", "pattern": {"Regex": expression}, "behavior": "Isolated", "invert": False}
+    return {
+        "type": "Split",
+        "pattern": {"Regex": expression},
+        "behavior": "Isolated",
+        "invert": False,
+    }
 
 
 def _sentence_piece(metadata: Mapping[str, Any], vocabulary: Vocabulary) -> dict[str, Any]:

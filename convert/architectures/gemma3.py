@@ -11,7 +11,8 @@ from typing import Any
 import gguf
 import numpy as np
 
-from ..architecture import HEAD_NORMS, Architecture, Change
+from ..architecture import Architecture
+from ..modules import HEAD_NORMS, Change
 
 LAYERS_OF_27B = 62
 PERIOD = 6  # the last of so many layers sees everything
@@ -101,6 +102,7 @@ class Converter(Architecture):
         window = next((window for window in args.windows if window is not None), None)
         divided = args.hidden_size // args.num_heads
         return {
+            **super().describe(args),
             "hidden_activation": cls.activation,
             "query_pre_attn_scalar": divided if len(slides) == LAYERS_OF_27B else args.head_dim,
             "rope_local_base_freq": args.rope_local.base,

@@ -12,7 +12,8 @@ from typing import Any, ClassVar
 import gguf
 import numpy as np
 
-from ..architecture import PROJECTIONS, Architecture, Change
+from ..architecture import Architecture
+from ..modules import PROJECTIONS, Change
 
 CODE_LLAMA = 32016  # tokens, of which these are at fixed places
 FILL_TOKENS = {"prefix": 32007, "suffix": 32008, "middle": 32009, "eot": 32010}
@@ -22,7 +23,7 @@ class Converter(Architecture):
     """Query and key rows change places."""
 
     name = "llama"
-    written_as = ("LlamaForCausalLM", "llama")
+    written_as: ClassVar[tuple[str, str] | None] = ("LlamaForCausalLM", "llama")
     biases = {
         "attention_bias": [f"self_attn.{name}_proj" for name in "qkvo"],
         "mlp_bias": [f"mlp.{name}" for name in PROJECTIONS],

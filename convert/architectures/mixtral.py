@@ -6,7 +6,7 @@ from typing import Any
 
 from mlx_ferrum.models.base import BaseArgs
 
-from ..architecture import ATTENTION, PROJECTIONS
+from ..modules import ATTENTION, PROJECTIONS
 from . import llama, mistral
 
 EXPERTS = {"gate_proj": "w1", "up_proj": "w3", "down_proj": "w2"}  # by their names in mlx_lm
@@ -42,7 +42,9 @@ class Converter(mistral.Converter):
     def renamed(self, name: str) -> str | None:
         stack, switch, rest = name.partition(".switch_mlp.")
         part, dot, end = rest.partition(".")
-        return super().renamed(f"{stack}.experts.{EXPERTS.get(part, part)}{dot}{end}" if switch else name)
+        return super().renamed(
+            f"{stack}.experts.{EXPERTS.get(part, part)}{dot}{end}" if switch else name
+        )
 
     def feed_forward(self) -> dict[str, tuple[int, ...]]:
         n, h, wide = self.experts, self.hidden, self.size("intermediate_size")

@@ -8,7 +8,7 @@ import gguf
 
 from mlx_ferrum.models.base import BaseArgs
 
-from ..architecture import ATTENTION, PROJECTIONS
+from ..modules import ATTENTION, PROJECTIONS
 from . import qwen2
 
 STACKS = ("mlp.gate", *(f"mlp.switch_mlp.{name}" for name in PROJECTIONS))

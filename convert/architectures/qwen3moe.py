@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from ..architecture import ATTENTION, HEAD_NORMS, Architecture
+from ..architecture import Architecture
+from ..modules import ATTENTION, HEAD_NORMS
 from . import qwen2moe
 
 
