@@ -60,13 +60,14 @@ def _to_gguf(args: argparse.Namespace) -> int:
 
 
 def _to_mlx(args: argparse.Namespace) -> int:
-    from .. import folder, mlx_folder, output, source, tokenizer_json
+    from .. import folder, general, mlx_folder, output, source, tokenizer_json
 
     folder.check(args.out)
     model = source.read(args.source)
     plan = mlx_folder.plan(model, mlx_folder.Options(args.bits, args.group_size, args.dtype))
     texts = tokenizer_json.files(model.metadata, plan.config["max_position_embeddings"])
     texts["config.json"] = {**plan.config, **tokenizer_json.ids(model.metadata)}
+    texts["README.md"] = general.card(model.metadata)
     if args.dry_run:
         print(*output.table(plan.modules), sep="\n")
         return 0
