@@ -36,11 +36,11 @@ from .architecture import Architecture
 from .folder import Array, Module
 from .losses import Errors, squares
 from .modules import Change
-from .quantizing import CHUNK
 
 # Two bits more than the type has: the error added is small beside the one that is there.
 REQUANTIZED: dict[type[Block], int] = {Q2_K: 4, Q3_K: 5, IQ4_NL: 6, IQ4_XS: 6, Q6_K: 8}
 FLOATS: dict[type[Block], str] = {F16: "float16", BF16: "bfloat16", F32: "float32"}
+CHUNK = 1 << 21  # weights that are converted at a time
 FACTORS = "rope_freqs.weight"
 
 

@@ -155,9 +155,9 @@ def _describe_yarn(args: RopeArgs) -> dict[str, Any]:
     found = {
         "factor": args.factor,
         "original_max_position_embeddings": args.original_context,
-        "beta_fast": args.beta_fast,
-        "beta_slow": args.beta_slow,
     }
+    usual = {"beta_fast": 32.0, "beta_slow": 1.0}
+    found |= {name: getattr(args, name) for name, x in usual.items() if getattr(args, name) != x}
     if args.attention_factor == 1:
         return found
     own = 0.1 * math.log(args.factor)

@@ -75,7 +75,7 @@ def _tokenizer(metadata: Mapping[str, Any], kind: Kind) -> dict[str, Any]:
         "version": "1.0",
         "truncation": None,
         "padding": None,
-        "added_tokens": _added(kind.vocabulary),
+        "added_tokens": _added(metadata, kind.vocabulary),
         **parts,
         "post_processor": _template(kind),
     }
@@ -151,9 +151,19 @@ def _bpe(vocabulary: Vocabulary, merges: list[list[str]], **options: Any) -> dic
         "end_of_word_suffix": None,
         **usual,
         **options,
-        "vocab": vocabulary.ids,
+        "vocab": _texts(vocabulary),
         "merges": merges,
     }
+
+
+def _texts(vocabulary: Vocabulary) -> dict[str, int]:
+    """Ids by text, without the padding at the end of the table of embeddings, which no original tokenizer has."""
+    count = len(vocabulary.tokens)
+    while count and vocabulary.tokens[count - 1] == f"[PAD{count - 1}]":
+        if vocabulary.types[count - 1] != TokenType.UNUSED:
+            break
+        count -= 1
+    return {text: token for text, token in vocabulary.ids.items() if token < count}
 
 
 def _known(merges: Iterable[list[str]], ids: Mapping[str, int]) -> list[list[str]]:
@@ -177,8 +187,9 @@ def _merges(vocabulary: Vocabulary) -> list[list[str]]:
     ]
 
 
-def _added(vocabulary: Vocabulary) -> list[dict[str, Any]]:
-    """The tokens that are found in text before anything else."""
+def _added(metadata: Mapping[str, Any], vocabulary: Vocabulary) -> list[dict[str, Any]]:
+    """The tokens that are found in text before anything else. Types are the file's: a reader changes some."""
+    types = metadata.get("tokenizer.ggml.token_type", vocabulary.types)
     return [
         {
             "id": token,
@@ -187,7 +198,7 @@ def _added(vocabulary: Vocabulary) -> list[dict[str, Any]]:
             "lstrip": token in vocabulary.lstrip,
             "rstrip": token in vocabulary.rstrip,
             "normalized": False,
-            "special": int(vocabulary.types[token]) in SPECIAL,
+            "special": int(types[token]) in SPECIAL,
         }
         for token in sorted(vocabulary.special_texts(parse_special=True))
     ]
