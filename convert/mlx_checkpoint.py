@@ -6,7 +6,7 @@ A module NAME has NAME.weight, uint32 words of codes, NAME.scales and, in affine
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -137,15 +137,19 @@ def _layout(module: str, quantization: Mapping[str, Any]) -> Layout:
     given = own if isinstance(own, Mapping) else quantization
     where = f"config.json: quantization of {module}"
     bits, group, mode = given.get("bits"), given.get("group_size"), given.get("mode", "affine")
-    if mode not in MODES:
+    if not isinstance(mode, str) or mode not in MODES:
         raise NotImplementedError(
             f"{where}: mode {mode!r} is not supported, expected {' or '.join(MODES)}"
         )
-    if bits not in MODES[mode] or group not in affine.GROUPS or bool in (type(bits), type(group)):
+    if not _is_one_of(bits, MODES[mode]) or not _is_one_of(group, affine.GROUPS):
         raise ValueError(f"{where}: {bits!r} bits in groups of {group!r} are not what {mode} has")
     if mode == "mxfp4" and group != repack.GROUP:
         raise ValueError(f"{where}: expected groups of {repack.GROUP} in mxfp4, found {group}")
     return Layout(bits, group, mode)
+
+
+def _is_one_of(value: Any, numbers: Collection[int]) -> bool:
+    return type(value) is int and value in numbers
 
 
 def _module(module: str, tensors: Mapping[str, Stored], layout: Layout) -> Quantized:
@@ -193,9 +197,9 @@ def _holder(made: Quantized, rounding: bool) -> type[Block] | None:
         return MXFP4
     fitting, exact, largest = set(HOLDERS[made.layout.bits]), True, 0.0
     for scales, biases in _groups(made):
-        largest = max(largest, float(np.abs(scales).max()), float(np.abs(biases).max()))
-        if not math.isfinite(largest):
+        if not (np.isfinite(scales).all() and np.isfinite(biases).all()):
             raise ValueError(f"tensor {made.name!r}: a scale or a bias is not finite")
+        largest = max(largest, float(np.abs(scales).max()), float(np.abs(biases).max()))
         symmetric = _is_half(scales)
         exact = exact and symmetric and _is_half(biases)
         for block in fitting & set(repack.MIDDLE):

@@ -1,11 +1,11 @@
 """GGUF files to folders of mlx_lm and back: the same weights, names, configuration and tokens."""
 
 import json
-from pathlib import Path
 from typing import Any
 
 import hf_folders
 import mlx.core as mx
+import mlx_folders
 import numpy as np
 import pytest
 import random_blocks
@@ -23,48 +23,13 @@ REFUSED = {
     "qwen3moe-not-normalised": "norm_topk_prob: qwen3moe files mean True, found False",
 }
 
-CHANGES: dict[str, dict[str, int]] = {"gemma3": {"num_hidden_layers": 6}}  # so that one has no window
+CHANGES: dict[str, dict[str, int]] = {
+    "gemma3": {"num_hidden_layers": 6}
+}  # so that one has no window
 
 
 def run(*arguments: Any) -> None:
     assert main(["mlx", *map(str, arguments)]) == 0
-
-
-def weights(path: Path) -> dict[str, np.ndarray]:
-    """The weights of a folder by MLX's own reader and decoder, float32."""
-    config = json.loads((path / "config.json").read_text())
-    usual = config.get("quantization", {})
-    arrays: dict[str, Any] = {}
-    for file in sorted(path.glob("*.safetensors")):
-        arrays |= mx.load(str(file))  # type: ignore[arg-type]
-    found = {}
-    for name, x in arrays.items():
-        module, _, part = name.rpartition(".")
-        if part in ("scales", "biases"):
-            continue
-        if f"{module}.scales" in arrays and part == "weight":
-            own = {k: usual.get(module, usual)[k] for k in ("group_size", "bits", "mode")}
-            scales, biases = arrays[f"{module}.scales"], arrays.get(f"{module}.biases")
-            if own["mode"] == "affine":
-                scales, biases = scales.astype(mx.float32), biases.astype(mx.float32)
-            x = mx.dequantize(x, scales, biases, **own, dtype=mx.float32)
-        found[name] = np.array(x.astype(mx.float32))
-    return found
-
-
-def stacked(made: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The weights of a Hugging Face folder by their names in mlx_lm."""
-    names = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
-    found, stacks = {}, {}
-    for name, x in made.items():
-        before, experts, rest = name.partition(".experts.")
-        if not experts:
-            found[name] = x
-            continue
-        number, part, _ = rest.split(".")
-        stack = stacks.setdefault(f"{before}.switch_mlp.{names.get(part, part)}.weight", {})
-        stack[int(number)] = x
-    return found | {name: np.stack([s[n] for n in sorted(s)]) for name, s in stacks.items()}
 
 
 @pytest.mark.parametrize("kind", hf_folders.ALL)
@@ -73,7 +38,7 @@ def test_weights_and_configuration_are_those_of_the_original_folder(kind, tmp_pa
     made = hf_folders.write(tmp_path / "hf", kind, **CHANGES.get(kind, {}))
     assert main(["hf", str(tmp_path / "hf"), str(tmp_path / "m.gguf"), "--type", "f32"]) == 0
     run(tmp_path / "m.gguf", tmp_path / "mlx")
-    found, wanted = weights(tmp_path / "mlx"), stacked(made)
+    found, wanted = mlx_folders.weights(tmp_path / "mlx"), mlx_folders.stacked(made)
     assert found.keys() == wanted.keys()
     for name, x in wanted.items():
         np.testing.assert_array_equal(found[name], x, name)
@@ -99,7 +64,9 @@ def test_metadata_of_a_file_comes_back(kind, tmp_path):
     run(tmp_path / "m.gguf", tmp_path / "mlx")
     run(tmp_path / "mlx", tmp_path / "again.gguf")
     a, b = (gguf.read(tmp_path / f"{name}.gguf") for name in ("m", "again"))
-    assert {k for k in a.metadata if not np.array_equal(a.metadata[k], b.metadata.get(k, ()))} == set()
+    assert {
+        k for k in a.metadata if not np.array_equal(a.metadata[k], b.metadata.get(k, ()))
+    } == set()
     # head_dim is written where it follows from other sizes, too
     implied = ("attention.key_length", "attention.value_length", "rope.freq_base_swa")
     added = b.metadata.keys() - a.metadata.keys()
@@ -113,7 +80,9 @@ def test_metadata_of_a_file_comes_back(kind, tmp_path):
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
 def test_blocks_with_one_scale_come_back_bit_by_bit(kind, dtype, tmp_path):
     for arch in ("llama", "qwen3moe"):
-        sizes = random_models.Sizes(layers=1, **({"experts": 3, "used": 2} if arch != "llama" else {}))
+        sizes = random_models.Sizes(
+            layers=1, **({"experts": 3, "used": 2} if arch != "llama" else {})
+        )
         path = random_models.write(tmp_path / f"{arch}.gguf", arch, 5, types=(kind,), sizes=sizes)
         run(path, tmp_path / arch, "--dtype", dtype)
         run(tmp_path / arch, tmp_path / f"{arch}.again.gguf")
@@ -130,8 +99,12 @@ def test_blocks_with_one_scale_come_back_bit_by_bit(kind, dtype, tmp_path):
 def test_weights_in_float32_are_those_of_the_blocks(kind, tmp_path):
     path = random_models.write(tmp_path / "m.gguf", "qwen2", 3, types=(kind,), biases=("attn_q",))
     run(path, tmp_path / "mlx", "--dtype", "float32")
-    found = weights(tmp_path / "mlx")
-    names = {"attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj", "ffn_down": "mlp.down_proj"}
+    found = mlx_folders.weights(tmp_path / "mlx")
+    names = {
+        "attn_k": "self_attn.k_proj",
+        "attn_v": "self_attn.v_proj",
+        "ffn_down": "mlp.down_proj",
+    }
     file = gguf.read(path)
     for name, module in names.items():
         info = file.tensors[f"blk.1.{name}.weight"]
@@ -152,7 +125,7 @@ def test_random_models_are_converted_or_refused(name, tmp_path, capsys):
         assert [p.name for p in tmp_path.iterdir()] == ["m.gguf"]
     else:
         assert code == 0
-        assert all(np.isfinite(x).all() for x in weights(tmp_path / "mlx").values())
+        assert all(np.isfinite(x).all() for x in mlx_folders.weights(tmp_path / "mlx").values())
 
 
 @pytest.mark.parametrize("bits", affine.BITS)
@@ -182,7 +155,9 @@ def test_biases_of_symmetric_blocks_are_float16_values():
     d = halves[np.isfinite(halves)].astype(np.float32)
     for middle in repack.MIDDLE.values():
         held = d[np.abs(d) * middle <= 65504]
-        np.testing.assert_array_equal(affine.loaded(affine.stored(-middle * held, "float16"), "float16"), -middle * held)
+        np.testing.assert_array_equal(
+            affine.loaded(affine.stored(-middle * held, "float16"), "float16"), -middle * held
+        )
         assert held.min() < -500 and np.abs(held[held != 0]).min() == np.float32(2.0**-24)
 
 
@@ -210,7 +185,7 @@ def test_files_are_split_by_size_with_an_index(tmp_path):
     assert files[0] == f"model-00001-of-{len(files):05}.safetensors" and len(files) > 3
     index = json.loads((tmp_path / "split" / "model.safetensors.index.json").read_text())
     assert set(index["weight_map"].values()) == set(files)
-    a, b = weights(tmp_path / "whole"), weights(tmp_path / "split")
+    a, b = mlx_folders.weights(tmp_path / "whole"), mlx_folders.weights(tmp_path / "split")
     assert a.keys() == b.keys()
     for name in a:
         np.testing.assert_array_equal(a[name], b[name])
