@@ -136,6 +136,8 @@ def _layout(module: str, quantization: Mapping[str, Any]) -> Layout:
     own = quantization.get(module)
     given = own if isinstance(own, Mapping) else quantization
     where = f"config.json: quantization of {module}"
+    bits: Any
+    group: Any
     bits, group, mode = given.get("bits"), given.get("group_size"), given.get("mode", "affine")
     if not isinstance(mode, str) or mode not in MODES:
         raise NotImplementedError(

@@ -23,6 +23,7 @@ from .general import SAMPLING
 
 SPACE = "\u2581"
 TEMPLATE = "tokenizer.chat_template"
+BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False}
 SPECIAL = (TokenType.CONTROL, TokenType.UNKNOWN)
 _HAN = "".join(f"{chr(first)}-{chr(last)}" for first, last in HAN)
 # Classes of pre-tokenizers that the library's expressions lack: only ASCII has cases there.
@@ -83,19 +84,27 @@ def _tokenizer(metadata: Mapping[str, Any], kind: Kind) -> dict[str, Any]:
 
 def _byte_level(metadata: Mapping[str, Any], vocabulary: Vocabulary) -> dict[str, Any]:
     name = metadata.get("tokenizer.ggml.pre", "default")
-    pre = by_name(name)
-    if pre.raw:
-        raise NotImplementedError(f"tokenizer.ggml.pre: {name!r} cannot be written for mlx_lm")
-    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False}
-    splits = [_split(name, step) for step in pre.steps]
-    cut = [*splits, {**byte_level, "use_regex": False}]
     merges = (merge.split(" ", 1) for merge in read_strings(metadata, MERGES))
     return {
         "normalizer": None,
-        "pre_tokenizer": {"type": "Sequence", "pretokenizers": cut},
-        "decoder": {**byte_level, "use_regex": True},
-        "model": _bpe(vocabulary, _known(merges, vocabulary.ids), ignore_merges=pre.whole_words),
+        "pre_tokenizer": pre_tokenizer(name),
+        "decoder": {**BYTE_LEVEL, "use_regex": True},
+        "model": _bpe(
+            vocabulary, _known(merges, vocabulary.ids), ignore_merges=by_name(name).whole_words
+        ),
     }
+
+
+def pre_tokenizer(name: str) -> dict[str, Any]:
+    """How a text is cut into words, by the name in `tokenizer.ggml.pre`.
+
+    Raises NotImplementedError for cuts that no expression makes, and for words that are not spelled in bytes.
+    """
+    pre = by_name(name)
+    if pre.raw:
+        raise NotImplementedError(f"tokenizer.ggml.pre: {name!r} cannot be written for mlx_lm")
+    splits = [_split(name, step) for step in pre.steps]
+    return {"type": "Sequence", "pretokenizers": [*splits, {**BYTE_LEVEL, "use_regex": False}]}
 
 
 def _split(name: str, step: Step) -> dict[str, Any]:

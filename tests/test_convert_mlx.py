@@ -23,7 +23,7 @@ REFUSED = {
     "qwen3moe-not-normalised": "norm_topk_prob: qwen3moe files mean True, found False",
 }
 
-CHANGES: dict[str, dict[str, int]] = {
+CHANGES: dict[str, dict[str, Any]] = {
     "gemma3": {"num_hidden_layers": 6}
 }  # so that one has no window
 
