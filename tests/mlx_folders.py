@@ -42,9 +42,8 @@ def write(
 
     layout: of matrices; others: of modules whose names end so, with __ for a point
     """
-    made = stacked(
-        hf_folders.write(folder, kind, **({"num_hidden_layers": 6} if kind == "gemma3" else {}))
-    )
+    changes: dict[str, Any] = {"num_hidden_layers": 6} if kind == "gemma3" else {}
+    made = stacked(hf_folders.write(folder, kind, **changes))
     own = {name.replace("__", "."): dict(given) for name, given in others.items()}
     quantization: dict[str, Any] = dict(layout)
     arrays: dict[str, mx.array] = {}
@@ -61,11 +60,20 @@ def write(
         w, scales, *biases = mx.quantize(mx.array(x).astype(dtype), **used)
         parts = {"weight": w, "scales": scales} | ({"biases": biases[0]} if biases else {})
         arrays |= {f"{module}.{part}": array for part, array in parts.items()}
-        floats = [a.astype(mx.float32) for a in (scales, *biases)] if biases else [scales]
-        held[name] = np.array(mx.dequantize(w, *floats, **used, dtype=mx.float32))
+        held[name] = decoded(w, scales, biases[0] if biases else None, used)
     mx.save_safetensors(str(folder / "model.safetensors"), arrays, metadata={"format": "mlx"})
     change(folder, quantization=quantization, quantization_config=quantization)
     return held
+
+
+def decoded(
+    w: mx.array, scales: mx.array, biases: mx.array | None, layout: Mapping[str, Any]
+) -> np.ndarray:
+    """float32, by MLX; in its own arithmetic it would be rounded to the type of the scales"""
+    if biases is not None:
+        scales, biases = scales.astype(mx.float32), biases.astype(mx.float32)
+    own = {k: layout[k] for k in LAYOUT}
+    return np.array(mx.dequantize(w, scales, biases, **own).astype(mx.float32))
 
 
 def change(folder: Path, **entries: Any) -> None:
@@ -86,10 +94,8 @@ def weights(folder: Path) -> dict[str, np.ndarray]:
         if part in ("scales", "biases"):
             continue
         if f"{module}.scales" in arrays and part == "weight":
-            own = {k: usual.get(module, usual)[k] for k in LAYOUT}
-            scales, biases = arrays[f"{module}.scales"], arrays.get(f"{module}.biases")
-            if own["mode"] == "affine":
-                scales, biases = scales.astype(mx.float32), biases.astype(mx.float32)
-            x = mx.dequantize(x, scales, biases, **own, dtype=mx.float32)
+            parts = arrays[f"{module}.scales"], arrays.get(f"{module}.biases")
+            found[name] = decoded(x, *parts, usual.get(module, usual))
+            continue
         found[name] = np.array(x.astype(mx.float32))
     return found
