@@ -36,14 +36,15 @@ def write(
     kind: str,
     layout: Mapping[str, Any] = LAYOUT,
     dtype: mx.Dtype = mx.bfloat16,
+    changes: Mapping[str, Any] | None = None,
     **others: Mapping[str, Any],
 ) -> dict[str, np.ndarray]:
     """Write a folder; returns the weights that it holds, float32, by their names in mlx_lm.
 
-    layout: of matrices; others: of modules whose names end so, with __ for a point
+    layout: of matrices; changes: of config.json; others: of modules whose names end so, with __ for a point
     """
-    changes: dict[str, Any] = {"num_hidden_layers": 6} if kind == "gemma3" else {}
-    made = stacked(hf_folders.write(folder, kind, **changes))
+    usual: dict[str, Any] = {"num_hidden_layers": 6} if kind == "gemma3" else {}
+    made = stacked(hf_folders.write(folder, kind, **(usual if changes is None else changes)))
     own = {name.replace("__", "."): dict(given) for name, given in others.items()}
     quantization: dict[str, Any] = dict(layout)
     arrays: dict[str, mx.array] = {}

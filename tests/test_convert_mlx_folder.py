@@ -69,15 +69,12 @@ def test_codes_are_kept_in_every_architecture(kind, tmp_path):
 )
 def test_bits_of_each_tensor_count(layout, dtype, type, tmp_path):
     own = {**mlx_folders.LAYOUT, **layout}
-    k = "gate_proj" if own["group_size"] == 64 else "down_proj"  # (96, 64), (64, 96)
-    held = mlx_folders.write(
-        tmp_path / "m", "qwen2", {**mlx_folders.LAYOUT, "bits": 8}, dtype, **{f"1__mlp__{k}": own}
-    )
-    name = f"blk.1.ffn_{k.removesuffix('_proj')}.weight"
+    usual, wide = {**mlx_folders.LAYOUT, "bits": 8}, {"intermediate_size": 128}
+    held = mlx_folders.write(tmp_path / "m", "qwen2", usual, dtype, wide, __1__mlp__down_proj=own)
     file = convert(tmp_path / "m")
-    assert file.tensors[name].type == type
+    assert file.tensors[DOWN_GGUF].type == type
     assert file.tensors["blk.0.ffn_down.weight"].type == "Q8_0"
-    np.testing.assert_array_equal(decoded(file, name), held[f"model.layers.1.mlp.{k}.weight"])
+    np.testing.assert_array_equal(decoded(file, DOWN_GGUF), held[f"{DOWN}.weight"])
 
 
 def test_what_no_block_holds_is_decoded_and_said(tmp_path, caplog):
@@ -238,6 +235,17 @@ def test_a_folder_with_something_in_it_stays(tmp_path, capsys):
     assert "no such folder" in capsys.readouterr().err
 
 
+def test_options_of_the_other_direction_are_refused(tmp_path, capsys):
+    path = small(tmp_path)
+    assert main(["mlx", str(path), str(tmp_path / "out"), "--type", "q8_0"]) == 1
+    assert "--type: has no meaning where a folder is written" in capsys.readouterr().err
+    for option, value in (("--bits", "4"), ("--group-size", "64"), ("--dtype", "float16")):
+        out = tmp_path / "out.gguf"
+        assert main(["mlx", str(tmp_path / "hf"), str(out), option, value]) == 1
+        assert f"{option}: has no meaning where a GGUF file" in capsys.readouterr().err
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["hf", "m.gguf"]
+
+
 def test_ctrl_c_leaves_nothing(monkeypatch, tmp_path):
     path = small(tmp_path)
     pack, calls = mlx_folder.affine.pack, []
@@ -286,7 +294,8 @@ def test_matrices_are_quantized_to_the_bits_that_are_asked_for(bits, group, tmp_
     assert config["quantization"]["bits"] == bits
     found = mlx_folders.weights(tmp_path / "out")
     wanted = mlx_folders.weights(tmp_path / "hf")
-    assert found["model.layers.0.mlp.gate.weight"].shape == (3, 64)  # the router stays
+    router = "model.layers.0.mlp.gate.weight"
+    np.testing.assert_array_equal(found[router], wanted[router])
     for name in ("model.embed_tokens.weight", "model.layers.0.self_attn.o_proj.weight"):
         error = np.abs(found[name] - wanted[name]).max()
         assert 0 < error < 4 / ((1 << bits) - 1), name

@@ -36,7 +36,18 @@ def main(argv: Sequence[str] | None) -> int:
     """Run the command line; returns the exit code."""
     args = _parser().parse_args(argv)
     cli.begin()
-    return _to_gguf(args) if _is_folder(args.source) else _to_mlx(args)
+    if _is_folder(args.source):
+        _refuse(args, "a GGUF file", "bits", "group_size", "dtype")
+        return _to_gguf(args)
+    _refuse(args, "a folder", "type")
+    return _to_mlx(args)
+
+
+def _refuse(args: argparse.Namespace, out: str, *options: str) -> None:
+    """Raises ValueError for options of the other direction."""
+    for name in options:
+        if getattr(args, name) is not None:
+            raise ValueError(f"--{name.replace('_', '-')}: has no meaning where {out} is written")
 
 
 def _is_folder(text: str) -> bool:
