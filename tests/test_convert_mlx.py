@@ -126,6 +126,71 @@ def test_random_models_are_converted_or_refused(name, tmp_path, capsys):
         assert all(np.isfinite(x).all() for x in mlx_folders.weights(tmp_path / "mlx").values())
 
 
+# Sizes and options of random models that mlx_lm's models or config.json do not have.
+LIMITS: dict[str, tuple[dict[str, Any], str]] = {
+    "heads": (
+        {"arch": "qwen2", "sizes": random_models.Sizes(head_dim=128)},
+        "qwen2 does not have heads of 128",
+    ),
+    "rope": (
+        {
+            "arch": "qwen3moe",
+            "metadata": random_models.YARN,
+            "sizes": random_models.Sizes(experts=3, used=2),
+        },
+        "qwen3_moe does not have rope scaling 'yarn'",
+    ),
+    "part of a head": (
+        {"arch": "llama", "metadata": {"rope.dimension_count": 32}},
+        "embeddings of 32 of 64",
+    ),
+    "softcap": (
+        {"arch": "gemma3", "tied": True, "metadata": {"final_logit_softcapping": 30.0}},
+        "does not have final_logit_softcapping",
+    ),
+    "windows": (
+        {
+            "arch": "gemma3",
+            "tied": True,
+            "metadata": {
+                **random_models.GEMMA_WINDOW,
+                "attention.sliding_window_pattern": [True, True, False],
+            },
+        },
+        "",
+    ),
+    "uneven windows": (
+        {
+            "arch": "gemma3",
+            "tied": True,
+            "metadata": {
+                **random_models.GEMMA_WINDOW,
+                "attention.sliding_window_pattern": [False, True, True],
+            },
+        },
+        "mlx_lm has windows in all layers but every n-th, found .ww",
+    ),
+    "biases": ({"arch": "qwen3", "biases": ("attn_q",)}, "mlx_lm's model has no such bias"),
+    "scaled experts": (
+        {
+            "arch": "llama",
+            "metadata": {"expert_weights_scale": 2.0},
+            "sizes": random_models.Sizes(ffn=256, experts=3, used=2, expert_ffn=256),
+        },
+        "config.json cannot say experts",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", LIMITS)
+def test_what_mlx_lm_does_not_have_is_refused(what, tmp_path, capsys):
+    options, message = LIMITS[what]
+    path = random_models.write(tmp_path / "m.gguf", seed=1, types=("Q4_0",), **options)
+    assert main(["mlx", str(path), str(tmp_path / "out")]) == bool(message)
+    assert message in capsys.readouterr().err
+    assert (tmp_path / "out").exists() is not bool(message)
+
+
 @pytest.mark.parametrize("bits", affine.BITS)
 @pytest.mark.parametrize("group", affine.GROUPS)
 def test_codes_are_packed_as_mlx_packs_them(bits, group):

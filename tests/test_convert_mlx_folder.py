@@ -97,6 +97,22 @@ def test_scales_that_float16_rounds_keep_their_codes_without_a_type(tmp_path, ca
     assert convert(tmp_path / "m", "--type", "q8_0").tensors[DOWN_GGUF].type == "Q8_0"
 
 
+@pytest.mark.parametrize("exact", [True, False])
+def test_symmetric_codes_need_scales_of_float16(exact, tmp_path):
+    """Of 8 bits, whose block type has no bias."""
+    mlx_folders.write(tmp_path / "m", "qwen3", {**mlx_folders.LAYOUT, "bits": 8}, mx.float32)
+    scales = mx.array(np.full((64, 3), 2.0**-7 if exact else 0.01, np.float32))
+    edit(lambda a: a.update({f"{DOWN}.scales": scales, f"{DOWN}.biases": -128 * scales}))(
+        tmp_path / "m"
+    )
+    held = mlx_folders.weights(tmp_path / "m")[f"{DOWN}.weight"]
+    file = convert(tmp_path / "m")
+    assert file.tensors[DOWN_GGUF].type == "Q8_0"
+    assert np.array_equal(decoded(file, DOWN_GGUF), held) is exact
+    file = convert(tmp_path / "m", "--type", "q5_1")
+    assert file.tensors[DOWN_GGUF].type == ("Q8_0" if exact else "Q5_1")
+
+
 def test_scales_beyond_float16_are_decoded(tmp_path):
     mlx_folders.write(tmp_path / "m", "qwen3", dtype=mx.float32)
     edit(lambda a: a.update({f"{DOWN}.scales": a[f"{DOWN}.scales"] * 1e6}))(tmp_path / "m")
