@@ -27,7 +27,7 @@ examples:
   %(prog)s model-q4_0.gguf model-mlx/ --dtype float16
   %(prog)s model-f16.gguf model-mlx/ --bits 4 --group-size 64
 
-Memory: the largest matrix of the model, and about 400 MB on top.
+Memory: the file is mapped; the largest matrix of the model, and about 500 MB on top.
 """
 
 
