@@ -15,13 +15,19 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import gguf
 import numpy as np
 
+from mlx_ferrum.blocks import Block
+
 from . import architectures, rope
 from .checkpoint import Stored
+from .modules import ATTENTION, MLP, Change
+
+if TYPE_CHECKING:
+    from mlx_ferrum.models.base import BaseArgs
 
 PART = 1 << 26  # weights that are converted at a time, unless a tensor's rows change places
 _CLASS = re.compile(r"(ForCausalLM|ForConditionalGeneration|ForMaskedLM|Model)$")
@@ -35,12 +41,17 @@ _UNUSED = (".attention.masked_bias", ".attention.bias")
 
 @dataclass(frozen=True)
 class Converted:
-    """A tensor as GGUF files have it. source: the type in the checkpoint; parts: make its entries in order, float32."""
+    """A tensor as GGUF files have it.
+
+    source: the type in the checkpoint
+    parts: make its entries in order, float32, or rows of bytes if `packed` says of which block type
+    """
 
     name: str
     shape: tuple[int, ...]
     source: str
     parts: tuple[Callable[[], np.ndarray], ...]
+    packed: type[Block] | None = None
 
     def mapped(self, change: Callable[[np.ndarray], np.ndarray]) -> Converted:
         """With each part changed."""
@@ -71,9 +82,22 @@ def find(config: Mapping[str, Any]) -> Architecture:
 
 
 class Architecture:
-    """A converter. name: in GGUF files; defaults: of config.json; activation: the only one that runs."""
+    """A converter. name: in GGUF files; defaults: of config.json; activation: the only one that runs.
+
+    Of the way back, see mlx_config.py:
+    written_as: the class and the model_type of config.json; None where another converter writes these models
+    modules: of a layer, with all experts in one
+    biases: modules that have biases in mlx_lm, by the option of config.json that gives them; "" for always
+    halves: whether activations fit float16
+    lacks: what mlx_lm's model does not have, of "head_dim", "rope_scaling", "tied" and "softcap"
+    """
 
     name: ClassVar[str]
+    written_as: ClassVar[tuple[str, str] | None] = None
+    modules: ClassVar[tuple[str, ...]] = (*ATTENTION, *MLP)
+    biases: ClassVar[Mapping[str, Sequence[str]]] = {}
+    halves: ClassVar[bool] = True
+    lacks: ClassVar[frozenset[str]] = frozenset({"softcap"})
     defaults: ClassVar[Mapping[str, Any]] = {}
     activation: ClassVar[str] = "silu"
     llama3_rope: ClassVar[bool] = False  # whether the model may have Llama 3's factors
@@ -169,11 +193,21 @@ class Architecture:
         """The name of a tensor of the checkpoint as TensorNameMap knows it; None for one that is not used."""
         if name.endswith(_UNUSED) or (self.tied and name == "lm_head.weight"):
             return None
-        return name
+        return name.replace(".switch_mlp.", ".experts.")  # as mlx_lm calls a stack of experts
+
+    def change(self, name: str) -> Change | None:
+        """How GGUF files hold a tensor otherwise than the checkpoint does. name: in GGUF files"""
+        return None
 
     def changed(self, tensor: Converted) -> Converted:
-        """A tensor whose weights GGUF files hold otherwise than the checkpoint."""
-        return tensor
+        """A tensor as GGUF files hold it."""
+        change = self.change(tensor.name)
+        return tensor if change is None else tensor.mapped(change.there)
+
+    @classmethod
+    def describe(cls, args: BaseArgs) -> dict[str, Any]:
+        """The entries of config.json that depend on the architecture, from the sizes of a GGUF file."""
+        return {"intermediate_size": args.intermediate_size}
 
     def tensors(self, checkpoint: Mapping[str, Stored]) -> list[Converted]:
         """The tensors of the GGUF file, in the order in which a model uses them.
@@ -242,12 +276,16 @@ class Architecture:
 
 @dataclass(frozen=True)
 class _Rows:
-    """A piece of a tensor. stacked: one matrix of a stack; half: 0 or 1, of the second axis of a stack, or all."""
+    """A piece of a tensor. stacked: one matrix of a stack; half: 0 or 1, of the second axis of a stack, or all.
+
+    packed: read as bytes of the block type that the piece is stored in
+    """
 
     name: str
     stored: Stored
     stacked: bool = False
     half: int | None = None
+    packed: bool = False
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -257,9 +295,10 @@ class _Rows:
         return (1, *shape) if self.stacked else shape
 
     def read(self, start: int, stop: int) -> np.ndarray:
+        read = self.stored.packed if self.packed else self.stored.read
         if self.stacked:
-            return self.stored.read()[None]
-        x = self.stored.read(start, stop)
+            return read(0, self.stored.rows)[None]
+        x = read(start, stop)
         if self.half is None:
             return x
         middle = x.shape[1] // 2
@@ -303,8 +342,11 @@ def _converted(
                 f"found {piece.stored.shape}"
             )
     whole = len(expected) == 1 or name.endswith(("attn_q.weight", "attn_k.weight"))
-    parts = tuple(part for piece in rows for part in piece.parts(whole))
-    return Converted(name, expected, rows[0].stored.dtype, parts)
+    types = {piece.stored.repacks for piece in rows}
+    packed = types.pop() if len(types) == 1 else None
+    pieces = [replace(piece, packed=packed is not None) for piece in rows]
+    parts = tuple(part for piece in pieces for part in piece.parts(whole))
+    return Converted(name, expected, rows[0].stored.dtype, parts, packed)
 
 
 def _place(tensor: Converted) -> tuple[int, int]:

@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from mlx_ferrum.blocks import Block
+
 INDEX = "model.safetensors.index.json"
 MAX_HEADER = 100 << 20
 DTYPES: dict[str, Any] = {  # as NumPy reads them; bf16 and fp8 are decoded here
@@ -59,15 +61,29 @@ class Stored:
             raise NotImplementedError(
                 f"tensor {self.name!r}: stored as {self.dtype}, expected {', '.join(DTYPES)}"
             )
-        each, dtype = math.prod(self.shape[1:]), np.dtype(DTYPES[self.dtype])
-        offset = self.offset + start * each * dtype.itemsize
-        raw = np.fromfile(self.file, dtype, (stop - start) * each, offset=offset)
-        if raw.size != (stop - start) * each:
-            raise ValueError(f"{self.file}: the file ends within tensor {self.name!r}")
+        raw = self.raw(start, stop).reshape(-1).view(DTYPES[self.dtype])
         x = _decoded(raw, self.dtype).reshape(stop - start, *self.shape[1:])
         if self.scale is not None:
             x = x * self._factors(self.scale.read(), start, stop)
         return x.reshape(x.shape if self.shape else ())
+
+    def raw(self, start: int, stop: int) -> np.ndarray:
+        """Entries start to stop of the first axis as bytes: (stop - start, bytes) uint8. ValueError as in `read`."""
+        each = math.prod(self.shape[1:]) * SIZES[self.dtype]
+        count, offset = (stop - start) * each, self.offset + start * each
+        found = np.fromfile(self.file, np.uint8, count, offset=offset)
+        if found.size != count:
+            raise ValueError(f"{self.file}: the file ends within tensor {self.name!r}")
+        return found.reshape(stop - start, each)
+
+    @property
+    def repacks(self) -> type[Block] | None:
+        """The block type of GGUF files that holds the weights as they are, which `packed` gives; None for floats."""
+        return None
+
+    def packed(self, start: int, stop: int) -> np.ndarray:
+        """As `read`, in the bytes of `repacks`: (stop - start, ..., row bytes) uint8."""
+        raise NotImplementedError
 
     def _factors(self, scale: np.ndarray, start: int, stop: int) -> np.ndarray:
         """The factor of each weight from start to stop."""

@@ -14,6 +14,7 @@ COMMANDS = {
     "imatrix": "measure on a text which columns of the matrices matter, for quantize --imatrix",
     "perplexity": "measure how well a model predicts a text",
     "compare": "measure how far a model is from another one, such as the one it was made of",
+    "mlx": "convert a GGUF file to a folder of mlx_lm, or such a folder to a GGUF file",
     "split": "write a model into several files",
     "merge": "join the files of a split model",
     "edit": "set, delete and rename metadata",

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
 import yaml
 
 from .architecture import Converted
+from .values import as_list
 from .vocabulary import read_json
 
 # Keys of generation_config.json by GGUFWriter's names.
@@ -27,6 +29,36 @@ SAMPLING = {
     "mirostat_tau": "mirostat_tau",
     "mirostat_eta": "mirostat_eta",
 }
+
+# Keys of the model card by GGUF's names, `general.…`.
+CARD = {
+    **{
+        name: name
+        for name in "name author version organization description finetune basename".split()
+    },
+    **{name: name for name in "size_label license tags".split()},
+    "license.name": "license_name",
+    "license.link": "license_link",
+    "languages": "language",
+    "url": "url",
+    "repo_url": "repo_url",
+}
+CARD_TEXT = """
+Converted from a GGUF file for mlx_lm:
+
+    mlx_lm.generate --model FOLDER --prompt "Hello"
+"""
+
+
+def card(metadata: Mapping[str, Any]) -> str:
+    """The way back: a model card, README.md, with what the `general.…` keys of a GGUF file say."""
+    found = {
+        name: as_list(metadata[f"general.{key}"])
+        for key, name in CARD.items()
+        if f"general.{key}" in metadata
+    }
+    text = yaml.safe_dump(found, sort_keys=False, allow_unicode=True) if found else ""
+    return f"---\n{text}---\n{CARD_TEXT}"
 
 
 def add(w: gguf.GGUFWriter, folder: Path, name: str, tensors: Sequence[Converted]) -> None:

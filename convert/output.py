@@ -9,7 +9,7 @@ import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
 import gguf
 import numpy as np
@@ -61,6 +61,11 @@ class Planned:
     data: Callable[[], np.ndarray | Iterator[np.ndarray]]
 
     @property
+    def becomes(self) -> str:
+        """What it is written as, for people."""
+        return self.block.name
+
+    @property
     def nbytes(self) -> int:
         """Bytes in the file."""
         rows = int(np.prod(self.shape[:-1], dtype=np.int64))
@@ -86,13 +91,30 @@ class File:
         return sum(t.nbytes for t in self.tensors)
 
 
-def table(tensors: Sequence[Planned]) -> Iterator[str]:
+class Listed(Protocol):
+    """A line of `table`."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def source(self) -> str: ...
+    @property
+    def becomes(self) -> str: ...
+    @property
+    def nbytes(self) -> int: ...
+    @property
+    def weights(self) -> int: ...
+
+
+def table(tensors: Sequence[Listed]) -> Iterator[str]:
     """What would be written, a line per tensor and a total, for --dry-run."""
     width = max((len(t.name) for t in tensors), default=4)
     yield f"{'tensor':<{width}}  {'shape':<22} {'from':<6} {'to':<7} {'bytes':>15}"
     for t in tensors:
         shape = " x ".join(map(str, t.shape))
-        yield f"{t.name:<{width}}  {shape:<22} {t.source:<6} {t.block.name:<7} {t.nbytes:>15,}"
+        yield f"{t.name:<{width}}  {shape:<22} {t.source:<6} {t.becomes:<7} {t.nbytes:>15,}"
     total, weights = sum(t.nbytes for t in tensors), sum(t.weights for t in tensors)
     bits = 8 * total / weights if weights else 0.0
     yield f"{len(tensors)} tensors, {total:,} bytes, {bits:.2f} bits per weight"
@@ -110,14 +132,14 @@ def write_files(files: Sequence[File], *, mode: int | None = None) -> None:
     Raises ValueError if a tensor's data does not have the planned size, OSError if the disk is too small or fails.
     """
     total = sum(file.nbytes for file in files)
-    _check_space(files[0].path, total + HEADER_BYTES)
+    check_space(files[0].path, total + HEADER_BYTES)
     name = files[0].path.name
     with (
         replaced([file.path for file in files]) as partials,
         bar(total=total, desc=name, unit="B", unit_scale=True) as shown,
     ):
         for file, partial in zip(files, partials, strict=True):
-            with _named(file.path):
+            with named(file.path):
                 _write(partial, file, shown)
             if mode is not None:
                 partial.chmod(stat.S_IMODE(mode))
@@ -143,7 +165,7 @@ def replaced(paths: Sequence[Path]) -> Iterator[list[Path]]:
 
 
 @contextlib.contextmanager
-def _named(path: Path) -> Iterator[None]:
+def named(path: Path) -> Iterator[None]:
     """A write that fails, on a full disk for example, names the file."""
     try:
         yield
@@ -153,7 +175,8 @@ def _named(path: Path) -> Iterator[None]:
         raise OSError(error.errno, error.strerror, str(path)) from error
 
 
-def _check_space(path: Path, needed: int) -> None:
+def check_space(path: Path, needed: int) -> None:
+    """Raises OSError if the disk of `path` has fewer bytes free."""
     free = shutil.disk_usage(path.parent).free
     if free < needed:
         raise OSError(f"{path}: needs {needed / 1e6:.0f} MB of disk, {free / 1e6:.0f} MB are free")

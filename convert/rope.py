@@ -11,6 +11,7 @@ import gguf
 import numpy as np
 
 from mlx_ferrum.notice import warn
+from mlx_ferrum.rope import RopeArgs
 
 LOCAL = ("rope_local_base_freq", "local_rope_theta", "rope_local_theta")
 YARN = {
@@ -93,7 +94,8 @@ def add(w: gguf.GGUFWriter, rotary: Rotary, context: int) -> None:
 def _add_yarn(w: gguf.GGUFWriter, rotary: Rotary, context: int) -> None:
     """Of the magnitude, which `attention_factor` sets, GGUF files give the part that YaRN does not have by itself."""
     given = rotary.parameters
-    if given.get("mscale") or given.get("mscale_all_dim") or given.get("truncate") is False:
+    scaled = given.get("mscale") or given.get("mscale_all_dim")  # in place of attention_factor
+    if (scaled and not given.get("attention_factor")) or given.get("truncate") is False:
         raise NotImplementedError(
             "config.json: yarn with mscale or without truncate is not supported"
         )
@@ -120,3 +122,64 @@ def llama3_factors(rotary: Rotary, dims: int) -> np.ndarray:
     between = 1 / ((1 - ramp) / np.float32(factor) + ramp)
     found = np.where(waves > context / low, np.float32(factor), between)
     return np.where(waves < context / high, np.float32(1), found).astype(np.float32)
+
+
+CONTEXTS = [
+    1 << n for n in range(4, 21)
+]  # where the original context of Llama 3's factors is looked for
+
+
+def describe(args: RopeArgs, factors: np.ndarray | None) -> dict[str, Any]:
+    """The way back: `rope_theta` and `rope_scaling` of config.json.
+
+    factors: of `rope_freqs.weight`
+    Raises NotImplementedError for what config.json cannot say.
+    """
+    scaling: dict[str, Any] = {"rope_type": args.scaling, "type": args.scaling}
+    if args.scaling == "yarn":
+        scaling |= _describe_yarn(args)
+    elif args.attention_factor != 1:
+        raise NotImplementedError("rope.scaling.attn_factor: only YaRN has a factor of attention")
+    elif factors is not None and args.scaling == "none":
+        scaling = _describe_llama3(args, factors)
+    elif factors is not None:
+        raise NotImplementedError("rope_freqs.weight beside rope.scaling.type is not supported")
+    elif args.scaling == "linear":
+        scaling |= {"factor": args.factor}
+    else:
+        return {"rope_theta": args.base}
+    return {"rope_theta": args.base, "rope_scaling": scaling}
+
+
+def _describe_yarn(args: RopeArgs) -> dict[str, Any]:
+    found = {
+        "factor": args.factor,
+        "original_max_position_embeddings": args.original_context,
+    }
+    usual = {"beta_fast": 32.0, "beta_slow": 1.0}
+    found |= {name: getattr(args, name) for name, x in usual.items() if getattr(args, name) != x}
+    if args.attention_factor == 1:
+        return found
+    own = 0.1 * math.log(args.factor)
+    whole = args.attention_factor * (1 + own)
+    # transformers reads the first, mlx_lm the second, of which a factor of 1 leaves nothing to scale
+    return {**found, "attention_factor": whole, "mscale": (whole - 1) / own if own else 1.0}
+
+
+def _describe_llama3(args: RopeArgs, factors: np.ndarray) -> dict[str, Any]:
+    """The parameters that give these factors; only the ratio of the contexts counts, so the low factor is 1."""
+    for context in CONTEXTS:
+        found = {
+            "rope_type": "llama3",
+            "type": "llama3",
+            "factor": float(factors.max()),
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": context,
+        }
+        made = llama3_factors(Rotary({**found, "rope_theta": args.base}, None), args.dims)
+        if np.allclose(made, factors, rtol=1e-5, atol=0):
+            return found
+    raise NotImplementedError(
+        "rope_freqs.weight: expected the factors of Llama 3, found others, which config.json cannot say"
+    )

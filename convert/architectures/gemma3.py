@@ -6,11 +6,13 @@ Its norms multiply by 1 + w; GGUF files hold 1 + w.
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import gguf
 import numpy as np
 
-from ..architecture import Architecture, Converted
+from ..architecture import Architecture
+from ..modules import HEAD_NORMS, Change
 
 LAYERS_OF_27B = 62
 PERIOD = 6  # the last of so many layers sees everything
@@ -21,6 +23,14 @@ class Converter(Architecture):
     """Four norms a layer, head norms, and a window in five of six layers."""
 
     name = "gemma3"
+    written_as = ("Gemma3ForCausalLM", "gemma3_text")
+    halves = False
+    modules = (
+        *Architecture.modules,
+        *HEAD_NORMS,
+        "pre_feedforward_layernorm",
+        "post_feedforward_layernorm",
+    )
     activation = "gelu_pytorch_tanh"
     defaults = {
         "vocab_size": 262208,
@@ -81,12 +91,46 @@ class Converter(Architecture):
             name.replace("language_model.", "", 1).replace("model.model.", "model.")
         )
 
-    def changed(self, tensor: Converted) -> Converted:
-        return tensor.mapped(_plus_one) if tensor.name.endswith("norm.weight") else tensor
+    def change(self, name: str) -> Change | None:
+        return Change(_plus_one, _minus_one) if name.endswith("norm.weight") else None
+
+    @classmethod
+    def describe(cls, args: Any) -> dict[str, Any]:
+        """args: a ModelArgs of models/gemma3.py"""
+        slides = [window is not None for window in args.windows]
+        names = {True: "sliding_attention", False: "full_attention"}
+        window = next((window for window in args.windows if window is not None), None)
+        divided = args.hidden_size // args.num_heads
+        return {
+            **super().describe(args),
+            "hidden_activation": cls.activation,
+            "query_pre_attn_scalar": divided if len(slides) == LAYERS_OF_27B else args.head_dim,
+            "rope_local_base_freq": args.rope_local.base,
+            "layer_types": [names[slide] for slide in slides],
+            "sliding_window_pattern": _period_of(slides),
+            **({} if window is None else {"sliding_window": window}),
+            **({"final_logit_softcapping": args.final_softcap} if args.final_softcap else {}),
+        }
 
 
 def _plus_one(x: np.ndarray) -> np.ndarray:
     return x + np.float32(1)
+
+
+def _minus_one(x: np.ndarray) -> np.ndarray:
+    return x - np.float32(1)
+
+
+def _period_of(slides: list[bool]) -> int:
+    """The inverse of `_period`. Raises NotImplementedError for layers that no period gives."""
+    layers = len(slides)
+    found = next((p for p in range(1, layers + 1) if _period(layers, p) == slides), None)
+    if found is None:
+        raise NotImplementedError(
+            "attention.sliding_window_pattern: mlx_lm has windows in all layers but every n-th, "
+            f"found {''.join('.w'[slide] for slide in slides)} (w: with a window)"
+        )
+    return found
 
 
 def _period(layers: int, period: int) -> list[bool]:

@@ -12,7 +12,8 @@ from typing import Any, ClassVar
 import gguf
 import numpy as np
 
-from ..architecture import Architecture, Converted
+from ..architecture import Architecture
+from ..modules import PROJECTIONS, Change
 
 CODE_LLAMA = 32016  # tokens, of which these are at fixed places
 FILL_TOKENS = {"prefix": 32007, "suffix": 32008, "middle": 32009, "eot": 32010}
@@ -22,6 +23,11 @@ class Converter(Architecture):
     """Query and key rows change places."""
 
     name = "llama"
+    written_as: ClassVar[tuple[str, str] | None] = ("LlamaForCausalLM", "llama")
+    biases = {
+        "attention_bias": [f"self_attn.{name}_proj" for name in "qkvo"],
+        "mlp_bias": [f"mlp.{name}" for name in PROJECTIONS],
+    }
     llama3_rope = True
     writes_head_dim: ClassVar[bool] = True
 
@@ -42,10 +48,12 @@ class Converter(Architecture):
         found = super().renamed(name)
         return None if found is None else _full(found)
 
-    def changed(self, tensor: Converted) -> Converted:
+    def change(self, name: str) -> Change | None:
         counts = {"attn_q": self.heads, "attn_k": self.kv_heads}
-        heads = next((n for name, n in counts.items() if f".{name}." in tensor.name), None)
-        return tensor if heads is None else tensor.mapped(partial(interleaved, heads=heads))
+        heads = next((n for part, n in counts.items() if f".{part}." in name), None)
+        if heads is None:
+            return None
+        return Change(partial(interleaved, heads=heads), partial(halved, heads=heads), rows=True)
 
     def space_prefix(self, tokenizer_config: Mapping[str, Any]) -> bool | None:
         found = tokenizer_config.get("add_prefix_space")
@@ -56,6 +64,12 @@ def interleaved(x: np.ndarray, heads: int) -> np.ndarray:
     """x: (heads * d, ...): row i of the first half of a head beside row i of its second half."""
     halves = x.reshape(heads, 2, len(x) // heads // 2, *x.shape[1:])
     return np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(x.shape)
+
+
+def halved(x: np.ndarray, heads: int) -> np.ndarray:
+    """The inverse of `interleaved`."""
+    pairs = x.reshape(heads, len(x) // heads // 2, 2, *x.shape[1:])
+    return np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(x.shape)
 
 
 def _full(name: str) -> str:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from mlx_ferrum.notice import warn
 
 from . import llama
 
 
 class Converter(llama.Converter):
-    """As Llama's."""
+    """As Llama's, and written as Llama on the way back."""
 
+    written_as: ClassVar[tuple[str, str] | None] = None
     defaults = {"num_key_value_heads": 8, "max_position_embeddings": 131072}
 
     def check(self) -> None:

@@ -11,6 +11,9 @@ class Converter(Architecture):
     """Names only; weights stay as they are."""
 
     name = "qwen2"
+    written_as = ("Qwen2ForCausalLM", "qwen2")
+    biases = {"": [f"self_attn.{name}_proj" for name in "qkv"]}
+    lacks = Architecture.lacks | {"head_dim"}
     defaults = {"max_position_embeddings": 32768}
 
     def check(self) -> None:

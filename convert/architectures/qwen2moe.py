@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import gguf
 
+from mlx_ferrum.models.base import BaseArgs
+
+from ..modules import ATTENTION, PROJECTIONS
 from . import qwen2
+
+STACKS = ("mlp.gate", *(f"mlp.switch_mlp.{name}" for name in PROJECTIONS))
+SHARED = ("mlp.shared_expert_gate", *(f"mlp.shared_expert.{name}" for name in PROJECTIONS))
 
 
 class Converter(qwen2.Converter):
     """As Qwen 2's, with stacks of experts. normed: whether weights of chosen experts add up to 1."""
 
     name = "qwen2moe"
+    written_as = ("Qwen2MoeForCausalLM", "qwen2_moe")
+    lacks = qwen2.Converter.lacks | {"rope_scaling", "tied"}
+    modules = (*ATTENTION, *STACKS, *SHARED)
     normed: ClassVar[bool] = False
 
     def check(self) -> None:
@@ -27,6 +36,21 @@ class Converter(qwen2.Converter):
                 f"config.json: norm_topk_prob: {self.name} files mean {self.normed}, "
                 f"found {not self.normed}"
             )
+
+    @classmethod
+    def describe(cls, args: BaseArgs) -> dict[str, Any]:
+        assert args.experts is not None
+        shared = {"shared_expert_intermediate_size": args.experts.shared_size}
+        return {
+            "intermediate_size": args.intermediate_size or args.experts.size,
+            "moe_intermediate_size": args.experts.size,
+            "num_experts": args.experts.count,
+            "num_experts_per_tok": args.experts.routing.used,
+            "norm_topk_prob": args.experts.routing.normalise,
+            "decoder_sparse_step": 1,
+            "mlp_only_layers": list(range(args.experts.dense_layers)),
+            **(shared if args.experts.shared_size else {}),
+        }
 
     def add(self, w: gguf.GGUFWriter) -> None:
         super().add(w)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from ..architecture import Architecture
+from ..modules import HEAD_NORMS
 from . import qwen2
 
 
@@ -9,6 +11,10 @@ class Converter(qwen2.Converter):
     """As Qwen 2's, with head norms."""
 
     name = "qwen3"
+    written_as = ("Qwen3ForCausalLM", "qwen3")
+    biases = {}
+    lacks = Architecture.lacks
+    modules = (*qwen2.Converter.modules, *HEAD_NORMS)
     defaults = {**qwen2.Converter.defaults, "head_dim": 128}
 
     def shapes(self) -> dict[str, tuple[int, ...]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from ..architecture import Architecture
+from ..modules import ATTENTION, HEAD_NORMS
 from . import qwen2moe
 
 
@@ -9,6 +11,10 @@ class Converter(qwen2moe.Converter):
     """As Qwen 2's with experts."""
 
     name = "qwen3moe"
+    written_as = ("Qwen3MoeForCausalLM", "qwen3_moe")
+    biases = {}
+    lacks = Architecture.lacks | {"rope_scaling"}
+    modules = (*ATTENTION, *HEAD_NORMS, *qwen2moe.STACKS)
     normed = True
 
     def feed_forward(self) -> dict[str, tuple[int, ...]]:

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from mlx_ferrum import cli
+from mlx_ferrum import cli, notice
 
 from .. import target
 from ..recipes import RECIPES
@@ -26,16 +26,24 @@ largest matrix of the checkpoint, whichever is more, three times.
 def main(argv: Sequence[str] | None) -> int:
     """Run the command line; returns the exit code."""
     args = _parser().parse_args(argv)
-    from .. import huggingface, output
+    from .. import checkpoint, huggingface, output
 
     cli.begin()
     target.check([args.out], [], args.force)
     folder, name = _source(args.source)
     plan = huggingface.plan(folder, args.type, name=name, pre=args.pre)
+    quantized = sum(tensor.source not in checkpoint.DTYPES for tensor in plan.tensors)
+    if quantized:
+        notice.warn(
+            f"{quantized} tensors are quantized by MLX: their codes are kept where a block type holds the same "
+            "weights; ferrum-convert mlx keeps more"
+        )
     if args.dry_run:
         print(*output.table(plan.tensors), sep="\n")
         return 0
     output.write(args.out, plan.metadata, plan.tensors)
+    for line in plan.errors.notices():
+        notice.warn(line)
     print(f"{args.out}: {len(plan.tensors)} tensors, {args.out.stat().st_size:,} bytes")
     return 0
 

@@ -44,7 +44,7 @@ class Weights:
         if full not in self.tensors:
             raise ValueError(f"tensor {full!r} is missing")
         found = self.tensors[full]
-        if _without_ones(found.shape) != _without_ones(shape):
+        if without_ones(found.shape) != without_ones(shape):
             raise ValueError(f"tensor {full!r}: expected shape {shape}, found {found.shape}")
         self.left.discard(full)
         return found if found.shape == shape else found.reshaped(*shape)
@@ -125,6 +125,6 @@ class Weights:
             raise ValueError(f"{len(names)} tensors that this architecture does not know: {shown}")
 
 
-def _without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
+def without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
     """A shape without the axes of 1 before the first larger one; the last axis stays."""
     return tuple(itertools.dropwhile(lambda n: n == 1, shape[:-1])) + shape[-1:]

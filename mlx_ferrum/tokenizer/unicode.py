@@ -18,7 +18,7 @@ from .unicode_runs import RUNS
 
 REPLACEMENT = "\ufffd"
 _CONTROL_SPACES = frozenset({*range(0x09, 0x0E), 0x85})
-_HAN = (
+HAN = (
     (0x3400, 0x4DBF),
     (0x4E00, 0x9FFF),
     (0xF900, 0xFAFF),
@@ -80,7 +80,7 @@ def category(code_point: int) -> str:
 
 def is_han(code_point: int) -> bool:
     """Whether the code point lies in one of the CJK ideograph blocks."""
-    return any(first <= code_point <= last for first, last in _HAN)
+    return any(first <= code_point <= last for first, last in HAN)
 
 
 def lower(char: str) -> str:
