@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,32 +15,48 @@ import numpy as np
 
 from mlx_ferrum.blocks import Block, by_name
 
-from . import architecture, checkpoint, general, mlx_checkpoint, recipes, repack, vocabulary
+from . import (
+    architecture,
+    checkpoint,
+    general,
+    mlx_checkpoint,
+    quantizing,
+    recipes,
+    repack,
+    vocabulary,
+)
 from .architecture import Architecture, Converted
 from .losses import Errors, squares
 from .output import Planned, Value
+from .quantizing import Options
 
 FLOATS = ("F32", "F16", "BF16")
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a GGUF file will hold. errors: of weights that were quantized before, counted while they are written."""
+    """What a GGUF file will hold.
+
+    errors: of weights that were quantized before, counted while they are written
+    notices: a line for each thing that the user should know
+    """
 
     metadata: dict[str, Value]
     tensors: list[Planned]
     errors: Errors
+    notices: list[str]
 
 
 def plan(
-    folder: Path, recipe: str | None, *, name: str | None = None, pre: str | None = None
+    folder: Path, options: Options | None, *, name: str | None = None, pre: str | None = None
 ) -> Plan:
     """Read the configuration, the tokenizer and the headers of a folder; the weights are read when they are written.
 
-    recipe: a key of `recipes.RECIPES`, or None to keep the types that are there; name: of the model, by default the
-        folder's; pre: the pre-tokenizer
-    Raises ValueError for what is missing or damaged, NotImplementedError for what is not supported.
+    options: None keeps the types that are there; name: of the model, by default the folder's; pre: the pre-tokenizer
+    Raises ValueError for what is missing or damaged, a pattern that no tensor has, or importance of the wrong size;
+    NotImplementedError for what is not supported.
     """
+    recipe = None if options is None else options.recipe
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder}: no config.json found, expected a Hugging Face folder")
     config = vocabulary.read_json(folder / "config.json")
@@ -51,18 +67,57 @@ def plan(
     general.add(w, folder, name or folder.resolve().name, tensors)
     model.add(w)
     model.add_folder(w, folder)
-    blocks = _blocks(tensors, recipe, _facts(model, tensors))
+    blocks = _blocks(tensors, options, _facts(model, tensors))
     w.add_file_type(recipes.RECIPES[recipe or _usual(tensors, blocks)].file_type)
     w.add_quantization_version(gguf.GGML_QUANT_VERSION)
     vocabulary.add(w, folder, model, pre)
     values = {k: Value(v.value, v.type, v.sub_type) for k, v in w.kv_data[0].items()}
-    made = Plan(values, [], errors)
+    return _planned(tensors, blocks, options, Plan(values, [], errors, []))
+
+
+def _planned(
+    tensors: Sequence[Converted],
+    blocks: Mapping[str, type[Block]],
+    options: Options | None,
+    made: Plan,
+) -> Plan:
+    """`made`, which has the metadata, with the tensors and what is to be said of their importance."""
+    importance, plain = None if options is None else options.importance, []
     for t in tensors:
-        data = partial(encode, t, blocks[t.name])
-        if t.source not in checkpoint.DTYPES:
-            data = partial(data, errors=errors)
-        made.tensors.append(Planned(t.name, blocks[t.name], t.shape, t.source, data))
+        block = blocks[t.name]
+        how = _how(t, block, options, made.errors)
+        if how.columns is None and block not in quantizing.FLOATS:
+            plain.append(t.name)
+        data = partial(encode, t, block, how)
+        made.tensors.append(Planned(t.name, block, t.shape, t.source, data))
+    if importance is not None:
+        made.metadata.update(quantizing.importance_metadata(importance))
+        made.notices.extend(quantizing.importance_notices(importance, plain))
     return made
+
+
+@dataclass(frozen=True)
+class How:
+    """How a tensor is quantized.
+
+    columns: their importance, (matrices, k) float32; effort, threads: of Block.quantize
+    errors: counts what is lost, if the weights were quantized before
+    """
+
+    columns: np.ndarray | None = None
+    effort: str = "normal"
+    threads: int | None = None
+    errors: Errors | None = None
+
+
+def _how(tensor: Converted, block: type[Block], options: Options | None, errors: Errors) -> How:
+    counted = None if tensor.source in checkpoint.DTYPES else errors
+    if options is None:
+        return How(errors=counted)
+    columns = None
+    if options.importance is not None and block not in quantizing.FLOATS and not tensor.packed:
+        columns = options.importance.of(tensor.name, tensor.shape)
+    return How(columns, options.effort, options.threads, counted)
 
 
 def _stored(
@@ -96,7 +151,7 @@ def _facts(model: Architecture, tensors: Sequence[Converted]) -> recipes.ModelFa
 
 
 def _blocks(
-    tensors: Sequence[Converted], recipe: str | None, facts: recipes.ModelFacts
+    tensors: Sequence[Converted], options: Options | None, facts: recipes.ModelFacts
 ) -> dict[str, type[Block]]:
     """The type of each tensor: that which holds its codes, where it is quantized, else by the recipe.
 
@@ -104,11 +159,14 @@ def _blocks(
     holds becomes Q8_0.
     """
     given = [recipes.TensorFacts(tensor.name, tensor.shape, "F32") for tensor in tensors]
-    found = recipes.choose(given, recipe or "q8_0", facts)
+    wanted = options or Options("q8_0")
+    quantizing.check_patterns(wanted.overrides, [tensor.name for tensor in tensors])
+    imatrix = wanted.importance is not None
+    found = recipes.choose(given, wanted.recipe, facts, imatrix=imatrix, overrides=wanted.overrides)
     for tensor, fact in zip(tensors, given, strict=True):
         if tensor.packed is not None:
             found[tensor.name] = tensor.packed
-        elif recipe is None and tensor.source in FLOATS and recipes.may_quantize(fact):
+        elif options is None and tensor.source in FLOATS and recipes.may_quantize(fact):
             found[tensor.name] = by_name(tensor.source)
     return found
 
@@ -122,10 +180,9 @@ def _usual(tensors: Sequence[Converted], blocks: Mapping[str, type[Block]]) -> s
     return next(known.get(name, name) for name, _ in counts.most_common())
 
 
-def encode(tensor: Converted, block: type[Block], errors: Errors | None = None) -> np.ndarray:
+def encode(tensor: Converted, block: type[Block], how: How) -> np.ndarray:
     """The bytes of a tensor, (..., row bytes) uint8. One part of it at a time is there as float32.
 
-    errors: counts what is lost of weights that were quantized before
     Raises ValueError, which names the tensor, for weights that the type cannot hold.
     """
     out = np.empty((*tensor.shape[:-1], block.row_bytes(tensor.shape[-1])), np.uint8)
@@ -133,22 +190,39 @@ def encode(tensor: Converted, block: type[Block], errors: Errors | None = None) 
     start = 0
     for part in tensor.parts:
         x = part()
-        count = math.prod(x.shape[:-1])
-        x = x.reshape(count, -1)
+        x = x.reshape(math.prod(x.shape[:-1]), -1)
+        into = rows[start : start + len(x)]
         if tensor.packed is not None:
-            rows[start : start + count] = x
+            into[:] = x
         else:
-            rows[start : start + count] = _quantized(tensor, block, x)
-            if errors is not None and tensor.source not in checkpoint.DTYPES:
-                back = repack.decoded(block, rows[start : start + count])
-                sums = squares(back - x), squares(x)
-                errors.add(tensor.name, tensor.source, block.name, sums)
-        start += count
+            _quantize(tensor, block, how, x, into, start)
+            if how.errors is not None:
+                sums = squares(repack.decoded(block, into) - x), squares(x)
+                how.errors.add(tensor.name, tensor.source, block.name, sums)
+        start += len(x)
     return out
 
 
-def _quantized(tensor: Converted, block: type[Block], x: np.ndarray) -> np.ndarray:
-    try:
-        return block.quantize(x)
-    except ValueError as error:
-        raise ValueError(f"tensor {tensor.name!r}: {error}") from None
+def _quantize(
+    tensor: Converted, block: type[Block], how: How, x: np.ndarray, into: np.ndarray, start: int
+) -> None:
+    """x: (rows, k) -> into: (rows, row bytes). start: the tensor's row that x begins with, which tells the matrix."""
+    for matrix, some in _matrices(tensor, how, start, len(x)):
+        columns = None if how.columns is None else how.columns[matrix]
+        try:
+            into[some] = block.quantize(x[some], columns, how.effort, threads=how.threads)
+        except ValueError as error:
+            raise ValueError(f"tensor {tensor.name!r}: {error}") from None
+
+
+def _matrices(tensor: Converted, how: How, start: int, count: int) -> Iterator[tuple[int, slice]]:
+    """`count` rows from row `start` of the tensor on, by their matrices if each has an importance of its own."""
+    if how.columns is None:
+        yield 0, slice(0, count)
+        return
+    each, at = tensor.shape[-2], 0
+    while at < count:
+        matrix, row = divmod(start + at, each)
+        stop = min(count, at + each - row)
+        yield matrix, slice(at, stop)
+        at = stop

@@ -114,7 +114,7 @@ def plan(model: gguf.GGUF, options: Options) -> Plan:
         made.tensors[info.name] = _encoded(model, info, block, weights, options)
     made.notices += _requantized(changed)
     if options.importance is not None:
-        made.notices += _importance_notices(options.importance, plain)
+        made.notices += importance_notices(options.importance, plain)
     return made
 
 
@@ -125,7 +125,7 @@ def facts(model: gguf.GGUF, overrides: recipes.Overrides) -> list[recipes.Tensor
     that cannot be decoded.
     """
     found = [recipes.TensorFacts(i.name, i.shape, i.type) for i in model.tensors.values()]
-    _check_patterns(overrides, [t.name for t in found])
+    check_patterns(overrides, [t.name for t in found])
     return [t for t in found if _is_decoded(t)]
 
 
@@ -148,18 +148,28 @@ def metadata(
         "general.quantization_version": Value(QUANTIZATION_VERSION, kind.UINT32),
         "general.file_type": Value(recipes.RECIPES[recipe].file_type, kind.UINT32),
     }
-    if importance is not None:
-        new["quantize.imatrix.file"] = Value(str(importance.path), kind.STRING)
-        if importance.dataset:
-            new["quantize.imatrix.dataset"] = Value(importance.dataset, kind.STRING)
-        new["quantize.imatrix.entries_count"] = Value(len(importance.columns), kind.UINT32)
-        if importance.chunks:
-            new["quantize.imatrix.chunks_count"] = Value(importance.chunks, kind.UINT32)
     kept = {key: value for key, value in values.items() if key not in source.SPLIT}
-    return {**kept, **new}
+    return {**kept, **new, **importance_metadata(importance)}
 
 
-def _check_patterns(overrides: recipes.Overrides, names: list[str]) -> None:
+def importance_metadata(importance: Importance | None) -> dict[str, Value]:
+    """Where the importance came from, under llama.cpp's keys."""
+    if importance is None:
+        return {}
+    kind = gguf_py.GGUFValueType
+    new = {
+        "quantize.imatrix.file": Value(str(importance.path), kind.STRING),
+        "quantize.imatrix.entries_count": Value(len(importance.columns), kind.UINT32),
+    }
+    if importance.dataset:
+        new["quantize.imatrix.dataset"] = Value(importance.dataset, kind.STRING)
+    if importance.chunks:
+        new["quantize.imatrix.chunks_count"] = Value(importance.chunks, kind.UINT32)
+    return new
+
+
+def check_patterns(overrides: recipes.Overrides, names: Sequence[str]) -> None:
+    """Raises ValueError for a pattern of --tensor-type that no tensor has."""
     for pattern, _ in overrides.patterns:
         if not any(pattern.search(name) for name in names):
             raise ValueError(f"--tensor-type {pattern.pattern}: found in the name of no tensor")
@@ -223,7 +233,8 @@ def _requantized(changed: Sequence[tuple[gguf.TensorInfo, type[Block]]]) -> list
     return [f"{what}; quantizing them again loses more than quantizing a float model once"]
 
 
-def _importance_notices(importance: Importance, plain: list[str]) -> list[str]:
+def importance_notices(importance: Importance, plain: list[str]) -> list[str]:
+    """A line for experts that were never measured, and one for the tensors of `plain`, quantized without importance."""
     lines = []
     if importance.unused:
         count = sum(map(len, importance.unused.values()))

@@ -178,11 +178,11 @@ def test_ctrl_c_leaves_nothing(monkeypatch, tmp_path):
     (tmp_path / "m.gguf").write_text("before")
     encode, names = huggingface.encode, []
 
-    def interrupted(tensor, block):
+    def interrupted(tensor, *how):
         names.append(tensor.name)
         if len(names) == 5:
             raise KeyboardInterrupt
-        return encode(tensor, block)
+        return encode(tensor, *how)
 
     monkeypatch.setattr(huggingface, "encode", interrupted)
     out = tmp_path / "m.gguf"
@@ -198,9 +198,9 @@ def test_a_killed_conversion_leaves_no_file_under_the_name(tmp_path):
         "from mlx_ferrum.convert import huggingface\n"
         "from mlx_ferrum.convert.command import main\n"
         "whole = huggingface.encode\n"
-        "def killed(tensor, block):\n"
+        "def killed(tensor, *how):\n"
         "    if tensor.name == 'blk.1.ffn_up.weight': os.kill(os.getpid(), 9)\n"
-        "    return whole(tensor, block)\n"
+        "    return whole(tensor, *how)\n"
         "huggingface.encode = killed\n"
         "main(['hf', sys.argv[1], sys.argv[2], '--type', 'f16'])\n"
     )

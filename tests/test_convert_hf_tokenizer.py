@@ -11,6 +11,7 @@ from tokenizers import Regex, models, pre_tokenizers
 
 from mlx_ferrum.convert import huggingface, recognise
 from mlx_ferrum.convert.command import main
+from mlx_ferrum.convert.quantizing import Options
 from mlx_ferrum.tokenizer import Tokenizer
 from mlx_ferrum.tokenizer.pretokenizers import table
 from mlx_ferrum.tokenizer.vocabulary import TokenType
@@ -57,7 +58,9 @@ KNOWN = {
 
 
 def metadata(folder: Path, **options: str) -> dict:
-    return {k: v.value for k, v in huggingface.plan(folder, "f16", **options).metadata.items()}
+    return {
+        k: v.value for k, v in huggingface.plan(folder, Options("f16"), **options).metadata.items()
+    }
 
 
 def change(file: Path, **changes: object) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mlx_ferrum import cli, notice
 
-from .. import target
+from .. import asked, target
 from ..recipes import RECIPES
 
 EPILOG = f"""types: {" ".join(RECIPES)}
@@ -16,6 +16,7 @@ EPILOG = f"""types: {" ".join(RECIPES)}
 examples:
   %(prog)s SmolLM2-135M-Instruct/ smollm2.gguf
   %(prog)s Qwen/Qwen3-30B-A3B qwen3-moe.gguf --type q4_k_m --dry-run
+  %(prog)s SmolLM2-135M-Instruct/ smollm2.gguf --type q3_k_m --imatrix importance.gguf --effort best
 
 Memory: the largest tensor of the output, and in float32 67 million weights or the
 largest matrix of the checkpoint, whichever is more, three times.
@@ -26,12 +27,15 @@ largest matrix of the checkpoint, whichever is more, three times.
 def main(argv: Sequence[str] | None) -> int:
     """Run the command line; returns the exit code."""
     args = _parser().parse_args(argv)
-    from .. import checkpoint, huggingface, output
+    from .. import checkpoint, huggingface, output, quantizing
 
     cli.begin()
     target.check([args.out], [], args.force)
     folder, name = _source(args.source)
-    plan = huggingface.plan(folder, args.type, name=name, pre=args.pre)
+    options = quantizing.Options(args.type, *asked.read(args))
+    plan = huggingface.plan(folder, options, name=name, pre=args.pre)
+    for line in plan.notices:
+        notice.warn(line)
     quantized = sum(tensor.source not in checkpoint.DTYPES for tensor in plan.tensors)
     if quantized:
         notice.warn(
@@ -79,6 +83,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="TYPE",
         help="what weights become (default: q4_k_m); see below",
     )
+    asked.arguments(parser)
     add("--pre", metavar="NAME", help="the pre-tokenizer, where it is not recognised")
     target.arguments(parser)
     return parser

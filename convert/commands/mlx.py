@@ -56,10 +56,11 @@ def _is_folder(text: str) -> bool:
 
 
 def _to_gguf(args: argparse.Namespace) -> int:
-    from .. import huggingface, output, target
+    from .. import huggingface, output, quantizing, target
 
     target.check([args.out], [], force=False)
-    plan = huggingface.plan(Path(args.source), args.type)
+    options = None if args.type is None else quantizing.Options(args.type)
+    plan = huggingface.plan(Path(args.source), options)
     if args.dry_run:
         print(*output.table(plan.tensors), sep="\n")
         return 0

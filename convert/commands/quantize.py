@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import argparse
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlx_ferrum import cli, notice
 
+from .. import asked
+
 if TYPE_CHECKING:
     from mlx_ferrum import gguf
-    from mlx_ferrum.blocks import Block
 
     from ..quantizing import Options
     from ..sizing import Budget
 
 CHUNKS = 4  # of the text, by default
-EFFORTS = ("fast", "normal", "best")
 EPILOG = """\
 types of --type (bits per weight of the main type; a letter after it: how many tensors get more):
   f32, bf16, f16        32, 16, 16   no loss from a model of that type
@@ -71,21 +70,19 @@ def main(argv: Sequence[str] | None) -> int:
 
 
 def _options(args: argparse.Namespace, model: gguf.GGUF) -> Options:
-    from .. import importance, quantizing, recipes, sizing
+    from .. import quantizing, sizing
 
-    overrides = recipes.Overrides(args.tensor_type, args.output_type, args.embedding_type)
-    imatrix = None if args.imatrix is None else importance.read(args.imatrix)
-    common = (overrides, imatrix, args.effort, args.threads)
+    wanted = asked.read(args)
     if args.budget is None:
-        return quantizing.Options(args.type, *common)
+        return quantizing.Options(args.type, *wanted)
     if args.text is None:
         raise ValueError("--budget: expected --text FILE, a text to measure sensitivity on")
     if args.sensitivity is not None and not args.sensitivity.exists():
         cli.check_writable(args.sensitivity)
     text = sizing.Text(args.text, args.chunks or CHUNKS, args.chunk_size)
-    sized = sizing.choose(model, args.budget, text, overrides, args.sensitivity)
+    sized = sizing.choose(model, args.budget, text, wanted.overrides, args.sensitivity)
     print(*sizing.report(model, sized), sep="\n")
-    return quantizing.Options(sizing.recipe_of(sized), *common, types=sized.types)
+    return quantizing.Options(sizing.recipe_of(sized), *wanted, types=sized.types)
 
 
 def _budget(text: str) -> Budget:
@@ -104,25 +101,6 @@ def _recipe(text: str) -> str:
     if name not in RECIPES:
         raise argparse.ArgumentTypeError(f"expected {', '.join(RECIPES)}; found {text!r}")
     return name
-
-
-def _block(text: str) -> type[Block]:
-    from mlx_ferrum.blocks import by_name
-
-    try:
-        return by_name(text.upper())
-    except (ValueError, NotImplementedError) as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-
-
-def _pattern(text: str) -> tuple[re.Pattern[str], type[Block]]:
-    pattern, equals, name = text.rpartition("=")
-    if not equals or not pattern:
-        raise argparse.ArgumentTypeError(f"expected REGEX=TYPE, found {text!r}")
-    try:
-        return re.compile(pattern), _block(name)
-    except re.error as error:
-        raise argparse.ArgumentTypeError(f"{pattern!r} is no regular expression: {error}") from None
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -146,34 +124,12 @@ def _parser() -> argparse.ArgumentParser:
         metavar="SIZE",
         help="bits per weight (4.5) or the size of the file (18GB, 17.5GiB) instead: types by measured sensitivity",
     )
-    add(
-        "--imatrix",
-        type=Path,
-        metavar="FILE",
-        help="importance of columns, a GGUF or .dat file of llama.cpp's format: errors count where they matter",
-    )
-    add(
-        "--tensor-type",
-        type=_pattern,
-        action="append",
-        default=[],
-        metavar="REGEX=TYPE",
-        help="the type of the tensors in whose names REGEX is found; repeatable, the first that is found counts",
-    )
-    add("--output-type", type=_block, metavar="TYPE", help="the type of the output matrix")
-    add("--embedding-type", type=_block, metavar="TYPE", help="the type of the token embeddings")
-    add(
-        "--effort",
-        choices=EFFORTS,
-        default="normal",
-        help="how long to search for the best blocks (default: normal)",
-    )
+    asked.arguments(parser)
     add(
         "--keep-split",
         action="store_true",
         help="write as many files as the model has: OUT-00001-of-…",
     )
-    add("-t", "--threads", type=cli.positive, metavar="N", help="threads (default: all cores)")
     _budget_arguments(parser)
     arguments(parser)
     return parser
