@@ -8,7 +8,7 @@ of one grows as its squared error does: so one measurement gives the loss in eve
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from mlx_ferrum.blocks import Block
 from mlx_ferrum.models.base import LanguageModel
 from mlx_ferrum.tensor import QTensor
 
-from . import divergence, quantizing
+from . import divergence, quantizing, recipes
 from .output import replaced
 from .perplexity import ROWS
 
@@ -48,35 +48,66 @@ class Sensitivity:
 
 
 class Baseline:
-    """What the model as it is predicts: logits of at most KEPT_BYTES, from evenly spread positions."""
+    """What the model as it is predicts: logits of at most KEPT_BYTES, from evenly spread positions.
+
+    Tensors are best tried in the order of layers: what comes into the layer is kept, so that those before it run once.
+    """
 
     def __init__(self, model: LanguageModel, chunks: Sequence[Sequence[int]]) -> None:
-        self._model, self._chunks = model, chunks
+        self._model, self._chunks = model, [mx.array([list(tokens)]) for tokens in chunks]
         most = KEPT_BYTES // (4 * model.args.vocab_size)
         each = max(1, most // len(chunks))
         self._positions = [_spread(len(tokens) // 2, len(tokens), each) for tokens in chunks]
-        self._expected = list(self._logits())
+        self._last = list(self._from(0, self._embedded()))
+        self._expected = list(self._logits(self._last))
+        self._layer, self._inputs = 0, self._embedded()
 
     @property
     def positions(self) -> int:
         """How many predictions are compared."""
         return sum(map(len, self._positions))
 
-    def loss(self) -> float:
-        """Mean KL, in nats, of the model as it is now from the model as it was.
+    def loss(self, tensor: QTensor) -> float:
+        """Mean KL, in nats, of the model with `tensor` in the place of its own from the model as it is.
 
         Raises ValueError for logits that are not finite.
         """
-        pairs = zip(self._expected, self._logits(), strict=True)
-        return sum(float(divergence.kl(p, q).sum()) for p, q in pairs) / self.positions
+        layer = recipes.layer(tensor.name)
+        if layer >= 0:
+            self._move_to(layer)
+        with ops.substituted({tensor.name: tensor}):
+            if tensor.name == "output.weight":
+                hidden: Iterable[mx.array] = self._last
+            else:
+                inputs = self._inputs if layer >= 0 else self._embedded()
+                hidden = self._from(max(layer, 0), inputs)
+            pairs = zip(self._expected, self._logits(hidden), strict=True)
+            return sum(float(divergence.kl(p, q).sum()) for p, q in pairs) / self.positions
 
-    def _logits(self) -> Iterator[np.ndarray]:
+    def _move_to(self, layer: int) -> None:
+        """Keep what comes into this layer."""
+        if layer < self._layer:
+            self._layer, self._inputs = 0, self._embedded()
+        run, first = self._model.body.run, self._layer
+        self._inputs = [run(x, self._model.make_cache(), first, layer) for x in self._inputs]
+        mx.eval(*map(ops.to_mlx, self._inputs))
+        self._layer = layer
+
+    def _embedded(self) -> list[mx.array]:
+        return [self._model.body.embed_tokens(tokens) for tokens in self._chunks]
+
+    def _from(self, layer: int, inputs: Iterable[mx.array]) -> Iterator[mx.array]:
+        """What the layers from this one on make of each chunk, (1, positions, hidden), normed for the head."""
+        body = self._model.body
+        for x, positions in zip(inputs, self._positions, strict=True):
+            hidden = body.norm(body.run(x, self._model.make_cache(), layer, len(body.layers)))
+            yield ops.to_mlx(hidden)[:, mx.array(positions)]
+
+    def _logits(self, hidden: Iterable[mx.array]) -> Iterator[np.ndarray]:
         """(at most ROWS, vocabulary) float32 each, in order."""
-        for tokens, positions in zip(self._chunks, self._positions, strict=True):
-            hidden = self._model.body(mx.array([list(tokens)]), self._model.make_cache())
-            wanted = ops.to_mlx(hidden)[:, mx.array(positions)]
-            for start in range(0, len(positions), ROWS):
-                yield np.asarray(self._model.head(wanted[:, start : start + ROWS]))[0]
+        for x in hidden:
+            for start in range(0, x.shape[1], ROWS):
+                yield np.asarray(self._model.head(x[:, start : start + ROWS]))[0]
 
 
 def _spread(first: int, stop: int, most: int) -> np.ndarray:
@@ -99,15 +130,15 @@ def measure(
     baseline = Baseline(model, chunks)
     found = {}
     with progress.bar(total=len(probes), desc="sensitivity", unit="tensor") as bar:
-        for name, probe in probes.items():
-            with ops.substituted({name: quantized(file, name, probe)}):
-                loss = baseline.loss()
+        for name in sorted(probes, key=recipes.layer):
+            probe = probes[name]
+            loss = baseline.loss(quantized(file, name, probe))
             k = file.tensors[name].shape[-1]
             fitting = [block for block in types if k % block.weights == 0]
             found[name] = Sensitivity(probe.name, loss, _errors(file, name, fitting))
             bar.update()
     file.check()
-    return found
+    return {name: found[name] for name in probes}
 
 
 def quantized(file: gguf.GGUF, name: str, block: type[Block]) -> QTensor:

@@ -23,6 +23,7 @@ from mlx_ferrum.convert import budget, sensitivity
 from mlx_ferrum.convert.budget import Choice
 from mlx_ferrum.convert.command import main
 from mlx_ferrum.convert.sizing import Budget
+from mlx_ferrum.tensor import QTensor
 
 GB, GIB = 10**9, 2**30
 
@@ -157,10 +158,14 @@ def _check_substitutes(folder: Path, case: dict[str, Any], backend: str) -> None
                 assert not np.array_equal(before, np.asarray(model(tokens))), name
 
 
-def test_sensitivity_is_the_divergence(path: Path) -> None:
+@pytest.mark.parametrize(
+    "name",
+    ["blk.1.ffn_down_exps.weight", "blk.0.attn_k.weight", "output.weight", "token_embd.weight"],
+)
+def test_sensitivity_is_the_divergence(path: Path, name: str) -> None:
     """Against softmaxes in float64, of whole chunks."""
     model, tokenizer = mlx_ferrum.load(path)
-    file, name = gguf.read(path), "blk.1.ffn_down_exps.weight"
+    file = gguf.read(path)
     ids = tokenizer.encode((path.parent / "text.txt").read_text(), add_special=False)
     chunks = [ids[:32], ids[32:64]]
     measured = sensitivity.measure(model, file, chunks, {name: Q3_K}, (Q3_K, Q8_0))[name]
@@ -192,7 +197,13 @@ def test_few_positions_of_a_large_vocabulary(path: Path, monkeypatch: pytest.Mon
     model, _ = mlx_ferrum.load(path)
     monkeypatch.setattr(sensitivity, "KEPT_BYTES", 4 * model.args.vocab_size * 7)
     baseline = sensitivity.Baseline(model, [list(range(1, 33)), list(range(40, 72))])
-    assert baseline.positions == 6 and baseline.loss() == 0
+    assert baseline.positions == 6
+    file = gguf.read(path)
+    names = ["blk.1.attn_q.weight", "blk.0.attn_q.weight", "output.weight", "token_embd.weight"]
+    for name in names:  # itself, in another place
+        own = QTensor(F16, file.tensors[name].shape, file.data(name).copy(), name=name)
+        assert baseline.loss(own) == 0
+        assert baseline.loss(sensitivity.quantized(file, name, Q3_K)) > 0
 
 
 def quantize(path: Path, out: Path, *more: object) -> int:

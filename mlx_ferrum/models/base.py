@@ -163,11 +163,22 @@ class Decoder(nn.Module):
         x = self.embed_tokens(tokens)
         if see is not None:
             see(x)
-        for layer, layer_cache in zip(self.layers, cache, strict=True):
+        return self.norm(self.run(x, cache, 0, len(self.layers), see))
+
+    def run(
+        self,
+        x: mx.array,
+        cache: list[Cache],
+        first: int,
+        stop: int,
+        see: Callable[[mx.array], None] | None = None,
+    ) -> mx.array:
+        """What layers first to stop - 1 make of x, (b, l, hidden), before the norm."""
+        for layer, layer_cache in zip(self.layers[first:stop], cache[first:stop], strict=True):
             x = layer(x, layer_cache)
             if see is not None:
                 see(x)
-        return self.norm(x)
+        return x
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({len(self.layers)} layers)"
