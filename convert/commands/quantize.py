@@ -56,7 +56,8 @@ def main(argv: Sequence[str] | None) -> int:
 
     cli.begin()
     model = source.read(args.model)
-    target.check([args.out], [part.path for part in model.files], args.force)
+    if args.budget is not None and not args.keep_split:  # before the long work
+        target.check([args.out], [part.path for part in model.files], args.force)
     options = _options(args, model)
     plan = quantizing.plan(model, options)
     values = quantizing.metadata(source.metadata(model), options.recipe, options.importance)
