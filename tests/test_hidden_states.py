@@ -69,7 +69,7 @@ def test_pieces_with_a_cache_are_as_one(fast_backend: Any, path: Path) -> None:
         assert np.abs(joined - np.array(state)).max() < fast_backend.pieces * size
 
 
-def test_states_are_kept_while_later_layers_run(smollm2: Any) -> None:
+def test_states_are_kept_while_later_layers_run(cpu: Any, smollm2: Any) -> None:
     """A backend may reuse memory; what was handed out stays."""
     model, tokenizer = smollm2
     tokens = mx.array([tokenizer.encode("The capital of France is")])
