@@ -16,6 +16,7 @@ import numpy as np
 import mlx_ferrum
 from mlx_ferrum import gguf, ops
 from mlx_ferrum.models.base import LanguageModel
+from mlx_ferrum.models.encoder import language_model
 from mlx_ferrum.tokenizer import Tokenizer
 
 from . import chunks, divergence, perplexity, source, tensor_errors
@@ -126,7 +127,9 @@ class Reading:
         for name, file in zip(names[1:], files[1:], strict=True):
             check_vocabularies(names[0], files[0], name, file)
         loaded = [mlx_ferrum.load(file.path) for file in files]
-        models = [model for model, _ in loaded]
+        models = [
+            language_model(model, name) for (model, _), name in zip(loaded, names, strict=True)
+        ]
         tokenizer: Tokenizer = loaded[0][1]
         size = chunks.size(size, min(model.args.context_length for model in models))
         if isinstance(text, Path):
