@@ -67,6 +67,11 @@ class TensorError:
         return None if self.squares is None else relative(self.squares, self.base_squares)
 
     @property
+    def is_finite(self) -> bool:
+        """Whether the weights of both are known and finite."""
+        return self.squares is not None and math.isfinite(self.squares + self.base_squares)
+
+    @property
     def cosine(self) -> float | None:
         """Of the angle between the tensors as vectors; 1 for equal ones, NaN if one is zero."""
         if self.squares is None:
@@ -78,9 +83,11 @@ class TensorError:
 
 
 def relative(squares: float, base_squares: float) -> float:
-    """The root of squares / base_squares; 0 where squares are."""
+    """The root of squares / base_squares; 0 where squares are, NaN where one is not finite."""
     if squares == 0:
         return 0.0
+    if not math.isfinite(squares + base_squares):
+        return math.nan
     return math.sqrt(squares / base_squares) if base_squares > 0 else math.inf
 
 
