@@ -214,6 +214,11 @@ def test_texts_and_files_that_are_refused(folder: Path, tmp_path: Path) -> None:
     writer.close()
     with pytest.raises(ValueError, match=r"empty.gguf: has no tensors"):
         compare(a, tmp_path / "empty.gguf")
+    for count in (0, -1):
+        with pytest.raises(ValueError, match=f"count is {count}, expected 1 or more"):
+            compare(a, b, TEXT, count=count)
+    with pytest.raises(ValueError, match="logits need a text"):
+        compare(a, b, logits=tmp_path / "logits")
 
 
 @pytest.mark.parametrize(("bad", "value"), [(0, math.nan), (1, math.inf), (2, -math.inf)])
