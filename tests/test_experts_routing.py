@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 import mlx.core as mx
@@ -75,6 +76,14 @@ def test_a_dense_model_has_no_routes(smollm2: Any) -> None:
         routes(smollm2[0], TOKENS)
     with pytest.raises(ValueError, match="no experts"), observe(smollm2[0]):
         pass
+
+
+@pytest.mark.parametrize("tokens", [[], [[1, 2]], [1.5], mx.array([[1, 2]])])
+def test_tokens_that_are_no_text_are_refused_as_they_were_given(tokens: Any) -> None:
+    model, _ = mlx_ferrum.load("tiny-moe")
+    shape = re.escape(str(np.array(tokens).shape))
+    with pytest.raises(ValueError, match=rf"tokens are \w+ {shape}, expected integers \(length,\)"):
+        routes(model, tokens)
 
 
 def test_the_heat_map_is_a_figure() -> None:

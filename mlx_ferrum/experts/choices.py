@@ -72,7 +72,8 @@ def with_experts(model: LanguageModel) -> list[tuple[int, Experts]]:
 
     Raises ValueError if there is none, NotImplementedError for an encoder.
     """
-    if isinstance(model, Encoder):
+    loaded: object = model
+    if isinstance(loaded, Encoder):
         raise NotImplementedError("an encoder has no experts, expected a language model")
     layers = [(i, layer.mlp) for i, layer in enumerate(model.body.layers)]
     found = [(i, mlp) for i, mlp in layers if isinstance(mlp, Experts)]

@@ -53,12 +53,16 @@ class Routes:
 def routes(model: LanguageModel, tokens: Sequence[int]) -> list[Routes]:
     """Run `model` over token ids (n,) in one pass; a `Routes` for each layer that has experts.
 
-    Raises ValueError if there is no such layer, and as the model does when it is called.
+    Raises ValueError if there is no such layer or tokens are no sequence of integers, and as the model does when it
+    is called.
     """
     layers = with_experts(model)
+    ids = np.array(tokens)
+    if ids.ndim != 1 or not ids.size or not np.issubdtype(ids.dtype, np.integer):
+        raise ValueError(f"tokens are {ids.dtype} {ids.shape}, expected integers (length,)")
     said: list[list[np.ndarray]] = [[] for _ in layers]
     with observers(layers, [_noting(parts) for parts in said]):
-        mx.eval(model(mx.array([list(tokens)])))
+        mx.eval(model(mx.array(ids[None])))
     return [Routes(i, *parts) for (i, _), parts in zip(layers, said, strict=True)]
 
 
