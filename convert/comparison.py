@@ -91,7 +91,7 @@ def relative(squares: float, base_squares: float) -> float:
     return math.sqrt(squares / base_squares) if base_squares > 0 else math.inf
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class TensorErrors:
     """The tensors of another model beside the base's.
 
@@ -104,6 +104,12 @@ class TensorErrors:
     only_base: list[str] = field(default_factory=list)
     only_other: list[str] = field(default_factory=list)
     reshaped: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        """The number of tensors, and the worst of those whose error is finite."""
+        known = [e for e in self.worst() if e.is_finite]
+        worst = f", worst {known[0].name} with {known[0].relative:.3%}" if known else ""
+        return f"TensorErrors({len(self.errors)} tensors{worst})"
 
     def worst(self) -> list[TensorError]:
         """By relative error, largest first; those that are not known or NaN come before all."""

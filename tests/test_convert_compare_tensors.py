@@ -100,6 +100,8 @@ def test_tensors_without_a_counterpart_and_odd_numbers(tmp_path: Path, capsys: A
     assert errors["off"].relative == pytest.approx(0.5) and errors["off"].cosine == 1
     assert {e.name for e in other.tensors.worst()[:3]} == {"nan", "iq", "zeros"}
     assert other.tensors.share(errors["off"]) == 1
+    assert repr(other.tensors) == "TensorErrors(5 tensors, worst zeros with inf%)"
+    assert repr(TensorErrors([])) == "TensorErrors(0 tensors)"
     assert main(["compare", str(a), str(b)]) == 0
     said = capsys.readouterr().out
     assert "only in the base: output.weight\n" in said and "only in it: more\n" in said

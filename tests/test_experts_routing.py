@@ -94,3 +94,5 @@ def test_the_heat_map_is_a_figure() -> None:
     assert image is not None
     assert np.ma.filled(image, 0).tolist() == [[0.625, 0, 0.375, 1.0]] * 2
     assert figure.axes[0].get_title() == "two layers"
+    with pytest.raises(ValueError, match="layers: none found"):
+        heat_map([], 2)

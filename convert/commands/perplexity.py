@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from ..perplexity import Loss
 
 EPILOG = """\
-The text is cut into chunks of tokens. The model reads each chunk without those before it and is scored
-on the second half of it, so that every scored token has half a chunk before it. Perplexity is e to the
-mean loss in nats; lower is better. It can be compared between models with the same tokenizer, on the
-same text and chunks. The numbers are those of llama-perplexity, up to rounding. The error is a standard
-error: of two models on the same text the difference is far more certain than that.
+The text is cut into chunks of tokens. The model reads each chunk on its own and is scored on the second
+half of it, so that every scored token has at least half a chunk of context. Perplexity is e to the mean loss
+in nats; lower is better. Compare perplexities only between models with the same tokenizer, on the same text
+and chunks. The numbers equal those of llama-perplexity, up to rounding. The value after +- is a standard
+error; the difference between two models on the same text is known far more precisely (see `compare`).
 
 examples:
   %(prog)s model-q4.gguf text.txt

@@ -22,9 +22,10 @@ FORMATS = (".npy", ".jsonl")
 
 EPILOG = """\
 An embedding is a vector that stands for a text: texts of similar meaning have similar vectors.
-Vectors are scaled to length 1, unless the model's authors do not or --raw is given, so the dot
-product of two is the cosine of their angle. How the vectors of a text's tokens become one is up
-to the model (mean, first or last token). Longer texts than the model takes are truncated.
+The dot product of two vectors is the cosine of their angle, because vectors are scaled to length 1
+(not with --raw, nor where the model's settings turn scaling off). The model's settings also say how
+the vectors of a text's tokens become one: their mean, or the first or last token's. Texts that are
+too long for the model are truncated, and a warning says so.
 
 A model to start with, from the Hugging Face Hub:
   ferrum-convert hf sentence-transformers/all-MiniLM-L6-v2 minilm.gguf --type q8_0

@@ -33,8 +33,10 @@ def draw(layers: Sequence[Choices], used: int, title: str, path: Path) -> None:
 def heat_map(layers: Sequence[Choices], used: int, title: str = "") -> Figure:
     """The map as a figure, which a notebook shows. used: experts that a token gets.
 
-    Raises RuntimeError, which says what to install, if there is no matplotlib.
+    Raises ValueError if there is no layer; RuntimeError, which says what to install, if there is no matplotlib.
     """
+    if not layers:
+        raise ValueError("layers: none found, expected the choices of one or more")
     drawing.check_installed()
     from matplotlib.figure import Figure
 
