@@ -21,6 +21,8 @@ from .entry import begin, command, describe, guarded, stdin
 from .parser import HelpFormatter, Parser
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from .models.base import LanguageModel
     from .models.encoder import Encoder
     from .sample import Processor, Sampler
@@ -275,6 +277,12 @@ def check_writable(path: str | Path) -> None:
             pass
     except OSError as error:
         raise OSError(error.errno, f"cannot write: {error.strerror}", str(path)) from None
+
+
+def check_not_read(path: Path, sources: Iterable[Path]) -> None:
+    """Raises ValueError if an output would replace a file that the command reads."""
+    if path.exists() and any(path.samefile(source) for source in sources if source.exists()):
+        raise ValueError(f"{path}: is the file that is read; name another one")
 
 
 def token_count(text: str) -> int:

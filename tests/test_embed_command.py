@@ -79,6 +79,17 @@ def test_a_failure_leaves_what_was_there(error, path, tmp_path, monkeypatch, cap
     assert [p.name for p in tmp_path.iterdir()] == ["out.npy"]
 
 
+@pytest.mark.parametrize("read", ["lines.jsonl", "model.npy"])
+def test_a_file_that_is_read_is_not_replaced(read, path, tmp_path, capsys):
+    lines, model, out = tmp_path / "lines.jsonl", tmp_path / "model.npy", tmp_path / read
+    lines.write_text("a\nb\n")
+    model.write_bytes(path.read_bytes())
+    before = out.read_bytes()
+    assert run(model, "--file", str(lines), "--out", str(out)) == 1
+    assert f"{out}: is the file that is read" in capsys.readouterr().err
+    assert out.read_bytes() == before
+
+
 def test_stdin_and_ctrl_c(path):
     arguments = [sys.executable, "-m", "mlx_ferrum.embed", str(path), "-", "--backend", "reference"]
     done = subprocess.run(arguments, input=b"a\nb\n", capture_output=True, check=True)

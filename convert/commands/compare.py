@@ -84,9 +84,15 @@ def _check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
         if not args.plots.is_dir():
             args.plots.mkdir()
         cli.check_writable(args.plots / "error.png")
-    for path in (args.logits, None if args.json in (None, "-") else Path(args.json)):
-        if path is not None:
-            cli.check_writable(path)
+    for path in _outputs(args):
+        cli.check_writable(path)
+    if len({path.resolve() for path in _outputs(args)}) < len(_outputs(args)):
+        parser.error("--logits and --json name the same file")
+
+
+def _outputs(args: argparse.Namespace) -> list[Path]:
+    paths = (args.logits, None if args.json in (None, "-") else Path(args.json))
+    return [path for path in paths if path is not None]
 
 
 def _compare(args: argparse.Namespace) -> tuple[Comparison, bool]:
@@ -95,6 +101,9 @@ def _compare(args: argparse.Namespace) -> tuple[Comparison, bool]:
 
     names = [args.base, *args.others]
     files = [comparing.open_model(name) for name in names]
+    sources = [part.path for file in files for part in file.files]
+    for path in _outputs(args):
+        cli.check_not_read(path, [*sources, *([args.text] if args.text is not None else [])])
     reading, errors, is_stopped = None, [], False
     if args.text is not None:
         count, size = args.chunks, args.chunk_size

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import mlx_ferrum
-from mlx_ferrum import cli
+from mlx_ferrum import catalog, cli
 
 if TYPE_CHECKING:
     from mlx_ferrum.models.encoder import Encoder
@@ -57,6 +57,8 @@ def _run(args: argparse.Namespace) -> int:
 
     if args.out is not None:
         cli.check_writable(args.out)
+        read = [catalog.resolve(args.model), *([args.file] if args.file is not None else [])]
+        cli.check_not_read(args.out, read)
     texts = [line for text in args.texts for line in _texts(text)]
     if args.file is not None:
         texts += _lines(_read(args.file))

@@ -19,7 +19,7 @@ BATCH = 32  # texts in a forward pass
 def embed(
     model: LoadedModel,
     tokenizer: Tokenizer,
-    texts: Sequence[str],
+    texts: Sequence[str] | np.ndarray,
     *,
     normalize: bool | None = None,
 ) -> np.ndarray:
@@ -47,7 +47,9 @@ def embed(
     return out
 
 
-def _tokens(tokenizer: Tokenizer, texts: Sequence[str], longest: int) -> list[list[int]]:
+def _tokens(
+    tokenizer: Tokenizer, texts: Sequence[str] | np.ndarray, longest: int
+) -> list[list[int]]:
     """The ids of each text, `longest` at most; those that the tokenizer puts around a text stay."""
     if not _is_list(texts):
         raise ValueError(f"texts: {type(texts).__name__} found, expected a sequence of strings")
