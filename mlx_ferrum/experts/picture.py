@@ -1,4 +1,4 @@
-"""A heat map of the choices: a row a layer, a column an expert. Needs matplotlib, which is an extra."""
+"""A heat map of the choices: one row per layer, one column per expert. Needs matplotlib, which is an extra."""
 
 from __future__ import annotations
 

@@ -67,7 +67,7 @@ class Encoder(LoadedModel):
     layers: list[Any]
 
     def __call__(self, tokens: mx.array, lengths: list[int]) -> mx.array:
-        """An architecture computes it."""
+        """Each architecture defines it."""
         raise NotImplementedError
 
     def __repr__(self) -> str:
