@@ -82,9 +82,9 @@ def unpack(packed: np.ndarray, bits: int) -> np.ndarray:
 
 
 def quantize(x: np.ndarray, layout: Layout) -> Rows:
-    """x: (n, k) float32, finite. Codes span the weights of a group, or a part of them where codes are few.
+    """x: (n, k) float32, finite. Codes first span the range of a group, or with few bits also narrower ranges.
 
-    Scale and bias are then fitted to the codes, by least squares; of all fits the one of least squared error counts.
+    Scale and bias are then fitted to the codes, by least squares; the fit with the least squared error is kept.
     """
     groups = x.reshape(len(x), -1, layout.group)
     low, high = groups.min(axis=-1, keepdims=True), groups.max(axis=-1, keepdims=True)

@@ -43,7 +43,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--imatrix",
         type=Path,
         metavar="FILE",
-        help="importance of columns, a GGUF or .dat file of llama.cpp's format: errors count where they matter",
+        help="weight errors by the importance of columns, from a GGUF or .dat file as `imatrix` and llama.cpp write it",
     )
     add(
         "--tensor-type",
@@ -51,7 +51,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="REGEX=TYPE",
-        help="the type of the tensors in whose names REGEX is found; repeatable, the first that is found counts",
+        help="the type of tensors whose names contain a match of REGEX; repeatable, the first match counts",
     )
     add("--output-type", type=_block, metavar="TYPE", help="the type of the output matrix")
     add("--embedding-type", type=_block, metavar="TYPE", help="the type of the token embeddings")

@@ -1,7 +1,7 @@
 """Types for a model of a given size: bits go where they lower the loss most.
 
-Each tensor has a curve of loss over size. The cheapest point of each is taken first; then, again and again, the step
-on any curve that lowers the loss most for a byte, until nothing fits.
+Each tensor has a curve of loss over size. The smallest point of each is taken first. Then the step on any curve
+that lowers the loss most per byte is taken, again and again, until no step fits.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def allocate(choices: Mapping[str, Sequence[Choice]], nbytes: int) -> dict[str, 
 
 
 def _step(curve: Sequence[Choice], i: int, name: str) -> tuple[float, str] | None:
-    """How much loss a byte the step from point i costs (less than 0), and whose it is; None at the end."""
+    """The loss per byte that the step from point i adds (below 0), and its tensor; None at the end."""
     return None if i + 1 == len(curve) else (_slope(curve[i], curve[i + 1]), name)
 
 

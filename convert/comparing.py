@@ -16,6 +16,7 @@ import numpy as np
 import mlx_ferrum
 from mlx_ferrum import gguf, ops
 from mlx_ferrum.models.base import LanguageModel
+from mlx_ferrum.models.encoder import language_model
 from mlx_ferrum.tokenizer import Tokenizer
 
 from . import chunks, divergence, perplexity, source, tensor_errors
@@ -35,7 +36,7 @@ def compare(
     *,
     count: int | None = None,
     size: int | None = None,
-    logits: Path | None = None,
+    logits: str | Path | None = None,
     tensors: bool = True,
 ) -> Comparison:
     """Compare other models with `base`, which has the same vocabulary: their tensors, and what they predict on a text.
@@ -47,15 +48,20 @@ def compare(
     logits: a file that keeps the base's logits, for this text and these chunks; made if it is missing, continued if
         it is not complete
     tensors: whether tensors are compared
-    Raises ValueError for vocabularies that differ, a text without one chunk, a file without tensors, logits that are
-    not finite, or saved logits of something else; OSError for files that cannot be had.
+    Raises ValueError for a count below 1, vocabularies that differ, a text without one chunk, a file without tensors,
+    logits that are not finite, or saved logits of something else; NotImplementedError for a text that an encoder
+    should read; OSError for files that cannot be had.
     """
     names = [others] if isinstance(others, (str, Path)) else list(others)
+    if count is not None and count < 1:
+        raise ValueError(f"count is {count}, expected 1 or more")
+    if text is None and logits is not None:
+        raise ValueError("logits need a text")
     files = [open_model(name) for name in (base, *names)]
     reading = None
     if text is not None:
         reading = Reading.of([base, *names], files, text, count=count, size=size)
-        reading.run(logits)
+        reading.run(None if logits is None else Path(logits))
     errors = [tensor_errors.measure(files[0], f) if tensors else None for f in files[1:]]
     return result([base, *names], files, reading, errors)
 
@@ -126,7 +132,9 @@ class Reading:
         for name, file in zip(names[1:], files[1:], strict=True):
             check_vocabularies(names[0], files[0], name, file)
         loaded = [mlx_ferrum.load(file.path) for file in files]
-        models = [model for model, _ in loaded]
+        models = [
+            language_model(model, name) for (model, _), name in zip(loaded, names, strict=True)
+        ]
         tokenizer: Tokenizer = loaded[0][1]
         size = chunks.size(size, min(model.args.context_length for model in models))
         if isinstance(text, Path):

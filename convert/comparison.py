@@ -67,6 +67,11 @@ class TensorError:
         return None if self.squares is None else relative(self.squares, self.base_squares)
 
     @property
+    def is_finite(self) -> bool:
+        """Whether the weights of both are known and finite."""
+        return self.squares is not None and math.isfinite(self.squares + self.base_squares)
+
+    @property
     def cosine(self) -> float | None:
         """Of the angle between the tensors as vectors; 1 for equal ones, NaN if one is zero."""
         if self.squares is None:
@@ -78,13 +83,15 @@ class TensorError:
 
 
 def relative(squares: float, base_squares: float) -> float:
-    """The root of squares / base_squares; 0 where squares are."""
+    """The root of squares / base_squares; 0 where squares are, NaN where one is not finite."""
     if squares == 0:
         return 0.0
+    if not math.isfinite(squares + base_squares):
+        return math.nan
     return math.sqrt(squares / base_squares) if base_squares > 0 else math.inf
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class TensorErrors:
     """The tensors of another model beside the base's.
 
@@ -97,6 +104,12 @@ class TensorErrors:
     only_base: list[str] = field(default_factory=list)
     only_other: list[str] = field(default_factory=list)
     reshaped: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        """The number of tensors, and the worst of those whose error is finite."""
+        known = [e for e in self.worst() if e.is_finite]
+        worst = f", worst {known[0].name} with {known[0].relative:.3%}" if known else ""
+        return f"TensorErrors({len(self.errors)} tensors{worst})"
 
     def worst(self) -> list[TensorError]:
         """By relative error, largest first; those that are not known or NaN come before all."""

@@ -94,6 +94,9 @@ _ROWS: dict[str, Cell] = {
 def _tensors(name: str, tensors: TensorErrors, is_all: bool) -> Iterator[str]:
     yield f"{name}: {len(tensors.errors)} tensors"
     yield from _missing(tensors)
+    if not tensors.errors:
+        yield "  no tensor has the name and shape of one in the base"
+        return
     yield from _types(tensors.errors)
     shown = tensors.errors if is_all else [e for e in tensors.worst() if e.relative != 0][:SHOWN]
     if not shown:
@@ -113,6 +116,8 @@ def _numbers(tensors: TensorErrors, e: TensorError) -> str:
     error, cosine = e.relative, e.cosine
     if error is None or cosine is None:
         return f"{'cannot be decoded':>38}"
+    if not e.is_finite:
+        return f"{'not finite':>38}"
     share = tensors.share(e)
     return f"{error:>9.3%} {share:>7.2%} {e.largest:>9.2e} {1 - cosine:>10.2e}"
 
@@ -142,9 +147,14 @@ def _types(errors: Sequence[TensorError]) -> Iterator[str]:
     for group in groups.values():
         nbytes = sum(e.nbytes for e in group)
         line = f"  {_type(group[0]):<15} {len(group):>7} {nbytes:>14,}"
-        known = [e for e in group if e.squares is not None]
-        if not known:
+        if all(e.squares is None for e in group):
             yield f"{line} {'cannot be decoded':>19}"
+            continue
+        known = [e for e in group if e.is_finite]
+        if len(known) < len(group):
+            line += f" {len(group) - len(known)} not finite;"
+        if not known:
+            yield line.removesuffix(";")
             continue
         error = relative(sum(e.squares or 0.0 for e in known), sum(e.base_squares for e in known))
         yield f"{line} {error:>9.3%} {max(e.largest for e in known):>9.2e}"

@@ -66,7 +66,7 @@ class Module:
 
 
 def check(out: Path) -> None:
-    """Raises an error if a folder cannot be made, or is there with something in it."""
+    """Raises an error if a folder cannot be made, or exists and is not empty."""
     if out.is_dir() and any(out.iterdir()):
         raise FileExistsError(f"{out}: is there already and not empty; name another folder")
     if out.exists() and not out.is_dir():

@@ -1,4 +1,4 @@
-"""What a conversion loses: squared errors of weights, by what tensors were and what they became."""
+"""Errors of a conversion: squared errors of weights, by the old and the new type of their tensors."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 @dataclass
 class Errors:
-    """What tensors lost, by what they were and what they became.
+    """Squared errors of tensors, by their old and new type.
 
     names: of the tensors; sums: of squared errors and of squared weights
     """

@@ -17,6 +17,7 @@ import numpy as np
 
 from mlx_ferrum import models
 from mlx_ferrum.models.base import BaseArgs
+from mlx_ferrum.models.encoder import Encoder
 
 from . import architecture, architectures, rope
 from .architecture import Architecture
@@ -31,7 +32,10 @@ def read(metadata: Mapping[str, Any]) -> BaseArgs:
     name = metadata.get("general.architecture")
     if not isinstance(name, str):
         raise ValueError("metadata key 'general.architecture' is missing or not a string")
-    args: BaseArgs = models.find(name).ModelArgs.from_metadata(metadata, name)
+    module = models.find(name)
+    if issubclass(module.Model, Encoder):
+        raise NotImplementedError(f"architecture {name!r}: mlx_lm runs no encoders")
+    args: BaseArgs = module.ModelArgs.from_metadata(metadata, name)
     return args
 
 

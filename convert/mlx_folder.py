@@ -120,7 +120,7 @@ class _Tensors:
         return found + self._missing_biases(config)
 
     def _dtype(self) -> str:
-        """That of most matrices where all are floats. Otherwise float32, in which mlx_lm then computes, too."""
+        """The type of most matrices if all are floats, otherwise float32, in which mlx_lm then computes too."""
         sizes: Counter[type[Block]] = Counter()
         for info in self.model.tensors.values():
             if len(info.shape) > 1 and "ffn_gate_inp" not in info.name:

@@ -85,7 +85,7 @@ def _divergences(comparison: Comparison) -> list[tuple[str, Model, Divergence]]:
 
 
 def kl_over_size(comparison: Comparison) -> Figure:
-    """The mean KL with its standard error over the size of the tensors, a point a model.
+    """The mean KL with its standard error over the size of the tensors, one point per model.
 
     Raises ValueError if the comparison has no text.
     """
@@ -130,7 +130,7 @@ def _bits_above(axes: Axes, base: Model) -> None:
 
 
 def kl_over_tokens(comparison: Comparison) -> Figure:
-    """The share of the tokens that have more than a KL, over that KL, a line a model.
+    """The share of the tokens with at least a KL, over that KL, one line per model.
 
     Raises ValueError if the comparison has no text.
     """
@@ -164,9 +164,10 @@ def kl_over_tokens(comparison: Comparison) -> Figure:
 
 
 def error_by_layer(comparison: Comparison, other: int = 0) -> Figure:
-    """A heat map of the relative errors: a row a layer, a column a kind of tensor; other: which of `others`.
+    """A heat map of the relative errors: one row per layer, one column per kind of tensor.
 
-    Kinds that are exact in every layer have no column. Raises ValueError if the tensors were not compared.
+    other: index in `others`. Kinds that are exact in every layer have no column.
+    Raises ValueError if the tensors were not compared.
     """
     from matplotlib.colors import LogNorm
 

@@ -47,6 +47,7 @@ def quantize(
     Raises ValueError for an unknown recipe or effort, if `out` is a file of the model or the model is not sound;
     NotImplementedError for tensors that cannot be decoded; OSError if the file cannot be written.
     """
+    recipe = recipe.lower()
     if recipe not in recipes.RECIPES:
         raise ValueError(f"recipe: expected {', '.join(recipes.RECIPES)}, found {recipe!r}")
     out, file = Path(out), source.read(model)

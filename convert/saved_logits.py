@@ -186,6 +186,8 @@ def _check(header: bytes, expected: bytes, path: Path) -> None:
     """Raises ValueError, which says what differs, unless both headers have the same identity."""
     if not header.startswith(MAGIC):
         raise ValueError(f"{path}: is not a file of saved logits, so it is not written to")
+    if len(header) < HEADER:
+        raise ValueError(f"{path}: the header of saved logits is cut off; delete the file")
     try:
         found = json.loads(header[len(MAGIC) :])
         identity, names = dict(found["identity"]), dict(found["names"])

@@ -1,8 +1,8 @@
 """How much a model's predictions change when one tensor is stored in fewer bits, measured tensor by tensor.
 
-A tensor alone is quantized, the model reads a text, and the loss is the mean Kullback-Leibler divergence of what it
-predicts from what the model as it was predicts. For small errors the losses of several tensors add up, and the loss
-of one grows as its squared error does: so one measurement gives the loss in every type.
+One tensor at a time is quantized, and the model reads a text. The loss is the mean Kullback-Leibler divergence of its
+predictions from those of the unchanged model. For small errors the losses of several tensors add up, and each loss is
+proportional to the tensor's squared error, so one measurement gives the loss in every type.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Sensitivity:
 
 
 class Baseline:
-    """What the model as it is predicts: logits of at most KEPT_BYTES, from evenly spread positions.
+    """Predictions of the unchanged model: logits of at most KEPT_BYTES, from evenly spread positions.
 
     Tensors are best tried in the order of layers: what comes into the layer is kept, so that those before it run once.
     """
@@ -68,7 +68,7 @@ class Baseline:
         return sum(map(len, self._positions))
 
     def loss(self, tensor: QTensor) -> float:
-        """Mean KL, in nats, of the model with `tensor` in the place of its own from the model as it is.
+        """Mean KL, in nats, of predictions with `tensor` in place of the model's own from the unchanged model's.
 
         Raises ValueError for logits that are not finite.
         """

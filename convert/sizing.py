@@ -12,6 +12,7 @@ from pathlib import Path
 import mlx_ferrum
 from mlx_ferrum import gguf
 from mlx_ferrum.blocks import Block, by_name
+from mlx_ferrum.models.encoder import language_model
 
 from . import budget, chunks, quantizing, recipes, sensitivity
 from .budget import Choice
@@ -123,7 +124,8 @@ def _least(
 def _measured(
     file: gguf.GGUF, names: Sequence[str], text: Text, room: int, saved: Path | None
 ) -> dict[str, Sensitivity]:
-    model, tokenizer = mlx_ferrum.load(file.path)
+    loaded, tokenizer = mlx_ferrum.load(file.path)
+    model = language_model(loaded, file.path)
     size = chunks.size(text.size, model.args.context_length)
     pieces = chunks.read(text.path, tokenizer, size, text.most)
     digest = hashlib.sha256(repr(pieces).encode()).hexdigest()

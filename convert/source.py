@@ -27,7 +27,7 @@ def read(name: str | Path) -> gguf.GGUF:
 
 
 def metadata(file: gguf.GGUF) -> dict[str, Value]:
-    """All values with their types, and the bytes that they are copied by; without a split model's own."""
+    """All values with their types and stored bytes, without the keys of split models."""
     split = SPLIT if len(file.parts) > 1 else ()
     return {key: _value(file, key) for key in file.metadata if key not in split}
 

@@ -23,19 +23,17 @@ def arguments(parser: argparse.ArgumentParser, also: str = "") -> None:
     parser.add_argument(
         "--force",
         action="store_true",
-        help=f"replace files that are there, which stay otherwise{also}",
+        help=f"replace existing files, which are kept otherwise{also}",
     )
 
 
 def check(paths: Iterable[Path], sources: Sequence[Path], force: bool) -> None:
-    """Raises an error if a file cannot be written, is one of the sources, or is there and not to be replaced."""
+    """Raises an error if a file cannot be written, is one of the sources, or exists and must not be replaced."""
     for path in paths:
         cli.check_writable(path)
         if not path.exists():
             continue
-        for source in sources:
-            if path.samefile(source):
-                raise ValueError(f"{path}: is the file that is read; name another one")
+        cli.check_not_read(path, sources)
         if not force:
             raise FileExistsError(f"{path}: is there already; --force replaces it")
 

@@ -1,6 +1,6 @@
 """The tokenizer of a GGUF file as the files of a Hugging Face folder, which transformers and mlx_lm read.
 
-Format of tokenizer.json: https://huggingface.co/docs/tokenizers. What it cannot say exactly: of overlapping special
+Format of tokenizer.json: https://huggingface.co/docs/tokenizers. What it cannot express exactly: of overlapping special
 tokens, the leftmost counts there, the longest here; equal scores of SentencePiece are merges in the order of ids.
 """
 
@@ -39,7 +39,7 @@ def files(metadata: Mapping[str, Any], context: int) -> dict[str, Any]:
     """The files by name, as what becomes JSON.
 
     context: the longest text of the model, in tokens
-    Raises ValueError for damaged metadata, NotImplementedError for a tokenizer that the format cannot say.
+    Raises ValueError for damaged metadata, NotImplementedError for a tokenizer that the format cannot express.
     """
     kind = kinds.from_metadata(metadata)
     return {
@@ -176,7 +176,7 @@ def _texts(vocabulary: Vocabulary) -> dict[str, int]:
 
 
 def _known(merges: Iterable[list[str]], ids: Mapping[str, int]) -> list[list[str]]:
-    """Merges of tokens into a token: the library refuses others, which never happen."""
+    """Merges of two tokens into a third; the library refuses other merges, which never apply."""
     return [
         merge
         for merge in merges

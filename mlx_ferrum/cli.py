@@ -21,6 +21,8 @@ from .entry import begin, command, describe, guarded, stdin
 from .parser import HelpFormatter, Parser
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from .models.base import LanguageModel
     from .models.encoder import Encoder
     from .sample import Processor, Sampler
@@ -234,32 +236,25 @@ def load_model(args: argparse.Namespace) -> tuple[LanguageModel, Tokenizer]:
 
     Raises NotImplementedError for an encoder.
     """
-    from .models.encoder import Encoder
+    from .models.encoder import language_model
 
-    model, tokenizer = _load(args)
-    if isinstance(model, Encoder):
-        raise NotImplementedError(
-            f"{args.model}: an encoder makes embeddings and no text; use python -m mlx_ferrum.embed"
-        )
-    return model, tokenizer
+    use_backend(args)
+    model, tokenizer = mlx_ferrum.load(args.model)
+    return language_model(model, args.model), tokenizer
 
 
 def load_encoder(args: argparse.Namespace) -> tuple[Encoder, Tokenizer]:
     """As `load_model`, for the commands that want an encoder. Raises NotImplementedError for a language model."""
     from .models.encoder import Encoder
 
-    model, tokenizer = _load(args)
+    use_backend(args)
+    model, tokenizer = mlx_ferrum.load(args.model)
     if not isinstance(model, Encoder):
         raise NotImplementedError(
             f"{args.model}: a language model of architecture {model.args.architecture} makes no embeddings, "
             "expected an encoder such as bert"
         )
     return model, tokenizer
-
-
-def _load(args: argparse.Namespace) -> tuple[Any, Tokenizer]:
-    use_backend(args)
-    return mlx_ferrum.load(args.model)
 
 
 def use_backend(args: argparse.Namespace) -> None:
@@ -282,6 +277,12 @@ def check_writable(path: str | Path) -> None:
             pass
     except OSError as error:
         raise OSError(error.errno, f"cannot write: {error.strerror}", str(path)) from None
+
+
+def check_not_read(path: Path, sources: Iterable[Path]) -> None:
+    """Raises ValueError if an output would replace a file that the command reads."""
+    if path.exists() and any(path.samefile(source) for source in sources if source.exists()):
+        raise ValueError(f"{path}: is the file that is read; name another one")
 
 
 def token_count(text: str) -> int:

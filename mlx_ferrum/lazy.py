@@ -32,8 +32,11 @@ def attributes(package: str, modules: Mapping[str, str]) -> Callable[[str], Any]
     """The `__getattr__` of a package whose public names are imported when they are first read.
 
     modules: the submodule of each name
-    Reading a name raises ImportError, which says what to install, if MLX cannot be imported.
+    Reading a name raises ImportError, which says what to install, if MLX cannot be imported. `dir`, and so completion
+    in a notebook, knows the names before that.
     """
+    namespace = vars(sys.modules[package])
+    namespace["__dir__"] = lambda: sorted({*namespace, *modules})
 
     def get(name: str) -> Any:
         if name not in modules:
@@ -44,7 +47,7 @@ def attributes(package: str, modules: Mapping[str, str]) -> Callable[[str], Any]
             if missing() is None:
                 raise
             raise explain(error) from None
-        vars(sys.modules[package])[name] = value
+        namespace[name] = value
         return value
 
     return get

@@ -20,6 +20,14 @@ def ctrl_c() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.fixture(autouse=True)
+def restored_backend() -> Iterator[None]:
+    """A test that runs a command with --backend does not slow down the tests after it."""
+    before = ops._active
+    yield
+    ops._active = before
+
+
 @pytest.fixture(params=BACKENDS, ids=str)
 def backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
     """Each backend in turn, in use."""

@@ -214,6 +214,36 @@ def test_texts_and_files_that_are_refused(folder: Path, tmp_path: Path) -> None:
     writer.close()
     with pytest.raises(ValueError, match=r"empty.gguf: has no tensors"):
         compare(a, tmp_path / "empty.gguf")
+    for count in (0, -1):
+        with pytest.raises(ValueError, match=f"count is {count}, expected 1 or more"):
+            compare(a, b, TEXT, count=count)
+    with pytest.raises(ValueError, match="logits need a text"):
+        compare(a, b, logits=tmp_path / "logits")
+
+
+@pytest.mark.parametrize("option", ["--json", "--logits"])
+@pytest.mark.parametrize("read", ["text", "a.gguf", "b.gguf"])
+def test_a_file_that_is_read_is_not_replaced(
+    folder: Path, tmp_path: Path, capsys: Any, option: str, read: str
+) -> None:
+    (tmp_path / "text").write_text(TEXT)
+    for name in ("a.gguf", "b.gguf"):
+        (tmp_path / name).write_bytes((folder / name).read_bytes())
+    before = (tmp_path / read).read_bytes()
+    a, b, text, out = (str(tmp_path / name) for name in ("a.gguf", "b.gguf", "text", read))
+    assert main(["compare", a, b, "--text", text, "--chunk-size", str(SIZE), option, out]) == 1
+    assert f"{out}: is the file that is read" in capsys.readouterr().err
+    assert (tmp_path / read).read_bytes() == before
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_outputs_are_different_files(folder: Path, tmp_path: Path, capsys: Any) -> None:
+    models, out = [str(folder / f"{name}.gguf") for name in "ab"], str(tmp_path / "x")
+    (tmp_path / "text").write_text(TEXT)
+    options = ["--text", str(tmp_path / "text"), "--json", out, "--logits", out]
+    with pytest.raises(SystemExit, match="2"):
+        main(["compare", *models, *options])
+    assert "--logits and --json name the same file" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("bad", "value"), [(0, math.nan), (1, math.inf), (2, -math.inf)])

@@ -210,9 +210,17 @@ def test_files_that_are_no_logits_or_damaged(folder: Path, tmp_path: Path) -> No
     data = bytearray((folder / "whole").read_bytes())
     path.write_bytes(data[:20] + b"?" + data[21:])
     refused(folder, path, "the header of saved logits is damaged")
+    path.write_bytes(data[: saved_logits.HEADER // 2])
+    refused(folder, path, "the header of saved logits is cut off; delete the file")
     data[saved_logits.HEADER + 10] ^= 1
     path.write_bytes(data)
     refused(folder, path, "x: chunk 1 of [0-9]+ is damaged; delete the file")
+
+
+def test_the_name_of_a_file_may_be_text(folder: Path, tmp_path: Path) -> None:
+    compare(*(folder / f"{n}.gguf" for n in "ab"), TEXT, size=SIZE, logits=str(tmp_path / "x"))
+    found, expected = (p.read_bytes() for p in (tmp_path / "x", folder / "whole"))
+    assert found[saved_logits.HEADER :] == expected[saved_logits.HEADER :]
 
 
 def test_a_file_in_use_and_a_full_disk(

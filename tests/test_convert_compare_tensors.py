@@ -100,12 +100,42 @@ def test_tensors_without_a_counterpart_and_odd_numbers(tmp_path: Path, capsys: A
     assert errors["off"].relative == pytest.approx(0.5) and errors["off"].cosine == 1
     assert {e.name for e in other.tensors.worst()[:3]} == {"nan", "iq", "zeros"}
     assert other.tensors.share(errors["off"]) == 1
+    assert repr(other.tensors) == "TensorErrors(5 tensors, worst zeros with inf%)"
+    assert repr(TensorErrors([])) == "TensorErrors(0 tensors)"
     assert main(["compare", str(a), str(b)]) == 0
     said = capsys.readouterr().out
     assert "only in the base: output.weight\n" in said and "only in it: more\n" in said
     assert "another shape: reshaped is 2 x 32 in the base, 3 x 32 here" in said
     assert "cannot be decoded" in said
+    (line,) = (line for line in said.splitlines() if line.startswith("  nan "))
+    assert line.endswith("not finite")
+    (line,) = (line for line in said.splitlines() if line.startswith("  F32 "))
+    assert "1 not finite;" in line and "nan" not in line
     assert "NaN" not in str(comparison_report.as_json(compare(a, b)))
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_weights_that_are_not_finite_in_one_model(
+    tmp_path: Path, capsys: Any, swapped: bool
+) -> None:
+    one = np.ones((2, 32), np.float32)
+    nan = one.copy()
+    nan[1, 3] = np.nan
+    paths = [write(tmp_path / f"{n}.gguf", {"t": x}) for n, x in (("one", one), ("nan", nan))]
+    assert main(["compare", *map(str, reversed(paths) if swapped else paths)]) == 0
+    said = capsys.readouterr().out
+    assert "inf" not in said.replace("not finite", "") and "nan%" not in said
+    assert sum(line.endswith("not finite") for line in said.splitlines()) == 2
+
+
+def test_models_without_a_common_tensor_are_not_equal(tmp_path: Path, capsys: Any) -> None:
+    shapes = {"a": {"t": (2, 32)}, "b": {"t": (3, 32)}, "c": {"u": (2, 32)}}
+    for name, tensors in shapes.items():
+        write(tmp_path / f"{name}.gguf", {n: np.ones(s, np.float32) for n, s in tensors.items()})
+    assert main(["compare", *(str(tmp_path / f"{name}.gguf") for name in shapes)]) == 0
+    said = capsys.readouterr().out
+    assert said.count("no tensor has the name and shape of one in the base") == 2
+    assert "equal" not in said
 
 
 # -- pictures ------------------------------------------------------------------------------------

@@ -85,6 +85,18 @@ def test_equal_logits_are_worth_the_vocabulary(path: Path, monkeypatch: pytest.M
     assert loss.perplexity_error == pytest.approx(0, abs=1e-4)
 
 
+def test_logits_that_are_not_finite_name_the_model(
+    path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kind = type(mlx_ferrum.load(path)[0])
+    monkeypatch.setattr(
+        kind, "head", lambda self, x: mx.full((*x.shape[:-1], self.args.vocab_size), math.nan)
+    )
+    text = str(path.parent / "text.txt")
+    assert main(["perplexity", str(path), text, "--chunk-size", str(SIZE)]) == 1
+    assert capsys.readouterr().err.startswith(f"error: {path}: expected finite logits, found nan")
+
+
 def test_loss_that_is_not_finite() -> None:
     with pytest.raises(ValueError, match="finite loss, found inf"):
         perplexity.Loss().add(np.array([1.0, np.inf]))

@@ -284,7 +284,7 @@ def test_the_function_writes_what_the_command_writes(model: Path, tmp_path: Path
     run(model, tmp_path / "a.gguf", "--type", "q3_k_m", "--effort", "fast", "--imatrix", sums)
     out = tmp_path / "b.gguf"
     out.write_text("old")
-    made = quantize(model, out, "q3_k_m", effort="fast", importance=sums)
+    made = quantize(model, out, "Q3_K_M", effort="fast", importance=sums)
     assert made == out and out.read_bytes() == (tmp_path / "a.gguf").read_bytes()
 
 

@@ -186,6 +186,15 @@ def test_a_missing_tensor_is_noticed(name, path, tmp_path):
         mlx_ferrum.load(rewritten(path, tmp_path / "m.gguf", without))
 
 
+def test_an_array_of_texts(reference, path):
+    model, tokenizer = mlx_ferrum.load(path)
+    wanted = mlx_ferrum.embed(model, tokenizer, TEXTS)
+    found = mlx_ferrum.embed(model, tokenizer, np.array(TEXTS))
+    np.testing.assert_array_equal(found, wanted)
+    with pytest.raises(ValueError, match="texts: ndarray found, expected a sequence of strings"):
+        mlx_ferrum.embed(model, tokenizer, np.array("a"))
+
+
 def test_the_other_kind_of_model_is_refused(reference, path):
     model, tokenizer = mlx_ferrum.load(path)
     with pytest.raises(NotImplementedError, match=r"use mlx_ferrum\.embed"):

@@ -9,6 +9,7 @@ from importlib import import_module
 from pathlib import Path
 
 import hf_bert
+import mlx.core as mx
 import numpy as np
 import pytest
 
@@ -16,6 +17,7 @@ import mlx_ferrum
 from mlx_ferrum import catalog
 from mlx_ferrum.embed import output
 from mlx_ferrum.embed.command import main as command
+from mlx_ferrum.experts import routes
 
 TEXTS = ["a", "Café, the long text"]
 
@@ -77,6 +79,17 @@ def test_a_failure_leaves_what_was_there(error, path, tmp_path, monkeypatch, cap
     assert [p.name for p in tmp_path.iterdir()] == ["out.npy"]
 
 
+@pytest.mark.parametrize("read", ["lines.jsonl", "model.npy"])
+def test_a_file_that_is_read_is_not_replaced(read, path, tmp_path, capsys):
+    lines, model, out = tmp_path / "lines.jsonl", tmp_path / "model.npy", tmp_path / read
+    lines.write_text("a\nb\n")
+    model.write_bytes(path.read_bytes())
+    before = out.read_bytes()
+    assert run(model, "--file", str(lines), "--out", str(out)) == 1
+    assert f"{out}: is the file that is read" in capsys.readouterr().err
+    assert out.read_bytes() == before
+
+
 def test_stdin_and_ctrl_c(path):
     arguments = [sys.executable, "-m", "mlx_ferrum.embed", str(path), "-", "--backend", "reference"]
     done = subprocess.run(arguments, input=b"a\nb\n", capture_output=True, check=True)
@@ -113,6 +126,8 @@ REFUSING = {
     "mlx_ferrum.experts.command": ["MODEL", "--prompt", "a"],
     "mlx_ferrum.convert.commands.perplexity": ["MODEL", "TEXT"],
     "mlx_ferrum.convert.commands.imatrix": ["MODEL", "TEXT", "OUT"],
+    "mlx_ferrum.convert.commands.compare": ["MODEL", "MODEL", "--text", "TEXT"],
+    "mlx_ferrum.convert.commands.quantize": ["MODEL", "OUT", "--budget", "30", "--text", "TEXT"],
 }
 
 
@@ -125,6 +140,23 @@ def test_commands_for_language_models_refuse_in_one_line(module, path, tmp_path,
     assert capsys.readouterr().err == (
         f"error: {path}: an encoder makes embeddings and no text; use python -m mlx_ferrum.embed\n"
     )
+
+
+def test_an_encoder_is_not_converted_for_mlx_lm(path, tmp_path, capsys):
+    assert import_module("mlx_ferrum.convert.commands.mlx").main([str(path), f"{tmp_path}/o"]) == 1
+    assert "architecture 'bert': mlx_lm runs no encoders" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("way", ["make_cache", "hidden_states", "logits"])
+def test_what_only_language_models_have_is_refused(way, path):
+    with pytest.raises(NotImplementedError, match="the model is an encoder"):
+        getattr(mlx_ferrum.load(path)[0], way)(mx.array([[1]]))
+
+
+def test_an_encoder_has_no_experts(path):
+    with pytest.raises(NotImplementedError, match="an encoder has no experts"):
+        routes(mlx_ferrum.load(path)[0], [1])
 
 
 def test_a_language_model_is_refused_in_one_line(capsys):

@@ -224,6 +224,13 @@ def test_the_doctor_reports_what_is_missing(without_backend: dict[str, str]) -> 
     assert "\nadvice\n- Install MLX with a backend: pip install " in done.stdout
 
 
+@pytest.mark.parametrize("package", ["", ".chat", ".convert", ".experts", ".generate", ".gguf"])
+def test_completion_knows_names_before_they_are_imported(package: str) -> None:
+    name = f"mlx_ferrum{package}"
+    code = f"import sys, {name}; p = sys.modules['{name}']; print(set(p.__all__) - set(dir(p)))"
+    assert shell(f'{sys.executable} -c "{code}"').stdout == "set()\n"
+
+
 @pytest.mark.parametrize(
     "code", ["mlx_ferrum.load('tiny-moe')", "mlx_ferrum.generate", "from mlx_ferrum import load"]
 )

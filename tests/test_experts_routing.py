@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 import mlx.core as mx
@@ -77,6 +78,14 @@ def test_a_dense_model_has_no_routes(smollm2: Any) -> None:
         pass
 
 
+@pytest.mark.parametrize("tokens", [[], [[1, 2]], [1.5], mx.array([[1, 2]])])
+def test_tokens_that_are_no_text_are_refused_as_they_were_given(tokens: Any) -> None:
+    model, _ = mlx_ferrum.load("tiny-moe")
+    shape = re.escape(str(np.array(tokens).shape))
+    with pytest.raises(ValueError, match=rf"tokens are \w+ {shape}, expected integers \(length,\)"):
+        routes(model, tokens)
+
+
 def test_the_heat_map_is_a_figure() -> None:
     layers = [Choices(i, np.array([5, 0, 3, 8]), tokens=8) for i in (0, 2)]
     figure = heat_map(layers, 2, "two layers")
@@ -85,3 +94,5 @@ def test_the_heat_map_is_a_figure() -> None:
     assert image is not None
     assert np.ma.filled(image, 0).tolist() == [[0.625, 0, 0.375, 1.0]] * 2
     assert figure.axes[0].get_title() == "two layers"
+    with pytest.raises(ValueError, match="layers: none found"):
+        heat_map([], 2)

@@ -69,7 +69,7 @@ def test_pieces_with_a_cache_are_as_one(fast_backend: Any, path: Path) -> None:
         assert np.abs(joined - np.array(state)).max() < fast_backend.pieces * size
 
 
-def test_states_are_kept_while_later_layers_run(smollm2: Any) -> None:
+def test_states_are_kept_while_later_layers_run(cpu: Any, smollm2: Any) -> None:
     """A backend may reuse memory; what was handed out stays."""
     model, tokenizer = smollm2
     tokens = mx.array([tokenizer.encode("The capital of France is")])
@@ -86,6 +86,8 @@ def test_bad_arguments_are_named(reference: Any, path: Path) -> None:
         model.hidden_states(mx.array([1, 2]))
     with pytest.raises(ValueError, match="the cache has 1 layers"):
         model.hidden_states(TOKENS, cache=model.make_cache()[:1])
-    for shape in ((1, 5), ()):
+    with pytest.raises(ValueError, match=r"hidden states are a list, expected an mx\.array"):
+        model.logits([[1.0]])  # type: ignore[arg-type]
+    for shape in ((1, 5), (), (0, 256)):
         with pytest.raises(ValueError, match=r"hidden states are \(.*\), expected \(..., 256\)"):
             model.logits(mx.zeros(shape))

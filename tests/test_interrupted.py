@@ -102,7 +102,7 @@ def test_ctrl_c_within_a_call_of_the_model(
     assert np.abs(found - wanted[:, 3:]).max() < 1e-4
 
 
-def test_ctrl_c_in_a_conversation(smollm2: Any) -> None:
+def test_ctrl_c_in_a_conversation(cpu: Any, smollm2: Any) -> None:
     """The reply so far stays, and the next one is that of a conversation that was never interrupted."""
     chat, other = (Conversation(*smollm2, max_tokens=20) for _ in range(2))
     with pytest.raises(KeyboardInterrupt):

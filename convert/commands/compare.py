@@ -1,4 +1,4 @@
-"""`compare BASE OTHER…`: how far models are from the one that they were made of."""
+"""`compare BASE OTHER…`: how far models are from the one that they were made from."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 EPILOG = """\
 Without --text only the tensors are compared. Their error is rms(b - a) / rms(a), where a is the base's
 tensor and b the other's. To first order the loss grows with the sum of the squares of these errors;
-"share" is a tensor's part in that sum. The worst 20 are listed, and what each type costs.
+"share" is a tensor's part of that sum. Two tables show the error of each type and the 20 worst tensors.
 
 With --text the models read the text side by side, in chunks, as `perplexity` does: the second half of
 each chunk is scored. For each scored token:
@@ -29,18 +29,18 @@ each chunk is scored. For each scored token:
   same top token  the share of tokens for which both find the same token the most likely
   RMS of dp       root mean square of the difference of the probabilities of the text's tokens
   ratio to base   of the perplexities
-Errors are standard errors, as of independent tokens. These are the numbers of llama-perplexity
---kl-divergence. For quantized models its KLs are larger, by about 0.004, because llama.cpp rounds
-activations to 8 bits on a CPU; its "PPL(base)" comes from rounded logits.
+Values after +- are standard errors; they assume independent tokens. llama-perplexity --kl-divergence
+measures the same. Its KLs of quantized models are larger by about 0.004, because llama.cpp rounds
+activations to 8 bits on a CPU, and its "PPL(base)" comes from rounded logits.
 
---logits keeps the base's logits for the next comparison on the same text, chunks and backend: 2 bytes
-times the vocabulary for each scored token (25 MB a chunk of 512 for a vocabulary of 49,152; 134 MB for
-262,144). Each logit is rounded to 1/65535 of its position's range, often 0.0005 nats, which changes the
-mean KL by about 1e-8 and nothing else. A run that was stopped or killed goes on from there. The file is
-refused if it belongs to another model, text, chunk size or backend. Ctrl-C prints what is known so far.
+--logits keeps the base's logits for later comparisons on the same text, chunks and backend. Each scored
+token takes 2 bytes times the vocabulary: a chunk of 512 tokens takes 25 MB with a vocabulary of 49,152, and
+134 MB with 262,144. Each logit is rounded to 1/65535 of the range at its position, often 0.0005 nats; the mean KL
+changes by less than 1e-6. A stopped or killed run resumes from the file. A file that belongs to another
+model, text, chunk size or backend is refused. Ctrl-C prints the results so far.
 
-Memory: the files are mapped; on top, what a prompt of a chunk needs for each model, the logits of 64
-positions of two models (134 MB for a vocabulary of 262,144), and 100 MB.
+Memory: the files are mapped. In addition each model needs memory for a prompt of one chunk, the logits of
+64 positions of two models are held (134 MB for a vocabulary of 262,144), and 100 MB are used otherwise.
 
 examples:
   %(prog)s model-f16.gguf model-q4.gguf
@@ -84,9 +84,15 @@ def _check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
         if not args.plots.is_dir():
             args.plots.mkdir()
         cli.check_writable(args.plots / "error.png")
-    for path in (args.logits, None if args.json in (None, "-") else Path(args.json)):
-        if path is not None:
-            cli.check_writable(path)
+    for path in _outputs(args):
+        cli.check_writable(path)
+    if len({path.resolve() for path in _outputs(args)}) < len(_outputs(args)):
+        parser.error("--logits and --json name the same file")
+
+
+def _outputs(args: argparse.Namespace) -> list[Path]:
+    paths = (args.logits, None if args.json in (None, "-") else Path(args.json))
+    return [path for path in paths if path is not None]
 
 
 def _compare(args: argparse.Namespace) -> tuple[Comparison, bool]:
@@ -95,6 +101,9 @@ def _compare(args: argparse.Namespace) -> tuple[Comparison, bool]:
 
     names = [args.base, *args.others]
     files = [comparing.open_model(name) for name in names]
+    sources = [part.path for file in files for part in file.files]
+    for path in _outputs(args):
+        cli.check_not_read(path, [*sources, *([args.text] if args.text is not None else [])])
     reading, errors, is_stopped = None, [], False
     if args.text is not None:
         count, size = args.chunks, args.chunk_size
@@ -136,8 +145,8 @@ def _write(path: Path, text: str) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = cli.Parser(
         "convert compare",
-        description="Measure how far models are from a base that has the same vocabulary, such as the "
-        "float model that they were quantized from: tensor by tensor, and on a text.",
+        description="Compare models with a base that has the same vocabulary, such as the float model that "
+        "they were quantized from: tensor by tensor, and by their predictions on a text.",
         epilog=EPILOG,
     )
     add = parser.add_argument

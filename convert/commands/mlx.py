@@ -9,7 +9,7 @@ from pathlib import Path
 from mlx_ferrum import cli, notice
 
 EPILOG = """\
-What becomes of a GGUF file's types:
+How each type of a GGUF file is stored in the folder:
   Q4_0, Q4_1          4 bits in groups of 32, the same weights
   Q5_0, Q5_1          5 bits in groups of 32, the same weights
   Q8_0                8 bits in groups of 32, the same weights
@@ -20,14 +20,14 @@ What becomes of a GGUF file's types:
   F16, BF16, F32      stay floats
 
 Scales are float32, so that weights stay the same, and mlx_lm computes in float32. --dtype float16 makes the folder a
-sixth smaller and halves mlx_lm's key-value cache; MLX rounds more then, on a CPU much more.
+sixth smaller and halves mlx_lm's key-value cache, but MLX then rounds more, on a CPU much more.
 
 examples:
   %(prog)s smollm2-135m SmolLM2-mlx/
   %(prog)s model-q4_0.gguf model-mlx/ --dtype float16
   %(prog)s model-f16.gguf model-mlx/ --bits 4 --group-size 64
 
-Memory: the file is mapped; the largest matrix of the model, and about 500 MB on top.
+Memory: the file is mapped; the largest matrix of the model and about 500 MB are used in addition.
 """
 
 
@@ -99,11 +99,11 @@ def _parser() -> argparse.ArgumentParser:
     parser = cli.Parser(
         "convert mlx",
         description="Convert a GGUF model to a folder that mlx_lm loads, or such a folder to a GGUF file. Types that "
-        "MLX has are repacked without loss; others are quantized again, and a line says what that costs.",
+        "MLX has are repacked without loss; others are quantized again, and a line shows the error.",
         epilog=EPILOG,
     )
     add = parser.add_argument
-    add("source", metavar="MODEL", help="a GGUF file, or a folder of mlx_lm")
+    add("source", metavar="MODEL", help="a GGUF file, or a folder for mlx_lm")
     add("out", type=Path, metavar="OUT", help="the folder, or the GGUF file, to write")
     add(
         "--bits",
@@ -117,7 +117,7 @@ def _parser() -> argparse.ArgumentParser:
         type=int,
         choices=affine.GROUPS,
         metavar="N",
-        help="weights with a common scale, where matrices are quantized: 32, 64 or 128",
+        help="how many weights share a scale, where matrices are quantized: 32, 64 or 128",
     )
     add(
         "--dtype",
@@ -130,8 +130,8 @@ def _parser() -> argparse.ArgumentParser:
         type=str.lower,
         choices=RECIPES,
         metavar="TYPE",
-        help="what matrices become in a GGUF file where no type holds them as they are, as of ferrum-convert hf "
-        "(default: Q8_0, floats stay)",
+        help="for a GGUF file: the recipe for matrices that no type holds exactly, as for `hf` "
+        "(default: q8_0; floats stay)",
     )
     add("--dry-run", action="store_true", help="say what would be written, and write nothing")
     return parser

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,14 +14,16 @@ from mlx_ferrum import cli
 from .. import chunks
 
 if TYPE_CHECKING:
+    from mlx_ferrum.models.base import LanguageModel
+
     from ..perplexity import Loss
 
 EPILOG = """\
-The text is cut into chunks of tokens. The model reads each chunk without those before it and is scored
-on the second half of it, so that every scored token has half a chunk before it. Perplexity is e to the
-mean loss in nats; lower is better. It can be compared between models with the same tokenizer, on the
-same text and chunks. The numbers are those of llama-perplexity, up to rounding. The error is a standard
-error: of two models on the same text the difference is far more certain than that.
+The text is cut into chunks of tokens. The model reads each chunk on its own and is scored on the second
+half of it, so that every scored token has at least half a chunk of context. Perplexity is e to the mean loss
+in nats; lower is better. Compare perplexities only between models with the same tokenizer, on the same text
+and chunks. The numbers equal those of llama-perplexity, up to rounding. The value after +- is a standard
+error; the difference between two models on the same text is known far more precisely (see `compare`).
 
 examples:
   %(prog)s model-q4.gguf text.txt
@@ -34,13 +36,11 @@ def main(argv: Sequence[str] | None) -> int:
     """Run the command line; returns the exit code."""
     args = _parser().parse_args(argv)
     cli.import_engine()
-    from .. import perplexity
-
     model, tokenizer = cli.load_model(args)
     size = chunks.size(args.chunk_size, model.args.context_length)
     pieces = chunks.read(args.text, tokenizer, size, args.chunks)
     with chunks.progress(pieces, args.text.name) as read:
-        loss = perplexity.measure(model, read)
+        loss = _measured(args.model, model, read)
     if args.json:
         print(json.dumps(_as_json(args.model, loss, len(pieces), size)))
         return 0
@@ -48,6 +48,15 @@ def main(argv: Sequence[str] | None) -> int:
     print(f"loss       {loss.mean:.4f} +- {loss.error:.4f} nats per token")
     print(f"scored     {loss.tokens} tokens, in {len(pieces)} chunks of {size}")
     return 0
+
+
+def _measured(name: str, model: LanguageModel, pieces: Iterable[Sequence[int]]) -> Loss:
+    from .. import perplexity
+
+    try:
+        return perplexity.measure(model, pieces)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
 
 
 def _as_json(model: str, loss: Loss, count: int, size: int) -> dict[str, object]:

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 CHUNKS = 4  # of the text, by default
 EPILOG = """\
-types of --type (bits per weight of the main type; a letter after it: how many tensors get more):
+recipes of --type, with the bits per weight of the main type; _s, _m and _l give more bits to few, some or
+many other tensors:
   f32, bf16, f16        32, 16, 16   no loss from a model of that type
   q8_0                  8.5          hardly any loss
   q6_k                  6.6
@@ -27,16 +28,17 @@ types of --type (bits per weight of the main type; a letter after it: how many t
   q4_k_m, q4_k_s        4.5          the usual choice; also q4_0, q4_1, iq4_nl
   iq4_xs                4.3          a little smaller than q4_k_s
   q3_k_l, _m, _s        3.4          for models that do not fit otherwise
-  q2_k                  2.6          with much loss; use --imatrix
+  q2_k                  2.6          a large loss; use --imatrix
   mxfp4_moe             4.3          experts in MXFP4, all else in q8_0
 
-Each recipe gives every tensor the type that llama-quantize gives it. Rows that the type's blocks do
-not divide get a type of blocks of 32 weights. Norms, routers and vectors stay as they are. Memory: the
-file is mapped, and about 100 MB on top.
+A recipe gives every tensor the type that llama-quantize gives it. Where the length of a row is not a
+multiple of the type's block, a type with blocks of 32 weights is used. Norms, routers and vectors stay as
+they are. Memory: the file is mapped, and about 100 MB are used in addition.
 
---budget: the model reads the text once for each tensor with that tensor alone in fewer bits. How much
-what it predicts changes, in nats per token, is its sensitivity; bits go where they lower the sum of those
-most. That takes as long as reading the text so many times; the table says what was found and chosen.
+--budget: the model reads the text once for each tensor, with only that tensor in fewer bits. The change of
+its predictions, in nats per token, is the tensor's sensitivity. Bits go to the tensors where they lower the
+sum of these changes most. A table shows what was measured and chosen. Measuring takes as long as reading
+the text once for each tensor.
 
 examples:
   %(prog)s model-f16.gguf model-q4.gguf --type q4_k_m
@@ -109,9 +111,9 @@ def _parser() -> argparse.ArgumentParser:
 
     parser = cli.Parser(
         "convert quantize",
-        description="Write a GGUF model in another type. Best start from F32, BF16 or F16: what is "
-        "quantized already loses more. Tensors that have the wanted type are copied bit for bit. A split model "
-        "becomes one file. OUT appears when it is complete.",
+        description="Write a GGUF model in another type. Start from F32, BF16 or F16 if you can: quantizing a "
+        "quantized model loses more. Tensors that already have the wanted type are copied bit for bit. A split "
+        "model becomes one file. OUT appears when it is complete.",
         epilog=EPILOG,
     )
     cli.model_argument(parser, "model")
@@ -123,7 +125,8 @@ def _parser() -> argparse.ArgumentParser:
         "--budget",
         type=_budget,
         metavar="SIZE",
-        help="bits per weight (4.5) or the size of the file (18GB, 17.5GiB) instead: types by measured sensitivity",
+        help="instead of a recipe: bits per weight (4.5) or the size of the file (18GB, 17.5GiB); each tensor "
+        "gets its type by measured sensitivity",
     )
     asked.arguments(parser)
     add(
@@ -140,11 +143,16 @@ def _budget_arguments(parser: argparse.ArgumentParser) -> None:
     from .. import chunks
 
     group = parser.add_argument_group("for --budget")
-    group.add_argument("--text", type=Path, metavar="FILE", help="what the model should do well")
+    group.add_argument(
+        "--text",
+        type=Path,
+        metavar="FILE",
+        help="text like that which the model should handle well",
+    )
     chunks.arguments(group, CHUNKS)
     group.add_argument(
         "--sensitivity",
         type=Path,
         metavar="FILE",
-        help="keep what was measured there, or use what was: other budgets then take no time",
+        help="keep the measurements in FILE, or use those in it, so that another budget needs no new ones",
     )

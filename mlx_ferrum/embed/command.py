@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import mlx_ferrum
-from mlx_ferrum import cli
+from mlx_ferrum import catalog, cli
 
 if TYPE_CHECKING:
     from mlx_ferrum.models.encoder import Encoder
@@ -22,9 +22,10 @@ FORMATS = (".npy", ".jsonl")
 
 EPILOG = """\
 An embedding is a vector that stands for a text: texts of similar meaning have similar vectors.
-Vectors are scaled to length 1, unless the model's authors do not or --raw is given, so the dot
-product of two is the cosine of their angle. How the vectors of a text's tokens become one is up
-to the model (mean, first or last token). Longer texts than the model takes are truncated.
+The dot product of two vectors is the cosine of their angle, because vectors are scaled to length 1
+(not with --raw, nor where the model's settings turn scaling off). The model's settings also say how
+the vectors of a text's tokens become one: their mean, or the first or last token's. Texts that are
+too long for the model are truncated, and a warning says so.
 
 A model to start with, from the Hugging Face Hub:
   ferrum-convert hf sentence-transformers/all-MiniLM-L6-v2 minilm.gguf --type q8_0
@@ -56,6 +57,8 @@ def _run(args: argparse.Namespace) -> int:
 
     if args.out is not None:
         cli.check_writable(args.out)
+        read = [catalog.resolve(args.model), *([args.file] if args.file is not None else [])]
+        cli.check_not_read(args.out, read)
     texts = [line for text in args.texts for line in _texts(text)]
     if args.file is not None:
         texts += _lines(_read(args.file))

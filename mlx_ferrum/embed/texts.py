@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -18,7 +19,7 @@ BATCH = 32  # texts in a forward pass
 def embed(
     model: LoadedModel,
     tokenizer: Tokenizer,
-    texts: Sequence[str],
+    texts: Sequence[str] | np.ndarray,
     *,
     normalize: bool | None = None,
 ) -> np.ndarray:
@@ -46,9 +47,11 @@ def embed(
     return out
 
 
-def _tokens(tokenizer: Tokenizer, texts: Sequence[str], longest: int) -> list[list[int]]:
+def _tokens(
+    tokenizer: Tokenizer, texts: Sequence[str] | np.ndarray, longest: int
+) -> list[list[int]]:
     """The ids of each text, `longest` at most; those that the tokenizer puts around a text stay."""
-    if isinstance(texts, str | bytes) or not isinstance(texts, Sequence | np.ndarray):
+    if not _is_list(texts):
         raise ValueError(f"texts: {type(texts).__name__} found, expected a sequence of strings")
     after = tokenizer.encode("")[len(tokenizer.prefix_ids) :]
     found, long = [], []
@@ -69,6 +72,12 @@ def _tokens(tokenizer: Tokenizer, texts: Sequence[str], longest: int) -> list[li
             f"first texts[{first}] with {count}"
         )
     return found
+
+
+def _is_list(texts: Any) -> bool:
+    if isinstance(texts, np.ndarray):
+        return texts.ndim > 0
+    return isinstance(texts, Sequence) and not isinstance(texts, str | bytes)
 
 
 def _forward(model: Encoder, rows: list[list[int]]) -> mx.array:

@@ -10,6 +10,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_ferrum.models.base import LanguageModel
+from mlx_ferrum.models.encoder import Encoder
 from mlx_ferrum.nn import Experts, Observer
 
 
@@ -67,7 +68,13 @@ def observe(model: LanguageModel) -> Generator[list[Choices]]:
 
 
 def with_experts(model: LanguageModel) -> list[tuple[int, Experts]]:
-    """The layers that have experts, with their numbers. Raises ValueError if there is none."""
+    """The layers that have experts, with their numbers.
+
+    Raises ValueError if there is none, NotImplementedError for an encoder.
+    """
+    loaded: object = model
+    if isinstance(loaded, Encoder):
+        raise NotImplementedError("an encoder has no experts, expected a language model")
     layers = [(i, layer.mlp) for i, layer in enumerate(model.body.layers)]
     found = [(i, mlp) for i, mlp in layers if isinstance(mlp, Experts)]
     if not found:

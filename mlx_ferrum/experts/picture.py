@@ -1,4 +1,4 @@
-"""A heat map of the choices: a row a layer, a column an expert. Needs matplotlib, which is an extra."""
+"""A heat map of the choices: one row per layer, one column per expert. Needs matplotlib, which is an extra."""
 
 from __future__ import annotations
 
@@ -33,8 +33,10 @@ def draw(layers: Sequence[Choices], used: int, title: str, path: Path) -> None:
 def heat_map(layers: Sequence[Choices], used: int, title: str = "") -> Figure:
     """The map as a figure, which a notebook shows. used: experts that a token gets.
 
-    Raises RuntimeError, which says what to install, if there is no matplotlib.
+    Raises ValueError if there is no layer; RuntimeError, which says what to install, if there is no matplotlib.
     """
+    if not layers:
+        raise ValueError("layers: none found, expected the choices of one or more")
     drawing.check_installed()
     from matplotlib.figure import Figure
 

@@ -1,4 +1,4 @@
-"""What the routers of a model said of each token of a text."""
+"""The decisions of a model's routers for each token of a text."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .choices import observers, with_experts
 
 @dataclass(frozen=True, repr=False)
 class Routes:
-    """What one layer's router said of each token.
+    """The decisions of one layer's router, token by token.
 
     layer: its number, dense layers counted
     logits: (tokens, experts) float32, as the router gave them
@@ -43,7 +43,7 @@ class Routes:
 
     @property
     def entropy(self) -> np.ndarray:
-        """(tokens,) bits: 0 where the router is sure of one expert, log2(experts) where all are alike to it."""
+        """(tokens,) bits: 0 where the router is sure of one expert, log2(experts) where it finds all of them equal."""
         p = self.probabilities
         logs = np.log2(p, out=np.zeros_like(p), where=p > 0)
         found: np.ndarray = -(p * logs).sum(axis=-1)
@@ -53,12 +53,16 @@ class Routes:
 def routes(model: LanguageModel, tokens: Sequence[int]) -> list[Routes]:
     """Run `model` over token ids (n,) in one pass; a `Routes` for each layer that has experts.
 
-    Raises ValueError if there is no such layer, and as the model does when it is called.
+    Raises ValueError if there is no such layer or tokens are no sequence of integers, and as the model does when it
+    is called.
     """
     layers = with_experts(model)
+    ids = np.array(tokens)
+    if ids.ndim != 1 or not ids.size or not np.issubdtype(ids.dtype, np.integer):
+        raise ValueError(f"tokens are {ids.dtype} {ids.shape}, expected integers (length,)")
     said: list[list[np.ndarray]] = [[] for _ in layers]
     with observers(layers, [_noting(parts) for parts in said]):
-        mx.eval(model(mx.array([list(tokens)])))
+        mx.eval(model(mx.array(ids[None])))
     return [Routes(i, *parts) for (i, _), parts in zip(layers, said, strict=True)]
 
 

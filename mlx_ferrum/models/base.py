@@ -245,11 +245,9 @@ class LanguageModel(LoadedModel):
 
         The last of the hidden states gives the model's own logits, an earlier one what the model would say if the
         layers after it were left out (the "logit lens").
-        Raises ValueError for hidden states of another width.
+        Raises ValueError for hidden states of another width, and for none.
         """
-        size = self.args.hidden_size
-        if not hidden.shape or hidden.shape[-1] != size:
-            raise ValueError(f"hidden states are {tuple(hidden.shape)}, expected (..., {size})")
+        _check_hidden(hidden, self.args.hidden_size)
         return self.head(self.body.norm(hidden))
 
     def __repr__(self) -> str:
@@ -281,6 +279,15 @@ class LanguageModel(LoadedModel):
     def make_cache(self) -> list[Cache]:
         """Empty caches, one a layer."""
         return Caches(KVCache() for _ in range(self.args.num_layers))
+
+
+def _check_hidden(hidden: Any, size: int) -> None:
+    """Raises ValueError unless they are an array (..., size) that is not empty."""
+    if not isinstance(hidden, mx.array | np.ndarray):
+        found = type(hidden).__name__
+        raise ValueError(f"hidden states are a {found}, expected an mx.array (..., {size})")
+    if hidden.size == 0 or not hidden.shape or hidden.shape[-1] != size:
+        raise ValueError(f"hidden states are {tuple(hidden.shape)}, expected (..., {size})")
 
 
 def _check_tokens(tokens: Any) -> None:

@@ -21,7 +21,7 @@ from .metadata import MAX_LAYERS, Metadata
 
 @dataclass(frozen=True)
 class ModelArgs:
-    """Sizes; token_types: rows of a table of which texts use the first."""
+    """Sizes; token_types: rows of the segment table; texts use the first row."""
 
     vocab_size: int
     num_layers: int

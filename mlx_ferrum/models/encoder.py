@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from pathlib import Path
+from typing import Any, NoReturn, cast
 
 import mlx.core as mx
 
 from ..notice import warn
-from .base import LoadedModel
+from .base import LanguageModel, LoadedModel
 from .metadata import Metadata
 
 POOLING = {1: "mean", 2: "cls", 3: "last"}  # {architecture}.pooling_type
@@ -66,7 +67,7 @@ class Encoder(LoadedModel):
     layers: list[Any]
 
     def __call__(self, tokens: mx.array, lengths: list[int]) -> mx.array:
-        """An architecture computes it."""
+        """Each architecture defines it."""
         raise NotImplementedError
 
     def __repr__(self) -> str:
@@ -74,8 +75,19 @@ class Encoder(LoadedModel):
         sizes.append(f"{self.pooling.mode} of up to {self.pooling.max_length} tokens")
         return self.described(type(self).__module__.rpartition(".")[2], sizes)
 
-    def make_cache(self) -> NoReturn:
-        """Raises NotImplementedError: nothing that generates text can use the model."""
+    def make_cache(self, *_: object, **__: object) -> NoReturn:
+        """Raises NotImplementedError, as does everything else that only a language model has."""
         raise NotImplementedError(
             "the model is an encoder, which makes embeddings and no text: use mlx_ferrum.embed"
         )
+
+    hidden_states = logits = make_cache
+
+
+def language_model(model: LoadedModel, name: str | Path) -> LanguageModel:
+    """`model`, loaded from `name`, where text or logits are wanted. Raises NotImplementedError for an encoder."""
+    if isinstance(model, Encoder):
+        raise NotImplementedError(
+            f"{name}: an encoder makes embeddings and no text; use python -m mlx_ferrum.embed"
+        )
+    return cast("LanguageModel", model)
