@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -36,6 +37,10 @@ class Budget:
         if found is None:
             raise ValueError(f"expected bits a weight or a size, as 4.5 or 18GB; found {text!r}")
         number = float(found[1])
+        if math.isinf(number):
+            raise ValueError(
+                f"expected bits a weight or a size, as 4.5 or 18GB; found {text[:60]!r}"
+            )
         if found[0].strip() == found[1]:
             if not 0 < number <= 32:
                 raise ValueError(f"expected up to 32 bits a weight, found {text}")
@@ -95,29 +100,38 @@ def choose(
     """
     facts = quantizing.facts(file, overrides)
     named = recipes.asked(facts, recipes.model_facts(file.metadata, list(file.tensors)), overrides)
-    free = [t.name for t in facts if recipes.may_quantize(t) and t.name not in named]
+    asked = [t.name for t in facts if recipes.may_quantize(t) and t.name not in named]
+    free = [name for name in asked if budget.divides(file.tensors[name].shape[-1])]
     room = wanted.tensor_bytes(file)
     fixed = {
         name: _nbytes(file, name, named.get(name)) for name in file.tensors if name not in free
     }
+    _check_room(file, fixed, free, room)
     measured = _measured(file, free, text, room, saved)
     choices = {name: _choices(file, name, measured[name]) for name in free}
-    try:
-        chosen = budget.allocate(choices, room - sum(fixed.values()))
-    except ValueError as error:
-        least = _least(file, fixed, choices)
-        raise ValueError(f"{least}; found room for {room:,} bytes") from error
+    chosen = budget.allocate(choices, room - sum(fixed.values()))
     types = {**named, **{name: choice.block for name, choice in chosen.items()}}
     nbytes = sum(fixed.values()) + sum(choice.nbytes for choice in chosen.values())
     return Sized(chosen, types, measured, nbytes)
 
 
-def _least(
-    file: gguf.GGUF, fixed: Mapping[str, int], choices: Mapping[str, Sequence[Choice]]
-) -> str:
-    nbytes = sum(fixed.values()) + sum(min(c.nbytes for c in some) for some in choices.values())
-    bits = 8 * nbytes / sum(_weights(info) for info in file.tensors.values())
-    return f"{file.path}: takes at least {bits:.2f} bits a weight, {nbytes:,} bytes"
+def _row(file: gguf.GGUF, name: str) -> tuple[int, type[Block]]:
+    """How many weights a row of a tensor has, and their type."""
+    info = file.tensors[name]
+    return info.shape[-1], by_name(info.type)
+
+
+def _check_room(file: gguf.GGUF, fixed: Mapping[str, int], free: Sequence[str], room: int) -> None:
+    """Raises ValueError if the smallest types take more than `room`: told before anything is measured."""
+    least = {name: budget.candidates(*_row(file, name)) for name in free}
+    nbytes = sum(fixed.values())
+    nbytes += sum(min(_nbytes(file, name, b) for b in some) for name, some in least.items())
+    if nbytes > room:
+        bits = 8 * nbytes / max(1, sum(_weights(info) for info in file.tensors.values()))
+        raise ValueError(
+            f"{file.path}: takes at least {bits:.2f} bits a weight, {nbytes:,} bytes; "
+            f"found room for {max(0, room):,} bytes"
+        )
 
 
 def _measured(
