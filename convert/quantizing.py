@@ -98,6 +98,8 @@ def plan(model: gguf.GGUF, options: Options) -> Plan:
     Raises ValueError for metadata that no recipe can use, a pattern that no tensor has, or importance of the wrong
     size; NotImplementedError for a tensor that cannot be decoded.
     """
+    if options.importance is not None:
+        _check_importance(options.importance, model)
     chosen = options.types if options.types is not None else _by_recipe(model, options)
     made, changed, plain = Plan(), [], []
     for info in model.tensors.values():
@@ -221,6 +223,15 @@ def _requantized(changed: Sequence[tuple[gguf.TensorInfo, type[Block]]]) -> list
     if set(again) <= {"Q8_0"}:
         return [f"{what}; quantizing them from F16 would be a little more accurate"]
     return [f"{what}; quantizing them again loses more than quantizing a float model once"]
+
+
+def _check_importance(importance: Importance, model: gguf.GGUF) -> None:
+    """Raises ValueError for a file that was measured with another model: it names none of the tensors."""
+    if not any(name in model.tensors for name in importance.columns):
+        raise ValueError(
+            f"{importance.path}: expected importance of this model's tensors, found "
+            f"{_some(list(importance.columns))}, which it does not have"
+        )
 
 
 def _importance_notices(importance: Importance, plain: list[str]) -> list[str]:

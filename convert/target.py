@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,13 +32,18 @@ def check(paths: Iterable[Path], sources: Sequence[Path], force: bool) -> None:
     """Raises an error if a file cannot be written, is one of the sources, or is there and not to be replaced."""
     for path in paths:
         cli.check_writable(path)
-        if not path.exists():
-            continue
         for source in sources:
-            if path.samefile(source):
+            if _is_same(path, source):
                 raise ValueError(f"{path}: is the file that is read; name another one")
-        if not force:
+        if os.path.lexists(path) and not force:
             raise FileExistsError(f"{path}: is there already; --force replaces it")
+
+
+def _is_same(path: Path, source: Path) -> bool:
+    """Whether two names mean one file, also one that is not there yet."""
+    if path.exists() and source.exists():
+        return path.samefile(source)
+    return path.resolve() == source.resolve()
 
 
 def run(files: Sequence[File], source: gguf.GGUF, args: argparse.Namespace) -> None:

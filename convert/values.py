@@ -116,7 +116,7 @@ def parse(text: str, kind: Kind, element: Kind | None = None) -> Any:
 def _parse_array(text: str, element: Kind | None) -> list[Any]:
     try:
         items = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         items = None
     if not isinstance(items, list) or element is None or element == Kind.ARRAY:
         raise ValueError(f"expected a JSON array, such as [1, 2], found {text[:60]!r}")

@@ -57,7 +57,9 @@ def main(argv: Sequence[str] | None) -> int:
 
     cli.begin()
     model = source.read(args.model)
-    target.check([args.out], [part.path for part in model.files], args.force)
+    others = [args.imatrix, args.text, args.sensitivity]
+    read = [*(part.path for part in model.files), *(path for path in others if path is not None)]
+    target.check([args.out], read, args.force)
     options = _options(args, model)
     plan = quantizing.plan(model, options)
     values = quantizing.metadata(source.metadata(model), options.recipe, options.importance)
@@ -121,7 +123,7 @@ def _pattern(text: str) -> tuple[re.Pattern[str], type[Block]]:
         raise argparse.ArgumentTypeError(f"expected REGEX=TYPE, found {text!r}")
     try:
         return re.compile(pattern), _block(name)
-    except re.error as error:
+    except (re.error, OverflowError, RecursionError) as error:
         raise argparse.ArgumentTypeError(f"{pattern!r} is no regular expression: {error}") from None
 
 
