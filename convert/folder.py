@@ -112,7 +112,8 @@ def _replaced(out: Path) -> Iterator[Path]:
     partial.mkdir()
     try:
         yield partial
-        partial.replace(out)  # which may be there, empty
+        check(out)  # which may be there, empty; another run may have filled it
+        partial.replace(out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

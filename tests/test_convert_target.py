@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 import random_models
 from random_models import Sizes
 
-from mlx_ferrum.convert import output
+from mlx_ferrum.convert import folder, output
 from mlx_ferrum.convert.command import main
 
 TEXT = "In the beginning God created the heaven and the earth. " * 40
@@ -99,3 +100,18 @@ def test_options_without_a_meaning_are_refused(
     with pytest.raises(SystemExit, match="2"):
         main(command)
     assert "error: argument --" in capsys.readouterr().err
+
+
+def test_a_folder_that_another_run_has_filled_stays(tmp_path: Path) -> None:
+    out = tmp_path / "m"
+
+    def filled() -> Iterator[np.ndarray]:
+        out.mkdir()
+        (out / "config.json").write_text("{}")
+        yield np.zeros(4, np.uint8)
+
+    array = folder.Array("a", "F32", (1,))
+    module = folder.Module("a", (1,), "F32", "F32", (array,), filled)
+    with pytest.raises(FileExistsError, match="m: is there already and not empty"):
+        folder.write(out, [module], {})
+    assert [path.name for path in tmp_path.rglob("*")] == ["m", "config.json"]
