@@ -155,7 +155,12 @@ class Architecture:
         w.add_layer_norm_rms_eps(self.number("rms_norm_eps"))
         if self.experts:
             w.add_expert_count(self.experts)
-            w.add_expert_used_count(self.size("num_experts_per_tok"))
+            used = self.size("num_experts_per_tok")
+            if used > self.experts:
+                raise ValueError(
+                    f"config.json: num_experts_per_tok: expected at most {self.experts}, found {used}"
+                )
+            w.add_expert_used_count(used)
         if "head_dim" in self.config:
             w.add_key_length(self.head_dim)
             w.add_value_length(self.head_dim)

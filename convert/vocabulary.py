@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -86,7 +87,8 @@ def add(w: gguf.GGUFWriter, folder: Path, model: Architecture, pre: str | None =
     ends = _ends(folder)
     if ends and ends[0] < model.vocabulary:
         special.special_token_ids.setdefault("eos", ends[0])
-    special.add_to_gguf(w, quiet=True)
+    with _damaged(folder):
+        special.add_to_gguf(w, quiet=True)
     tokenizer = Tokenizer.from_metadata(_metadata(w))
     _add_ends(w, ends, tokenizer)
     _compare(tokenizer, encode)
@@ -193,7 +195,8 @@ def _read_fast(file: Path) -> tuple[dict[str, Any], Any]:
     import tokenizers
 
     described = read_json(file)
-    kind = (described.get("model") or {}).get("type")
+    model = described.get("model")
+    kind = model.get("type") if isinstance(model, dict) else model
     if kind not in ("BPE", "WordPiece"):
         raise NotImplementedError(
             f"{file}: a model of type {kind!r} is not supported, expected 'BPE' or 'WordPiece'"
@@ -238,9 +241,16 @@ def _has_byte_level(described: Mapping[str, Any]) -> bool:
 
 def _special(folder: Path, rows: int, merges: bool) -> gguf.SpecialVocab:
     """Special ids, merges and chat templates. Raises ValueError for damaged files."""
-    try:
+    with _damaged(folder):
         return gguf.SpecialVocab(folder, load_merges=merges, n_vocab=rows)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+
+
+@contextmanager
+def _damaged(folder: Path) -> Iterator[None]:
+    """What the package gguf raises for values of a wrong type names the folder."""
+    try:
+        yield
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise ValueError(f"{folder}: damaged tokenizer files: {error}") from None
 
 

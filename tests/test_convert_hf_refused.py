@@ -146,6 +146,10 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "tekken": (moved(TOKENIZER, "tekken.json"), "tekken.json alone is not supported"),
     "tokenizer of text": (lambda f: (f / TOKENIZER).write_text("x"), "expected JSON"),
     "a tokenizer of words": (lambda f: change_json(f, TOKENIZER, model={"type": "WordLevel"}), "type 'WordLevel'"),
+    "a tokenizer of a number": (lambda f: change_json(f, TOKENIZER, model=1), "a model of type 1 is not supported"),
+    "templates of numbers": (
+        lambda f: change_json(f, "tokenizer_config.json", chat_template=[1]), "damaged tokenizer files"
+    ),
     "damaged tokenizer": (lambda f: change_json(f, TOKENIZER, model={"type": "BPE", "vocab": 3}), "tokenizer.json: "),
     "unknown pre-tokenizer": (lambda f: hf_folders.write_tokenizer(f, "[aeiou]+"), "the right one with --pre"),
     "more tokens than rows": (configured(vocab_size=260), "expected shape (260, 64)"),
@@ -172,6 +176,7 @@ def test_broken_folders_are_refused_in_one_line(what, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"num_experts_per_tok": 4}, "num_experts_per_tok: expected at most 3, found 4"),
         ({"num_experts": 10**9}, "experts: expected at most 4096, found 1000000000"),
         ({"num_experts": 4}, "expected experts 0 to 3, found 3, without 3"),
         ({"num_experts": 2}, "expected experts 0 to 1, found 3"),
@@ -182,6 +187,27 @@ def test_broken_folders_are_refused_in_one_line(what, tmp_path, capsys):
 def test_experts_that_cannot_be_stacked_are_refused(changes, message, tmp_path, capsys):
     hf_folders.write(tmp_path / "m", "qwen3moe")
     change_json(tmp_path / "m", "config.json", **changes)
+    assert main(["hf", str(tmp_path / "m"), str(tmp_path / "m.gguf")]) == 1
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sliding_window_pattern": 0}, "sliding_window_pattern: expected a whole number from 1"),
+        ({"sliding_window_pattern": "x"}, "sliding_window_pattern: expected a whole number from 1"),
+        (
+            {"layer_types": ["full_attention"]},
+            "layer_types: expected 2 of full_attention or sliding_",
+        ),
+        (
+            {"layer_types": ["full_attention", 1]},
+            "layer_types: expected 2 of full_attention or slidi",
+        ),
+    ],
+)
+def test_windows_of_nothing_are_refused(changes, message, tmp_path, capsys):
+    hf_folders.write(tmp_path / "m", "gemma3", **changes)
     assert main(["hf", str(tmp_path / "m"), str(tmp_path / "m.gguf")]) == 1
     assert message in capsys.readouterr().err
 
