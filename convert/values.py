@@ -42,8 +42,10 @@ def pack(value: Any, kind: Kind, element: Kind | None = None) -> bytes:
 
 def _value(value: Any, kind: Kind, element: Kind | None) -> bytes:
     if kind == Kind.STRING:
-        text = value.encode() if isinstance(value, str) else bytes(value)
-        return struct.pack("<Q", len(text)) + text
+        text = value.encode() if isinstance(value, str) else value
+        if not isinstance(text, bytes | bytearray | memoryview):
+            raise ValueError(f"{value!r} is not a value of type string")
+        return struct.pack("<Q", len(text)) + bytes(text)
     if kind == Kind.ARRAY:
         return _array(value, element)
     try:

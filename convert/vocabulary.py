@@ -135,10 +135,12 @@ def _sentence_piece(folder: Path, config: Mapping[str, Any], tokens: Tokens) -> 
         warn(f"{file.name}: {count - tokens.rows} tokens have no embedding and are left out")
     for i in range(min(count, tokens.rows)):
         tokens.set(i, pieces.IdToPiece(i), _piece_type(pieces, i), pieces.GetScore(i))
-    for text, token in read_json(folder / "added_tokens.json").items():
-        tokens.set(token, text, TokenType.USER_DEFINED)
-    for number, added in config.get("added_tokens_decoder", {}).items():
-        tokens.set_added(int(number), added["content"], bool(added.get("special")))
+    added = read_json(folder / "added_tokens.json")
+    with _damaged(folder):
+        for text, token in added.items():
+            tokens.set(token, text, TokenType.USER_DEFINED)
+        for number, one in config.get("added_tokens_decoder", {}).items():
+            tokens.set_added(int(number), one["content"], bool(one.get("special")))
     return lambda text: list(pieces.encode(text))
 
 

@@ -155,6 +155,10 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "more tokens than rows": (configured(vocab_size=260), "expected shape (260, 64)"),
     "not SentencePiece": (lambda f: (f / "tokenizer.model").write_bytes(b"x" * 99), "not a SentencePiece model"),
     "damaged model card": (lambda f: (f / "README.md").write_text("---\na: [\n---\n"), "damaged model card"),
+    "licence of a list": (lambda f: (f / "README.md").write_text("---\nlicense: [1]\n---\n"), "damaged model card"),
+    "name of a number": (
+        lambda f: (f / "README.md").write_text("---\nmodel_name: 3\n---\n"), "3 is not a value of type string"
+    ),
     "damaged generation defaults": (lambda f: (f / "generation_config.json").write_text("{"), "expected JSON"),
     "damaged tokenizer_config": (lambda f: (f / "tokenizer_config.json").write_text("{"), "expected JSON"),
 }  # fmt: skip
