@@ -49,6 +49,10 @@ class Budget:
         power = 10 * " kmgt".index(unit or " ")
         return cls(nbytes=int(number * (2**power if found[3] else UNITS[unit])))
 
+    def without(self, nbytes: int) -> Budget:
+        """What is left of a file's size when metadata takes some of it."""
+        return self if self.nbytes is None else Budget(nbytes=self.nbytes - nbytes)
+
     def tensor_bytes(self, file: gguf.GGUF) -> int:
         """What all tensors together may take."""
         if self.bits is not None:

@@ -219,6 +219,19 @@ def test_the_file_fits(path: Path, tmp_path: Path, capsys: Any, size: str) -> No
     assert len({info.type for info in file.tensors.values()}) > 2
 
 
+def test_the_file_fits_with_a_long_name_of_the_text_of_an_imatrix(
+    path: Path, tmp_path: Path
+) -> None:
+    columns, named = tmp_path / "i.gguf", tmp_path / "named.gguf"
+    text = str(path.parent / "text.txt")
+    assert main(["imatrix", str(path), text, str(columns), "--chunk-size", "32"]) == 0
+    datasets = json.dumps(["x" * 50_000])
+    edit = ["--set", f"imatrix.datasets:string[]={datasets}"]
+    assert main(["edit", str(columns), str(named), *edit]) == 0
+    assert quantize(path, tmp_path / "q.gguf", "--budget", "900kB", "--imatrix", named) == 0
+    assert (tmp_path / "q.gguf").stat().st_size <= 900_000
+
+
 def test_measurements_are_kept(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:

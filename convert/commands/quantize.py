@@ -85,7 +85,8 @@ def _options(args: argparse.Namespace, model: gguf.GGUF) -> Options:
     if args.sensitivity is not None and not args.sensitivity.exists():
         cli.check_writable(args.sensitivity)
     text = sizing.Text(args.text, args.chunks or CHUNKS, args.chunk_size)
-    sized = sizing.choose(model, args.budget, text, overrides, args.sensitivity)
+    size = args.budget if imatrix is None else args.budget.without(imatrix.origin_bytes)
+    sized = sizing.choose(model, size, text, overrides, args.sensitivity)
     print(*sizing.report(model, sized), sep="\n")
     return quantizing.Options(sizing.recipe_of(sized), *common, types=sized.types)
 
