@@ -29,6 +29,7 @@ from .modules import ATTENTION, MLP, Change
 if TYPE_CHECKING:
     from mlx_ferrum.models.base import BaseArgs
 
+MOST = 4096  # layers, or experts in a layer, as in the models that run
 PART = 1 << 26  # weights that are converted at a time, unless a tensor's rows change places
 _CLASS = re.compile(r"(ForCausalLM|ForConditionalGeneration|ForMaskedLM|Model)$")
 _EXPERT = re.compile(r"(?P<stack>.*\.experts)\.(?P<number>\d+)\.(?P<name>.+)$")
@@ -67,6 +68,8 @@ def _changed(
 def find(config: Mapping[str, Any]) -> Architecture:
     """The converter for a model with this config.json. Raises NotImplementedError for an unknown architecture."""
     text = config.get("text_config") or {}
+    if not isinstance(text, Mapping):
+        raise ValueError(f"config.json: text_config: expected an object, found {text!r}")
     names = text.get("architectures") or config.get("architectures") or []
     if not isinstance(names, list) or not names or type(names[0]) is not str:
         raise ValueError(f"config.json: architectures: expected a list of names, found {names!r}")
@@ -137,11 +140,8 @@ class Architecture:
         return value
 
     def number(self, key: str) -> float:
-        """A number of config.json. Raises ValueError if it is something else."""
-        value = self.config.get(key)
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise ValueError(f"config.json: {key}: expected a number, found {value!r}")
-        return float(value)
+        """A number of config.json. Raises ValueError unless it is positive and float32 holds it."""
+        return rope.positive(self.config.get(key), key)
 
     def add(self, w: gguf.GGUFWriter) -> None:
         """Add the keys `{architecture}.…`."""
@@ -155,7 +155,12 @@ class Architecture:
         w.add_layer_norm_rms_eps(self.number("rms_norm_eps"))
         if self.experts:
             w.add_expert_count(self.experts)
-            w.add_expert_used_count(self.size("num_experts_per_tok"))
+            used = self.size("num_experts_per_tok")
+            if used > self.experts:
+                raise ValueError(
+                    f"config.json: num_experts_per_tok: expected at most {self.experts}, found {used}"
+                )
+            w.add_expert_used_count(used)
         if "head_dim" in self.config:
             w.add_key_length(self.head_dim)
             w.add_value_length(self.head_dim)
@@ -214,6 +219,9 @@ class Architecture:
 
         Raises ValueError for tensors that are missing, unknown or of a wrong shape.
         """
+        for what, count in (("num_hidden_layers", self.layers), ("experts", self.experts)):
+            if count > MOST:
+                raise ValueError(f"config.json: {what}: expected at most {MOST}, found {count}")
         names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[self.name.upper()], self.layers)
         found: dict[str, list[_Rows]] = {}
         unknown = []

@@ -79,5 +79,5 @@ def _pattern(text: str) -> tuple[re.Pattern[str], type[Block]]:
         raise argparse.ArgumentTypeError(f"expected REGEX=TYPE, found {text!r}")
     try:
         return re.compile(pattern), _block(name)
-    except re.error as error:
+    except (re.error, OverflowError, RecursionError) as error:
         raise argparse.ArgumentTypeError(f"{pattern!r} is no regular expression: {error}") from None

@@ -52,6 +52,11 @@ def candidates(k: int, stored: type[Block]) -> list[type[Block]]:
     return [*below, stored]
 
 
+def divides(k: int) -> bool:
+    """Whether any block divides rows of k weights; tensors of other rows stay as they are."""
+    return any(k % block.weights == 0 for block in _menu(k))
+
+
 def probe(k: int, target: float) -> type[Block]:
     """The type to measure a tensor in: the largest one of at most `target` bits a weight, or the smallest there is."""
     kinds = PROBES[_menu(k)]

@@ -117,7 +117,15 @@ def read(folder: Path, quantization: Mapping[str, Any]) -> dict[str, Stored]:
 
 
 def check_quantization(config: Mapping[str, Any]) -> None:
-    """Raises NotImplementedError for quantized weights other than fp8."""
+    """Raises NotImplementedError for quantized weights other than fp8, ValueError for what says nothing of weights."""
+    if not isinstance(config, Mapping):
+        raise ValueError(f"config.json: quantization_config: expected an object, found {config!r}")
+    block = config.get("weight_block_size")
+    sizes = block if isinstance(block, list) else [0]
+    if block is not None and any(type(n) is not int or n < 1 for n in sizes):
+        raise ValueError(
+            f"config.json: weight_block_size: expected whole numbers from 1, found {block!r}"
+        )
     method = config.get("quant_method")
     if method in (None, "fp8"):
         return
@@ -140,16 +148,27 @@ def header(file: Path) -> dict[str, Stored]:
             )
         try:
             entries = json.loads(opened.read(length))
+            if not isinstance(entries, dict):
+                raise TypeError(f"expected an object, found {type(entries).__name__}")
             entries.pop("__metadata__", None)
             found = {
                 name: _stored(name, file, entry, 8 + length) for name, entry in entries.items()
             }
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise ValueError(f"{file}: damaged header: {error}") from None
-    end = max((t.offset + _nbytes(t) for t in found.values()), default=0)
+    _check_offsets(file, found, 8 + length, size)
+    return found
+
+
+def _check_offsets(file: Path, tensors: Mapping[str, Stored], start: int, size: int) -> None:
+    """Raises ValueError unless tensors follow one another without overlap, and end within the file."""
+    end, before = start, ""
+    for t in sorted(tensors.values(), key=lambda t: (t.offset, _nbytes(t))):
+        if t.offset < end:
+            raise ValueError(f"{file}: damaged header: tensors {before!r} and {t.name!r} overlap")
+        end, before = t.offset + _nbytes(t), t.name
     if size < end:
         raise ValueError(f"{file}: truncated: expected {end} bytes, found {size}")
-    return found
 
 
 def _stored(name: str, file: Path, entry: Mapping[str, Any], start: int) -> Stored:
@@ -198,11 +217,7 @@ def _files(folder: Path) -> list[Path]:
     """The safetensors files of the model. Raises ValueError if there are none, or one of them is missing."""
     index = folder / INDEX
     if index.exists():
-        names = sorted(set(_weight_map(index).values()))
-        bad = [name for name in names if type(name) is not str or Path(name).name != name]
-        if bad:
-            raise ValueError(f"{index}: expected names of files, found {bad[0]!r}")
-        files = [folder / name for name in names]
+        files = [folder / name for name in sorted(set(_weight_map(index).values()))]
     else:
         files = sorted(folder.glob("model*.safetensors"))
         files = [part for file in files[:1] for part in _siblings(file)] or files
@@ -235,13 +250,17 @@ def _instead(folder: Path) -> str:
     return ""
 
 
-def _weight_map(index: Path) -> dict[str, Any]:
+def _weight_map(index: Path) -> dict[str, str]:
+    """The name of the file of each tensor. Raises ValueError for anything else."""
     try:
         found = json.loads(index.read_bytes())["weight_map"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{index}: expected JSON with a weight_map: {error}") from None
     if not isinstance(found, dict) or not found:
-        raise ValueError(f"{index}: weight_map: expected files by tensor, found {type(found)}")
+        raise ValueError(f"{index}: weight_map: expected files by tensor, found {str(found)[:60]}")
+    for name in found.values():
+        if type(name) is not str or not name or Path(name).name != name:
+            raise ValueError(f"{index}: expected names of files, found {name!r}")
     return found
 
 

@@ -50,6 +50,8 @@ def parse_set(text: str) -> Set:
     if not equals or not left:
         raise argparse.ArgumentTypeError(f"expected KEY=VALUE or KEY:TYPE=VALUE, found {text!r}")
     key, colon, kind = left.rpartition(":")
+    if colon and not key:
+        raise argparse.ArgumentTypeError(f"expected a key before the type, found {text!r}")
     if not colon:
         return Set(left, value)
     try:

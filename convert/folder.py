@@ -17,7 +17,7 @@ import numpy as np
 from mlx_ferrum.progress import bar
 
 from .checkpoint import INDEX, SIZES
-from .output import HEADER_BYTES, check_space, named
+from .output import HEADER_BYTES, beside, check_space, named
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -108,11 +108,12 @@ def write(
 @contextlib.contextmanager
 def _replaced(out: Path) -> Iterator[Path]:
     """A temporary folder beside `out` that takes its place when the block ends, and is removed if it fails."""
-    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
+    partial = beside(out)
     partial.mkdir()
     try:
         yield partial
-        partial.replace(out)  # which may be there, empty
+        check(out)  # which may be there, empty; another run may have filled it
+        partial.replace(out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

@@ -87,7 +87,10 @@ def add(w: gguf.GGUFWriter, folder: Path, name: str, tensors: Sequence[Converted
     if found.size_label is None and counts[0] > 0:
         found.size_label = gguf.size_label(*counts)
     w.add_type(gguf.GGUFType.MODEL)
-    found.set_gguf_meta_model(w)
+    try:
+        found.set_gguf_meta_model(w)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"{folder / 'README.md'}: damaged model card: {error}") from None
 
 
 def _counts(tensors: Sequence[Converted]) -> tuple[int, int, int, int]:

@@ -72,7 +72,20 @@ def plan(
     w.add_quantization_version(gguf.GGML_QUANT_VERSION)
     vocabulary.add(w, folder, model, pre)
     values = {k: Value(v.value, v.type, v.sub_type) for k, v in w.kv_data[0].items()}
-    return _planned(tensors, blocks, options, Plan(values, [], errors, []))
+    made = _planned(tensors, blocks, options, Plan(values, [], errors, []))
+    if options is not None:
+        given = [recipes.TensorFacts(t.name, t.shape, "F32") for t in tensors]
+        made.notices.extend(recipes.not_fitting(given, _facts(model, tensors), options.overrides))
+    if options is not None and isinstance(config.get("quantization"), dict):
+        made.notices.append(
+            f"{_quantized_count(tensors)} tensors are quantized by MLX: their codes are kept where a block type "
+            "holds the same weights; ferrum-convert mlx keeps more"
+        )
+    return made
+
+
+def _quantized_count(tensors: Sequence[Converted]) -> int:
+    return sum(t.source not in checkpoint.DTYPES for t in tensors)
 
 
 def _planned(
@@ -91,6 +104,7 @@ def _planned(
         data = partial(encode, t, block, how)
         made.tensors.append(Planned(t.name, block, t.shape, t.source, data))
     if importance is not None:
+        quantizing.check_importance(importance, blocks)
         made.metadata.update(quantizing.importance_metadata(importance))
         made.notices.extend(quantizing.importance_notices(importance, plain))
     return made
@@ -160,7 +174,7 @@ def _blocks(
     """
     given = [recipes.TensorFacts(tensor.name, tensor.shape, "F32") for tensor in tensors]
     wanted = options or Options("q8_0")
-    quantizing.check_patterns(wanted.overrides, [tensor.name for tensor in tensors])
+    quantizing.check_patterns(wanted.overrides, given)
     imatrix = wanted.importance is not None
     found = recipes.choose(given, wanted.recipe, facts, imatrix=imatrix, overrides=wanted.overrides)
     for tensor, fact in zip(tensors, given, strict=True):

@@ -7,6 +7,7 @@ the number of chunks and the name of the text at its end.
 
 from __future__ import annotations
 
+import os
 import struct
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,6 +39,11 @@ class Importance:
 
     def __repr__(self) -> str:
         return f"Importance({self.path.name!r}, {len(self.columns)} tensors, {self.chunks} chunks)"
+
+    @property
+    def origin_bytes(self) -> int:
+        """What the names of the file and of the text take in the metadata of a model, about."""
+        return len(os.fsencode(self.path)) + len((self.dataset or "").encode(errors="replace"))
 
     def of(self, name: str, shape: tuple[int, ...]) -> np.ndarray | None:
         """The importance of a tensor's columns, (matrices, k), or None if the file has none.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import shutil
 import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -23,7 +24,8 @@ from .values import pack
 if TYPE_CHECKING:
     from tqdm import tqdm
 
-HEADER_BYTES = 64 << 20  # allowed for metadata and tensor names when free space is checked
+HEADER_BYTES = 16 << 20  # allowed for metadata and tensor names when free space is checked
+NAME_BYTES = 200  # of a name that a temporary one begins with: file systems take 255
 ALIGNMENT = "general.alignment"
 
 
@@ -151,7 +153,7 @@ def replaced(paths: Sequence[Path]) -> Iterator[list[Path]]:
 
     The first one comes last: a split model without its first part cannot be taken for a whole one.
     """
-    partials = [path.with_name(f".{path.name}.{os.getpid()}.partial") for path in paths]
+    partials = [beside(path) for path in paths]
     placed: list[Path] = []
     try:
         yield partials
@@ -162,6 +164,12 @@ def replaced(paths: Sequence[Path]) -> Iterator[list[Path]]:
         incomplete = [] if len(placed) == len(paths) else placed
         for path in (*partials, *incomplete):
             path.unlink(missing_ok=True)
+
+
+def beside(path: Path) -> Path:
+    """A hidden name in the same folder that no other run uses, also one in another container or on another machine."""
+    start = os.fsdecode(os.fsencode(path.name)[:NAME_BYTES])
+    return path.with_name(f".{start}.{secrets.token_hex(4)}.partial")
 
 
 @contextlib.contextmanager

@@ -6,7 +6,7 @@ Rows are decoded to float32 and encoded in pieces of CHUNK weights, so that memo
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from mlx_ferrum import amounts, gguf, notice
 from mlx_ferrum.blocks import BF16, F16, F32, Block, by_name
 from mlx_ferrum.tensor import QTensor
 
-from . import parts, recipes, source, target
+from . import model_facts, parts, recipes, source, target
 from .importance import Importance
 from .importance import read as read_importance
 from .output import File, Planned, Value, write_files
@@ -99,8 +99,13 @@ def plan(model: gguf.GGUF, options: Options) -> Plan:
     Raises ValueError for metadata that no recipe can use, a pattern that no tensor has, or importance of the wrong
     size; NotImplementedError for a tensor that cannot be decoded.
     """
+    if options.importance is not None:
+        check_importance(options.importance, model.tensors)
     chosen = options.types if options.types is not None else _by_recipe(model, options)
     made, changed, plain = Plan(), [], []
+    made.notices += recipes.not_fitting(
+        facts(model, options.overrides), _model_facts(model), options.overrides
+    )
     for info in model.tensors.values():
         block = chosen.get(info.name)
         if block is None or block.name == info.type:
@@ -126,15 +131,19 @@ def facts(model: gguf.GGUF, overrides: recipes.Overrides) -> list[recipes.Tensor
     that cannot be decoded.
     """
     found = [recipes.TensorFacts(i.name, i.shape, i.type) for i in model.tensors.values()]
-    check_patterns(overrides, [t.name for t in found])
+    check_patterns(overrides, found)
     return [t for t in found if _is_decoded(t)]
+
+
+def _model_facts(model: gguf.GGUF) -> recipes.ModelFacts:
+    return model_facts.read(model.metadata, list(model.tensors))
 
 
 def _by_recipe(model: gguf.GGUF, options: Options) -> dict[str, type[Block]]:
     return recipes.choose(
         facts(model, options.overrides),
         options.recipe,
-        recipes.model_facts(model.metadata, list(model.tensors)),
+        _model_facts(model),
         imatrix=options.importance is not None,
         overrides=options.overrides,
     )
@@ -169,11 +178,16 @@ def importance_metadata(importance: Importance | None) -> dict[str, Value]:
     return new
 
 
-def check_patterns(overrides: recipes.Overrides, names: Sequence[str]) -> None:
-    """Raises ValueError for a pattern of --tensor-type that no tensor has."""
+def check_patterns(overrides: recipes.Overrides, tensors: Sequence[recipes.TensorFacts]) -> None:
+    """Raises ValueError for a pattern of --tensor-type that no tensor has whose type may change."""
     for pattern, _ in overrides.patterns:
-        if not any(pattern.search(name) for name in names):
+        if not any(pattern.search(t.name) for t in tensors):
             raise ValueError(f"--tensor-type {pattern.pattern}: found in the name of no tensor")
+        if not any(pattern.search(t.name) for t in tensors if recipes.may_quantize(t)):
+            raise ValueError(
+                f"--tensor-type {pattern.pattern}: found only in names of tensors that keep their type, "
+                "as norms and routers do"
+            )
 
 
 def _is_decoded(tensor: recipes.TensorFacts) -> bool:
@@ -232,6 +246,15 @@ def _requantized(changed: Sequence[tuple[gguf.TensorInfo, type[Block]]]) -> list
     if set(again) <= {"Q8_0"}:
         return [f"{what}; quantizing them from F16 would be a little more accurate"]
     return [f"{what}; quantizing them again loses more than quantizing a float model once"]
+
+
+def check_importance(importance: Importance, names: Container[str]) -> None:
+    """Raises ValueError for a file that was measured with another model: it names none of the tensors."""
+    if not any(name in names for name in importance.columns):
+        raise ValueError(
+            f"{importance.path}: expected importance of this model's tensors, found "
+            f"{_some(list(importance.columns))}, which it does not have"
+        )
 
 
 def importance_notices(importance: Importance, plain: list[str]) -> list[str]:

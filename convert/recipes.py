@@ -8,11 +8,9 @@ their own (falcon, glm5-next, bailingmoe3) are treated as all others here.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
-
-import numpy as np
 
 from mlx_ferrum.blocks import (
     BF16,
@@ -266,6 +264,23 @@ def asked(
     return {name: fitting(block, k) for name, (block, k) in wanted.items() if block is not None}
 
 
+def not_fitting(
+    tensors: Sequence[TensorFacts], facts: ModelFacts, overrides: Overrides
+) -> list[str]:
+    """A line for each type that the user names for tensors whose rows its blocks do not divide."""
+    chooser = _Chooser(RECIPES["f16"], facts, False, overrides)
+    found: dict[str, list[str]] = {}
+    for t in tensors:
+        wanted, k = chooser.wanted(t) if may_quantize(t) else None, t.shape[-1]
+        if wanted is not None and (given := fitting(wanted, k)) is not wanted:
+            line = f"{wanted.name} has blocks that do not divide rows of {k}; {given.name} for "
+            found.setdefault(line, []).append(t.name)
+    return [
+        line + names[0] + (f" and {len(names) - 1} more" if names[1:] else "")
+        for line, names in found.items()
+    ]
+
+
 def named_after(block: type[Block]) -> str:
     """The recipe whose main type is `block`, the middle one of several; "f16" if there is none."""
     found = [name for name, recipe in RECIPES.items() if recipe.base is block]
@@ -364,30 +379,3 @@ class _Chooser:
 def _is_70b(facts: ModelFacts) -> bool:
     shares = facts.architecture != "llama" or facts.heads != facts.kv_heads
     return (facts.architecture, facts.layers) in SEVENTY_BILLION and shares
-
-
-def model_facts(metadata: Mapping[str, object], names: Sequence[str]) -> ModelFacts:
-    """From a GGUF file's metadata and the names of its tensors. Raises ValueError without an architecture or layers."""
-    architecture = metadata.get("general.architecture")
-    if not isinstance(architecture, str):
-        found = "nothing" if architecture is None else type(architecture).__name__
-        raise ValueError(f"metadata 'general.architecture': expected text, found {found}")
-    heads = _number(metadata, f"{architecture}.attention.head_count", 0)
-    return ModelFacts(
-        architecture,
-        layers=_number(metadata, f"{architecture}.block_count"),
-        experts=_number(metadata, f"{architecture}.expert_count", 0),
-        heads=heads,
-        kv_heads=_number(metadata, f"{architecture}.attention.head_count_kv", heads),
-        tied="output.weight" not in names,
-    )
-
-
-def _number(metadata: Mapping[str, object], key: str, default: int | None = None) -> int:
-    """An integer, or the first one of an array of one for each layer."""
-    value = metadata.get(key, default)
-    first = value.flat[0] if isinstance(value, np.ndarray) and value.size else value
-    if isinstance(first, bool) or not isinstance(first, int | np.integer):
-        found = "nothing" if value is None else repr(value)[:80]
-        raise ValueError(f"metadata {key!r}: expected a number, found {found}")
-    return int(first)

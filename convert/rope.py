@@ -14,6 +14,7 @@ from mlx_ferrum.notice import warn
 from mlx_ferrum.rope import RopeArgs
 
 LOCAL = ("rope_local_base_freq", "local_rope_theta", "rope_local_theta")
+FLOAT32_MAX = float(np.finfo(np.float32).max)
 YARN = {
     "extrapolation_factor": "add_rope_scaling_yarn_ext_factor",
     "beta_fast": "add_rope_scaling_yarn_beta_fast",
@@ -37,36 +38,43 @@ class Rotary:
     @property
     def base(self) -> float:
         """The base of the frequencies, "theta"."""
-        return float(self.parameters["rope_theta"])
+        return positive(self.parameters["rope_theta"], "rope_theta")
 
     def number(self, name: str, default: float | None = None) -> float:
         """A parameter. Raises ValueError unless it is a positive number."""
-        value = self.parameters.get(name, default)
-        if type(value) not in (int, float) or not value > 0:
-            raise ValueError(
-                f"config.json: rope {self.kind}: {name}: expected a positive number, found {value!r}"
-            )
-        return float(value)
+        return positive(self.parameters.get(name, default), f"rope {self.kind}: {name}")
+
+
+def positive(value: Any, name: str) -> float:
+    """A number of config.json. Raises ValueError unless it is positive and float32 holds it."""
+    if type(value) not in (int, float) or not 0 < value <= FLOAT32_MAX:
+        raise ValueError(f"config.json: {name}: expected a positive number, found {value!r}")
+    return float(value)
 
 
 def read(config: Mapping[str, Any]) -> Rotary:
     """From `rope_parameters`, or from `rope_theta` and `rope_scaling` as they were before."""
-    given = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    if not isinstance(given, Mapping):
-        raise ValueError(f"config.json: rope parameters: expected an object, found {given!r}")
+    given = _object(config.get("rope_parameters") or config.get("rope_scaling"))
     local = next((config[name] for name in LOCAL if config.get(name) is not None), None)
     if "full_attention" in given:
-        local = (given.get("sliding_attention") or {}).get("rope_theta", local)
-        given = given["full_attention"] or {}
+        local = _object(given.get("sliding_attention")).get("rope_theta", local)
+        given = _object(given["full_attention"])
     top = ("rope_theta", "original_max_position_embeddings", "partial_rotary_factor")
     inherited = {name: config[name] for name in top if config.get(name) is not None}
-    rotary = Rotary({**inherited, **given}, None if local is None else float(local))
+    base = None if local is None else positive(local, "rope_theta of layers with a window")
+    rotary = Rotary({**inherited, **given}, base)
     if rotary.parameters.get("partial_rotary_factor", 1) != 1:
         raise NotImplementedError(
             "config.json: partial_rotary_factor: only whole heads are supported, found "
             f"{rotary.parameters['partial_rotary_factor']}"
         )
     return rotary
+
+
+def _object(value: Any) -> Mapping[str, Any]:
+    if value and not isinstance(value, Mapping):
+        raise ValueError(f"config.json: rope parameters: expected an object, found {value!r}")
+    return value or {}
 
 
 def add(w: gguf.GGUFWriter, rotary: Rotary, context: int) -> None:
@@ -116,6 +124,10 @@ def llama3_factors(rotary: Rotary, dims: int) -> np.ndarray:
     factor = rotary.number("factor", 8.0)
     low, high = rotary.number("low_freq_factor", 1.0), rotary.number("high_freq_factor", 4.0)
     context = rotary.number("original_max_position_embeddings", 8192)
+    if not low < high:
+        raise ValueError(
+            f"config.json: high_freq_factor: expected more than low_freq_factor, {low:g}, found {high:g}"
+        )
     steps = np.arange(0, dims, 2, dtype=np.float32) / np.float32(dims)
     waves = np.float32(2 * math.pi) * np.float32(rotary.base) ** steps
     ramp = (np.float32(context) / waves - np.float32(low)) / np.float32(high - low)

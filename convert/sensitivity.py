@@ -8,6 +8,7 @@ proportional to the tensor's squared error, so one measurement gives the loss in
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -187,9 +188,20 @@ def read(path: Path, about: Mapping[str, object]) -> dict[str, Sensitivity]:
     try:
         held = json.loads(path.read_text())
         found = {name: Sensitivity(**one) for name, one in held.pop("tensors").items()}
-    except (ValueError, TypeError, AttributeError, KeyError) as error:
+    except (ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
         raise ValueError(f"{path}: no measurements of sensitivity: {error}") from None
     for key, value in {"format": FORMAT, **about}.items():
         if held.get(key) != value:
             raise ValueError(f"{path}: measured with {key} {held.get(key)!r}, expected {value!r}")
+    for name, one in found.items():
+        if not _is_sound(one):
+            raise ValueError(f"{path}: tensor {name!r}: expected a loss and errors, found {one}")
     return found
+
+
+def _is_sound(found: Sensitivity) -> bool:
+    """Whether it says how much is lost in the type that it was measured in, in finite numbers."""
+    if not isinstance(found.errors, dict) or found.block not in found.errors:
+        return False
+    numbers = (found.loss, *found.errors.values())
+    return all(type(x) in (int, float) and math.isfinite(x) for x in numbers)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,7 +15,7 @@ from mlx_ferrum import gguf
 from mlx_ferrum.blocks import Block, by_name
 from mlx_ferrum.models.encoder import language_model
 
-from . import budget, chunks, quantizing, recipes, sensitivity
+from . import budget, chunks, model_facts, quantizing, recipes, sensitivity
 from .budget import Choice
 from .sensitivity import Sensitivity
 
@@ -37,6 +38,10 @@ class Budget:
         if found is None:
             raise ValueError(f"expected bits a weight or a size, as 4.5 or 18GB; found {text!r}")
         number = float(found[1])
+        if math.isinf(number):
+            raise ValueError(
+                f"expected bits a weight or a size, as 4.5 or 18GB; found {text[:60]!r}"
+            )
         if found[0].strip() == found[1]:
             if not 0 < number <= 32:
                 raise ValueError(f"expected up to 32 bits a weight, found {text}")
@@ -44,6 +49,10 @@ class Budget:
         unit = (found[2] or "").lower()
         power = 10 * " kmgt".index(unit or " ")
         return cls(nbytes=int(number * (2**power if found[3] else UNITS[unit])))
+
+    def without(self, nbytes: int) -> Budget:
+        """What is left of a file's size when metadata takes some of it."""
+        return self if self.nbytes is None else Budget(nbytes=self.nbytes - nbytes)
 
     def tensor_bytes(self, file: gguf.GGUF) -> int:
         """What all tensors together may take."""
@@ -95,30 +104,39 @@ def choose(
     Raises ValueError for a budget that is too small, and as loading the model, the text and `saved` do.
     """
     facts = quantizing.facts(file, overrides)
-    named = recipes.asked(facts, recipes.model_facts(file.metadata, list(file.tensors)), overrides)
-    free = [t.name for t in facts if recipes.may_quantize(t) and t.name not in named]
+    named = recipes.asked(facts, model_facts.read(file.metadata, list(file.tensors)), overrides)
+    asked = [t.name for t in facts if recipes.may_quantize(t) and t.name not in named]
+    free = [name for name in asked if budget.divides(file.tensors[name].shape[-1])]
     room = wanted.tensor_bytes(file)
     fixed = {
         name: _nbytes(file, name, named.get(name)) for name in file.tensors if name not in free
     }
+    _check_room(file, fixed, free, room)
     measured = _measured(file, free, text, room, saved)
     choices = {name: _choices(file, name, measured[name]) for name in free}
-    try:
-        chosen = budget.allocate(choices, room - sum(fixed.values()))
-    except ValueError as error:
-        least = _least(file, fixed, choices)
-        raise ValueError(f"{least}; found room for {room:,} bytes") from error
+    chosen = budget.allocate(choices, room - sum(fixed.values()))
     types = {**named, **{name: choice.block for name, choice in chosen.items()}}
     nbytes = sum(fixed.values()) + sum(choice.nbytes for choice in chosen.values())
     return Sized(chosen, types, measured, nbytes)
 
 
-def _least(
-    file: gguf.GGUF, fixed: Mapping[str, int], choices: Mapping[str, Sequence[Choice]]
-) -> str:
-    nbytes = sum(fixed.values()) + sum(min(c.nbytes for c in some) for some in choices.values())
-    bits = 8 * nbytes / sum(_weights(info) for info in file.tensors.values())
-    return f"{file.path}: takes at least {bits:.2f} bits a weight, {nbytes:,} bytes"
+def _row(file: gguf.GGUF, name: str) -> tuple[int, type[Block]]:
+    """How many weights a row of a tensor has, and their type."""
+    info = file.tensors[name]
+    return info.shape[-1], by_name(info.type)
+
+
+def _check_room(file: gguf.GGUF, fixed: Mapping[str, int], free: Sequence[str], room: int) -> None:
+    """Raises ValueError if the smallest types take more than `room`: told before anything is measured."""
+    least = {name: budget.candidates(*_row(file, name)) for name in free}
+    nbytes = sum(fixed.values())
+    nbytes += sum(min(_nbytes(file, name, b) for b in some) for name, some in least.items())
+    if nbytes > room:
+        bits = 8 * nbytes / max(1, sum(_weights(info) for info in file.tensors.values()))
+        raise ValueError(
+            f"{file.path}: takes at least {bits:.2f} bits a weight, {nbytes:,} bytes; "
+            f"found room for {max(0, room):,} bytes"
+        )
 
 
 def _measured(
@@ -207,7 +225,7 @@ def _line(file: gguf.GGUF, sized: Sized, kind: str, names: Sequence[str]) -> str
 
 def _beside(file: gguf.GGUF, sized: Sized) -> Iterator[str]:
     """The largest recipe that is no larger, for comparison."""
-    facts = recipes.model_facts(file.metadata, list(file.tensors))
+    facts = model_facts.read(file.metadata, list(file.tensors))
     tensors = [recipes.TensorFacts(i.name, i.shape, i.type) for i in file.tensors.values()]
     best = None
     for recipe in recipes.RECIPES:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,10 +32,8 @@ def check(paths: Iterable[Path], sources: Sequence[Path], force: bool) -> None:
     """Raises an error if a file cannot be written, is one of the sources, or exists and must not be replaced."""
     for path in paths:
         cli.check_writable(path)
-        if not path.exists():
-            continue
         cli.check_not_read(path, sources)
-        if not force:
+        if os.path.lexists(path) and not force:
             raise FileExistsError(f"{path}: is there already; --force replaces it")
 
 

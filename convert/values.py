@@ -42,8 +42,10 @@ def pack(value: Any, kind: Kind, element: Kind | None = None) -> bytes:
 
 def _value(value: Any, kind: Kind, element: Kind | None) -> bytes:
     if kind == Kind.STRING:
-        text = value.encode() if isinstance(value, str) else bytes(value)
-        return struct.pack("<Q", len(text)) + text
+        text = value.encode() if isinstance(value, str) else value
+        if not isinstance(text, bytes | bytearray | memoryview):
+            raise ValueError(f"{value!r} is not a value of type string")
+        return struct.pack("<Q", len(text)) + bytes(text)
     if kind == Kind.ARRAY:
         return _array(value, element)
     try:
@@ -116,7 +118,7 @@ def parse(text: str, kind: Kind, element: Kind | None = None) -> Any:
 def _parse_array(text: str, element: Kind | None) -> list[Any]:
     try:
         items = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         items = None
     if not isinstance(items, list) or element is None or element == Kind.ARRAY:
         raise ValueError(f"expected a JSON array, such as [1, 2], found {text[:60]!r}")

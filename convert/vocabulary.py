@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -86,7 +87,8 @@ def add(w: gguf.GGUFWriter, folder: Path, model: Architecture, pre: str | None =
     ends = _ends(folder)
     if ends and ends[0] < model.vocabulary:
         special.special_token_ids.setdefault("eos", ends[0])
-    special.add_to_gguf(w, quiet=True)
+    with _damaged(folder):
+        special.add_to_gguf(w, quiet=True)
     tokenizer = Tokenizer.from_metadata(_metadata(w))
     _add_ends(w, ends, tokenizer)
     _compare(tokenizer, encode)
@@ -133,10 +135,12 @@ def _sentence_piece(folder: Path, config: Mapping[str, Any], tokens: Tokens) -> 
         warn(f"{file.name}: {count - tokens.rows} tokens have no embedding and are left out")
     for i in range(min(count, tokens.rows)):
         tokens.set(i, pieces.IdToPiece(i), _piece_type(pieces, i), pieces.GetScore(i))
-    for text, token in read_json(folder / "added_tokens.json").items():
-        tokens.set(token, text, TokenType.USER_DEFINED)
-    for number, added in config.get("added_tokens_decoder", {}).items():
-        tokens.set_added(int(number), added["content"], bool(added.get("special")))
+    added = read_json(folder / "added_tokens.json")
+    with _damaged(folder):
+        for text, token in added.items():
+            tokens.set(token, text, TokenType.USER_DEFINED)
+        for number, one in config.get("added_tokens_decoder", {}).items():
+            tokens.set_added(int(number), one["content"], bool(one.get("special")))
     return lambda text: list(pieces.encode(text))
 
 
@@ -193,7 +197,8 @@ def _read_fast(file: Path) -> tuple[dict[str, Any], Any]:
     import tokenizers
 
     described = read_json(file)
-    kind = (described.get("model") or {}).get("type")
+    model = described.get("model")
+    kind = model.get("type") if isinstance(model, dict) else model
     if kind not in ("BPE", "WordPiece"):
         raise NotImplementedError(
             f"{file}: a model of type {kind!r} is not supported, expected 'BPE' or 'WordPiece'"
@@ -238,9 +243,16 @@ def _has_byte_level(described: Mapping[str, Any]) -> bool:
 
 def _special(folder: Path, rows: int, merges: bool) -> gguf.SpecialVocab:
     """Special ids, merges and chat templates. Raises ValueError for damaged files."""
-    try:
+    with _damaged(folder):
         return gguf.SpecialVocab(folder, load_merges=merges, n_vocab=rows)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+
+
+@contextmanager
+def _damaged(folder: Path) -> Iterator[None]:
+    """What the package gguf raises for values of a wrong type names the folder."""
+    try:
+        yield
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise ValueError(f"{folder}: damaged tokenizer files: {error}") from None
 
 

@@ -281,8 +281,15 @@ def check_writable(path: str | Path) -> None:
 
 def check_not_read(path: Path, sources: Iterable[Path]) -> None:
     """Raises ValueError if an output would replace a file that the command reads."""
-    if path.exists() and any(path.samefile(source) for source in sources if source.exists()):
+    if any(_is_same(path, source) for source in sources):
         raise ValueError(f"{path}: is the file that is read; name another one")
+
+
+def _is_same(path: Path, source: Path) -> bool:
+    """Whether two names mean one file, also one that is not there yet."""
+    if path.exists() and source.exists():
+        return path.samefile(source)
+    return path.resolve() == source.resolve()
 
 
 def token_count(text: str) -> int:

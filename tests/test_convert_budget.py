@@ -54,7 +54,9 @@ def test_sizes_are_read(text: str, expected: Budget) -> None:
     assert Budget.parse(text) == expected
 
 
-@pytest.mark.parametrize("text", ["", "0", "40", "-4", "4.5 bits", "GB", "1e9", "18PB"])
+@pytest.mark.parametrize(
+    "text", ["", "0", "40", "-4", "4.5 bits", "GB", "1e9", "18PB", "9" * 400 + "GB"]
+)
 def test_other_sizes_are_refused(text: str) -> None:
     with pytest.raises(ValueError, match="expected"):
         Budget.parse(text)
@@ -228,6 +230,19 @@ def test_the_file_fits(path: Path, tmp_path: Path, capsys: Any, size: str) -> No
     assert len({info.type for info in file.tensors.values()}) > 2
 
 
+def test_the_file_fits_with_a_long_name_of_the_text_of_an_imatrix(
+    path: Path, tmp_path: Path
+) -> None:
+    columns, named = tmp_path / "i.gguf", tmp_path / "named.gguf"
+    text = str(path.parent / "text.txt")
+    assert main(["imatrix", str(path), text, str(columns), "--chunk-size", "32"]) == 0
+    datasets = json.dumps(["x" * 50_000])
+    edit = ["--set", f"imatrix.datasets:string[]={datasets}"]
+    assert main(["edit", str(columns), str(named), *edit]) == 0
+    assert quantize(path, tmp_path / "q.gguf", "--budget", "900kB", "--imatrix", named) == 0
+    assert (tmp_path / "q.gguf").stat().st_size <= 900_000
+
+
 def test_measurements_are_kept(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
@@ -267,6 +282,40 @@ def test_too_small(path: Path, tmp_path: Path, capsys: Any, more: list[str], mes
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and re.search(message, error), error
     assert not (tmp_path / "out.gguf").exists()
+
+
+def test_too_small_is_told_before_anything_is_measured(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sensitivity, "measure", lambda *_: pytest.fail("measured"))
+    assert quantize(path, tmp_path / "out.gguf", "--budget", "2") == 1
+
+
+def test_rows_that_no_block_divides_stay(path: Path, tmp_path: Path) -> None:
+    sizes = Sizes(hidden=64, ffn=100, heads=2, kv_heads=2, head_dim=32, layers=2)
+    model = tmp_path / "m.gguf"
+    random_models.write(model, "llama", 5, sizes=sizes, types=("F16",))
+    (tmp_path / "text.txt").write_bytes((path.parent / "text.txt").read_bytes())
+    assert quantize(model, tmp_path / "out.gguf", "--budget", "10") == 0
+    types = {name: info.type for name, info in gguf.read(tmp_path / "out.gguf").tensors.items()}
+    assert types["blk.0.ffn_down.weight"] == "F16" and types["blk.0.ffn_up.weight"] != "F16"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"loss": "x"}, {"loss": float("nan")}, {"errors": {}}, {"errors": [1]}, {"block": "Q9"}],
+)
+def test_damaged_measurements_are_refused(
+    path: Path, tmp_path: Path, capsys: Any, change: dict[str, Any]
+) -> None:
+    kept = tmp_path / "kept.json"
+    options = ("--budget", "4.5", "--sensitivity", kept, "--dry-run")
+    assert quantize(path, tmp_path / "a.gguf", *options) == 0
+    held = json.loads(kept.read_text())
+    held["tensors"]["output.weight"] |= change
+    kept.write_text(json.dumps(held))
+    assert quantize(path, tmp_path / "a.gguf", *options) == 1
+    assert "tensor 'output.weight': expected a loss and errors" in capsys.readouterr().err
 
 
 def test_a_text_is_needed(path: Path, tmp_path: Path, capsys: Any) -> None:

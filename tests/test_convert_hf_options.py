@@ -87,3 +87,52 @@ def test_importance_of_another_model(made: Path, capsys: Any, tmp_path: Path) ->
     assert main(command) == 1
     assert "has 32 values, expected" in capsys.readouterr().err
     assert not (made / "x.gguf").exists()
+
+
+def test_types_that_rows_cannot_have_are_told(made: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for command in ("hf", "quantize"):
+        given = made / ("m" if command == "hf" else "m.gguf")
+        caplog.clear()
+        run(
+            command,
+            given,
+            made / "x.gguf",
+            "--type",
+            "q8_0",
+            "--tensor-type",
+            "attn_q=q6_k",
+            "--force",
+        )
+        assert "Q6_K has blocks that do not divide rows of 64; Q8_0 for blk.0.attn_q" in caplog.text
+        caplog.clear()
+        run(
+            command,
+            given,
+            made / "x.gguf",
+            "--type",
+            "q8_0",
+            "--tensor-type",
+            "attn_q=q4_0",
+            "--force",
+        )
+        assert "divide" not in caplog.text
+
+
+@pytest.mark.parametrize("command", ["hf", "quantize"])
+def test_a_pattern_of_norms_alone(made: Path, capsys: Any, command: str) -> None:
+    given = made / ("m" if command == "hf" else "m.gguf")
+    arguments = [command, str(given), str(made / "x.gguf"), "--type", "q8_0"]
+    assert main([*arguments, "--tensor-type", "attn_norm=q4_0"]) == 1
+    assert "found only in names of tensors that keep their type" in capsys.readouterr().err
+
+
+def test_weights_are_not_replaced_by_what_is_made_of_them(made: Path, capsys: Any) -> None:
+    weights = made / "m" / "model.safetensors"
+    before = weights.read_bytes()
+    assert main(["hf", str(made / "m"), str(weights), "--force"]) == 1
+    assert "is the file that is read" in capsys.readouterr().err
+    assert weights.read_bytes() == before
+    importance = made / "im.gguf"
+    command = ["hf", str(made / "m"), str(importance), "--imatrix", str(importance), "--force"]
+    assert main(command) == 1
+    assert "is the file that is read" in capsys.readouterr().err

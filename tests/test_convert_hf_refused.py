@@ -68,11 +68,21 @@ def entry(dtype: str, shape: list[int], offsets: list[int]) -> Callable[[Path], 
     return header_of(json.dumps({"a": {"dtype": dtype, "shape": shape, "data_offsets": offsets}}))
 
 
+def overlapping(folder: Path) -> None:
+    """Two tensors of the same bytes; those of one are nobody's."""
+    raw = (folder / WEIGHTS).read_bytes()
+    length = int.from_bytes(raw[:8], "little")
+    found = json.loads(raw[8 : 8 + length])
+    found[DOWN]["data_offsets"] = found[DOWN.replace("1", "0", 1)]["data_offsets"]
+    text = json.dumps(found).encode()
+    (folder / WEIGHTS).write_bytes(len(text).to_bytes(8, "little") + text + raw[8 + length :])
+
+
 def moved(source: str, target: str) -> Callable[[Path], object]:
     return lambda folder: (folder / source).rename(folder / target)
 
 
-def index(**files: str) -> Callable[[Path], object]:
+def index(**files: object) -> Callable[[Path], object]:
     text = json.dumps({"weight_map": files})
     return lambda folder: (folder / checkpoint.INDEX).write_text(text)
 
@@ -86,6 +96,14 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "unknown architecture": (configured(architectures=["XForCausalLM"]), "'XForCausalLM' is not supported; known: "),
     "a path": (configured(architectures=["../evilModel"]), "'../evilModel' is not supported"),
     "no hidden size": (configured(hidden_size=None), "hidden_size: expected a whole number"),
+    "a billion layers": (configured(num_hidden_layers=10**9), "num_hidden_layers: expected at most 4096"),
+    "text_config of text": (configured(text_config="x"), "text_config: expected an object"),
+    "no small number": (configured(rms_norm_eps=float("nan")), "rms_norm_eps: expected a positive number, found nan"),
+    "negative small number": (configured(rms_norm_eps=-1), "rms_norm_eps: expected a positive number"),
+    "base of a list": (configured(rope_parameters={"rope_theta": []}), "rope_theta: expected a positive number"),
+    "base 0": (configured(rope_parameters={"rope_theta": 0}), "rope_theta: expected a positive number"),
+    "local base of text": (configured(rope_local_base_freq="x"), "with a window: expected a positive number"),
+    "rope by layer of lists": (configured(rope_parameters={"full_attention": [1]}), "rope parameters: expected an obj"),
     "a layer too few": (configured(num_hidden_layers=1), "does not know: model.layers.1"),
     "a layer too many": (configured(num_hidden_layers=3), "tensors missing: blk.2.attn_norm.weight"),
     "other activation": (configured(hidden_act="gelu"), "activation 'gelu' is not supported"),
@@ -100,6 +118,12 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "index of other tensors": (index(a=WEIGHTS), "are in none of the files: a"),
     "index to elsewhere": (index(a="../x.safetensors"), "expected names of files, found '../x.safetensors'"),
     "index of text": (lambda f: (f / checkpoint.INDEX).write_text("{"), "expected JSON with a weight_map"),
+    "index to lists": (index(a=[WEIGHTS]), "expected names of files, found ['model.safetensors']"),
+    "index to numbers": (index(a=WEIGHTS, b=1), "expected names of files, found 1"),
+    "index to nothing": (index(a=""), "expected names of files, found ''"),
+    "deep index": (lambda f: (f / checkpoint.INDEX).write_text("[" * 10**5), "index.json: expected JSON"),
+    "deep header": (header_of("[" * 10**5), "model.safetensors: damaged header"),
+    "overlapping tensors": (overlapping, "down_proj.weight' overlap"),
     "empty weights": (lambda f: cut(f, WEIGHTS, 0), "not a safetensors file, or truncated: 0 bytes"),
     "cut in the header": (lambda f: cut(f, WEIGHTS, 200), "not a safetensors file, or truncated: 200 bytes"),
     "cut in the weights": (lambda f: cut(f, WEIGHTS, 60_000), "truncated: expected"),
@@ -115,16 +139,26 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "NaN": (weighed(lambda m: m[DOWN].fill(np.nan)), "tensor 'blk.1.ffn_down.weight': "),
     "fp8 without scales": (weighed(fp8_without_scales), "fp8 without"),
     "fp8 with too few scales": (weighed(fp8_with_too_few_scales), "down_proj.weight_scale_inv': expected"),
+    "quantization of text": (configured(quantization_config="fp8"), "quantization_config: expected an object"),
+    "fp8 in blocks of nothing": (quantized(quant_method="fp8", weight_block_size=[0, 0]), "weight_block_size: "),
     "GPTQ": (quantized(quant_method="gptq", bits=4), "weights quantized by gptq are not supported"),
     "no tokenizer": (lambda f: (f / TOKENIZER).unlink(), "no tokenizer.json and no tokenizer.model found"),
     "tekken": (moved(TOKENIZER, "tekken.json"), "tekken.json alone is not supported"),
     "tokenizer of text": (lambda f: (f / TOKENIZER).write_text("x"), "expected JSON"),
     "a tokenizer of words": (lambda f: change_json(f, TOKENIZER, model={"type": "WordLevel"}), "type 'WordLevel'"),
+    "a tokenizer of a number": (lambda f: change_json(f, TOKENIZER, model=1), "a model of type 1 is not supported"),
+    "templates of numbers": (
+        lambda f: change_json(f, "tokenizer_config.json", chat_template=[1]), "damaged tokenizer files"
+    ),
     "damaged tokenizer": (lambda f: change_json(f, TOKENIZER, model={"type": "BPE", "vocab": 3}), "tokenizer.json: "),
     "unknown pre-tokenizer": (lambda f: hf_folders.write_tokenizer(f, "[aeiou]+"), "the right one with --pre"),
     "more tokens than rows": (configured(vocab_size=260), "expected shape (260, 64)"),
     "not SentencePiece": (lambda f: (f / "tokenizer.model").write_bytes(b"x" * 99), "not a SentencePiece model"),
     "damaged model card": (lambda f: (f / "README.md").write_text("---\na: [\n---\n"), "damaged model card"),
+    "licence of a list": (lambda f: (f / "README.md").write_text("---\nlicense: [1]\n---\n"), "damaged model card"),
+    "name of a number": (
+        lambda f: (f / "README.md").write_text("---\nmodel_name: 3\n---\n"), "3 is not a value of type string"
+    ),
     "damaged generation defaults": (lambda f: (f / "generation_config.json").write_text("{"), "expected JSON"),
     "damaged tokenizer_config": (lambda f: (f / "tokenizer_config.json").write_text("{"), "expected JSON"),
 }  # fmt: skip
@@ -146,6 +180,8 @@ def test_broken_folders_are_refused_in_one_line(what, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"num_experts_per_tok": 4}, "num_experts_per_tok: expected at most 3, found 4"),
+        ({"num_experts": 10**9}, "experts: expected at most 4096, found 1000000000"),
         ({"num_experts": 4}, "expected experts 0 to 3, found 3, without 3"),
         ({"num_experts": 2}, "expected experts 0 to 1, found 3"),
         ({"norm_topk_prob": False}, "norm_topk_prob: qwen3moe files mean True"),
@@ -155,6 +191,27 @@ def test_broken_folders_are_refused_in_one_line(what, tmp_path, capsys):
 def test_experts_that_cannot_be_stacked_are_refused(changes, message, tmp_path, capsys):
     hf_folders.write(tmp_path / "m", "qwen3moe")
     change_json(tmp_path / "m", "config.json", **changes)
+    assert main(["hf", str(tmp_path / "m"), str(tmp_path / "m.gguf")]) == 1
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sliding_window_pattern": 0}, "sliding_window_pattern: expected a whole number from 1"),
+        ({"sliding_window_pattern": "x"}, "sliding_window_pattern: expected a whole number from 1"),
+        (
+            {"layer_types": ["full_attention"]},
+            "layer_types: expected 2 of full_attention or sliding_",
+        ),
+        (
+            {"layer_types": ["full_attention", 1]},
+            "layer_types: expected 2 of full_attention or slidi",
+        ),
+    ],
+)
+def test_windows_of_nothing_are_refused(changes, message, tmp_path, capsys):
+    hf_folders.write(tmp_path / "m", "gemma3", **changes)
     assert main(["hf", str(tmp_path / "m"), str(tmp_path / "m.gguf")]) == 1
     assert message in capsys.readouterr().err
 

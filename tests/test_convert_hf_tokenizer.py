@@ -290,3 +290,18 @@ def test_gguf_files_hold_what_was_planned(spm_folder):
     fields = gguf.GGUFReader(out).fields
     assert fields["tokenizer.ggml.tokens"].contents()[400:402] == ["<|im_start|>", "  x"]
     assert fields["general.file_type"].contents() == gguf.LlamaFileType.MOSTLY_F16
+
+
+@pytest.mark.parametrize(
+    ("name", "added"),
+    [
+        ("tokenizer_config.json", {"added_tokens_decoder": [1]}),
+        ("tokenizer_config.json", {"added_tokens_decoder": {"400": 1}}),
+        ("tokenizer_config.json", {"added_tokens_decoder": {"x": {"content": "y"}}}),
+        ("added_tokens.json", {"<x>": "400"}),
+    ],
+)
+def test_damaged_added_tokens_are_refused(name, added, spm_folder):
+    (spm_folder / name).write_text(json.dumps(added))
+    with pytest.raises(ValueError, match="m: damaged tokenizer files: "):
+        metadata(spm_folder)

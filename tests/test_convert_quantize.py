@@ -143,7 +143,7 @@ def test_importance_weighs_columns(
 
 
 def test_importance_counts_in_recipes(model: Path, tmp_path: Path) -> None:
-    path = write_old_imatrix(tmp_path / "i.dat", {STACK: (np.ones(1024), 1)})
+    path = write_old_imatrix(tmp_path / "i.dat", {"blk.0.attn_q.weight": (np.ones(256), 1)})
     sizes = Sizes(layers=8, hidden=256, ffn=256)
     dense = random_models.write(tmp_path / "m.gguf", "llama", 1, sizes=sizes, types=("F16",))
     run(dense, tmp_path / "out.gguf", "--type", "q4_0", "--imatrix", path, "--effort", "fast")

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from mlx_ferrum.blocks import Q4_K, by_name
+from mlx_ferrum.convert import model_facts
 from mlx_ferrum.convert.recipes import (
     RECIPES,
     ModelFacts,
@@ -18,7 +19,6 @@ from mlx_ferrum.convert.recipes import (
     TensorFacts,
     choose,
     may_quantize,
-    model_facts,
 )
 
 GOLDEN: dict[str, Any] = json.loads((Path(__file__).parent / "golden" / "recipes.json").read_text())
@@ -113,13 +113,13 @@ def test_facts_of_metadata() -> None:
         "qwen3moe.expert_count": 8,
         "qwen3moe.attention.head_count": np.array([6, 4], np.int32),
     }
-    facts = model_facts(metadata, ["token_embd.weight"])
+    facts = model_facts.read(metadata, ["token_embd.weight"])
     assert facts == ModelFacts("qwen3moe", 7, 8, 6, 6, tied=True)
     del metadata["qwen3moe.block_count"]
     with pytest.raises(ValueError, match=r"'qwen3moe\.block_count': expected a number, found noth"):
-        model_facts(metadata, [])
+        model_facts.read(metadata, [])
     with pytest.raises(ValueError, match=r"general\.architecture.*expected text, found nothing"):
-        model_facts({}, [])
+        model_facts.read({}, [])
 
 
 def test_a_float_recipe_takes_overrides_too() -> None:

@@ -19,6 +19,9 @@ PERIOD = 6  # the last of so many layers sees everything
 _PICTURES = re.compile(r"(^|\.)(vision_tower|multi_modal_projector|vision_model)\.")
 
 
+KINDS = {"full_attention", "sliding_attention"}
+
+
 class Converter(Architecture):
     """Four norms a layer, head norms, and a window in five of six layers."""
 
@@ -72,10 +75,13 @@ class Converter(Architecture):
     def _slides(self) -> list[bool]:
         """Whether each layer has a window."""
         names = self.config.get("layer_types")
-        if names is not None:
-            return [name == "sliding_attention" for name in names]
-        period = self.config.get("sliding_window_pattern", PERIOD)
-        return _period(self.layers, period)
+        if names is None:
+            return _period(self.layers, self.size("sliding_window_pattern", PERIOD))
+        if not isinstance(names, list) or len(names) != self.layers or set(map(str, names)) - KINDS:
+            raise ValueError(
+                f"config.json: layer_types: expected {self.layers} of {' or '.join(sorted(KINDS))}, found {names!r}"
+            )
+        return [name == "sliding_attention" for name in names]
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         norms = ("attn_q_norm", "attn_k_norm", "post_attention_norm", "post_ffw_norm")

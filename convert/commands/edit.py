@@ -67,7 +67,10 @@ def _write(args: argparse.Namespace, model: gguf.GGUF, file: output.File) -> Non
     if args.in_place:
         cli.check_writable(file.path)
     else:
-        target.check([file.path], [part.path for part in model.files], args.force)
+        read = [part.path for part in model.files]
+        if args.chat_template is not None:
+            read.append(args.chat_template)
+        target.check([file.path], read, args.force)
     if args.dry_run:
         return
     output.write_files([file], mode=file.path.stat().st_mode if args.in_place else None)

@@ -27,21 +27,17 @@ largest matrix of the checkpoint, whichever is more, three times.
 def main(argv: Sequence[str] | None) -> int:
     """Run the command line; returns the exit code."""
     args = _parser().parse_args(argv)
-    from .. import checkpoint, huggingface, output, quantizing
+    from .. import huggingface, output, quantizing
 
     cli.begin()
-    target.check([args.out], [], args.force)
+    read = [] if args.imatrix is None else [args.imatrix]
+    target.check([args.out], read, args.force)  # before a download
     folder, name = _source(args.source)
+    target.check([args.out], list(folder.iterdir()), args.force)
     options = quantizing.Options(args.type, *asked.read(args))
     plan = huggingface.plan(folder, options, name=name, pre=args.pre)
     for line in plan.notices:
         notice.warn(line)
-    quantized = sum(tensor.source not in checkpoint.DTYPES for tensor in plan.tensors)
-    if quantized:
-        notice.warn(
-            f"{quantized} tensors are quantized by MLX: their codes are kept where a block type holds the same "
-            "weights; ferrum-convert mlx keeps more"
-        )
     if args.dry_run:
         print(*output.table(plan.tensors), sep="\n")
         return 0

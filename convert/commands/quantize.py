@@ -58,8 +58,9 @@ def main(argv: Sequence[str] | None) -> int:
 
     cli.begin()
     model = source.read(args.model)
-    if args.budget is not None and not args.keep_split:  # before the long work
-        target.check([args.out], [part.path for part in model.files], args.force)
+    others = [args.imatrix, args.text, args.sensitivity]
+    read = [*(part.path for part in model.files), *(path for path in others if path is not None)]
+    target.check([args.out], read, args.force)
     options = _options(args, model)
     plan = quantizing.plan(model, options)
     values = quantizing.metadata(source.metadata(model), options.recipe, options.importance)
@@ -83,7 +84,12 @@ def _options(args: argparse.Namespace, model: gguf.GGUF) -> Options:
     if args.sensitivity is not None and not args.sensitivity.exists():
         cli.check_writable(args.sensitivity)
     text = sizing.Text(args.text, args.chunks or CHUNKS, args.chunk_size)
-    sized = sizing.choose(model, args.budget, text, wanted.overrides, args.sensitivity)
+    size = (
+        args.budget
+        if wanted.importance is None
+        else args.budget.without(wanted.importance.origin_bytes)
+    )
+    sized = sizing.choose(model, size, text, wanted.overrides, args.sensitivity)
     print(*sizing.report(model, sized), sep="\n")
     return quantizing.Options(sizing.recipe_of(sized), *wanted, types=sized.types)
 

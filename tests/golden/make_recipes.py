@@ -21,7 +21,7 @@ import random_models
 from random_models import QKV_BIASES, Sizes
 
 from mlx_ferrum import catalog
-from mlx_ferrum.convert import recipes
+from mlx_ferrum.convert import model_facts, recipes
 from mlx_ferrum.gguf import read
 
 FOLDER = Path(__file__).parent
@@ -101,7 +101,7 @@ def write_imatrix(path: Path) -> Path:
 def case(tool: str, path: Path, imatrix: Path) -> dict[str, Any]:
     """The tensors of a file, layers folded, and a letter for the type of each."""
     file = read(path)
-    facts = recipes.model_facts(file.metadata, list(file.tensors))
+    facts = model_facts.read(file.metadata, list(file.tensors))
     letters: dict[str, str] = {}
     chosen: dict[str, dict[str, str]] = {}
     # with these options it names types that the rows do not fit, and would fail after the dry run
