@@ -8,33 +8,27 @@ sum exactly; everything else is float32.
 
 from __future__ import annotations
 
-if __name__ == "__main__":  # the command needs neither MLX nor what follows
-    import sys
-
-    from mlx_ferrum import entry
-
-    sys.exit(entry.run("mlx_ferrum.backends.cpu_command"))
-
 import math
 from collections.abc import Sequence
 
 import mlx.core as mx
 import numpy as np
 
-from ..kernels.cpu import calls, native
-from ..ops import Activation, HeadNorms, Norm
-from ..tensor import QTensor
-from . import cpu_experts
-from .cpu_arguments import ACTIVATIONS, address, floats, places, shaped
-from .cpu_memory import empty
-from .cpu_step import Step
+from ...kernels.cpu import calls, native
+from ...ops import Activation, HeadNorms, Norm
+from ...tensor import QTensor
+from .arguments import ACTIVATIONS, address, floats, places, shaped
+from .experts import gather_down as gather_down
+from .experts import gather_gate_up as gather_gate_up
+from .experts import gather_matmul as gather_matmul
+from .experts import route as route
+from .experts import sigmoid_gate as sigmoid_gate
+from .memory import empty
+from .step import Step
 
 LAZY = False
 
 stepper = Step
-route, sigmoid_gate = cpu_experts.route, cpu_experts.sigmoid_gate
-gather_matmul, gather_gate_up = cpu_experts.gather_matmul, cpu_experts.gather_gate_up
-gather_down = cpu_experts.gather_down
 
 
 def prepare(threads: int | None) -> None:

@@ -14,9 +14,9 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from .. import profile
-from ..cache import Cache
-from ..kernels.cpu import calls, native
+from ... import profile
+from ...cache import Cache
+from ...kernels.cpu import calls, native
 
 Body = Callable[[Any, list[Cache]], Any]
 

@@ -10,8 +10,8 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from ..kernels.cpu import calls
-from ..tensor import QTensor
+from ...kernels.cpu import calls
+from ...tensor import QTensor
 
 ACTIVATIONS = {"silu": 0, "gelu": 1}
 

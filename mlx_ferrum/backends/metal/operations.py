@@ -1,54 +1,38 @@
-"""Our kernels on Apple GPUs: which one for which shape. All of it is lazy.
+"""The operations on a GPU, and which kernel serves which shape.
 
-Products are float32; what attention takes and gives is float16. Where numbers become float16, those beyond its range,
-±65,504, become the nearest one within. MLX's own fast operations serve where they
-are as fast: attention over a contiguous cache, and norms that no product of few rows follows.
+Products are float32; attention takes and returns float16. Values that become float16 are clamped to its range,
+±65,504. MLX's own fast operations serve where they are as fast: attention over a contiguous cache, and norms that no
+product of few rows follows.
 """
 
 from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import mlx.core as mx
 from mlx import nn
 
-from .. import launch
-from ..kernels import gate_up as gate_up_kernel
-from ..kernels import matmul as matmul_kernel
-from ..kernels import matvec as matvec_kernel
-from ..kernels import matvecs as matvecs_kernel
-from ..kernels import norm_matvec as norm_matvec_kernel
-from ..kernels import rms_norm as rms_norm_kernel
-from ..kernels import rotate as rotate_kernel
-from ..kernels import rows as rows_kernel
-from ..ops import Activation, HeadNorms, Norm
-from ..tensor import QTensor
-from .metal_experts import gather_down as gather_down
-from .metal_experts import gather_gate_up as gather_gate_up
-from .metal_experts import gather_matmul as gather_matmul
-from .metal_experts import route as route
-from .metal_experts import sigmoid_gate as sigmoid_gate
-from .metal_shapes import ACTIVATIONS, is_tiny, rows_a_simdgroup
-from .metal_shapes import MATVEC_ROWS as MATVEC_ROWS
+from ...kernels import gate_up as gate_up_kernel
+from ...kernels import matmul as matmul_kernel
+from ...kernels import matvec as matvec_kernel
+from ...kernels import matvecs as matvecs_kernel
+from ...kernels import norm_matvec as norm_matvec_kernel
+from ...kernels import rms_norm as rms_norm_kernel
+from ...kernels import rotate as rotate_kernel
+from ...kernels import rows as rows_kernel
+from ...ops import Activation, HeadNorms, Norm
+from ...tensor import QTensor
+from .experts import gather_down as gather_down
+from .experts import gather_gate_up as gather_gate_up
+from .experts import gather_matmul as gather_matmul
+from .experts import route as route
+from .experts import sigmoid_gate as sigmoid_gate
+from .shapes import ACTIVATIONS, MATVEC_ROWS, is_tiny, rows_a_simdgroup
 
 LAZY = True
-
-
-def prepare(_threads: int | None) -> None:
-    """Kernels are compiled when they are first used. Raises OSError where there is no Metal."""
-    if not launch.can_run():
-        raise OSError("the metal backend needs a Mac with an Apple GPU; MLX finds no Metal here")
-
-
-def wired_limit() -> int | None:
-    """What Metal recommends as the most to use at a time; None on another runner."""
-    if not mx.metal.is_available():
-        return None
-    info: Mapping[str, Any] = mx.device_info(mx.gpu)
-    return info.get("max_recommended_working_set_size")
 
 
 def matmul(

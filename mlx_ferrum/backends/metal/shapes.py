@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mlx import nn
 
-from ..tensor import QTensor
+from ...tensor import QTensor
 
 ACTIVATIONS = {"silu": nn.silu, "gelu": nn.gelu_approx}
 MATVEC_ROWS = 8  # of x: up to here weights are read once for all of them, and no tile would be full

@@ -1,4 +1,4 @@
-"""The operations of mixtures of experts, for cpu.py.
+"""The operations of mixtures of experts.
 
 Ids are checked here, and read again by the library at each call: a recorded step is repeated for other experts.
 """
@@ -10,11 +10,11 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from ..kernels.cpu import calls, native
-from ..ops import Activation, Routing
-from ..tensor import QTensor
-from .cpu_arguments import ACTIVATIONS, address, floats, places, shaped
-from .cpu_memory import empty
+from ...kernels.cpu import calls, native
+from ...ops import Activation, Routing
+from ...tensor import QTensor
+from .arguments import ACTIVATIONS, address, floats, places, shaped
+from .memory import empty
 
 
 def route(
