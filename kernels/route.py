@@ -7,7 +7,7 @@ import functools
 import mlx.core as mx
 
 from mlx_ferrum.launch import Kernel
-from mlx_ferrum.ops import Routing
+from mlx_ferrum.options import Routing
 
 from .header import header
 

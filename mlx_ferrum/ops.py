@@ -12,47 +12,26 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 
 from . import notice
 from .backends import BACKENDS
+from .options import Activation as Activation
+from .options import Gating as Gating
+from .options import HeadNorms as HeadNorms
+from .options import Norm as Norm
+from .options import Routing as Routing
 from .tensor import QTensor
 
 if TYPE_CHECKING:
-    from .backends.observed import Observed
+    from .backends.observed import Observed, Observer
     from .backends.substituted import Substituted
 
-Activation = Literal["silu", "gelu"]
-Gating = Literal["softmax", "sigmoid"]
 MAX_THREADS = 512  # as in ggml; the library aborts when the system refuses a thread
-Norm = tuple[mx.array, float]  # an RMS norm: weight (k,), and epsilon
-HeadNorms = tuple[mx.array, mx.array, float]  # weight (d,) of queries, of keys, and epsilon
-Observer = Callable[[mx.array, Sequence[QTensor], mx.array | None], None]
 _active: ModuleType | Observed | Substituted | None = None
-
-
-@dataclass(frozen=True)
-class Routing:
-    """How a router's logits choose experts and weigh what they say.
-
-    used: experts that each token gets
-    gating: what makes scores of logits, over all experts
-    normalise: weights are divided by their sum, which is the softmax of the chosen where gating is softmax
-    scale: multiplies the weights
-    groups: of experts, all of one size; a token chooses among the groups_used best ones, by the sum of the two
-        best scores in each
-    """
-
-    used: int
-    gating: Gating = "softmax"
-    normalise: bool = True
-    scale: float = 1.0
-    groups: int = 1
-    groups_used: int = 1
 
 
 def use_backend(name: str, *, threads: int | None = None) -> None:

@@ -14,7 +14,7 @@ import mlx.core as mx
 import numpy as np
 from mlx import nn
 
-from ..ops import Activation, HeadNorms, Norm, Routing
+from ..options import Activation, HeadNorms, Norm, Routing
 from ..tensor import QTensor
 
 LAZY = True

@@ -11,7 +11,7 @@ import mlx.core as mx
 import numpy as np
 
 from ...kernels.cpu import calls, native
-from ...ops import Activation, Routing
+from ...options import Activation, Routing
 from ...tensor import QTensor
 from .arguments import ACTIVATIONS, address, floats, places, shaped
 from .memory import empty

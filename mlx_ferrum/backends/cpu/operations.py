@@ -15,7 +15,7 @@ import mlx.core as mx
 import numpy as np
 
 from ...kernels.cpu import calls, native
-from ...ops import Activation, HeadNorms, Norm
+from ...options import Activation, HeadNorms, Norm
 from ...tensor import QTensor
 from .arguments import ACTIVATIONS, address, floats, places, shaped
 from .experts import gather_down as gather_down

@@ -12,7 +12,7 @@ from ...kernels import route as route_kernel
 from ...kernels import sort_pairs as sort_pairs_kernel
 from ...kernels import weighted_sum as weighted_sum_kernel
 from ...kernels.sort_pairs import Order
-from ...ops import Activation, Routing
+from ...options import Activation, Routing
 from ...tensor import QTensor
 from .shapes import ACTIVATIONS, MATVEC_ROWS, is_tiny, rows_a_simdgroup
 

@@ -23,7 +23,7 @@ from ...kernels import norm_matvec as norm_matvec_kernel
 from ...kernels import rms_norm as rms_norm_kernel
 from ...kernels import rotate as rotate_kernel
 from ...kernels import rows as rows_kernel
-from ...ops import Activation, HeadNorms, Norm
+from ...options import Activation, HeadNorms, Norm
 from ...tensor import QTensor
 from .experts import gather_down as gather_down
 from .experts import gather_gate_up as gather_gate_up

@@ -1,0 +1,33 @@
+"""Types of the options that operations take; backends, kernels and models share them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import mlx.core as mx
+
+Activation = Literal["silu", "gelu"]
+Gating = Literal["softmax", "sigmoid"]
+Norm = tuple[mx.array, float]  # an RMS norm: weight (k,), and epsilon
+HeadNorms = tuple[mx.array, mx.array, float]  # weight (d,) of queries, of keys, and epsilon
+
+
+@dataclass(frozen=True)
+class Routing:
+    """How a router chooses experts from its logits, and the weight of each expert.
+
+    used: experts of each token
+    gating: the function that turns the logits of all experts into scores
+    normalise: divide the weights by their sum; with softmax gating this is the softmax over the chosen experts
+    scale: multiplies the weights
+    groups: of equal size, into which the experts are divided; a token chooses among the groups_used best groups,
+        ranked by the sum of the two best scores in each
+    """
+
+    used: int
+    gating: Gating = "softmax"
+    normalise: bool = True
+    scale: float = 1.0
+    groups: int = 1
+    groups_used: int = 1
