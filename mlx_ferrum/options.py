@@ -7,6 +7,7 @@ from typing import Literal
 
 import mlx.core as mx
 
+# activation.h numbers them in this order; "gelu" is the tanh form
 Activation = Literal["silu", "gelu"]
 Gating = Literal["softmax", "sigmoid"]
 Norm = tuple[mx.array, float]  # an RMS norm: weight (k,), and epsilon

@@ -20,7 +20,10 @@ from ..tensor import QTensor
 LAZY = True
 TILE_WEIGHTS = 1 << 20
 LEAST_SUM = 1e-20  # of weights that are divided by it; sigmoids can all be 0
-_ACTIVATIONS = {"silu": nn.silu, "gelu": nn.gelu_approx}
+ACTIVATIONS: dict[Activation, Callable[[mx.array], mx.array]] = {
+    "silu": nn.silu,
+    "gelu": nn.gelu_approx,
+}
 
 
 def prepare(threads: int | None) -> None:
@@ -71,7 +74,7 @@ def gate_up(
     norm: Norm | None = None,
 ) -> mx.array:
     gated, raised = matmuls(x, [gate, up], biases, norm=norm)
-    return _ACTIVATIONS[act](gated) * raised
+    return ACTIVATIONS[act](gated) * raised
 
 
 def norm_matmul(x: mx.array, w: QTensor, norm: Norm) -> tuple[mx.array, mx.array]:
@@ -234,7 +237,7 @@ def _each(x: mx.array, w: QTensor, ids: mx.array, bias: mx.array | None = None) 
 def gather_gate_up(
     x: mx.array, gate: QTensor, up: QTensor, ids: mx.array, act: Activation
 ) -> mx.array:
-    return _ACTIVATIONS[act](gather_matmul(x, gate, ids)) * gather_matmul(x, up, ids)
+    return ACTIVATIONS[act](gather_matmul(x, gate, ids)) * gather_matmul(x, up, ids)
 
 
 def gather_down(

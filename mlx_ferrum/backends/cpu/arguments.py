@@ -13,8 +13,6 @@ import numpy as np
 from ...kernels.cpu import calls
 from ...tensor import QTensor
 
-ACTIVATIONS = {"silu": 0, "gelu": 1}
-
 
 def floats(x: Any) -> np.ndarray:
     """x as contiguous float32."""

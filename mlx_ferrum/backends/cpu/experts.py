@@ -10,10 +10,11 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from ...kernels.activation import ACTIVATIONS, NO_ACTIVATION
 from ...kernels.cpu import calls, native
 from ...options import Activation, Routing
 from ...tensor import QTensor
-from .arguments import ACTIVATIONS, address, floats, places, shaped
+from .arguments import address, floats, places, shaped
 from .memory import empty
 
 
@@ -61,7 +62,7 @@ def gather_gate_up(
 
 
 def _gather(
-    x: np.ndarray, ws: list[QTensor], ids: np.ndarray, biases: list[Any], act: int = 0
+    x: np.ndarray, ws: list[QTensor], ids: np.ndarray, biases: list[Any], act: int = NO_ACTIVATION
 ) -> np.ndarray:
     x = floats(x)
     for w in ws:

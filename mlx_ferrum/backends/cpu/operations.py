@@ -14,10 +14,11 @@ from collections.abc import Sequence
 import mlx.core as mx
 import numpy as np
 
+from ...kernels.activation import ACTIVATIONS
 from ...kernels.cpu import calls, native
 from ...options import Activation, HeadNorms, Norm
 from ...tensor import QTensor
-from .arguments import ACTIVATIONS, address, floats, places, shaped
+from .arguments import address, floats, places, shaped
 from .experts import gather_down as gather_down
 from .experts import gather_gate_up as gather_gate_up
 from .experts import gather_matmul as gather_matmul

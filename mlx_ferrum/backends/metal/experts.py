@@ -14,7 +14,8 @@ from ...kernels import weighted_sum as weighted_sum_kernel
 from ...kernels.sort_pairs import Order
 from ...options import Activation, Routing
 from ...tensor import QTensor
-from .shapes import ACTIVATIONS, MATVEC_ROWS, is_tiny, rows_a_simdgroup
+from ..reference import ACTIVATIONS
+from .shapes import MATVEC_ROWS, is_tiny, rows_a_simdgroup
 
 # On average, up to here: a weight takes an M1 Max 2 ps for every pair, as each reads for itself, and 6 ps of
 # arithmetic for a tile of 16, however few pairs that holds (bench/metal_cost.py).

@@ -25,12 +25,13 @@ from ...kernels import rotate as rotate_kernel
 from ...kernels import rows as rows_kernel
 from ...options import Activation, HeadNorms, Norm
 from ...tensor import QTensor
+from ..reference import ACTIVATIONS
 from .experts import gather_down as gather_down
 from .experts import gather_gate_up as gather_gate_up
 from .experts import gather_matmul as gather_matmul
 from .experts import route as route
 from .experts import sigmoid_gate as sigmoid_gate
-from .shapes import ACTIVATIONS, MATVEC_ROWS, is_tiny, rows_a_simdgroup
+from .shapes import MATVEC_ROWS, is_tiny, rows_a_simdgroup
 
 LAZY = True
 
