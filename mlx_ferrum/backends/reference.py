@@ -95,7 +95,8 @@ def dequantize(w: QTensor) -> mx.array:
     return w.block.dequantize(w.tile(0, w.rows)).reshape(w.shape)
 
 
-def put(stored: mx.array, at: int, new: mx.array) -> mx.array:
+def put(stored: mx.array, at: int | mx.array, new: mx.array) -> mx.array:
+    at = int(at)
     stored[..., at : at + new.shape[-2], :] = new
     return stored
 

@@ -78,14 +78,19 @@ def _gather(
 
 
 def gather_down(
-    x: np.ndarray, w: QTensor, ids: np.ndarray, shares: np.ndarray, *, add: np.ndarray | None = None
+    x: np.ndarray,
+    w: QTensor,
+    ids: np.ndarray,
+    weights: np.ndarray,
+    *,
+    add: np.ndarray | None = None,
 ) -> np.ndarray:
     x = floats(x)
     ids, experts, rows, k = _fitting(x, w, ids, x.shape[:-2])
     if x.shape[:-1] != ids.shape:
         raise ValueError(f"gather: x of shape {x.shape} does not fit ids of shape {ids.shape}")
     used = ids.shape[-1]
-    shares = shaped("gather_down: weights", shares, *ids.shape)
+    shares = shaped("gather_down: weights", weights, *ids.shape)
     out = empty(*ids.shape[:-1], rows)
     if add is not None:
         add = shaped("gather_down: add", add, *out.shape)

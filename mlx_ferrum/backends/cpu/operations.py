@@ -124,17 +124,17 @@ def dequantize(w: QTensor) -> np.ndarray:
 
 
 def rms_norm(
-    x: np.ndarray, weight: np.ndarray | mx.array, eps: float, *, add: np.ndarray | None = None
+    x: np.ndarray, weight: mx.array, eps: float, *, add: np.ndarray | None = None
 ) -> np.ndarray:
     x, d = floats(x), x.shape[-1]
-    weight = shaped("rms_norm: weight", weight, d)
+    scale = shaped("rms_norm: weight", weight, d)
     if add is not None:
         add = shaped("rms_norm: add", add, *x.shape)
     out = empty(*x.shape)
     call = calls.RmsNorm(
-        address(x), address(weight), address(add), address(out), x.size // d, d, eps
+        address(x), address(scale), address(add), address(out), x.size // d, d, eps
     )
-    native.run(call, x, weight, add, out)
+    native.run(call, x, scale, add, out)
     return out
 
 
@@ -142,19 +142,19 @@ def rotate(
     q: np.ndarray,
     k: np.ndarray,
     v: np.ndarray,
-    frequencies: np.ndarray,
+    frequencies: mx.array,
     *,
-    offset: int | np.ndarray,
+    offset: int | mx.array,
     interleaved: bool,
     magnitude: float = 1.0,
     norms: HeadNorms | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    q, k, v, frequencies = map(floats, (q, k, v, frequencies))
+    q, k, v, turns = map(floats, (q, k, v, frequencies))
     (b, length, h, d), (g, dv) = q.shape, v.shape[2:]
     if k.shape != (b, length, g, d) or v.shape[:2] != (b, length):
         raise ValueError(f"rotate: q {q.shape}, k {k.shape} and v {v.shape} do not fit together")
-    if 2 * frequencies.size > d:
-        raise ValueError(f"rotate: {frequencies.size} pairs do not fit heads of {d}")
+    if 2 * turns.size > d:
+        raise ValueError(f"rotate: {turns.size} pairs do not fit heads of {d}")
     q_weight, k_weight, eps = (None, None, 0.0) if norms is None else norms
     weights = [w if w is None else shaped("rotate: norm", w, d) for w in (q_weight, k_weight)]
     turned = empty(b, h, length, d)
@@ -163,17 +163,18 @@ def rotate(
     new = empty(math.prod(shape) // 2).view(np.float16).reshape(shape)
     offsets = np.empty(b, np.int64)
     offsets[:] = offset
-    inputs = (q, k, v, *weights, frequencies, offsets)
+    inputs = (q, k, v, *weights, turns, offsets)
     call = calls.Rotate(
         *map(address, (*inputs, turned, new)),
-        *(b, length, h, g, d, dv, frequencies.size, interleaved),
+        *(b, length, h, g, d, dv, turns.size, interleaved),
         *(magnitude, eps),
     )
     native.run(call, *inputs, turned, new)
     return turned, new
 
 
-def put(stored: np.ndarray, at: int, new: np.ndarray) -> np.ndarray:
+def put(stored: np.ndarray, at: int | mx.array, new: np.ndarray) -> np.ndarray:
+    at = int(at)
     _, b, g, length, width = new.shape
     room = (2, b, g, stored.shape[3], width)
     if stored.shape != room or not 0 <= at <= stored.shape[3] - length:
