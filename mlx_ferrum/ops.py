@@ -24,6 +24,7 @@ from .options import Gating as Gating
 from .options import HeadNorms as HeadNorms
 from .options import Norm as Norm
 from .options import Routing as Routing
+from .shapes import check_experts, check_pair, check_product
 from .tensor import QTensor
 
 if TYPE_CHECKING:
@@ -133,6 +134,7 @@ def use_default_backend() -> str | None:
 
 def matmul(x: A, w: QTensor, *, bias: mx.array | None = None, add: A | None = None) -> A:
     """x wᵀ + bias + add: x: (..., k), w: (rows, k), bias: (rows,), add: (..., rows) -> (..., rows)"""
+    check_product(x, w)
     return _backend().matmul(x, w, bias=bias, add=add)
 
 
@@ -147,6 +149,7 @@ def matmuls(
 
     norm: of x, before the products
     """
+    check_product(x, *ws)
     return _backend().matmuls(x, ws, biases, norm=norm)
 
 
@@ -164,11 +167,14 @@ def gate_up(
     biases: (rows,) of gate and of up, added to the products
     norm: of x, before the products
     """
+    check_product(x, gate, up)
+    check_pair(gate, up)
     return _backend().gate_up(x, gate, up, act, biases=biases, norm=norm)
 
 
 def norm_matmul(x: A, w: QTensor, norm: Norm) -> tuple[A, A]:
     """x normed, which others need too, and its product: x: (..., k), w: (rows, k) -> (..., k) and (..., rows)"""
+    check_product(x, w)
     return _backend().norm_matmul(x, w, norm)
 
 
@@ -261,6 +267,7 @@ def route(logits: A, routing: Routing, *, bias: mx.array | None = None) -> tuple
     bias: (e,), added to the scores for the choice, not for the weights
     Of equal scores the lower id is chosen; a NaN scores lowest, so ids lie below e whatever the logits are.
     """
+    routing.check(logits.shape[-1])
     return _backend().route(logits, routing, bias=bias)
 
 
@@ -269,11 +276,14 @@ def gather_matmul(x: A, w: QTensor, ids: A, *, bias: mx.array | None = None) -> 
 
     x: (..., k), w: (e, rows, k), bias: (e, rows), ids: (..., n) -> (..., n, rows)
     """
+    check_experts(x, ids, w)
     return _backend().gather_matmul(x, w, ids, bias=bias)
 
 
 def gather_gate_up(x: A, gate: QTensor, up: QTensor, ids: A, act: Activation) -> A:
     """`gate_up` of each chosen expert: x: (..., k), gate and up: (e, rows, k), ids: (..., n) -> (..., n, rows)"""
+    check_experts(x, ids, gate, up)
+    check_pair(gate, up)
     return _backend().gather_gate_up(x, gate, up, ids, act)
 
 
@@ -282,6 +292,7 @@ def gather_down(x: A, w: QTensor, ids: A, weights: A, *, add: A | None = None) -
 
     x: (..., n, k), w: (e, rows, k), ids and weights: (..., n), add: (..., rows) -> (..., rows)
     """
+    check_experts(x, ids, w, spread=True)
     return _backend().gather_down(x, w, ids, weights, add=add)
 
 

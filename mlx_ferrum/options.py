@@ -32,3 +32,12 @@ class Routing:
     scale: float = 1.0
     groups: int = 1
     groups_used: int = 1
+
+    def check(self, experts: int) -> None:
+        """Raises ValueError if a router of so many experts cannot choose in this way."""
+        if not 1 <= self.used <= experts:
+            raise ValueError(f"route: a token gets 1 to {experts} experts, found {self.used}")
+        if self.groups < 1 or experts % self.groups:
+            raise ValueError(f"route: {experts} experts do not make {self.groups} groups")
+        if not 1 <= self.groups_used <= self.groups:
+            raise ValueError(f"route: expected 1 to {self.groups} groups, found {self.groups_used}")

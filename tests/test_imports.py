@@ -19,6 +19,7 @@ kernels.cpu kernels.quantize
 blocks
 kernels.cuda launch
 tensor
+shapes
 kernels
 backends
 ops

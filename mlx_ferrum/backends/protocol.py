@@ -8,9 +8,10 @@ from typing import Any, Protocol, TypeVar
 import mlx.core as mx
 
 from ..options import Activation, HeadNorms, Norm, Routing
+from ..shapes import Array
 from ..tensor import QTensor
 
-A = TypeVar("A")
+A = TypeVar("A", bound=Array)
 
 
 class Backend(Protocol[A]):

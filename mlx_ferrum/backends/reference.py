@@ -38,8 +38,6 @@ def matmul(
     x: mx.array, w: QTensor, *, bias: mx.array | None = None, add: mx.array | None = None
 ) -> mx.array:
     k = w.shape[-1]
-    if len(w.shape) != 2 or x.shape[-1] != k:
-        raise ValueError(f"matmul: x of shape {x.shape} does not fit {w}")
     flat = x.reshape(-1, k).astype(mx.float32)
     step = max(1, TILE_WEIGHTS // k)
     out = []
@@ -218,10 +216,6 @@ def gather_matmul(
 
 def _each(x: mx.array, w: QTensor, ids: mx.array, bias: mx.array | None = None) -> mx.array:
     """Each row by its own expert: x: (..., n, k), ids: (..., n) -> (..., n, rows)"""
-    if len(w.shape) != 3 or x.shape[-1] != w.shape[-1]:
-        raise ValueError(f"gather: x of shape {x.shape} does not fit {w}")
-    if x.shape[:-1] != ids.shape:
-        raise ValueError(f"gather: x of shape {x.shape} does not fit ids of shape {ids.shape}")
     experts, rows, k = w.shape
     flat, experts_of = x.reshape(-1, k), np.asarray(ids).reshape(-1)
     if experts_of.size and not 0 <= experts_of.min() <= experts_of.max() < experts:

@@ -90,9 +90,7 @@ def sigmoid_gate(x: mx.array, gate: mx.array, *, add: mx.array | None = None) ->
 
 
 def _tokens(x: mx.array, ids: mx.array) -> tuple[mx.array, mx.array]:
-    """x: (…, k), ids: (…, n) -> (tokens, k), (tokens, n). Raises ValueError if they differ in tokens."""
-    if x.shape[:-1] != ids.shape[:-1]:
-        raise ValueError(f"gather: x of shape {x.shape} does not fit ids of shape {ids.shape}")
+    """x: (…, k), ids: (…, n) -> (tokens, k), (tokens, n)"""
     return x.reshape(-1, x.shape[-1]), ids.reshape(-1, ids.shape[-1])
 
 

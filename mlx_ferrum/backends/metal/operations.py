@@ -39,7 +39,7 @@ LAZY = True
 def matmul(
     x: mx.array, w: QTensor, *, bias: mx.array | None = None, add: mx.array | None = None
 ) -> mx.array:
-    flat = _flat(x, w)
+    flat = _flat(x)
     residual = None if add is None else add.reshape(-1, w.rows)
     if is_tiny(w):
         y = _sum(flat @ dequantize(w).T, bias, residual)
@@ -59,7 +59,7 @@ def matmuls(
     norm: Norm | None = None,
 ) -> list[mx.array]:
     biases = [None] * len(ws) if biases is None else biases
-    flat = _flat(x, *ws)
+    flat = _flat(x)
     together = 2 <= len(ws) <= matvecs_kernel.MOST and flat.shape[0] <= MATVEC_ROWS
     if not together or any(map(is_tiny, ws)):
         x = _normed(x, norm)
@@ -78,7 +78,7 @@ def gate_up(
     biases: Sequence[mx.array | None] | None = None,
     norm: Norm | None = None,
 ) -> mx.array:
-    flat = _flat(x, gate, up)
+    flat = _flat(x)
     has_bias = biases is not None and any(bias is not None for bias in biases)
     if has_bias or is_tiny(gate) or is_tiny(up):  # rare, so the fused kernel does without biases
         gated, raised = matmuls(flat, [gate, up], biases, norm=norm)
@@ -94,7 +94,7 @@ def gate_up(
 
 
 def norm_matmul(x: mx.array, w: QTensor, norm: Norm) -> tuple[mx.array, mx.array]:
-    flat = _flat(x, w)
+    flat = _flat(x)
     if flat.shape[0] > MATVEC_ROWS or is_tiny(w):
         x = _normed(x, norm)
         return x, matmul(x, w)
@@ -185,11 +185,8 @@ def stepper(
     return lambda tokens: body(tokens, cache)
 
 
-def _flat(x: mx.array, *ws: QTensor) -> mx.array:
-    """x: (..., k) -> (n, k). Raises ValueError if a weight has another width."""
-    for w in ws:
-        if len(w.shape) != 2 or w.shape[1] != x.shape[-1]:
-            raise ValueError(f"matmul: x of shape {x.shape} does not fit {w}")
+def _flat(x: mx.array) -> mx.array:
+    """x: (..., k) -> (n, k)"""
     return x.reshape(-1, x.shape[-1])
 
 
