@@ -1,9 +1,8 @@
 // Activation functions. Both are x / (1 + e^-z), which holds for any x: e^-z grows to infinity, or vanishes.
 #pragma once
 
+#include "activation.h"
 #include "numbers.h"
-
-enum { NO_ACTIVATION, SILU, GELU }; // as in activation.py
 
 // GELU in its tanh form: (1 + tanh(z / 2)) / 2 = 1 / (1 + e^-z).
 template <int ACT>

@@ -1,6 +1,10 @@
-"""What activation.metal calls its functions: the numbers of its enum, for template arguments."""
+"""The numbers of the activation functions in activation.h, for template arguments and for the CPU's structs."""
 
 from __future__ import annotations
 
-NO_ACTIVATION = 0  # never -1: MLX makes a part of the kernel's name of the number
-ACTIVATIONS = {"silu": 1, "gelu": 2}
+from typing import get_args
+
+from mlx_ferrum.options import Activation
+
+NO_ACTIVATION = 0  # never negative: MLX makes the number a part of the kernel's name
+ACTIVATIONS: dict[Activation, int] = {name: n for n, name in enumerate(get_args(Activation), 1)}

@@ -7,6 +7,7 @@ import functools
 import mlx.core as mx
 
 from mlx_ferrum.launch import Kernel
+from mlx_ferrum.options import Activation
 from mlx_ferrum.tensor import QTensor
 
 from .activation import ACTIVATIONS
@@ -24,7 +25,7 @@ def gate_up(
     x: mx.array,
     gate: QTensor,
     up: QTensor,
-    act: str,
+    act: Activation,
     *,
     norm: tuple[mx.array, float] | None = None,
     rows: int = 2,

@@ -7,6 +7,7 @@ import functools
 import mlx.core as mx
 
 from mlx_ferrum.launch import Kernel
+from mlx_ferrum.options import Activation
 from mlx_ferrum.tensor import QTensor
 
 from .activation import ACTIVATIONS
@@ -23,7 +24,7 @@ BODY = """
 
 
 def gather_gate_up(
-    x: mx.array, gate: QTensor, up: QTensor, ids: mx.array, act: str, *, rows: int = 2
+    x: mx.array, gate: QTensor, up: QTensor, ids: mx.array, act: Activation, *, rows: int = 2
 ) -> mx.array:
     """One launch, as float32; NaN for an id outside [0, e).
 

@@ -7,6 +7,7 @@ import functools
 import mlx.core as mx
 
 from mlx_ferrum.launch import Kernel
+from mlx_ferrum.options import Activation
 from mlx_ferrum.tensor import QTensor
 
 from .activation import ACTIVATIONS, NO_ACTIVATION
@@ -30,7 +31,7 @@ def matmul(
     *,
     bias: mx.array | None = None,
     add: mx.array | None = None,
-    gate: tuple[mx.array, str] | None = None,
+    gate: tuple[mx.array, Activation] | None = None,
     columns: int = 64,
 ) -> mx.array:
     """act(gate) * (x wᵀ + bias + add), as float32; weights and x are rounded to float16 on the way.

@@ -7,7 +7,7 @@ import functools
 import mlx.core as mx
 
 from mlx_ferrum.launch import Kernel
-from mlx_ferrum.ops import Routing
+from mlx_ferrum.options import Routing
 
 from .header import header
 
@@ -56,15 +56,10 @@ def route(
 
 
 def _check(routing: Routing, experts: int, bias: mx.array | None) -> None:
-    if not 1 <= routing.used <= min(experts, MOST_USED) or experts > MOST_EXPERTS:
+    if routing.used > MOST_USED or experts > MOST_EXPERTS:
         raise ValueError(
             f"route: {routing.used} of {experts} experts, "
             f"expected at most {MOST_USED} of {MOST_EXPERTS}"
-        )
-    if experts % routing.groups or not 1 <= routing.groups_used <= routing.groups:
-        raise ValueError(
-            f"route: {experts} experts do not fall into {routing.groups} groups, "
-            f"{routing.groups_used} of them used"
         )
     if bias is not None and bias.shape != (experts,):
         raise ValueError(f"route: a bias of shape {bias.shape} for {experts} experts")

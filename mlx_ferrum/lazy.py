@@ -25,7 +25,7 @@ else:
 
     mx = _MLX()
 
-__all__ = ["attributes", "explain", "missing", "mx", "remedy"]
+__all__ = ["attributes", "explain", "missing", "mx", "names_of", "remedy"]
 
 
 def attributes(package: str, modules: Mapping[str, str]) -> Callable[[str], Any]:
@@ -41,16 +41,35 @@ def attributes(package: str, modules: Mapping[str, str]) -> Callable[[str], Any]
     def get(name: str) -> Any:
         if name not in modules:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        try:
-            value = getattr(import_module(f".{modules[name]}", package), name)
-        except ImportError as error:
-            if missing() is None:
-                raise
-            raise explain(error) from None
-        namespace[name] = value
-        return value
+        return _read(package, modules[name], name)
 
     return get
+
+
+def names_of(package: str, module: str) -> Callable[[str], Any]:
+    """The `__getattr__` of a package that has the public names of one submodule, imported when the first is read.
+
+    Reading a name raises ImportError, which says what to install, if MLX cannot be imported.
+    """
+
+    def get(name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        return _read(package, module, name)
+
+    return get
+
+
+def _read(package: str, module: str, name: str) -> Any:
+    """The value of a name of a submodule, kept in the package, so that it is read only once."""
+    try:
+        value = getattr(import_module(f".{module}", package), name)
+    except ImportError as error:
+        if missing() is None:
+            raise
+        raise explain(error) from None
+    vars(sys.modules[package])[name] = value
+    return value
 
 
 def explain(error: ImportError) -> ImportError:

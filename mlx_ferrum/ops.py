@@ -1,8 +1,9 @@
 """The operations that models are made of, and which backend runs them.
 
-Everything above speaks only these; every backend is a module with functions of the same names, and
-the reference backend defines what they mean. Activations are mx.arrays, or what a backend has in
-their place that adds, multiplies, reshapes and slices as they do (NumPy arrays on the CPU).
+Everything above calls only these. A backend is a module with functions of the same names
+(backends/protocol.py), and the reference backend defines what they mean. A is the array that holds a
+backend's activations: np.ndarray on the cpu backend, mx.array on all others. `rows` and `dequantize` return
+it too. Models use only what both have: arithmetic, reshaping and slicing.
 Shapes: b batch, l new positions, s all positions held, h query heads, g key-value heads, d head size;
 e experts, n of them used by a token.
 """
@@ -12,47 +13,26 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from types import ModuleType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, cast
 
 import mlx.core as mx
 
 from . import notice
 from .backends import BACKENDS
+from .options import Activation as Activation
+from .options import Gating as Gating
+from .options import HeadNorms as HeadNorms
+from .options import Norm as Norm
+from .options import Routing as Routing
+from .shapes import check_experts, check_pair, check_product
 from .tensor import QTensor
 
 if TYPE_CHECKING:
-    from .backends.observed import Observed
-    from .backends.substituted import Substituted
+    from .backends.observed import Observer
+    from .backends.protocol import A, Backend
 
-Activation = Literal["silu", "gelu"]
-Gating = Literal["softmax", "sigmoid"]
 MAX_THREADS = 512  # as in ggml; the library aborts when the system refuses a thread
-Norm = tuple[mx.array, float]  # an RMS norm: weight (k,), and epsilon
-HeadNorms = tuple[mx.array, mx.array, float]  # weight (d,) of queries, of keys, and epsilon
-Observer = Callable[[mx.array, Sequence[QTensor], mx.array | None], None]
-_active: ModuleType | Observed | Substituted | None = None
-
-
-@dataclass(frozen=True)
-class Routing:
-    """How a router's logits choose experts and weigh what they say.
-
-    used: experts that each token gets
-    gating: what makes scores of logits, over all experts
-    normalise: weights are divided by their sum, which is the softmax of the chosen where gating is softmax
-    scale: multiplies the weights
-    groups: of experts, all of one size; a token chooses among the groups_used best ones, by the sum of the two
-        best scores in each
-    """
-
-    used: int
-    gating: Gating = "softmax"
-    normalise: bool = True
-    scale: float = 1.0
-    groups: int = 1
-    groups_used: int = 1
+_active: Backend[Any] | None = None
 
 
 def use_backend(name: str, *, threads: int | None = None) -> None:
@@ -68,9 +48,9 @@ def use_backend(name: str, *, threads: int | None = None) -> None:
         raise ValueError(f"threads can be set for the cpu backend, not for {name!r}")
     if threads is not None and not 1 <= threads <= MAX_THREADS:
         raise ValueError(f"threads is {threads}, expected 1 to {MAX_THREADS}")
-    module = importlib.import_module(f".backends.{name}", __package__)
-    module.prepare(threads)
-    _active = module
+    backend = cast("Backend[Any]", importlib.import_module(f".backends.{name}", __package__))
+    backend.prepare(threads)
+    _active = backend
 
 
 def backend_name() -> str:
@@ -85,14 +65,12 @@ def backend_in_use() -> str | None:
 
 def is_lazy() -> bool:
     """Whether operations only note what is to be done, so that steps can be put in a queue."""
-    lazy: bool = _backend().LAZY
-    return lazy
+    return _backend().LAZY
 
 
 def wired_limit() -> int | None:
     """Bytes that MLX should keep resident while a model generates; None where that is not up to MLX."""
-    limit: int | None = _backend().wired_limit()
-    return limit
+    return _backend().wired_limit()
 
 
 @contextmanager
@@ -107,7 +85,7 @@ def observed(see: Observer) -> Iterator[None]:
     from .backends.observed import Observed
 
     before = _backend()
-    _active = Observed(before, see)
+    _active = cast("Backend[Any]", Observed(before, see))
     try:
         yield
     finally:
@@ -124,14 +102,14 @@ def substituted(tensors: Mapping[str, QTensor]) -> Iterator[None]:
     from .backends.substituted import Substituted
 
     before = _backend()
-    _active = Substituted(before, tensors)
+    _active = cast("Backend[Any]", Substituted(before, tensors))
     try:
         yield
     finally:
         _active = before
 
 
-def _backend() -> ModuleType | Observed | Substituted:
+def _backend() -> Backend[Any]:
     if _active is None and (reason := use_default_backend()):
         notice.warn(reason)
     assert _active is not None
@@ -154,46 +132,49 @@ def use_default_backend() -> str | None:
     return None
 
 
-def matmul(
-    x: mx.array, w: QTensor, *, bias: mx.array | None = None, add: mx.array | None = None
-) -> mx.array:
+def matmul(x: A, w: QTensor, *, bias: mx.array | None = None, add: A | None = None) -> A:
     """x wᵀ + bias + add: x: (..., k), w: (rows, k), bias: (rows,), add: (..., rows) -> (..., rows)"""
+    check_product(x, w)
     return _backend().matmul(x, w, bias=bias, add=add)
 
 
 def matmuls(
-    x: mx.array,
+    x: A,
     ws: Sequence[QTensor],
     biases: Sequence[mx.array | None] | None = None,
     *,
     norm: Norm | None = None,
-) -> list[mx.array]:
+) -> list[A]:
     """Several weights that share x and may differ in type: x: (..., k), each w: (rows, k) -> each (..., rows)
 
     norm: of x, before the products
     """
+    check_product(x, *ws)
     return _backend().matmuls(x, ws, biases, norm=norm)
 
 
 def gate_up(
-    x: mx.array,
+    x: A,
     gate: QTensor,
     up: QTensor,
     act: Activation,
     *,
     biases: Sequence[mx.array | None] | None = None,
     norm: Norm | None = None,
-) -> mx.array:
+) -> A:
     """act(x gateᵀ) * (x upᵀ): x: (..., k), gate and up: (rows, k) -> (..., rows). "gelu" is the tanh form.
 
     biases: (rows,) of gate and of up, added to the products
     norm: of x, before the products
     """
+    check_product(x, gate, up)
+    check_pair(gate, up)
     return _backend().gate_up(x, gate, up, act, biases=biases, norm=norm)
 
 
-def norm_matmul(x: mx.array, w: QTensor, norm: Norm) -> tuple[mx.array, mx.array]:
+def norm_matmul(x: A, w: QTensor, norm: Norm) -> tuple[A, A]:
     """x normed, which others need too, and its product: x: (..., k), w: (rows, k) -> (..., k) and (..., rows)"""
+    check_product(x, w)
     return _backend().norm_matmul(x, w, norm)
 
 
@@ -208,16 +189,16 @@ def dequantize(w: QTensor) -> mx.array:
 
 
 def rotate(
-    q: mx.array,
-    k: mx.array,
-    v: mx.array,
+    q: A,
+    k: A,
+    v: A,
     frequencies: mx.array,
     *,
     offset: int | mx.array,
     interleaved: bool,
     magnitude: float = 1.0,
     norms: HeadNorms | None = None,
-) -> tuple[mx.array, mx.array]:
+) -> tuple[A, A]:
     """RMS norm of each query and key, where there is one, then rotary position embedding.
 
     q: (b, l, h, d), k: (b, l, g, d), v: (b, l, g, dv) -> q: (b, h, l, d), and keys and values as a cache holds
@@ -240,7 +221,7 @@ def rotate(
     )
 
 
-def put(stored: mx.array, at: int | mx.array, new: mx.array) -> mx.array:
+def put(stored: A, at: int | mx.array, new: A) -> A:
     """stored: (2, b, g, s, w) with new: (2, b, g, l, w), of its type, at positions at … at + l - 1.
 
     Changed in place where that can be.
@@ -248,9 +229,7 @@ def put(stored: mx.array, at: int | mx.array, new: mx.array) -> mx.array:
     return _backend().put(stored, at, new)
 
 
-def attend(
-    q: mx.array, k: mx.array, v: mx.array, *, scale: float, window: int | None = None
-) -> mx.array:
+def attend(q: A, k: A, v: A, *, scale: float, window: int | None = None) -> A:
     """Causal attention of the last l of s positions, grouped-query.
 
     q: (b, h, l, d), k: (b, g, s, d), v: (b, g, s, dv) -> (b, h, l, dv)
@@ -261,9 +240,7 @@ def attend(
     return _backend().attend(q, k, v, scale=scale, window=window)
 
 
-def attend_both_ways(
-    q: mx.array, k: mx.array, v: mx.array, lengths: list[int], *, scale: float
-) -> mx.array:
+def attend_both_ways(q: A, k: A, v: A, lengths: list[int], *, scale: float) -> A:
     """Attention of every position to all positions of its sequence, before and after it.
 
     q, k, v: (b, h, l, d) -> (b, h, l, d)
@@ -274,67 +251,62 @@ def attend_both_ways(
     return _backend().attend_both_ways(q, k, v, lengths, scale=scale)
 
 
-def rms_norm(x: mx.array, weight: mx.array, eps: float, *, add: mx.array | None = None) -> mx.array:
+def rms_norm(x: A, weight: mx.array, eps: float, *, add: A | None = None) -> A:
     """x / sqrt(mean(x²) + eps) * weight + add: x and add: (..., d), weight: (d,) -> (..., d)"""
     return _backend().rms_norm(x, weight, eps, add=add)
 
 
-def gelu(x: mx.array) -> mx.array:
+def gelu(x: A) -> A:
     """x times the normal distribution's share below it, exactly and not by the tanh form: x: (...) -> (...)"""
     return _backend().gelu(x)
 
 
-def route(
-    logits: mx.array, routing: Routing, *, bias: mx.array | None = None
-) -> tuple[mx.array, mx.array]:
+def route(logits: A, routing: Routing, *, bias: mx.array | None = None) -> tuple[A, A]:
     """Choose experts: logits: (..., e) -> ids: (..., n) int32 and weights: (..., n) float32, the best first.
 
     bias: (e,), added to the scores for the choice, not for the weights
     Of equal scores the lower id is chosen; a NaN scores lowest, so ids lie below e whatever the logits are.
     """
+    routing.check(logits.shape[-1])
     return _backend().route(logits, routing, bias=bias)
 
 
-def gather_matmul(
-    x: mx.array, w: QTensor, ids: mx.array, *, bias: mx.array | None = None
-) -> mx.array:
+def gather_matmul(x: A, w: QTensor, ids: A, *, bias: mx.array | None = None) -> A:
     """x w[id]ᵀ + bias[id] for each of a token's ids.
 
     x: (..., k), w: (e, rows, k), bias: (e, rows), ids: (..., n) -> (..., n, rows)
     """
+    check_experts(x, ids, w)
     return _backend().gather_matmul(x, w, ids, bias=bias)
 
 
-def gather_gate_up(
-    x: mx.array, gate: QTensor, up: QTensor, ids: mx.array, act: Activation
-) -> mx.array:
+def gather_gate_up(x: A, gate: QTensor, up: QTensor, ids: A, act: Activation) -> A:
     """`gate_up` of each chosen expert: x: (..., k), gate and up: (e, rows, k), ids: (..., n) -> (..., n, rows)"""
+    check_experts(x, ids, gate, up)
+    check_pair(gate, up)
     return _backend().gather_gate_up(x, gate, up, ids, act)
 
 
-def gather_down(
-    x: mx.array, w: QTensor, ids: mx.array, weights: mx.array, *, add: mx.array | None = None
-) -> mx.array:
+def gather_down(x: A, w: QTensor, ids: A, weights: A, *, add: A | None = None) -> A:
     """The weighted sum of what the chosen experts say, + add.
 
     x: (..., n, k), w: (e, rows, k), ids and weights: (..., n), add: (..., rows) -> (..., rows)
     """
+    check_experts(x, ids, w, spread=True)
     return _backend().gather_down(x, w, ids, weights, add=add)
 
 
-def sigmoid_gate(x: mx.array, gate: mx.array, *, add: mx.array | None = None) -> mx.array:
+def sigmoid_gate(x: A, gate: A, *, add: A | None = None) -> A:
     """x * sigmoid(gate) + add: x and add: (..., d), gate: (..., 1) -> (..., d)"""
     return _backend().sigmoid_gate(x, gate, add=add)
 
 
-def to_mlx(x: mx.array) -> mx.array:
+def to_mlx(x: A) -> mx.array:
     """What leaves a model, as an mx.array of float32; a backend may hold activations otherwise."""
     return _backend().to_mlx(x)
 
 
-def stepper(
-    body: Callable[[mx.array, Any], mx.array], cache: Any
-) -> Callable[[mx.array], mx.array]:
+def stepper(body: Callable[[Any, Any], A], cache: Any) -> Callable[[mx.array], A]:
     """body(tokens, cache) as a function of the tokens, to be called for one new token after another.
 
     A backend may note what the model does for a token and repeat it for the next ones; the results are the

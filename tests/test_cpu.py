@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 import gguf
 import mlx.core as mx
@@ -75,7 +75,7 @@ def test_weights_of_mixed_types_at_once(native: Backend, block: type[blocks.Bloc
 
 
 @BLOCKS
-@pytest.mark.parametrize("act", ["silu", "gelu"])
+@pytest.mark.parametrize("act", get_args(ops.Activation))
 def test_gate_up(native: Backend, block: type[blocks.Block], act: ops.Activation) -> None:
     k = widths(block)[-1]
     gate = random_weight(block, 101, k, seed=2)

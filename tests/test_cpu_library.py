@@ -18,7 +18,8 @@ from typing import Any
 import pytest
 from tiny_kernels import TINY, answer, files, script, source
 
-from mlx_ferrum.kernels.cpu import build, calls, levels, native
+from mlx_ferrum.kernels.cpu import build, calls, layout, levels, native
+from mlx_ferrum.kernels.quantize import native as quantize
 
 __all__ = ["source"]  # a fixture
 BUILD = """
@@ -261,8 +262,8 @@ def test_another_folder_has_prebuilt_libraries_of_its_own(
 
 def test_structs_are_those_of_the_library() -> None:
     text: bytes = native.library().ferrum_layout()
-    assert calls.layout_of(text.decode()) == calls.layout()
-    assert len(calls.layout()) > 100
+    assert layout.parse(text.decode()) == layout.layout(calls.structs())
+    assert len(layout.layout(calls.structs())) > 100
 
 
 WRONG: dict[str, tuple[tuple[Any, ...], str]] = {
@@ -294,3 +295,14 @@ def test_a_struct_that_does_not_fit_is_refused(name: str, monkeypatch: pytest.Mo
     monkeypatch.setattr(calls, name, broken)
     with pytest.raises(build.BuildError, match=f"do not fit calls.py: {said}"):
         native._load.__wrapped__("native")
+
+
+def test_a_struct_of_the_quantizers_that_does_not_fit_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    first, second, *rest = quantize.Quantize._fields_
+    broken = type("Quantize", (ctypes.Structure,), {"_fields_": (second, first, *rest)})
+    monkeypatch.setattr(quantize, "Quantize", broken)
+    said = r"do not fit quantize/native\.py: Quantize\.importance is .* at offset 8, expected .* at offset 0"
+    with pytest.raises(build.BuildError, match=said):
+        quantize._library.__wrapped__("native")

@@ -11,8 +11,8 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlx_ferrum.backends import cpu_memory
-from mlx_ferrum.backends.cpu_memory import LARGE, empty
+from mlx_ferrum.backends.cpu import memory
+from mlx_ferrum.backends.cpu.memory import LARGE, empty
 
 SHAPE = (3, LARGE // 2)
 SIZE = 2 * 4 * LARGE  # bytes that such an array takes
@@ -33,7 +33,7 @@ VIEWS: dict[str, Callable[[Any], Any]] = {
 @pytest.fixture(autouse=True)
 def nothing_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     gc.collect()
-    monkeypatch.setattr(cpu_memory, "_free", {})
+    monkeypatch.setattr(memory, "_free", {})
 
 
 def address(x: np.ndarray) -> int:
@@ -134,10 +134,10 @@ def test_threads_never_share() -> None:
 
 
 def test_a_bounded_amount_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cpu_memory, "KEPT", 3 * SIZE)
+    monkeypatch.setattr(memory, "KEPT", 3 * SIZE)
     held = [empty(*SHAPE) for _ in range(10)]
     del held
-    assert sum(map(len, cpu_memory._free.values())) == 3
+    assert sum(map(len, memory._free.values())) == 3
 
 
 def test_a_view_of_an_owner_returns_nothing() -> None:

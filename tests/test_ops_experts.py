@@ -260,6 +260,29 @@ def test_shapes_that_do_not_fit_are_refused(backend):
         ops.gather_matmul(backend.array(x), w, ids)
     with pytest.raises(ValueError, match=r"does not fit"):
         ops.gather_down(backend.array(normal(2, 3, 64)), w, ids, backend.array(normal(2, 2)))
+    with pytest.raises(ValueError, match=r"of shape \(3, 64\) does not fit ids of shape \(2, 2\)"):
+        ops.gather_matmul(backend.array(normal(3, 64)), w, ids)
+    with pytest.raises(ValueError, match=r"does not fit QTensor\(Q8_0, \(8, 64\)\)"):
+        ops.gather_matmul(backend.array(normal(2, 64)), w.matrix(0), ids)
+    other = stack(blocks.Q8_0, 5, 9, 64, seed=1)
+    with pytest.raises(ValueError, match=r"differ in rows"):
+        ops.gather_gate_up(backend.array(normal(2, 64)), w, other, ids, "silu")
+
+
+@pytest.mark.parametrize(
+    ("routing", "message"),
+    [
+        (Routing(0), "a token gets 1 to 8 experts, found 0"),
+        (Routing(9), "a token gets 1 to 8 experts, found 9"),
+        (Routing(2, groups=3), "8 experts do not make 3 groups"),
+        (Routing(2, groups=0), "8 experts do not make 0 groups"),
+        (Routing(2, groups=2, groups_used=3), "expected 1 to 2 groups, found 3"),
+        (Routing(2, groups=2, groups_used=0), "expected 1 to 2 groups, found 0"),
+    ],
+)
+def test_routing_that_cannot_be_is_refused(backend, routing, message):
+    with pytest.raises(ValueError, match=message):
+        ops.route(backend.array(normal(2, 8)), routing)
 
 
 @pytest.mark.parametrize("shape", [(1, 5), (2, 3, 64), (70, 300)], ids=str)

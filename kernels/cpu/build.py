@@ -68,7 +68,8 @@ def key(level: str, *, extra: tuple[str, ...] = (), folder: Path | None = None) 
     told = processor() if NATIVE in options else ""
     digest = hashlib.sha256(repr((options, platform.machine(), told)).encode())
     source = folder or HERE
-    headers = {*HERE.glob("*.h"), *(HERE.parent / "blocks").glob("*.h"), *source.glob("*.h")}
+    folders = {HERE.parent, HERE.parent / "blocks", HERE, source}
+    headers = (path for folder in folders for path in folder.glob("*.h"))
     for path in sorted([*sources(source), *headers]):
         digest.update(f"{path.name}\0".encode() + path.read_bytes())
     return digest.hexdigest()[:24]

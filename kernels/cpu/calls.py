@@ -140,31 +140,10 @@ KINDS: tuple[type[Arguments], ...] = (
     *(SigmoidGate, Route, Gather, GatherDown, Gelu),
 )
 
-Layout = dict[str, tuple[str, int, int]]
 
-
-def layout() -> Layout:
-    """Each struct and field as this file has them: "Struct" or "Struct.field" -> kind, offset, size; see layout.h."""
-    found: Layout = {}
-    structs: tuple[type[Structure], ...] = (Weight, *KINDS, Call)
-    for struct in structs:
-        found[struct.__name__] = ("s", 0, ctypes.sizeof(struct))
-        for name, kind, *_ in struct._fields_:
-            field = getattr(struct, name)
-            found[f"{struct.__name__}.{name}"] = (_kind(kind), field.offset, field.size)
-    return found
-
-
-def layout_of(text: str) -> Layout:
-    """The same as the library tells it."""
-    rows = (line.split() for line in text.splitlines())
-    return {name: (kind, int(offset), int(size)) for name, kind, offset, size in rows}
-
-
-def _kind(kind: Any) -> str:
-    element = getattr(kind, "_type_", kind)  # an array's is a type, a plain one's a letter
-    element = kind if isinstance(element, str) else element
-    return "p" if element is c_void_p else "f" if element is c_float else "i"
+def structs() -> tuple[type[Structure], ...]:
+    """All structs of this file."""
+    return (Weight, *KINDS, Call)
 
 
 def recorded(calls: list[Arguments]) -> ctypes.Array[Call]:

@@ -66,8 +66,8 @@ void rotate_position(const Rotate& a, int job, Turn turn) {
 }
 
 Floats activated(Floats x, int act) {
-    if (act == 0) return x * sigmoid(x);
-    // (1 + tanh(y)) / 2 is the sigmoid of 2 y
+    if (act == SILU) return x * sigmoid(x);
+    // GELU in its tanh form: (1 + tanh(y)) / 2 is the sigmoid of 2 y
     return x * sigmoid(1.5957691216f * (x + 0.044715f * x * x * x));
 }
 

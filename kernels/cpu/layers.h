@@ -1,6 +1,8 @@
 // The small operations between the products.
 #pragma once
 
+#include "../activation.h"
+
 struct half;
 
 // out[i] = x[i] / rms(x[i]) * weight + add[i], rows of d; add: shaped as x, or null.
@@ -51,5 +53,5 @@ struct Gelu {
 
 void gelu(const Gelu& a);
 
-// gate[i] = act(gate[i]) * up[i]; act 0: SiLU, 1: GELU, tanh form.
+// gate[i] = act(gate[i]) * up[i]; act: an Activation.
 void activate(float* gate, const float* up, long count, int act);

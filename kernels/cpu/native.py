@@ -12,8 +12,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from . import build
-from .calls import KINDS, Arguments, Call, Layout, layout, layout_of, recorded
+from . import build, calls, layout
+from .calls import KINDS, Arguments, Call, recorded
 
 _current: ctypes.CDLL | None = None
 _level = "native"
@@ -47,33 +47,14 @@ def _load(level: str) -> ctypes.CDLL:
         loaded = ctypes.CDLL(str(path))
     except OSError as error:  # a folder mounted noexec, for example
         raise build.BuildError(f"the compiled CPU kernels cannot be loaded: {error}") from error
-    for function in (loaded.ferrum_simd, loaded.ferrum_compiler, loaded.ferrum_layout):
+    layout.check(loaded, path, calls.structs(), "calls.py")
+    for function in (loaded.ferrum_simd, loaded.ferrum_compiler):
         function.restype = ctypes.c_char_p
-    _check(layout_of(loaded.ferrum_layout().decode()), path)
     for kind in KINDS:
         _declare(getattr(loaded, kind.symbol), POINTER(kind))
     _declare(loaded.ferrum_replay, POINTER(Call), c_int, c_long)
     _declare(loaded.ferrum_set_threads, c_int)
     return loaded
-
-
-def _check(found: Layout, path: Path) -> None:
-    """Raises BuildError if a struct of the library is not as calls.py has it."""
-    expected = layout()
-    for name in sorted(found.keys() | expected.keys()):
-        if found.get(name) != expected.get(name):
-            raise build.BuildError(
-                f"the CPU kernels in {path} do not fit calls.py: {name} is "
-                f"{_described(found.get(name))}, expected {_described(expected.get(name))}"
-            )
-
-
-def _described(entry: tuple[str, int, int] | None) -> str:
-    if entry is None:
-        return "missing"
-    kind, offset, size = entry
-    names = {"s": "a struct", "p": "a pointer", "f": "floating point", "i": "an integer"}
-    return f"{names[kind]} of {size} bytes at offset {offset}"
 
 
 def _declare(function: Any, *arguments: Any) -> None:

@@ -5,6 +5,7 @@
 #include <thread>
 #include <vector>
 
+#include "../cpu/describe.h"
 #include "quantize.h"
 
 namespace {
@@ -95,4 +96,15 @@ extern "C" std::int64_t ferrum_quantize(const Quantize* job) {
     work();
     for (auto& thread : threads) thread.join();
     return bad < all ? std::int64_t(bad) : DONE;
+}
+
+// See describe.h.
+extern "C" const char* ferrum_layout() {
+    static const std::string text = [] {
+        std::string out;
+        STRUCT(out, Quantize, F(x), F(importance), F(out), F(rows), F(k), F(shared), F(type), F(effort), F(threads),
+               F(limit))
+        return out;
+    }();
+    return text.c_str();
 }

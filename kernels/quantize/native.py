@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..cpu import build
+from ..cpu import build, layout
 from ..cpu.native import cores
 
 EFFORTS = ("fast", "normal", "best")
@@ -78,6 +78,7 @@ def _library(level: str) -> ctypes.CDLL:
         loaded = ctypes.CDLL(str(path))
     except OSError as error:  # a folder mounted noexec, for example
         raise build.BuildError(f"the compiled quantizers cannot be loaded: {error}") from error
+    layout.check(loaded, path, [Quantize], "quantize/native.py")
     loaded.ferrum_quantize.argtypes = [ctypes.POINTER(Quantize)]
     loaded.ferrum_quantize.restype = c_int64
     return loaded

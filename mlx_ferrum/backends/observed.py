@@ -7,8 +7,10 @@ from typing import Any
 
 import mlx.core as mx
 
-from ..ops import Activation, Norm, Observer
+from ..options import Activation, Norm
 from ..tensor import QTensor
+
+Observer = Callable[[mx.array, Sequence[QTensor], mx.array | None], None]
 
 
 class Observed:

@@ -14,13 +14,16 @@ import mlx.core as mx
 import numpy as np
 from mlx import nn
 
-from ..ops import Activation, HeadNorms, Norm, Routing
+from ..options import Activation, HeadNorms, Norm, Routing
 from ..tensor import QTensor
 
 LAZY = True
 TILE_WEIGHTS = 1 << 20
 LEAST_SUM = 1e-20  # of weights that are divided by it; sigmoids can all be 0
-_ACTIVATIONS = {"silu": nn.silu, "gelu": nn.gelu_approx}
+ACTIVATIONS: dict[Activation, Callable[[mx.array], mx.array]] = {
+    "silu": nn.silu,
+    "gelu": nn.gelu_approx,
+}
 
 
 def prepare(threads: int | None) -> None:
@@ -35,8 +38,6 @@ def matmul(
     x: mx.array, w: QTensor, *, bias: mx.array | None = None, add: mx.array | None = None
 ) -> mx.array:
     k = w.shape[-1]
-    if len(w.shape) != 2 or x.shape[-1] != k:
-        raise ValueError(f"matmul: x of shape {x.shape} does not fit {w}")
     flat = x.reshape(-1, k).astype(mx.float32)
     step = max(1, TILE_WEIGHTS // k)
     out = []
@@ -71,7 +72,7 @@ def gate_up(
     norm: Norm | None = None,
 ) -> mx.array:
     gated, raised = matmuls(x, [gate, up], biases, norm=norm)
-    return _ACTIVATIONS[act](gated) * raised
+    return ACTIVATIONS[act](gated) * raised
 
 
 def norm_matmul(x: mx.array, w: QTensor, norm: Norm) -> tuple[mx.array, mx.array]:
@@ -92,7 +93,8 @@ def dequantize(w: QTensor) -> mx.array:
     return w.block.dequantize(w.tile(0, w.rows)).reshape(w.shape)
 
 
-def put(stored: mx.array, at: int, new: mx.array) -> mx.array:
+def put(stored: mx.array, at: int | mx.array, new: mx.array) -> mx.array:
+    at = int(at)
     stored[..., at : at + new.shape[-2], :] = new
     return stored
 
@@ -214,10 +216,6 @@ def gather_matmul(
 
 def _each(x: mx.array, w: QTensor, ids: mx.array, bias: mx.array | None = None) -> mx.array:
     """Each row by its own expert: x: (..., n, k), ids: (..., n) -> (..., n, rows)"""
-    if len(w.shape) != 3 or x.shape[-1] != w.shape[-1]:
-        raise ValueError(f"gather: x of shape {x.shape} does not fit {w}")
-    if x.shape[:-1] != ids.shape:
-        raise ValueError(f"gather: x of shape {x.shape} does not fit ids of shape {ids.shape}")
     experts, rows, k = w.shape
     flat, experts_of = x.reshape(-1, k), np.asarray(ids).reshape(-1)
     if experts_of.size and not 0 <= experts_of.min() <= experts_of.max() < experts:
@@ -234,7 +232,7 @@ def _each(x: mx.array, w: QTensor, ids: mx.array, bias: mx.array | None = None) 
 def gather_gate_up(
     x: mx.array, gate: QTensor, up: QTensor, ids: mx.array, act: Activation
 ) -> mx.array:
-    return _ACTIVATIONS[act](gather_matmul(x, gate, ids)) * gather_matmul(x, up, ids)
+    return ACTIVATIONS[act](gather_matmul(x, gate, ids)) * gather_matmul(x, up, ids)
 
 
 def gather_down(

@@ -10,10 +10,8 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from ..kernels.cpu import calls
-from ..tensor import QTensor
-
-ACTIVATIONS = {"silu": 0, "gelu": 1}
+from ...kernels.cpu import calls
+from ...tensor import QTensor
 
 
 def floats(x: Any) -> np.ndarray:

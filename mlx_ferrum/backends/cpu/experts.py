@@ -1,4 +1,4 @@
-"""The operations of mixtures of experts, for cpu.py.
+"""The operations of mixtures of experts.
 
 Ids are checked here, and read again by the library at each call: a recorded step is repeated for other experts.
 """
@@ -10,11 +10,12 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from ..kernels.cpu import calls, native
-from ..ops import Activation, Routing
-from ..tensor import QTensor
-from .cpu_arguments import ACTIVATIONS, address, floats, places, shaped
-from .cpu_memory import empty
+from ...kernels.activation import ACTIVATIONS, NO_ACTIVATION
+from ...kernels.cpu import calls, native
+from ...options import Activation, Routing
+from ...tensor import QTensor
+from .arguments import address, floats, places, shaped
+from .memory import empty
 
 
 def route(
@@ -22,7 +23,6 @@ def route(
 ) -> tuple[np.ndarray, np.ndarray]:
     logits = floats(logits)
     experts, used = logits.shape[-1], routing.used
-    _check_routing(routing, experts)
     added = None if bias is None else shaped("route: bias", bias, experts)
     ids = np.empty((*logits.shape[:-1], used), np.int32)
     shares = empty(*ids.shape)
@@ -35,17 +35,6 @@ def route(
     return ids, shares
 
 
-def _check_routing(routing: Routing, experts: int) -> None:
-    if not 1 <= routing.used <= experts:
-        raise ValueError(f"route: a token gets 1 to {experts} experts, found {routing.used}")
-    if routing.groups < 1 or experts % routing.groups:
-        raise ValueError(f"route: {experts} experts do not make {routing.groups} groups")
-    if not 1 <= routing.groups_used <= routing.groups:
-        raise ValueError(
-            f"route: expected 1 to {routing.groups} groups, found {routing.groups_used}"
-        )
-
-
 def gather_matmul(
     x: np.ndarray, w: QTensor, ids: np.ndarray, *, bias: mx.array | None = None
 ) -> np.ndarray:
@@ -55,17 +44,14 @@ def gather_matmul(
 def gather_gate_up(
     x: np.ndarray, gate: QTensor, up: QTensor, ids: np.ndarray, act: Activation
 ) -> np.ndarray:
-    if gate.shape[:-1] != up.shape[:-1]:
-        raise ValueError(f"gather_gate_up: {gate} and {up} differ in rows")
     return _gather(x, [gate, up], ids, [None, None], ACTIVATIONS[act])
 
 
 def _gather(
-    x: np.ndarray, ws: list[QTensor], ids: np.ndarray, biases: list[Any], act: int = 0
+    x: np.ndarray, ws: list[QTensor], ids: np.ndarray, biases: list[Any], act: int = NO_ACTIVATION
 ) -> np.ndarray:
     x = floats(x)
-    for w in ws:
-        ids, experts, rows, k = _fitting(x, w, ids, x.shape[:-1])
+    ids, (experts, rows, k) = _of_experts(ids, ws[0]), ws[0].shape
     used = ids.shape[-1]
     out, weights = empty(*ids.shape, rows), places(ws, biases)
     call = calls.Gather(
@@ -77,14 +63,17 @@ def _gather(
 
 
 def gather_down(
-    x: np.ndarray, w: QTensor, ids: np.ndarray, shares: np.ndarray, *, add: np.ndarray | None = None
+    x: np.ndarray,
+    w: QTensor,
+    ids: np.ndarray,
+    weights: np.ndarray,
+    *,
+    add: np.ndarray | None = None,
 ) -> np.ndarray:
     x = floats(x)
-    ids, experts, rows, k = _fitting(x, w, ids, x.shape[:-2])
-    if x.shape[:-1] != ids.shape:
-        raise ValueError(f"gather: x of shape {x.shape} does not fit ids of shape {ids.shape}")
+    ids, (experts, rows, k) = _of_experts(ids, w), w.shape
     used = ids.shape[-1]
-    shares = shaped("gather_down: weights", shares, *ids.shape)
+    shares = shaped("gather_down: weights", weights, *ids.shape)
     out = empty(*ids.shape[:-1], rows)
     if add is not None:
         add = shaped("gather_down: add", add, *out.shape)
@@ -103,19 +92,12 @@ def gather_down(
     return out
 
 
-def _fitting(
-    x: np.ndarray, w: QTensor, ids: Any, tokens: tuple[int, ...]
-) -> tuple[np.ndarray, int, int, int]:
-    """ids as int32, and the three sizes of the stack. Raises ValueError for what does not fit or is no expert."""
-    if len(w.shape) != 3 or x.shape[-1] != w.shape[-1]:
-        raise ValueError(f"gather: x of shape {x.shape} does not fit {w}")
-    found = np.asarray(ids)
-    if found.shape[:-1] != tokens or not found.shape[-1:]:
-        raise ValueError(f"gather: x of shape {x.shape} does not fit ids of shape {found.shape}")
-    experts, rows, k = w.shape
+def _of_experts(ids: Any, w: QTensor) -> np.ndarray:
+    """ids as contiguous int32. Raises ValueError if one of them is no expert of w."""
+    found, experts = np.asarray(ids), w.shape[0]
     if found.size and not 0 <= found.min() <= found.max() < experts:
         raise ValueError(f"{w}: expert ids lie between 0 and {experts - 1}, found {found}")
-    return np.ascontiguousarray(found, np.int32), experts, rows, k
+    return np.ascontiguousarray(found, np.int32)
 
 
 def sigmoid_gate(x: np.ndarray, gate: np.ndarray, *, add: np.ndarray | None = None) -> np.ndarray:

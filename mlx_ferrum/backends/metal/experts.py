@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import mlx.core as mx
 
-from ..kernels import gather_down as gather_down_kernel
-from ..kernels import gather_gate_up as gather_gate_up_kernel
-from ..kernels import gather_matmul as gather_matmul_kernel
-from ..kernels import gather_matvec as gather_matvec_kernel
-from ..kernels import route as route_kernel
-from ..kernels import sort_pairs as sort_pairs_kernel
-from ..kernels import weighted_sum as weighted_sum_kernel
-from ..kernels.sort_pairs import Order
-from ..ops import Activation, Routing
-from ..tensor import QTensor
-from .metal_shapes import ACTIVATIONS, MATVEC_ROWS, is_tiny, rows_a_simdgroup
+from ...kernels import gather_down as gather_down_kernel
+from ...kernels import gather_gate_up as gather_gate_up_kernel
+from ...kernels import gather_matmul as gather_matmul_kernel
+from ...kernels import gather_matvec as gather_matvec_kernel
+from ...kernels import route as route_kernel
+from ...kernels import sort_pairs as sort_pairs_kernel
+from ...kernels import weighted_sum as weighted_sum_kernel
+from ...kernels.sort_pairs import Order
+from ...options import Activation, Routing
+from ...tensor import QTensor
+from ..reference import ACTIVATIONS
+from .shapes import MATVEC_ROWS, is_tiny, rows_a_simdgroup
 
 # On average, up to here: a weight takes an M1 Max 2 ps for every pair, as each reads for itself, and 6 ps of
 # arithmetic for a tile of 16, however few pairs that holds (bench/metal_cost.py).
@@ -89,9 +90,7 @@ def sigmoid_gate(x: mx.array, gate: mx.array, *, add: mx.array | None = None) ->
 
 
 def _tokens(x: mx.array, ids: mx.array) -> tuple[mx.array, mx.array]:
-    """x: (…, k), ids: (…, n) -> (tokens, k), (tokens, n). Raises ValueError if they differ in tokens."""
-    if x.shape[:-1] != ids.shape[:-1]:
-        raise ValueError(f"gather: x of shape {x.shape} does not fit ids of shape {ids.shape}")
+    """x: (…, k), ids: (…, n) -> (tokens, k), (tokens, n)"""
     return x.reshape(-1, x.shape[-1]), ids.reshape(-1, ids.shape[-1])
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from mlx_ferrum import entry
 from mlx_ferrum.parser import Parser
 
-from ..kernels.cpu import build, native
+from ...kernels.cpu import build, native
 
 
 @entry.command

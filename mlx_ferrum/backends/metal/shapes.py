@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from mlx import nn
+from ...tensor import QTensor
 
-from ..tensor import QTensor
-
-ACTIVATIONS = {"silu": nn.silu, "gelu": nn.gelu_approx}
 MATVEC_ROWS = 8  # of x: up to here weights are read once for all of them, and no tile would be full
 FEW_ROWS = 1024  # of w: below, a simdgroup takes fewer of them, so that there are enough simdgroups
 LEAST_WORDS = 8  # MLX hands smaller arrays over as constants; such weights are expanded

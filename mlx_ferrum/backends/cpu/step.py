@@ -9,16 +9,27 @@ taken on trust: another token goes both ways first, and unless every bit agrees,
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import mlx.core as mx
 import numpy as np
 
-from .. import profile
-from ..cache import Cache
-from ..kernels.cpu import calls, native
+from ... import profile
+from ...kernels.cpu import calls, native
 
-Body = Callable[[Any, list[Cache]], Any]
+
+class Cache(Protocol):
+    """What a step reads and advances of a layer's cache."""
+
+    offset: int
+    stored: Any
+
+    @property
+    def room(self) -> int:
+        """Further positions that fit where the storage lies."""
+
+
+Body = Callable[[Any, list[Any]], Any]
 
 
 class Step:

@@ -1,60 +1,45 @@
-"""Our kernels on Apple GPUs: which one for which shape. All of it is lazy.
+"""The operations on a GPU, and which kernel serves which shape.
 
-Products are float32; what attention takes and gives is float16. Where numbers become float16, those beyond its range,
-±65,504, become the nearest one within. MLX's own fast operations serve where they
-are as fast: attention over a contiguous cache, and norms that no product of few rows follows.
+Products are float32; attention takes and returns float16. Values that become float16 are clamped to its range,
+±65,504. MLX's own fast operations serve where they are as fast: attention over a contiguous cache, and norms that no
+product of few rows follows.
 """
 
 from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import mlx.core as mx
 from mlx import nn
 
-from .. import launch
-from ..kernels import gate_up as gate_up_kernel
-from ..kernels import matmul as matmul_kernel
-from ..kernels import matvec as matvec_kernel
-from ..kernels import matvecs as matvecs_kernel
-from ..kernels import norm_matvec as norm_matvec_kernel
-from ..kernels import rms_norm as rms_norm_kernel
-from ..kernels import rotate as rotate_kernel
-from ..kernels import rows as rows_kernel
-from ..ops import Activation, HeadNorms, Norm
-from ..tensor import QTensor
-from .metal_experts import gather_down as gather_down
-from .metal_experts import gather_gate_up as gather_gate_up
-from .metal_experts import gather_matmul as gather_matmul
-from .metal_experts import route as route
-from .metal_experts import sigmoid_gate as sigmoid_gate
-from .metal_shapes import ACTIVATIONS, is_tiny, rows_a_simdgroup
-from .metal_shapes import MATVEC_ROWS as MATVEC_ROWS
+from ...kernels import gate_up as gate_up_kernel
+from ...kernels import matmul as matmul_kernel
+from ...kernels import matvec as matvec_kernel
+from ...kernels import matvecs as matvecs_kernel
+from ...kernels import norm_matvec as norm_matvec_kernel
+from ...kernels import rms_norm as rms_norm_kernel
+from ...kernels import rotate as rotate_kernel
+from ...kernels import rows as rows_kernel
+from ...options import Activation, HeadNorms, Norm
+from ...tensor import QTensor
+from ..reference import ACTIVATIONS
+from .experts import gather_down as gather_down
+from .experts import gather_gate_up as gather_gate_up
+from .experts import gather_matmul as gather_matmul
+from .experts import route as route
+from .experts import sigmoid_gate as sigmoid_gate
+from .shapes import MATVEC_ROWS, is_tiny, rows_a_simdgroup
 
 LAZY = True
-
-
-def prepare(_threads: int | None) -> None:
-    """Kernels are compiled when they are first used. Raises OSError where there is no Metal."""
-    if not launch.can_run():
-        raise OSError("the metal backend needs a Mac with an Apple GPU; MLX finds no Metal here")
-
-
-def wired_limit() -> int | None:
-    """What Metal recommends as the most to use at a time; None on another runner."""
-    if not mx.metal.is_available():
-        return None
-    info: Mapping[str, Any] = mx.device_info(mx.gpu)
-    return info.get("max_recommended_working_set_size")
 
 
 def matmul(
     x: mx.array, w: QTensor, *, bias: mx.array | None = None, add: mx.array | None = None
 ) -> mx.array:
-    flat = _flat(x, w)
+    flat = _flat(x)
     residual = None if add is None else add.reshape(-1, w.rows)
     if is_tiny(w):
         y = _sum(flat @ dequantize(w).T, bias, residual)
@@ -74,7 +59,7 @@ def matmuls(
     norm: Norm | None = None,
 ) -> list[mx.array]:
     biases = [None] * len(ws) if biases is None else biases
-    flat = _flat(x, *ws)
+    flat = _flat(x)
     together = 2 <= len(ws) <= matvecs_kernel.MOST and flat.shape[0] <= MATVEC_ROWS
     if not together or any(map(is_tiny, ws)):
         x = _normed(x, norm)
@@ -93,7 +78,7 @@ def gate_up(
     biases: Sequence[mx.array | None] | None = None,
     norm: Norm | None = None,
 ) -> mx.array:
-    flat = _flat(x, gate, up)
+    flat = _flat(x)
     has_bias = biases is not None and any(bias is not None for bias in biases)
     if has_bias or is_tiny(gate) or is_tiny(up):  # rare, so the fused kernel does without biases
         gated, raised = matmuls(flat, [gate, up], biases, norm=norm)
@@ -109,7 +94,7 @@ def gate_up(
 
 
 def norm_matmul(x: mx.array, w: QTensor, norm: Norm) -> tuple[mx.array, mx.array]:
-    flat = _flat(x, w)
+    flat = _flat(x)
     if flat.shape[0] > MATVEC_ROWS or is_tiny(w):
         x = _normed(x, norm)
         return x, matmul(x, w)
@@ -200,11 +185,8 @@ def stepper(
     return lambda tokens: body(tokens, cache)
 
 
-def _flat(x: mx.array, *ws: QTensor) -> mx.array:
-    """x: (..., k) -> (n, k). Raises ValueError if a weight has another width."""
-    for w in ws:
-        if len(w.shape) != 2 or w.shape[1] != x.shape[-1]:
-            raise ValueError(f"matmul: x of shape {x.shape} does not fit {w}")
+def _flat(x: mx.array) -> mx.array:
+    """x: (..., k) -> (n, k)"""
     return x.reshape(-1, x.shape[-1])
 
 

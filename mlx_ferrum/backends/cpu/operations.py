@@ -8,33 +8,28 @@ sum exactly; everything else is float32.
 
 from __future__ import annotations
 
-if __name__ == "__main__":  # the command needs neither MLX nor what follows
-    import sys
-
-    from mlx_ferrum import entry
-
-    sys.exit(entry.run("mlx_ferrum.backends.cpu_command"))
-
 import math
 from collections.abc import Sequence
 
 import mlx.core as mx
 import numpy as np
 
-from ..kernels.cpu import calls, native
-from ..ops import Activation, HeadNorms, Norm
-from ..tensor import QTensor
-from . import cpu_experts
-from .cpu_arguments import ACTIVATIONS, address, floats, places, shaped
-from .cpu_memory import empty
-from .cpu_step import Step
+from ...kernels.activation import ACTIVATIONS
+from ...kernels.cpu import calls, native
+from ...options import Activation, HeadNorms, Norm
+from ...tensor import QTensor
+from .arguments import address, floats, places, shaped
+from .experts import gather_down as gather_down
+from .experts import gather_gate_up as gather_gate_up
+from .experts import gather_matmul as gather_matmul
+from .experts import route as route
+from .experts import sigmoid_gate as sigmoid_gate
+from .memory import empty
+from .step import Step
 
 LAZY = False
 
 stepper = Step
-route, sigmoid_gate = cpu_experts.route, cpu_experts.sigmoid_gate
-gather_matmul, gather_gate_up = cpu_experts.gather_matmul, cpu_experts.gather_gate_up
-gather_down = cpu_experts.gather_down
 
 
 def prepare(threads: int | None) -> None:
@@ -49,7 +44,7 @@ def wired_limit() -> None:
 def matmul(
     x: np.ndarray, w: QTensor, *, bias: mx.array | None = None, add: np.ndarray | None = None
 ) -> np.ndarray:
-    x, n, k = _rows_of(x, [w])
+    x, n, k = _rows_of(x)
     out = empty(*x.shape[:-1], w.rows)
     if add is not None:
         add = shaped("matmul: add", add, *out.shape)
@@ -70,7 +65,7 @@ def matmuls(
     *,
     norm: Norm | None = None,
 ) -> list[np.ndarray]:
-    x, n, k = _rows_of(_normed(x, norm), ws)
+    x, n, k = _rows_of(_normed(x, norm))
     out = empty(n * sum(w.rows for w in ws))
     weights = places(ws, biases or [None] * len(ws))
     native.run(
@@ -92,9 +87,7 @@ def gate_up(
     biases: Sequence[mx.array | None] | None = None,
     norm: Norm | None = None,
 ) -> np.ndarray:
-    x, n, k = _rows_of(_normed(x, norm), [gate, up])
-    if gate.rows != up.rows:
-        raise ValueError(f"gate_up: {gate} and {up} differ in rows")
+    x, n, k = _rows_of(_normed(x, norm))
     out = empty(*x.shape[:-1], gate.rows)
     pair = places([gate, up], biases or [None, None])
     native.run(
@@ -129,17 +122,17 @@ def dequantize(w: QTensor) -> np.ndarray:
 
 
 def rms_norm(
-    x: np.ndarray, weight: np.ndarray | mx.array, eps: float, *, add: np.ndarray | None = None
+    x: np.ndarray, weight: mx.array, eps: float, *, add: np.ndarray | None = None
 ) -> np.ndarray:
     x, d = floats(x), x.shape[-1]
-    weight = shaped("rms_norm: weight", weight, d)
+    scale = shaped("rms_norm: weight", weight, d)
     if add is not None:
         add = shaped("rms_norm: add", add, *x.shape)
     out = empty(*x.shape)
     call = calls.RmsNorm(
-        address(x), address(weight), address(add), address(out), x.size // d, d, eps
+        address(x), address(scale), address(add), address(out), x.size // d, d, eps
     )
-    native.run(call, x, weight, add, out)
+    native.run(call, x, scale, add, out)
     return out
 
 
@@ -147,19 +140,19 @@ def rotate(
     q: np.ndarray,
     k: np.ndarray,
     v: np.ndarray,
-    frequencies: np.ndarray,
+    frequencies: mx.array,
     *,
-    offset: int | np.ndarray,
+    offset: int | mx.array,
     interleaved: bool,
     magnitude: float = 1.0,
     norms: HeadNorms | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    q, k, v, frequencies = map(floats, (q, k, v, frequencies))
+    q, k, v, turns = map(floats, (q, k, v, frequencies))
     (b, length, h, d), (g, dv) = q.shape, v.shape[2:]
     if k.shape != (b, length, g, d) or v.shape[:2] != (b, length):
         raise ValueError(f"rotate: q {q.shape}, k {k.shape} and v {v.shape} do not fit together")
-    if 2 * frequencies.size > d:
-        raise ValueError(f"rotate: {frequencies.size} pairs do not fit heads of {d}")
+    if 2 * turns.size > d:
+        raise ValueError(f"rotate: {turns.size} pairs do not fit heads of {d}")
     q_weight, k_weight, eps = (None, None, 0.0) if norms is None else norms
     weights = [w if w is None else shaped("rotate: norm", w, d) for w in (q_weight, k_weight)]
     turned = empty(b, h, length, d)
@@ -168,17 +161,18 @@ def rotate(
     new = empty(math.prod(shape) // 2).view(np.float16).reshape(shape)
     offsets = np.empty(b, np.int64)
     offsets[:] = offset
-    inputs = (q, k, v, *weights, frequencies, offsets)
+    inputs = (q, k, v, *weights, turns, offsets)
     call = calls.Rotate(
         *map(address, (*inputs, turned, new)),
-        *(b, length, h, g, d, dv, frequencies.size, interleaved),
+        *(b, length, h, g, d, dv, turns.size, interleaved),
         *(magnitude, eps),
     )
     native.run(call, *inputs, turned, new)
     return turned, new
 
 
-def put(stored: np.ndarray, at: int, new: np.ndarray) -> np.ndarray:
+def put(stored: np.ndarray, at: int | mx.array, new: np.ndarray) -> np.ndarray:
+    at = int(at)
     _, b, g, length, width = new.shape
     room = (2, b, g, stored.shape[3], width)
     if stored.shape != room or not 0 <= at <= stored.shape[3] - length:
@@ -249,13 +243,10 @@ def _normed(x: np.ndarray, norm: Norm | None) -> np.ndarray:
     return x if norm is None else rms_norm(x, *norm)
 
 
-def _rows_of(x: np.ndarray, ws: Sequence[QTensor]) -> tuple[np.ndarray, int, int]:
-    """x contiguous, how many rows it has, and their width. Raises ValueError if a weight differs."""
+def _rows_of(x: np.ndarray) -> tuple[np.ndarray, int, int]:
+    """x contiguous, how many rows it has, and their width."""
     x = floats(x)
     k = x.shape[-1]
-    for w in ws:
-        if len(w.shape) != 2 or w.shape[1] != k:
-            raise ValueError(f"matmul: x of shape {x.shape} does not fit {w}")
     return x, x.size // k, k
 
 

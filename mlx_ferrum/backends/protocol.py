@@ -1,0 +1,98 @@
+"""What a backend is: the operations of ops.py, which documents them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, TypeVar
+
+import mlx.core as mx
+
+from ..options import Activation, HeadNorms, Norm, Routing
+from ..shapes import Array
+from ..tensor import QTensor
+
+A = TypeVar("A", bound=Array)
+
+
+class Backend(Protocol[A]):
+    """A module with these functions. A is the array that holds its activations: mx.array or np.ndarray.
+
+    Tokens, biases and frequencies are mx.arrays on every backend.
+    """
+
+    __name__: str
+    LAZY: bool
+
+    def prepare(self, threads: int | None, /) -> None:
+        """Get ready for operations. Raises OSError if the backend cannot work on this machine."""
+
+    def wired_limit(self) -> int | None: ...
+
+    def matmul(
+        self, x: A, w: QTensor, *, bias: mx.array | None = None, add: A | None = None
+    ) -> A: ...
+
+    def matmuls(
+        self,
+        x: A,
+        ws: Sequence[QTensor],
+        biases: Sequence[mx.array | None] | None = None,
+        *,
+        norm: Norm | None = None,
+    ) -> list[A]: ...
+
+    def gate_up(
+        self,
+        x: A,
+        gate: QTensor,
+        up: QTensor,
+        act: Activation,
+        *,
+        biases: Sequence[mx.array | None] | None = None,
+        norm: Norm | None = None,
+    ) -> A: ...
+
+    def norm_matmul(self, x: A, w: QTensor, norm: Norm) -> tuple[A, A]: ...
+
+    def rows(self, w: QTensor, ids: mx.array, scale: float = 1.0) -> A: ...
+
+    def dequantize(self, w: QTensor) -> A: ...
+
+    def rotate(
+        self,
+        q: A,
+        k: A,
+        v: A,
+        frequencies: mx.array,
+        *,
+        offset: int | mx.array,
+        interleaved: bool,
+        magnitude: float = 1.0,
+        norms: HeadNorms | None = None,
+    ) -> tuple[A, A]: ...
+
+    def put(self, stored: A, at: int | mx.array, new: A) -> A: ...
+
+    def attend(self, q: A, k: A, v: A, *, scale: float, window: int | None = None) -> A: ...
+
+    def attend_both_ways(self, q: A, k: A, v: A, lengths: list[int], *, scale: float) -> A: ...
+
+    def rms_norm(self, x: A, weight: mx.array, eps: float, *, add: A | None = None) -> A: ...
+
+    def gelu(self, x: A) -> A: ...
+
+    def route(
+        self, logits: A, routing: Routing, *, bias: mx.array | None = None
+    ) -> tuple[A, A]: ...
+
+    def gather_matmul(self, x: A, w: QTensor, ids: A, *, bias: mx.array | None = None) -> A: ...
+
+    def gather_gate_up(self, x: A, gate: QTensor, up: QTensor, ids: A, act: Activation) -> A: ...
+
+    def gather_down(self, x: A, w: QTensor, ids: A, weights: A, *, add: A | None = None) -> A: ...
+
+    def sigmoid_gate(self, x: A, gate: A, *, add: A | None = None) -> A: ...
+
+    def to_mlx(self, x: A) -> mx.array: ...
+
+    def stepper(self, body: Callable[[Any, Any], A], cache: Any) -> Callable[[mx.array], A]: ...
