@@ -13,9 +13,12 @@ from __future__ import annotations
 
 import argparse
 import subprocess
+import sys
+import time
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import gguf as gguf_py
 import numpy as np
@@ -34,10 +37,10 @@ def noisy(model: gguf.GGUF, info: gguf.TensorInfo, noise: float, seed: int) -> I
         yield F16.quantize(x + size * rng.standard_normal(x.shape, np.float32))
 
 
-def write_noisy(name: str, out: Path, noise: float) -> None:
-    """The model in F16, with noise in what recipes quantize."""
+def write_noisy(name: str, out: Path, noise: float, draw: int) -> None:
+    """The model in F16, with noise in what recipes quantize; `draw` tells noises apart."""
     model, tensors = source.read(name), []
-    for seed, info in enumerate(model.tensors.values()):
+    for seed, info in enumerate(model.tensors.values(), 1000 * draw):
         if recipes.may_quantize(recipes.TensorFacts(info.name, info.shape, info.type)):
             data = partial(noisy, model, info, noise, seed)
             tensors.append(output.Planned(info.name, F16, info.shape, info.type, data))
@@ -48,25 +51,38 @@ def write_noisy(name: str, out: Path, noise: float) -> None:
     output.write(out, values, tensors)
 
 
-def candidates(folder: Path, kind: str, args: argparse.Namespace) -> dict[str, Path]:
-    """The files of one type by what made them, written where they are not there yet."""
+class Made(NamedTuple):
+    """A quantized file, and the seconds that the whole command took."""
+
+    path: Path
+    seconds: float
+
+
+def timed(path: Path, *command: object) -> Made:
+    """Run a command that writes `path`."""
+    start = time.perf_counter()
+    subprocess.run(list(map(str, command)), check=True, capture_output=True)
+    return Made(path, time.perf_counter() - start)
+
+
+def candidates(folder: Path, kind: str, args: argparse.Namespace) -> dict[str, Made]:
+    """The files of one type by what made them."""
     base, importance = folder / "f16.gguf", folder / "importance.gguf"
+    quantize = (sys.executable, "-m", "mlx_ferrum.convert", "quantize", base)
     found = {}
     for weighted in (False, True):
         more = ["--imatrix", str(importance)] if weighted else []
         ours, theirs = (folder / f"{who}-{kind}-{weighted}.gguf" for who in ("ours", "theirs"))
-        convert(["quantize", str(base), str(ours), "--type", kind, "--force", *more])
-        found["ours, importance" if weighted else "ours"] = ours
+        which = ", importance" if weighted else ""
+        found[f"ours{which}"] = timed(ours, *quantize, ours, "--type", kind, "--force", *more)
         if args.llama_quantize is not None:
-            command = [str(args.llama_quantize), *more, str(base), str(theirs), kind]
-            subprocess.run(command, check=True, capture_output=True)
-            found["llama-quantize, importance" if weighted else "llama-quantize"] = theirs
+            command = (args.llama_quantize, *more, base, theirs, kind)
+            found[f"llama-quantize{which}"] = timed(theirs, *command)
     if args.budget:
         sized, text = folder / f"budget-{kind}.gguf", ["--text", str(args.calibration)]
-        size = f"{found['ours'].stat().st_size}B"
+        size = f"{found['ours'].path.stat().st_size}B"
         kept = ["--sensitivity", str(folder / "sensitivity.json"), "--force"]
-        convert(["quantize", str(base), str(sized), "--budget", size, *text, *kept])
-        found["budget"] = sized
+        found["budget"] = timed(sized, *quantize, sized, "--budget", size, *text, *kept)
     return found
 
 
@@ -84,21 +100,24 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--types", nargs="+", default=["q4_k_m"])
     add("--budget", action="store_true")
     add("--noise", type=float, default=0.08)
+    add("--draw", type=int, default=0, help="another number is another noise")
     add("--chunks", type=int, default=20, help="of the held-out text, of 512 tokens")
     args = parser.parse_args(argv)
-    args.folder.mkdir(exist_ok=True)
-    base, importance = args.folder / "f16.gguf", args.folder / "importance.gguf"
+    folder = args.folder / f"draw-{args.draw}"
+    folder.mkdir(parents=True, exist_ok=True)
+    base, importance = folder / "f16.gguf", folder / "importance.gguf"
     if not base.exists():
-        write_noisy(args.model, base, args.noise)
+        write_noisy(args.model, base, args.noise, args.draw)
     if not importance.exists():
         convert(["imatrix", str(base), str(args.calibration), str(importance), "--chunks", "40"])
     for kind in args.types:
-        files = candidates(args.folder, kind, args)
-        found = compare(base, list(files.values()), args.held_out, count=args.chunks, tensors=False)
-        for (who, path), other in zip(files.items(), found.others, strict=True):
-            kl, size = other.divergence.kl, path.stat().st_size
+        files = candidates(folder, kind, args)
+        paths = [made.path for made in files.values()]
+        found = compare(base, paths, args.held_out, count=args.chunks, tensors=False)
+        for (who, made), other in zip(files.items(), found.others, strict=True):
+            kl, size = other.divergence.kl, made.path.stat().st_size
             print(
-                f"{kind:<8} {who:<28} {size:>14,} bytes  KL {kl.value:.5f} +- {kl.error:.5f}",
+                f"{kind:<8} {who:<28} {size:>14,} bytes  KL {kl.value:.5f} +- {kl.error:.5f}  {made.seconds:.1f} s",
                 flush=True,
             )
 

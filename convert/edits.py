@@ -10,7 +10,7 @@ from pathlib import Path
 from mlx_ferrum.gguf.listing import shown
 
 from .output import ALIGNMENT, Value
-from .values import Kind, as_list, kind_name, parse, parse_kind
+from .values import Kind, as_list, kind_name, pack, parse, parse_kind
 
 GUARDED = ("general.architecture", ALIGNMENT, "split.")
 TEMPLATE = "tokenizer.chat_template"
@@ -129,11 +129,10 @@ def _value(metadata: Mapping[str, Value], edit: Set) -> Value:
     else:
         kind, element = there.kind, there.element
     try:
-        value = Value(parse(edit.text, kind, element), kind, element)
-        value.packed  # noqa: B018  raises for a number out of range
+        value = parse(edit.text, kind, element)
+        return Value(value, kind, element, raw=pack(value, kind, element))
     except ValueError as error:
         raise ValueError(f"{edit.key}: {error}") from error
-    return value
 
 
 def _near(key: str, keys: Mapping[str, Value]) -> str:

@@ -101,11 +101,18 @@ def plan(model: gguf.GGUF, options: Options) -> Plan:
     """
     if options.importance is not None:
         check_importance(options.importance, model.tensors)
-    chosen = options.types if options.types is not None else _by_recipe(model, options)
-    made, changed, plain = Plan(), [], []
-    made.notices += recipes.not_fitting(
-        facts(model, options.overrides), _model_facts(model), options.overrides
+    given, about = (
+        facts(model, options.overrides),
+        model_facts.read(model.metadata, list(model.tensors)),
     )
+    chosen = options.types
+    if chosen is None:
+        imatrix = options.importance is not None
+        chosen = recipes.choose(
+            given, options.recipe, about, imatrix=imatrix, overrides=options.overrides
+        )
+    made, changed, plain = Plan(), [], []
+    made.notices += recipes.not_fitting(given, about, options.overrides)
     for info in model.tensors.values():
         block = chosen.get(info.name)
         if block is None or block.name == info.type:
@@ -133,20 +140,6 @@ def facts(model: gguf.GGUF, overrides: recipes.Overrides) -> list[recipes.Tensor
     found = [recipes.TensorFacts(i.name, i.shape, i.type) for i in model.tensors.values()]
     check_patterns(overrides, found)
     return [t for t in found if _is_decoded(t)]
-
-
-def _model_facts(model: gguf.GGUF) -> recipes.ModelFacts:
-    return model_facts.read(model.metadata, list(model.tensors))
-
-
-def _by_recipe(model: gguf.GGUF, options: Options) -> dict[str, type[Block]]:
-    return recipes.choose(
-        facts(model, options.overrides),
-        options.recipe,
-        _model_facts(model),
-        imatrix=options.importance is not None,
-        overrides=options.overrides,
-    )
 
 
 def metadata(

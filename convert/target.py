@@ -8,11 +8,12 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mlx_ferrum import cli
+from mlx_ferrum import cli, notice
 
 if TYPE_CHECKING:
     from mlx_ferrum import gguf
 
+    from .huggingface import Plan
     from .output import File
 
 
@@ -52,3 +53,16 @@ def run(files: Sequence[File], source: gguf.GGUF, args: argparse.Namespace) -> N
     source.check()
     for file in files:
         print(f"{file.path}: {file.path.stat().st_size:,} bytes")
+
+
+def run_plan(plan: Plan, out: Path, dry_run: bool) -> None:
+    """Write the GGUF file that is made of a folder, and say what was lost; or print what it would hold."""
+    from .output import table, write
+
+    if dry_run:
+        print(*table(plan.tensors), sep="\n")
+        return
+    write(out, plan.metadata, plan.tensors)
+    for line in plan.errors.notices():
+        notice.warn(line)
+    print(f"{out}: {len(plan.tensors)} tensors, {out.stat().st_size:,} bytes")

@@ -23,10 +23,9 @@ ARCHITECTURES = ("sm_80", "sm_90")
 OF_MLX = ("attend", "put")
 ORDER = 3e-6  # of the largest: sums in another order
 
-needs_nvrtc = pytest.mark.skipif(
+pytestmark = pytest.mark.skipif(
     mx.metal.is_available(), reason="NVRTC is installed with the tests on Linux"
 )
-pytestmark = needs_nvrtc
 
 
 class Compiling:

@@ -27,7 +27,7 @@ largest matrix of the checkpoint, whichever is more, three times.
 def main(argv: Sequence[str] | None) -> int:
     """Run the command line; returns the exit code."""
     args = _parser().parse_args(argv)
-    from .. import huggingface, output, quantizing
+    from .. import huggingface, quantizing
 
     cli.begin()
     read = [] if args.imatrix is None else [args.imatrix]
@@ -38,13 +38,7 @@ def main(argv: Sequence[str] | None) -> int:
     plan = huggingface.plan(folder, options, name=name, pre=args.pre)
     for line in plan.notices:
         notice.warn(line)
-    if args.dry_run:
-        print(*output.table(plan.tensors), sep="\n")
-        return 0
-    output.write(args.out, plan.metadata, plan.tensors)
-    for line in plan.errors.notices():
-        notice.warn(line)
-    print(f"{args.out}: {len(plan.tensors)} tensors, {args.out.stat().st_size:,} bytes")
+    target.run_plan(plan, args.out, args.dry_run)
     return 0
 
 

@@ -56,18 +56,12 @@ def _is_folder(text: str) -> bool:
 
 
 def _to_gguf(args: argparse.Namespace) -> int:
-    from .. import huggingface, output, quantizing, target
+    from .. import huggingface, quantizing, target
 
     target.check([args.out], [], force=False)
     options = None if args.type is None else quantizing.Options(args.type)
     plan = huggingface.plan(Path(args.source), options)
-    if args.dry_run:
-        print(*output.table(plan.tensors), sep="\n")
-        return 0
-    output.write(args.out, plan.metadata, plan.tensors)
-    for line in plan.errors.notices():
-        notice.warn(line)
-    print(f"{args.out}: {len(plan.tensors)} tensors, {args.out.stat().st_size:,} bytes")
+    target.run_plan(plan, args.out, args.dry_run)
     return 0
 
 

@@ -38,6 +38,17 @@ void put_codes(const AffineK<TOP, N, MOST>& fit, const Lanes<256>& in, const flo
     }
 }
 
+// Codes, and the 16 bytes that Q4_K and Q5_K begin with: d, dmin, scales and minimums.
+template <int TOP>
+void put_head(const AffineK<TOP, 32, 63>& fit, const Lanes<256>& in, const float* x, int lane, std::uint8_t* q,
+              std::uint8_t* out) {
+    std::uint8_t s[8], m[8];
+    put_codes(fit, in, x, lane, q, s, m);
+    put_half(fit.d[lane] * in.unit[lane], out);
+    put_half(fit.dmin[lane] * in.unit[lane], out + 2);
+    put_scales(s, m, out + 4);
+}
+
 } // namespace
 
 void encode_q2_k(const Blocks& blocks) {
@@ -67,11 +78,8 @@ void encode_q4_k(const Blocks& blocks) {
     in.load(blocks.x, blocks.weights(), blocks.count);
     Q4 fit(in, Q4_K[blocks.effort]);
     for (int n = 0; n < blocks.count; n++) {
-        std::uint8_t q[256], s[8], m[8], *out = blocks.out[n];
-        put_codes(fit, in, blocks.x[n], n, q, s, m);
-        put_half(fit.d[n] * in.unit[n], out);
-        put_half(fit.dmin[n] * in.unit[n], out + 2);
-        put_scales(s, m, out + 4);
+        std::uint8_t q[256], *out = blocks.out[n];
+        put_head(fit, in, blocks.x[n], n, q, out);
         for (int run = 0; run < 4; run++) nibbles(q + 64 * run, q + 64 * run + 32, 32, out + 16 + 32 * run);
     }
 }
@@ -81,11 +89,8 @@ void encode_q5_k(const Blocks& blocks) {
     in.load(blocks.x, blocks.weights(), blocks.count);
     Q5 fit(in, Q5_K[blocks.effort]);
     for (int n = 0; n < blocks.count; n++) {
-        std::uint8_t q[256], s[8], m[8], *out = blocks.out[n];
-        put_codes(fit, in, blocks.x[n], n, q, s, m);
-        put_half(fit.d[n] * in.unit[n], out);
-        put_half(fit.dmin[n] * in.unit[n], out + 2);
-        put_scales(s, m, out + 4);
+        std::uint8_t q[256], *out = blocks.out[n];
+        put_head(fit, in, blocks.x[n], n, q, out);
         for (int i = 0; i < 32; i++) {
             uint high = 0;
             for (int g = 0; g < 8; g++) high |= uint(q[32 * g + i] >> 4) << g;
