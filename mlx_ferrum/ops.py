@@ -4,8 +4,7 @@ Everything above calls only these. A backend is a module with functions of the s
 (backends/protocol.py), and the reference backend defines what they mean. A is the array that holds a
 backend's activations: np.ndarray on the cpu backend, mx.array on all others. `rows` and `dequantize` return
 it too. Models use only what both have: arithmetic, reshaping and slicing.
-Shapes: b batch, l new positions, s all positions held, h query heads, g key-value heads, d head size;
-e experts, n of them used by a token.
+Shapes: n rows of a batch, h query heads, g key-value heads, d head size; e experts, n of them used by a token.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import mlx.core as mx
 
@@ -24,13 +23,15 @@ from .options import Gating as Gating
 from .options import HeadNorms as HeadNorms
 from .options import Norm as Norm
 from .options import Routing as Routing
-from .shapes import check_experts, check_pair, check_product
+from .shapes import check_append, check_attend, check_experts, check_pair, check_product
 from .tensor import QTensor
 
 if TYPE_CHECKING:
+    from .batch import Batch, Place
     from .backends.observed import Observer
     from .backends.protocol import A, Backend
 
+T = TypeVar("T")
 MAX_THREADS = 512  # as in ggml; the library aborts when the system refuses a thread
 _active: Backend[Any] | None = None
 
@@ -188,56 +189,54 @@ def dequantize(w: QTensor) -> mx.array:
     return _backend().dequantize(w)
 
 
-def rotate(
+def allocate(shape: tuple[int, ...], bits: int) -> Any:
+    """Zeros for keys and values of so many bits a number, of the type in which the backend stores them.
+
+    bits: 8, 16, or 32 for the scales of 8-bit numbers
+    """
+    return _backend().allocate(shape, bits)
+
+
+def append(
     q: A,
     k: A,
     v: A,
+    at: Place,
     frequencies: mx.array,
     *,
-    offset: int | mx.array,
     interleaved: bool,
     magnitude: float = 1.0,
     norms: HeadNorms | None = None,
-) -> tuple[A, A]:
-    """RMS norm of each query and key, where there is one, then rotary position embedding.
+) -> A:
+    """Store keys and values of new rows, and return their queries as `attend` takes them.
 
-    q: (b, l, h, d), k: (b, l, g, d), v: (b, l, g, dv) -> q: (b, h, l, d), and keys and values as a cache holds
-    them: (2, b, g, l, w), where w is the larger of d and dv, with zeros past the end of the shorter; both in
-    types that suit the backend
-    frequencies: (n,) radians a position; the first 2 n values of a head are rotated, the rest stay
-    offset: the position of the first of l, one for all or (b,) one a sequence
-    interleaved: pairs are (2 i, 2 i + 1), else (i, i + n)
+    Each query and key gets its RMS norm, where there is one, then its rotary position embedding.
+
+    q: (n, h, d), k: (n, g, d), v: (n, g, dv) -> q: (n, h, d)
+    at: the layer's keys and values, to which those of the n rows of its batch are added
+    frequencies: (m,) radians a position; the first 2 m values of a head are rotated, the rest stay
+    interleaved: pairs are (2 i, 2 i + 1), else (i, i + m)
     magnitude: multiplies the rotated values (YaRN)
     """
-    return _backend().rotate(
-        q,
-        k,
-        v,
-        frequencies,
-        offset=offset,
-        interleaved=interleaved,
-        magnitude=magnitude,
-        norms=norms,
+    check_append(q, k, v, frequencies, at)
+    return _backend().append(
+        q, k, v, at, frequencies, interleaved=interleaved, magnitude=magnitude, norms=norms
     )
 
 
-def put(stored: A, at: int | mx.array, new: A) -> A:
-    """stored: (2, b, g, s, w) with new: (2, b, g, l, w), of its type, at positions at … at + l - 1.
+def attend(
+    q: A, at: Place, *, scale: float, softcap: float = 0.0, sinks: mx.array | None = None
+) -> A:
+    """Causal attention of the rows of a batch, grouped-query: q: (n, h, d) -> (n, h, dv).
 
-    Changed in place where that can be.
-    """
-    return _backend().put(stored, at, new)
-
-
-def attend(q: A, k: A, v: A, *, scale: float, window: int | None = None) -> A:
-    """Causal attention of the last l of s positions, grouped-query.
-
-    q: (b, h, l, d), k: (b, g, s, d), v: (b, g, s, dv) -> (b, h, l, dv)
+    at: the layer's keys and values, which `append` has added to. A row sees its own position and those before
+        it; where the layer has a window, the last `window` of them.
     scale: multiplies q kᵀ
-    window: a position sees itself and the window - 1 before it; None: all before it
-    The last axis of each must be contiguous. The result has the type of q.
+    softcap: bounds the scores: c tanh(score / c); 0 for no bound
+    sinks: (h,), for each head a logit that takes its share of the softmax and adds no value
     """
-    return _backend().attend(q, k, v, scale=scale, window=window)
+    check_attend(q, at, sinks)
+    return _backend().attend(q, at, scale=scale, softcap=softcap, sinks=sinks)
 
 
 def attend_both_ways(q: A, k: A, v: A, lengths: list[int], *, scale: float) -> A:
@@ -259,6 +258,19 @@ def rms_norm(x: A, weight: mx.array, eps: float, *, add: A | None = None) -> A:
 def gelu(x: A) -> A:
     """x times the normal distribution's share below it, exactly and not by the tanh form: x: (...) -> (...)"""
     return _backend().gelu(x)
+
+
+def softcap(x: A, cap: float) -> A:
+    """cap tanh(x / cap): x: (...) -> (...)"""
+    return _backend().softcap(x, cap)
+
+
+def choose(logits: A) -> tuple[A, A]:
+    """The most likely token of each row: logits: (n, v) -> ids: (n,) and ranges: (n, 2).
+
+    ids: the first of the largest logits; ranges: the smallest and the largest logit, NaN if any is NaN
+    """
+    return _backend().choose(logits)
 
 
 def route(logits: A, routing: Routing, *, bias: mx.array | None = None) -> tuple[A, A]:
@@ -306,10 +318,11 @@ def to_mlx(x: A) -> mx.array:
     return _backend().to_mlx(x)
 
 
-def stepper(body: Callable[[Any, Any], A], cache: Any) -> Callable[[mx.array], A]:
-    """body(tokens, cache) as a function of the tokens, to be called for one new token after another.
+def repeated(run: Callable[[Batch], T]) -> Callable[[Batch], T]:
+    """`run` for many batches in which each sequence has one row. It returns arrays, alone or in tuples.
 
-    A backend may note what the model does for a token and repeat it for the next ones; the results are the
-    same to the last bit. body and the modules that it calls must not be changed meanwhile.
+    A backend may note the operations of a run and make them again for the next batch of the same shape, without
+    Python; results are the same to the last bit, and last until the next run. run and the modules that it calls must
+    not be changed meanwhile, and must not change arrays in place.
     """
-    return _backend().stepper(body, cache)
+    return _backend().repeated(run)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from .batch import Place
 from .tensor import QTensor
 
 
@@ -39,3 +40,26 @@ def check_pair(gate: QTensor, up: QTensor) -> None:
     """Raises ValueError if gate and up have other numbers of rows or experts."""
     if gate.shape[:-1] != up.shape[:-1]:
         raise ValueError(f"gate_up: {gate} and {up} differ in rows")
+
+
+def check_append(q: Array, k: Array, v: Array, frequencies: Array, at: Place) -> None:
+    """q: (n, h, d), k: (n, g, d), v: (n, g, dv), for the n rows of the batch. Raises ValueError for any other shapes."""
+    n, kv = len(at.batch.positions), at.storage.kv
+    if q.shape[0] != n or len(q.shape) != 3 or q.shape[2] != kv.key_dim or q.shape[1] % kv.heads:
+        raise ValueError(f"append: q of shape {q.shape} does not fit {n} rows of {kv}")
+    expected = (n, kv.heads, kv.key_dim), (n, kv.heads, kv.value_dim)
+    if (k.shape, v.shape) != expected:
+        raise ValueError(f"append: k {k.shape} and v {v.shape}, expected {expected}")
+    if 2 * frequencies.shape[0] > kv.key_dim:
+        raise ValueError(
+            f"append: {frequencies.shape[0]} pairs do not fit heads of {kv.key_dim}"
+        )
+
+
+def check_attend(q: Array, at: Place, sinks: Array | None) -> None:
+    """q: (n, h, d), for the n rows of the batch; sinks: (h,). Raises ValueError for any other shapes."""
+    n, kv = len(at.batch.positions), at.storage.kv
+    if len(q.shape) != 3 or q.shape[0] != n or q.shape[2] != kv.key_dim or q.shape[1] % kv.heads:
+        raise ValueError(f"attend: q of shape {q.shape} does not fit {n} rows of {kv}")
+    if sinks is not None and sinks.shape != (q.shape[1],):
+        raise ValueError(f"attend: sinks of shape {sinks.shape}, expected ({q.shape[1]},)")

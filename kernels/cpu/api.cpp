@@ -1,11 +1,36 @@
 // The names that Python finds; see native.py.
+#include <exception>
+#include <new>
+#include <string>
+
 #include "ahead.h"
 #include "bus_error.h"
 #include "calls.h"
-#include "layout.h"
 #include "pool.h"
 #include "prelude.h"
-#include "replay.h"
+
+namespace {
+
+thread_local std::string error;
+
+enum Status { DONE, REFUSED, OUT_OF_MEMORY }; // as in native.py
+
+// Runs f, and notes what it throws: no exception may reach Python.
+template <typename F>
+int guarded(const F& f) {
+    try {
+        f();
+        return DONE;
+    } catch (const std::bad_alloc&) {
+        error = "out of memory";
+        return OUT_OF_MEMORY;
+    } catch (const std::exception& e) {
+        error = e.what();
+        return REFUSED;
+    }
+}
+
+} // namespace
 
 extern "C" {
 
@@ -35,7 +60,7 @@ const char* ferrum_compiler() {
 #endif
 }
 
-// See layout.h.
+// See calls.h.
 const char* ferrum_layout() { return layout(); }
 
 void ferrum_set_threads(int n) {
@@ -44,21 +69,11 @@ void ferrum_set_threads(int n) {
     pool_set_threads(n);
 }
 
-void ferrum_matmuls(const Matmuls* a) { run(*a); }
-void ferrum_gate_up(const GateUp* a) { run(*a); }
-void ferrum_rows(const Rows* a) { run(*a); }
-void ferrum_put(const Put* a) { run(*a); }
-void ferrum_attend(const Attention* a) { run(*a); }
-void ferrum_rotate(const Rotate* a) { run(*a); }
-void ferrum_rms_norm(const RmsNorm* a) { run(*a); }
-void ferrum_sigmoid_gate(const SigmoidGate* a) { run(*a); }
-void ferrum_route(const Route* a) { run(*a); }
-void ferrum_gather(const Gather* a) { run(*a); }
-void ferrum_gather_down(const GatherDown* a) { run(*a); }
-void ferrum_gelu(const Gelu* a) { run(*a); }
-
-// The recorded calls again, `later` positions after those of the recording.
-void ferrum_replay(const Call* calls, int count, long later) {
-    for (int i = 0; i < count; i++) replay(calls[i], later);
+// Makes calls one after another, up to the first that fails; ferrum_error says why. A Status.
+int ferrum_run(const Call* calls, int count) {
+    return guarded([&] { replay(calls, count); });
 }
+
+// Why the last call of this thread failed.
+const char* ferrum_error() { return error.c_str(); }
 }

@@ -1,22 +1,47 @@
-// Attention, causal or both ways, with an online softmax, keys taken 64 at a time.
-// Many query rows: keys are turned once so that vectors hold a number of several keys, then eight rows are multiplied
-// at a time; all that is added up stays in registers. Few rows: turning would cost more than it saves;
-// the keys are shared out between the threads instead, and their softmaxes merged.
-#include "attention.h"
-
+// Attention over keys and values in blocks, causal or both ways, for the rows of several sequences at once: an online
+// softmax, with keys taken 64 at a time.
+// Sequences with many query rows: keys are transposed once, so that a vector holds one number of several keys, then eight
+// rows are multiplied at a time, with all sums in registers. Sequences with few rows: transposing would cost more than it
+// saves; their keys are split into runs instead, so that one long sequence and many short ones both use all threads, and
+// the softmaxes of the runs are merged.
 #include <cfloat>
 #include <vector>
 
+#include "calls.h"
 #include "exp.h"
 #include "floats.h"
+#include "paging.h"
 #include "pool.h"
+#include "shared.h"
 
 namespace {
 
-constexpr int BLOCK = 64; // keys
-constexpr int ROWS = 8;   // query rows multiplied together
-constexpr int PART = 16;  // query rows of a part of the job
-constexpr int MANY = 16;  // query rows from which on keys are turned
+// q: (rows, heads, d), out: (rows, heads, dv), the rows of all sequences one after another. Keys and values: `bits` of 32
+// (float), 16 (half) or 8. A row sees its own position and those before it, the last `window` of them unless that is 0;
+// with `both_ways` it sees all positions, and there is no window.
+struct Attention {
+    const float* q;
+    const void *keys, *values;
+    const float *key_scales, *value_scales; // (blocks, groups, size), of 8-bit numbers; else null
+    const float* sinks;                     // (heads,), a logit that every row sees besides the keys; or null
+    const int* starts;                      // (sequences + 1,), the first row of each
+    const int* lengths;                     // (sequences,), positions held; the rows are the last of them
+    const int* table;                       // (sequences, width), blocks
+    float* out;
+    int sequences, width, size, heads, groups, d, dv, window, bits, both_ways;
+    long key_block, key_head, key_row, value_block, value_head, value_row; // strides in numbers
+    float scale;                                                           // multiplies scores
+    float softcap;                                                         // bounds scores: c tanh(score / c); or 0
+
+    Blocks key_blocks() const { return {size, key_block, key_head, key_row}; }
+    Blocks value_blocks() const { return {size, value_block, value_head, value_row}; }
+    Blocks scale_blocks() const { return {size, long(groups) * size, size, 1}; }
+};
+
+constexpr int TILE = 64; // keys
+constexpr int ROWS = 8;  // query rows multiplied together
+constexpr int PART = 16; // query rows of a part of the job
+constexpr int MANY = 16; // query rows from which on keys are transposed
 
 // Vectors that N rows are multiplied with at a time: half of the registers hold sums.
 template <int N>
@@ -24,40 +49,65 @@ constexpr int SIDE_BY_SIDE = REGISTERS / (N > 4 ? 16 : 8);
 
 constexpr int WHOLE = std::max(ROWS, LANES); // a number of each row, in whole vectors
 
+// A key-value head of a sequence. Its query rows are counted position by position, so that neighbours see much the same.
+struct Head {
+    const Attention& a;
+    int sequence, group;
+
+    int per_group() const { return a.heads / a.groups; }
+    int length() const { return a.starts[sequence + 1] - a.starts[sequence]; }
+    int held() const { return a.lengths[sequence]; }
+    long rows() const { return long(per_group()) * length(); }
+    const int* table() const { return a.table + long(sequence) * a.width; }
+    int head(long i) const { return group * per_group() + int(i % per_group()); }
+    // Where row i lies in q and out, in rows of d or dv.
+    long place(long i) const { return (a.starts[sequence] + i / per_group()) * a.heads + head(i); }
+    // The positions that row i sees: [first, last].
+    int last(long i) const { return a.both_ways ? held() - 1 : held() - length() + int(i / per_group()); }
+    int first(long i) const { return a.window > 0 ? std::max(0, last(i) - a.window + 1) : 0; }
+    // The first tile that any row sees.
+    int begin() const { return first(0) / TILE * TILE; }
+    int tiles() const { return (held() - begin() + TILE - 1) / TILE; }
+    long work() const { return rows() * (held() - begin()) * (a.d + a.dv); }
+};
+
 // Up to eight query rows, their softmax so far and their part of the output.
 struct Rows {
-    int count;
+    int count, seen; // seen: the first position that a row sees
     const float* q[ROWS];
     float* out[ROWS];
     int first[ROWS], last[ROWS];
     float largest[WHOLE], shrink[WHOLE];
     Floats weights[ROWS]; // LANES sums each
-    alignas(64) float score[ROWS][BLOCK];
+    alignas(64) float score[ROWS][TILE];
 };
 
 // Rows [row, row + 8) of [0, end). parts: where row 0 goes, in rows of dv + 2; null: their place in a.out.
-void start(const Attention& a, int bg, long row, long end, float* parts, Rows& rows) {
+void start(const Head& h, long row, long end, float* parts, Rows& rows) {
+    const Attention& a = h.a;
     rows.count = int(std::min<long>(ROWS, end - row));
+    rows.seen = h.first(row);
     std::fill_n(rows.largest, WHOLE, -FLT_MAX);
     for (int r = 0; r < ROWS; r++) {
-        long i = std::min(row + r, end - 1); // rows that are not there repeat the last
-        long at = a.place(bg, i);
+        long i = std::min(row + r, end - 1); // rows that do not exist repeat the last
+        long at = h.place(i);
         rows.q[r] = a.q + at * a.d;
         rows.out[r] = parts ? parts + i * (a.dv + 2) : a.out + at * a.dv;
-        rows.first[r] = a.first(i);
-        rows.last[r] = a.last(i);
+        rows.first[r] = h.first(i);
+        rows.last[r] = h.last(i);
         rows.weights[r] = Floats{};
         if (r < rows.count) std::fill_n(rows.out[r], a.dv, 0.0f);
     }
 }
 
-// sums[r] += x[r][i] * row i of y, for i < count; a row: VECTORS vectors.
-template <int N, int VECTORS, typename T>
-void multiply(const float* const* x, const T* y, long stride, int count, Floats (*sums)[VECTORS]) {
-    for (int i = 0; i < count; i++, y += stride) {
+// sums[r] += x[r][i] * (VECTORS vectors of row i of y), for i < count.
+template <int N, int VECTORS, typename Y>
+FERRUM_INLINE void multiply(const float* const* x, const Y& y, int count, Floats (*sums)[VECTORS]) {
+    for (int i = 0; i < count; i++) {
         Floats row[VECTORS];
+        auto* p = y(i);
 #pragma GCC unroll 4
-        for (int v = 0; v < VECTORS; v++) row[v] = load_floats(y + LANES * v);
+        for (int v = 0; v < VECTORS; v++) row[v] = load_floats(p + LANES * v);
 #pragma GCC unroll 8
         for (int r = 0; r < N; r++)
 #pragma GCC unroll 4
@@ -65,24 +115,24 @@ void multiply(const float* const* x, const T* y, long stride, int count, Floats 
     }
 }
 
-// Scores of keys [from, to), which were turned: (d, 64).
+// Scores of `count` transposed keys: (d, 64).
 template <int N>
-void multiply_turned(const Attention& a, const float* turned, int from, int to, Rows& rows) {
+void multiply_transposed(const Attention& a, const float* keys, int count, Rows& rows) {
     constexpr int VECTORS = SIDE_BY_SIDE<N>;
-    for (int s = 0; s < to - from; s += LANES * VECTORS) {
+    for (int s = 0; s < count; s += LANES * VECTORS) {
         Floats sums[N][VECTORS] = {};
-        multiply<N, VECTORS>(rows.q, turned + s, BLOCK, a.d, sums);
+        multiply<N, VECTORS>(rows.q, [=](int i) { return keys + s + i * TILE; }, a.d, sums);
         for (int r = 0; r < N; r++)
             for (int v = 0; v < VECTORS; v++) store_floats(rows.score[r] + s + LANES * v, sums[r][v] * a.scale);
     }
 }
 
-// Scores of keys [from, to) as they lie in the cache, LANES of them side by side.
+// Scores of `count` keys as they lie in the pool, LANES of them side by side.
 template <typename T>
-void multiply_keys(const Attention& a, const T* k, int from, int to, Rows& rows) {
-    for (int s = from; s < to; s += LANES) {
-        const T* key[LANES]; // those that are not there repeat the last
-        for (int j = 0; j < LANES; j++) key[j] = k + std::min(s + j, to - 1) * a.k_stride;
+void multiply_keys(const Attention& a, const T* const* keys, int count, Rows& rows) {
+    for (int s = 0; s < count; s += LANES) {
+        const T* key[LANES]; // keys that do not exist repeat the last
+        for (int j = 0; j < LANES; j++) key[j] = keys[std::min(s + j, count - 1)];
         for (int r = 0; r < rows.count; r++) {
             Floats sums[LANES] = {};
             int i = 0;
@@ -93,13 +143,18 @@ void multiply_keys(const Attention& a, const T* k, int from, int to, Rows& rows)
             }
             Floats score = totals(sums);
             for (; i < a.d; i++)
-                for (int j = 0; j < LANES; j++) score[j] += rows.q[r][i] * key[j][i];
-            store_floats(rows.score[r] + s - from, score * a.scale);
+                for (int j = 0; j < LANES; j++) score[j] += rows.q[r][i] * float(key[j][i]);
+            store_floats(rows.score[r] + s, score * a.scale);
         }
     }
 }
 
-// Put -infinity where a row does not see a key: outside [first, last], counted from the block's start.
+// Bounds scores to (-cap, cap).
+void cap(float* score, int count, float cap) {
+    for (int s = 0; s < count; s += LANES) store_floats(score + s, cap * tanh_floats(load_floats(score + s) / cap));
+}
+
+// Puts -infinity where a row does not see a key: outside [first, last], counted from the tile's start.
 void hide(float* score, int count, int first, int last) {
     for (int s = 0; s < count; s++)
         if (s < first || s > last) score[s] = -INFINITY;
@@ -114,13 +169,14 @@ float largest_of(const float* score, int count, float largest) {
     return ::largest(most);
 }
 
-// Scores of keys [from, to) become weights; what is there already is to shrink to the new maximum.
-void soften(int from, int to, Rows& rows) {
+// Scores of positions [from, to) become weights; `shrink` is the factor for what was summed before.
+void soften(const Attention& a, int from, int to, Rows& rows) {
     int count = (to - from + LANES - 1) / LANES * LANES;
     float before[WHOLE];
     std::copy_n(rows.largest, WHOLE, before);
     for (int r = 0; r < rows.count; r++) {
         int first = rows.first[r] - from, last = rows.last[r] - from;
+        if (a.softcap > 0) cap(rows.score[r], count, a.softcap);
         if (first > 0 || last < count - 1) hide(rows.score[r], count, first, last);
         rows.largest[r] = largest_of(rows.score[r], count, rows.largest[r]);
     }
@@ -130,16 +186,16 @@ void soften(int from, int to, Rows& rows) {
         rows.weights[r] = rows.weights[r] * rows.shrink[r] + exp_sums(rows.score[r], count, rows.largest[r]);
 }
 
-// Shrink the output, and add the weighted values of keys [from, to).
+// Shrinks the output, and adds `count` values times their weights, which begin at `skip` in each row of scores.
 template <int N, typename T>
-void add_values(const Attention& a, const T* v, int from, int to, Rows& rows) {
+void add_values(const Attention& a, const T* const* values, int skip, int count, Rows& rows) {
     constexpr int VECTORS = SIDE_BY_SIDE<N>, WIDTH = LANES * VECTORS;
     const float* scores[N];
-    for (int r = 0; r < N; r++) scores[r] = rows.score[r];
+    for (int r = 0; r < N; r++) scores[r] = rows.score[r] + skip;
     int i = 0;
     for (; i + WIDTH <= a.dv; i += WIDTH) {
         Floats sums[N][VECTORS] = {};
-        multiply<N, VECTORS>(scores, v + from * a.v_stride + i, a.v_stride, to - from, sums);
+        multiply<N, VECTORS>(scores, [=](int s) { return values[s] + i; }, count, sums);
         for (int r = 0; r < std::min(N, rows.count); r++)
             for (int j = 0; j < VECTORS; j++) {
                 float* out = rows.out[r] + i + LANES * j;
@@ -149,93 +205,96 @@ void add_values(const Attention& a, const T* v, int from, int to, Rows& rows) {
     for (; i < a.dv; i++)
         for (int r = 0; r < rows.count; r++) {
             float sum = rows.out[r][i] * rows.shrink[r];
-            for (int s = from; s < to; s++) sum += rows.score[r][s - from] * v[s * a.v_stride + i];
+            for (int s = 0; s < count; s++) sum += scores[r][s] * float(values[s][i]);
             rows.out[r][i] = sum;
         }
 }
 
-// Keys [from, from + 64) of a head as (d, 64); those that are not there are zero.
-template <typename T>
-void turn(const Attention& a, const T* k, int from, float* out) {
-    int count = std::min(BLOCK, a.held - from);
-    for (int i = 0; i < a.d; i++) {
-        for (int s = 0; s < count; s++) out[i * BLOCK + s] = k[(from + s) * a.k_stride + i];
-        for (int s = count; s < BLOCK; s++) out[i * BLOCK + s] = 0;
-    }
+// Multiplies scores by the scales of 8-bit keys or values; the scales of a head lie one after another in a block.
+void apply_scales(const Head& h, const float* scales, int from, int to, Rows& rows) {
+    const float* scale[TILE];
+    h.a.scale_blocks().collect(scales, h.table(), h.group, from, to, scale);
+    for (int s = 0; s < to - from; s++)
+        for (int r = 0; r < rows.count; r++) rows.score[r][s] *= *scale[s];
 }
 
-// Keys [from, to) for N rows. turned: all keys of the head in blocks of (d, 64), or null.
+// Positions [from, to) of a tile for N rows. transposed: all keys of the head in tiles of (d, 64), or null.
+// Values before the first position that a row sees are not read: their blocks may be another sequence's by now.
 template <typename T, int N>
-void attend_block(const Attention& a, int bg, const float* turned, int from, int to, Rows& rows) {
-    if (turned)
-        multiply_turned<N>(a, turned + long(from) * a.d, from, to, rows);
-    else
-        multiply_keys(a, a.keys<T>(bg), from, to, rows);
-    soften(from, to, rows);
-    add_values<N>(a, a.values<T>(bg), from, to, rows);
+void attend_tile(const Head& h, const float* transposed, int from, int to, Rows& rows) {
+    const Attention& a = h.a;
+    const T* address[TILE];
+    if (transposed)
+        multiply_transposed<N>(a, transposed + long(from - h.begin()) * a.d, to - from, rows);
+    else {
+        a.key_blocks().collect(a.keys, h.table(), h.group, from, to, address);
+        multiply_keys(a, address, to - from, rows);
+        if (a.bits == 8) apply_scales(h, a.key_scales, from, to, rows);
+    }
+    soften(a, from, to, rows);
+    if (a.bits == 8) apply_scales(h, a.value_scales, from, to, rows);
+    int seen = std::max(from, std::min(rows.seen, to));
+    a.value_blocks().collect(a.values, h.table(), h.group, seen, to, address);
+    add_values<N>(a, address, seen - from, to - seen, rows);
 }
 
-// Keys [from, to), from the first of a block, for several times eight rows.
+// Positions [from, to), from the first of a tile, for several times eight rows.
 template <typename T>
-void attend_keys(const Attention& a, int bg, const float* turned, int from, int to, Rows* part, int count) {
-    for (; from < to; from += BLOCK)
+void attend_tiles(const Head& h, const float* transposed, int from, int to, Rows* part, int count) {
+    for (; from < to; from += TILE)
         for (int n = 0; n < count; n++) {
-            auto attend = part[n].count > 4 ? attend_block<T, 8> : attend_block<T, 4>;
-            attend(a, bg, turned, from, std::min(from + BLOCK, to), part[n]);
+            auto attend = part[n].count > 4 ? attend_tile<T, 8> : attend_tile<T, 4>;
+            attend(h, transposed, from, std::min(from + TILE, to), part[n]);
         }
 }
 
-// Rows [row, row + 16) of a key-value head over all keys that they see.
+// Divides a row's sum of values by the sum of its weights, to which the sink adds its own.
+void finish(const Head& h, long row, float largest, float weights, float* out) {
+    const Attention& a = h.a;
+    float shrink = 1;
+    if (a.sinks) {
+        float sink = a.sinks[h.head(row)], most = std::max(sink, largest);
+        shrink = std::exp(largest - most);
+        weights = weights * shrink + std::exp(sink - most);
+    }
+    for (int i = 0; i < a.dv; i++) out[i] *= shrink / weights;
+}
+
+// Rows [row, row + 16) over all positions that they see.
 template <typename T>
-void attend_rows(const Attention& a, int bg, long row, const float* turned) {
-    long end = std::min(row + PART, a.rows());
+void attend_rows(const Head& h, long row, const float* transposed) {
+    long end = std::min(row + PART, h.rows());
     Rows part[PART / ROWS];
     int count = 0;
-    for (long i = row; i < end; i += ROWS) start(a, bg, i, end, nullptr, part[count++]);
-    attend_keys<T>(a, bg, turned, a.first(row) / BLOCK * BLOCK, a.last(end - 1) + 1, part, count);
+    for (long i = row; i < end; i += ROWS) start(h, i, end, nullptr, part[count++]);
+    attend_tiles<T>(h, transposed, h.first(row) / TILE * TILE, h.last(end - 1) + 1, part, count);
     for (int n = 0; n < count; n++)
-        for (int r = 0; r < part[n].count; r++) {
-            float whole = 1 / total(part[n].weights[r]);
-            for (int i = 0; i < a.dv; i++) part[n].out[r][i] *= whole;
-        }
+        for (int r = 0; r < part[n].count; r++)
+            finish(h, row + n * ROWS + r, part[n].largest[r], total(part[n].weights[r]), part[n].out[r]);
 }
 
+// All rows over positions [from, to). parts: for `merge`, dv values, the largest score and the sum of weights of each
+// row; null if this is the only run.
 template <typename T>
-void attend_many(const Attention& a) {
-    int heads = a.batch * a.groups, blocks = (a.held + BLOCK - 1) / BLOCK;
-    int parts = int((a.rows() + PART - 1) / PART);
-    thread_local std::vector<float> kept;
-    std::vector<float>& turned = kept;
-    long size = long(blocks) * BLOCK * a.d;
-    turned.resize(std::max(turned.size(), size_t(size) * heads));
-    pool_run(heads * blocks, [&](int job) {
-        int bg = job / blocks, from = job % blocks * BLOCK;
-        turn(a, a.keys<T>(bg), from, turned.data() + bg * size + long(from) * a.d);
-    });
-    pool_run(parts * heads, [&](int job) {
-        int bg = job / parts;
-        long row = long(parts - 1 - job % parts) * PART; // the longest first
-        attend_rows<T>(a, bg, row, turned.data() + bg * size);
-    });
-}
-
-// All rows of a key-value head over keys [from, to), for `merge`: dv values, the largest score, the weights.
-template <typename T>
-void attend_run(const Attention& a, int bg, int from, int to, float* parts) {
-    for (long i = 0; i < a.rows(); i += ROWS) {
+void attend_run(const Head& h, int from, int to, float* parts) {
+    for (long i = 0; i < h.rows(); i += ROWS) {
         Rows rows;
-        start(a, bg, i, a.rows(), parts, rows);
-        attend_keys<T>(a, bg, nullptr, from, to, &rows, 1);
+        start(h, i, h.rows(), parts, rows);
+        attend_tiles<T>(h, nullptr, from, to, &rows, 1);
         for (int r = 0; r < rows.count; r++) {
-            rows.out[r][a.dv] = rows.largest[r];
-            rows.out[r][a.dv + 1] = total(rows.weights[r]);
+            float weights = total(rows.weights[r]);
+            if (parts)
+                rows.out[r][h.a.dv] = rows.largest[r], rows.out[r][h.a.dv + 1] = weights;
+            else
+                finish(h, i + r, rows.largest[r], weights, rows.out[r]);
         }
     }
 }
 
-// One row's softmax over several runs of keys, `apart` floats from each other.
-void merge(const float* parts, int count, long apart, int dv, float* out) {
-    float largest = -FLT_MAX, weights = 0;
+// One row's softmax over several runs, `apart` floats from each other.
+void merge(const Head& h, long row, const float* parts, int count, long apart) {
+    int dv = h.a.dv;
+    float *out = h.a.out + h.place(row) * dv, largest = -FLT_MAX, weights = 0;
     for (int n = 0; n < count; n++) largest = std::max(largest, parts[n * apart + dv]);
     std::fill_n(out, dv, 0.0f);
     for (int n = 0; n < count; n++) {
@@ -244,38 +303,124 @@ void merge(const float* parts, int count, long apart, int dv, float* out) {
         weights += share * part[dv + 1];
         for (int i = 0; i < dv; i++) out[i] += share * part[i];
     }
-    for (int i = 0; i < dv; i++) out[i] /= weights;
+    finish(h, row, largest, weights, out);
+}
+
+// Keys of a tile as (d, 64), times their scales; those past the last are zero.
+template <typename T>
+void transpose(const Head& h, int from, float* out) {
+    const Attention& a = h.a;
+    int count = std::min(TILE, h.held() - from);
+    const T* key[TILE];
+    const float* scale[TILE];
+    a.key_blocks().collect(a.keys, h.table(), h.group, from, from + count, key);
+    if (a.bits == 8) a.scale_blocks().collect(a.key_scales, h.table(), h.group, from, from + count, scale);
+    for (int i = 0; i < a.d; i++) {
+        for (int s = 0; s < count; s++) out[i * TILE + s] = float(key[s][i]) * (a.bits == 8 ? *scale[s] : 1);
+        for (int s = count; s < TILE; s++) out[i * TILE + s] = 0;
+    }
+}
+
+// The work of a call: for a sequence with many rows `transpose` a tile, then `attend_rows`; with few rows `attend_run`.
+struct Job {
+    Head head;
+    long first;      // the first row, or the first position
+    int last;        // the end of a run
+    float* memory;   // transposed keys of the head; or the parts of a run, null for the only one
+};
+
+// The runs of a head with few rows, if there are several.
+struct Runs {
+    Head head;
+    int count, length;
+    long at; // of their parts, in floats
+};
+
+// What the calling thread keeps for its next call.
+struct Plan {
+    std::vector<Job> tiles, jobs;
+    std::vector<Runs> runs;
+    std::vector<float> transposed, parts;
+};
+
+template <typename F>
+void each_head(const Attention& a, const F& f) {
+    for (int s = 0; s < a.sequences; s++)
+        for (int g = 0; g < a.groups; g++)
+            if (Head h{a, s, g}; h.length() > 0) f(h);
+}
+
+void plan_many(const Attention& a, Plan& plan) {
+    size_t size = 0;
+    auto each = [&](auto f) { each_head(a, [&](const Head& h) { h.rows() < MANY ? void() : f(h); }); };
+    each([&](const Head& h) { size += size_t(h.tiles()) * TILE * a.d; });
+    if (plan.transposed.size() < size) plan.transposed.resize(size);
+    float* memory = plan.transposed.data();
+    each([&](const Head& h) {
+        for (int n = 0; n < h.tiles(); n++)
+            plan.tiles.push_back({h, h.begin() + n * TILE, 0, memory + long(n) * TILE * a.d});
+        for (long row = (h.rows() - 1) / PART * PART; row >= 0; row -= PART) // those that see most come first
+            plan.jobs.push_back({h, row, 0, memory});
+        memory += long(h.tiles()) * TILE * a.d;
+    });
+}
+
+// threads: among which the runs are to be shared; 1 for work too small to share
+void plan_few(const Attention& a, Plan& plan, int threads, long work) {
+    long share = threads > 1 ? std::max(1L, work / (4 * threads)) : work; // of a run
+    long size = 0;
+    each_head(a, [&](const Head& h) {
+        if (h.rows() >= MANY) return;
+        int runs = int(std::min<long>(h.tiles(), (h.work() + share - 1) / share));
+        int length = (h.tiles() + runs - 1) / runs;
+        runs = (h.tiles() + length - 1) / length;
+        if (runs <= 1) return plan.jobs.push_back({h, h.begin(), h.held(), nullptr});
+        plan.runs.push_back({h, runs, length * TILE, size});
+        size += h.rows() * (a.dv + 2) * runs;
+    });
+    if (plan.parts.size() < size_t(size)) plan.parts.resize(size);
+    for (const Runs& r : plan.runs)
+        for (int n = 0; n < r.count; n++) {
+            int from = r.head.begin() + n * r.length, to = std::min(from + r.length, r.head.held());
+            float* parts = plan.parts.data() + r.at + n * r.head.rows() * (a.dv + 2);
+            plan.jobs.push_back({r.head, from, to, parts});
+        }
 }
 
 template <typename T>
-void attend_few(const Attention& a) {
-    int heads = a.batch * a.groups, begin = a.first(0) / BLOCK * BLOCK, blocks = (a.held - begin + BLOCK - 1) / BLOCK;
-    bool shared = a.rows() * heads * (a.held - begin) * a.d >= SMALL;
-    int runs = shared ? std::min(blocks, (4 * pool_threads() + heads - 1) / heads) : 1;
-    int length = (blocks + runs - 1) / runs * BLOCK;
-    runs = (blocks * BLOCK + length - 1) / length;
-    thread_local std::vector<float> kept;
-    std::vector<float>& parts = kept;
-    long apart = a.rows() * (a.dv + 2);
-    parts.resize(size_t(apart) * runs * heads);
-    auto run = [&](int job) {
-        int from = begin + job % runs * length;
-        attend_run<T>(a, job / runs, from, std::min(from + length, a.held), parts.data() + job * apart);
-    };
-    if (shared)
-        pool_run(runs * heads, run);
+void run_job(const Job& job) {
+    if (job.head.rows() < MANY)
+        attend_run<T>(job.head, int(job.first), job.last, job.memory);
     else
-        for (int job = 0; job < runs * heads; job++) run(job);
-    for (int bg = 0; bg < heads; bg++)
-        for (long i = 0; i < a.rows(); i++)
-            merge(parts.data() + bg * runs * apart + i * (a.dv + 2), runs, apart, a.dv, a.out + a.place(bg, i) * a.dv);
+        attend_rows<T>(job.head, job.first, job.memory);
 }
 
 template <typename T>
 void attend_as(const Attention& a) {
-    a.rows() < MANY ? attend_few<T>(a) : attend_many<T>(a);
+    thread_local Plan kept;
+    Plan& plan = kept;
+    plan.tiles.clear(), plan.jobs.clear(), plan.runs.clear();
+    long few = 0, many = 0;
+    each_head(a, [&](const Head& h) { (h.rows() < MANY ? few : many) += h.work(); });
+    bool is_shared = few + many >= 2 * SMALL;
+    plan_many(a, plan);
+    plan_few(a, plan, is_shared ? pool_threads() : 1, few);
+    share(is_shared, plan.tiles.size(), [&](int i) {
+        transpose<T>(plan.tiles[i].head, int(plan.tiles[i].first), plan.tiles[i].memory);
+    });
+    share(is_shared, plan.jobs.size(), [&](int i) { run_job<T>(plan.jobs[i]); });
+    for (const Runs& r : plan.runs)
+        for (long i = 0; i < r.head.rows(); i++)
+            merge(r.head, i, plan.parts.data() + r.at + i * (a.dv + 2), r.count, r.head.rows() * (a.dv + 2));
 }
 
-} // namespace
+void attend(const Attention& a) {
+    with_stored(a.bits, [&](auto* stored) { attend_as<std::remove_pointer_t<decltype(stored)>>(a); });
+}
 
-void attend(const Attention& a) { a.halves ? attend_as<half>(a) : attend_as<float>(a); }
+CALL(Attention, attend, F(q), F(keys), F(values), F(key_scales), F(value_scales), F(sinks), F(starts), F(lengths),
+     F(table), F(out), F(sequences), F(width), F(size), F(heads), F(groups), F(d), F(dv), F(window), F(bits),
+     F(both_ways), F(key_block), F(key_head), F(key_row), F(value_block), F(value_head), F(value_row), F(scale),
+     F(softcap))
+
+} // namespace

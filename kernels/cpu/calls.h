@@ -1,58 +1,41 @@
-// What Python asks for: one struct a call, mirrored in calls.py and listed in layout.cpp, and `run` for each. Pointers
-// are to contiguous float32 unless said otherwise; shapes were checked on the other side.
+// What Python can ask for: a struct of arguments for each call, and the function that runs it. A file that has such a
+// function registers it with CALL; native.py makes its structs from `layout`. Shapes were checked on the other side.
 #pragma once
 
-#include "attention.h"
-#include "experts.h"
-#include "layers.h"
-#include "linear.h"
+#include <string>
+#include <vector>
 
-// Several weights that share x: (n, k). out: (n, rows) of the first, then of the second …
-// add: shaped as out, or null.
-struct Matmuls {
-    const float* x;
-    const Weight* w;
-    const float* add;
-    float* out;
-    int n, k, count;
+#include "describe.h"
+
+struct Kind {
+    const char* name;
+    size_t size;
+    std::vector<Field> fields;
+    void (*run)(const void*);
 };
 
-// act(x gateᵀ) * (x upᵀ), either with the bias of its weight: x (n, k), w: gate and up -> out (n, rows).
-struct GateUp {
-    const float* x;
-    const Weight* w;
-    float* out;
-    int n, k, act;
+// Kinds in the order of their numbers, which may be another one in each library.
+std::vector<Kind>& kinds();
+
+struct Registered {
+    explicit Registered(Kind kind) { kinds().push_back(std::move(kind)); }
 };
 
-// Rows of w at ids: (n,), times scale -> out (n, k).
-struct Rows {
-    const Weight* w;
-    const long* ids;
-    float* out;
-    int n, k;
-    float scale;
+// Calls of the kind `name` run function(const name&); each field as F(field).
+#define CALL(name, function, ...)                                                                                      \
+    static const Registered registered_##name([] {                                                                     \
+        using T = name;                                                                                                \
+        return Kind{#name, sizeof(T), {__VA_ARGS__}, [](const void* a) { function(*(const T*)a); }};                   \
+    }());
+
+// One call of several that follow each other.
+struct Call {
+    long kind;
+    const void* arguments;
 };
 
-// Rows of a cache, `row` bytes each: source (2, batch, heads, length) goes to positions from `at` on. Strides are in
-// bytes.
-struct Put {
-    const char* source;
-    char* to;
-    long at;
-    int batch, heads, length, row;
-    long source_strides[4], to_strides[4];
-};
+// A recorded step: the same calls again, over memory whose contents have changed.
+void replay(const Call* calls, int count);
 
-void run(const Matmuls& a);
-void run(const GateUp& a);
-void run(const Rows& a);
-void run(const Put& a);
-inline void run(const Attention& a) { attend(a); }
-inline void run(const Rotate& a) { rotate(a); }
-inline void run(const RmsNorm& a) { rms_norm(a); }
-inline void run(const SigmoidGate& a) { sigmoid_gate(a); }
-inline void run(const Route& a) { route(a); }
-inline void run(const Gather& a) { gather(a); }
-inline void run(const GatherDown& a) { gather_down(a); }
-inline void run(const Gelu& a) { gelu(a); }
+// The structs as text, see describe.h: Weight, then the kinds in the order of their numbers.
+const char* layout();

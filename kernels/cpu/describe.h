@@ -1,12 +1,12 @@
-// Structs that Python mirrors, described as text, so that it can compare: a line for each struct and each of its
-// fields with name, kind, offset and size. Names are "Struct" and "Struct.field"; kinds are s (struct), p (pointer),
+// Structs that Python fills, described as text: a line for each struct and each of its fields with name, kind, offset
+// and size. Names are "Struct" and "Struct.field"; kinds are s (struct), p (pointer),
 // f (floating point) and i (integer); of an array, the kind of its elements. See layout.py.
 #pragma once
 
 #include <cstddef>
-#include <initializer_list>
 #include <string>
 #include <type_traits>
+#include <vector>
 
 struct Field {
     const char* name;
@@ -20,7 +20,7 @@ constexpr char kind() {
     return std::is_pointer_v<Element> ? 'p' : std::is_floating_point_v<Element> ? 'f' : 'i';
 }
 
-inline void describe(std::string& out, const char* name, size_t size, std::initializer_list<Field> fields) {
+inline void describe(std::string& out, const char* name, size_t size, const std::vector<Field>& fields) {
     out += std::string(name) + " s 0 " + std::to_string(size) + "\n";
     for (const Field& f : fields)
         out += std::string(name) + "." + f.name + " " + f.kind + " " + std::to_string(f.at) + " " +

@@ -27,6 +27,8 @@ inline Floats exp_floats(Floats x) {
 
 inline Floats sigmoid(Floats x) { return 1.0f / (1.0f + exp_floats(-(x < -80.0f ? Floats{} - 80.0f : x))); }
 
+inline Floats tanh_floats(Floats x) { return 2.0f * sigmoid(2.0f * x) - 1.0f; }
+
 // The exact GELU to 1.5e-7 |x|: x times the normal distribution's share below it. Formula 7.1.26 of Abramowitz and
 // Stegun, Handbook of Mathematical Functions, for the share beyond |x|.
 inline Floats gelu(Floats x) {

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <vector>
 
+#include "calls.h"
 #include "layers.h"
 #include "pool.h"
 #include "products.h"
@@ -171,3 +172,6 @@ void gather_down(const GatherDown& a) {
         sum_rows(a, in, pairs, first, int(std::min(rows, long(first) + step)));
     });
 }
+
+CALL(Gather, gather, F(x), F(w), F(ids), F(out), F(n), F(used), F(experts), F(k), F(count), F(act))
+CALL(GatherDown, gather_down, F(x), F(w), F(ids), F(weights), F(add), F(out), F(n), F(used), F(experts), F(k))

@@ -1,4 +1,4 @@
-"""The compiled library: which one is in use, calling it, and recording calls to replay them."""
+"""The compiled library: which one is in use, calling it, and recording calls to make them again."""
 
 from __future__ import annotations
 
@@ -7,20 +7,42 @@ import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from ctypes import POINTER, c_int, c_long
+from ctypes import POINTER, Structure, c_char, c_char_p, c_int, c_long, c_void_p
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from . import build, calls, layout
-from .calls import KINDS, Arguments, Call, recorded
+import numpy as np
 
-_current: ctypes.CDLL | None = None
+from . import build, calls
+
+DONE, REFUSED = 0, 1  # of the statuses in api.cpp
+
+
+class Call(Structure):
+    """One call: the number of its kind, and where its arguments lie."""
+
+    _fields_ = (("kind", c_long), ("arguments", c_void_p))
+
+
+class _Library(NamedTuple):
+    """A loaded library, and the structs that it takes: name -> number and struct."""
+
+    loaded: ctypes.CDLL
+    weight: type[Structure]
+    kinds: dict[str, tuple[int, type[Structure]]]
+
+
+_current: _Library | None = None
 _level = "native"
 
 
 def library() -> ctypes.CDLL:
     """The library in use; the one for this processor, built if need be, unless another was chosen."""
+    return _library().loaded
+
+
+def _library() -> _Library:
     if _current is None:
         choose(_level)
     assert _current is not None
@@ -41,24 +63,24 @@ def path() -> Path:
 
 
 @cache
-def _load(level: str) -> ctypes.CDLL:
-    path = build.library(level)
+def _load(level: str) -> _Library:
+    loaded, structs = load(build.library(level), "CPU kernels")
+    for function in (loaded.ferrum_simd, loaded.ferrum_compiler, loaded.ferrum_error):
+        function.restype = c_char_p
+    loaded.ferrum_run.argtypes, loaded.ferrum_run.restype = (POINTER(Call), c_int), c_int
+    loaded.ferrum_set_threads.argtypes, loaded.ferrum_set_threads.restype = (c_int,), None
+    weight = structs.pop("Weight")
+    return _Library(loaded, weight, {name: (n, s) for n, (name, s) in enumerate(structs.items())})
+
+
+def load(path: Path, what: str) -> tuple[ctypes.CDLL, dict[str, type[Structure]]]:
+    """A compiled library and the structs that it describes. Raises BuildError if it cannot be loaded."""
     try:
         loaded = ctypes.CDLL(str(path))
-    except OSError as error:  # a folder mounted noexec, for example
-        raise build.BuildError(f"the compiled CPU kernels cannot be loaded: {error}") from error
-    layout.check(loaded, path, calls.structs(), "calls.py")
-    for function in (loaded.ferrum_simd, loaded.ferrum_compiler):
-        function.restype = ctypes.c_char_p
-    for kind in KINDS:
-        _declare(getattr(loaded, kind.symbol), POINTER(kind))
-    _declare(loaded.ferrum_replay, POINTER(Call), c_int, c_long)
-    _declare(loaded.ferrum_set_threads, c_int)
-    return loaded
-
-
-def _declare(function: Any, *arguments: Any) -> None:
-    function.argtypes, function.restype = arguments, None
+        loaded.ferrum_layout.restype = c_char_p
+        return loaded, calls.structs(loaded.ferrum_layout().decode())
+    except (OSError, ValueError) as error:  # a folder mounted noexec, for example
+        raise build.BuildError(f"the compiled {what} cannot be loaded: {error}") from error
 
 
 def cores() -> int:
@@ -68,20 +90,71 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
+def address(x: Any) -> int:
+    """The address of an array, which must be contiguous."""
+    # five times faster than x.ctypes.data
+    return ctypes.addressof(c_char.from_buffer(x))
+
+
+def weights(fields: list[tuple[int, int, int, int | None]]) -> ctypes.Array[Structure]:
+    """Weight structs: (address, ggml type, rows, address of the bias) each."""
+    found: ctypes.Array[Structure] = (_library().weight * len(fields))(*fields)
+    return found
+
+
+def run(kind: str, **fields: Any) -> None:
+    """Make a call. fields: all of its struct's; arrays, which must be contiguous, go as their addresses.
+
+    Raises ValueError for arguments that the library refuses, MemoryError if it needs more memory than there is.
+    """
+    number, struct = _library().kinds[kind]
+    arguments = struct()
+    assert len(fields) == len(struct._fields_), f"{kind}: found {list(fields)}"
+    for name, value in fields.items():
+        is_array = isinstance(value, np.ndarray | ctypes.Array)
+        setattr(arguments, name, address(value) if is_array else value)
+    _run(ctypes.pointer(Call(number, ctypes.addressof(arguments))), 1)
+    if (recording := _thread.recording) is not None:
+        recording.append(number, arguments)
+
+
+def _run(made: Any, count: int) -> None:
+    loaded = library()
+    status = loaded.ferrum_run(made, count)
+    if status != DONE:
+        message = loaded.ferrum_error().decode()
+        raise ValueError(message) if status == REFUSED else MemoryError(message)
+
+
 class Recording:
-    """Calls as they were made, and all that their pointers point to."""
+    """Calls as they were made. The memory of their arguments must outlive it."""
 
     def __init__(self) -> None:
-        self.calls: list[Arguments] = []
-        self.memory: list[Any] = []
-        self._library = library()
-        self._replayed: ctypes.Array[Call] | None = None
+        self._numbers: list[int] = []
+        self._arguments: list[Structure] = []
+        self._calls: ctypes.Array[Call] | None = None
 
-    def replay(self, later: int) -> None:
-        """The same calls into the same memory, `later` positions further on; see replay.h."""
-        if self._replayed is None:
-            self._replayed = recorded(self.calls)
-        self._library.ferrum_replay(self._replayed, len(self.calls), later)
+    def append(self, number: int, arguments: Structure) -> None:
+        """Note a call."""
+        self._numbers.append(number)
+        self._arguments.append(arguments)
+
+    def __eq__(self, other: object) -> bool:
+        """Whether both have the same calls, to the last byte."""
+        return isinstance(other, Recording) and self._bytes() == other._bytes()
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def _bytes(self) -> list[tuple[int, bytes]]:
+        return [(n, bytes(a)) for n, a in zip(self._numbers, self._arguments, strict=True)]
+
+    def replay(self) -> None:
+        """Make the same calls again. Raises what `run` raises."""
+        if self._calls is None:
+            pairs = zip(self._numbers, self._arguments, strict=True)
+            made = [Call(number, ctypes.addressof(arguments)) for number, arguments in pairs]
+            self._calls = (Call * len(made))(*made)
+        _run(self._calls, len(self._numbers))
 
 
 class _Thread(threading.local):
@@ -93,20 +166,12 @@ class _Thread(threading.local):
 _thread = _Thread()
 
 
-def run(call: Arguments, *memory: Any) -> None:
-    """Make a call. memory: all that its pointers point to."""
-    getattr(library(), call.symbol)(ctypes.byref(call))
-    if (recording := _thread.recording) is not None:
-        recording.calls.append(call)
-        recording.memory.append(memory)
-
-
 @contextmanager
-def recording() -> Iterator[Recording]:
-    """Record the calls that this thread makes meanwhile."""
+def recorded(recording: Recording) -> Iterator[None]:
+    """Add the calls that this thread makes meanwhile to `recording`."""
     assert _thread.recording is None
-    _thread.recording = made = Recording()
+    _thread.recording = recording
     try:
-        yield made
+        yield
     finally:
         _thread.recording = None

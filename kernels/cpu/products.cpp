@@ -1,13 +1,43 @@
 // Products of whole matrices: the input as integers, the rows shared out between the threads.
 #include "products.h"
 
+#include <stdexcept>
+#include <string>
 #include <vector>
 
 #include "calls.h"
 #include "floats.h"
+#include "layers.h"
 #include "pool.h"
 
 namespace {
+
+// Several weights that share x: (n, k). out: (n, rows) of the first, then of the second …
+// add: shaped as out, or null.
+struct Matmuls {
+    const float* x;
+    const Weight* w;
+    const float* add;
+    float* out;
+    int n, k, count;
+};
+
+// act(x gateᵀ) * (x upᵀ), either with the bias of its weight: x (n, k), w: gate and up -> out (n, rows).
+struct GateUp {
+    const float* x;
+    const Weight* w;
+    float* out;
+    int n, k, act;
+};
+
+// Rows of w at ids: (n,), times scale -> out (n, k).
+struct Rows {
+    const Weight* w;
+    const long* ids;
+    float* out;
+    int n, k;
+    float scale;
+};
 
 // x as integers, quantized on all threads; kept by the calling thread for its next call.
 const Activations& integers(const float* x, int n, int k) {
@@ -62,7 +92,9 @@ int place(int i, int count, int threads) {
     return thread * (count / threads) + std::min(thread, count % threads) + i / threads;
 }
 
-void run(const Matmuls& a) {
+namespace {
+
+void matmuls(const Matmuls& a) {
     Expected expected(a.w, a.count, a.n, a.k);
     Input in = input(a.x, a.n, a.k, a.w, a.count);
     thread_local std::vector<Part> kept;
@@ -83,7 +115,7 @@ void run(const Matmuls& a) {
     });
 }
 
-void run(const GateUp& a) {
+void gate_up(const GateUp& a) {
     Expected expected(a.w, 2, a.n, a.k);
     Input in = input(a.x, a.n, a.k, a.w, 2);
     long rows = a.w[0].rows;
@@ -102,7 +134,15 @@ void run(const GateUp& a) {
     });
 }
 
-void run(const Rows& a) {
+void check(const Rows& a) {
+    for (int i = 0; i < a.n; i++)
+        if (a.ids[i] < 0 || a.ids[i] >= a.w->rows)
+            throw std::out_of_range("row ids lie between 0 and " + std::to_string(a.w->rows - 1) + ", found " +
+                                    std::to_string(a.ids[i]));
+}
+
+void rows(const Rows& a) {
+    check(a);
     with_block(int(a.w->type), [&](auto type) {
         using B = typename decltype(type)::type;
         for (int i = 0; i < a.n; i++) {
@@ -112,3 +152,9 @@ void run(const Rows& a) {
         }
     });
 }
+
+CALL(Matmuls, matmuls, F(x), F(w), F(add), F(out), F(n), F(k), F(count))
+CALL(GateUp, gate_up, F(x), F(w), F(out), F(n), F(k), F(act))
+CALL(Rows, rows, F(w), F(ids), F(out), F(n), F(k), F(scale))
+
+} // namespace

@@ -6,6 +6,7 @@
 
 #include "exp.h"
 #include "experts.h"
+#include "calls.h"
 #include "pool.h"
 
 namespace {
@@ -114,3 +115,6 @@ void route(const Route& a) {
         }
     });
 }
+
+CALL(Route, route, F(logits), F(bias), F(ids), F(weights), F(n), F(experts), F(used), F(sigmoid), F(normalise),
+     F(groups), F(groups_used), F(scale))

@@ -3,34 +3,17 @@
 from __future__ import annotations
 
 import ctypes
-from ctypes import Structure, c_float, c_int, c_int64, c_void_p
+from ctypes import Structure, c_int64
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 
-from ..cpu import build, layout
-from ..cpu.native import cores
+from ..cpu import build
+from ..cpu.native import cores, load
 
 EFFORTS = ("fast", "normal", "best")
 DONE = -1
-
-
-class Quantize(Structure):
-    """The struct of api.cpp, field by field."""
-
-    _fields_ = (
-        ("x", c_void_p),
-        ("importance", c_void_p),
-        ("out", c_void_p),
-        ("rows", c_int64),
-        ("k", c_int64),
-        ("shared", c_int64),
-        ("type", c_int),
-        ("effort", c_int),
-        ("threads", c_int),
-        ("limit", c_float),
-    )
 
 
 def quantize(
@@ -54,7 +37,8 @@ def quantize(
     returns: the flat index of the first weight that is beyond the limit or not a number, else None
     """
     rows, k = x.shape
-    job = Quantize(
+    library, struct = _library(level)
+    job = struct(
         x=x.ctypes.data,
         importance=None if importance is None else importance.ctypes.data,
         out=out.ctypes.data,
@@ -66,19 +50,17 @@ def quantize(
         threads=cores() if threads is None else threads,
         limit=limit,
     )
-    found: int = _library(level).ferrum_quantize(ctypes.byref(job))
+    found: int = library.ferrum_quantize(ctypes.byref(job))
     assert found >= DONE, f"no encoder for ggml type {type}"
     return None if found == DONE else found
 
 
 @cache
-def _library(level: str) -> ctypes.CDLL:
+def _library(level: str) -> tuple[ctypes.CDLL, type[Structure]]:
+    """The library and the struct that it takes."""
     path = build.library(level, folder=Path(__file__).parent)
-    try:
-        loaded = ctypes.CDLL(str(path))
-    except OSError as error:  # a folder mounted noexec, for example
-        raise build.BuildError(f"the compiled quantizers cannot be loaded: {error}") from error
-    layout.check(loaded, path, [Quantize], "quantize/native.py")
-    loaded.ferrum_quantize.argtypes = [ctypes.POINTER(Quantize)]
+    loaded, structs = load(path, "quantizers")
+    struct = structs["Quantize"]
+    loaded.ferrum_quantize.argtypes = [ctypes.POINTER(struct)]
     loaded.ferrum_quantize.restype = c_int64
-    return loaded
+    return loaded, struct

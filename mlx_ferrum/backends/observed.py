@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import mlx.core as mx
 
+from ..batch import Batch
 from ..options import Activation, Norm
 from ..tensor import QTensor
 
+T = TypeVar("T")
 Observer = Callable[[mx.array, Sequence[QTensor], mx.array | None], None]
 
 
@@ -87,11 +89,9 @@ class Observed:
         self._see(x, [w], ids)
         return self._backend.gather_down(x, w, ids, weights, add=add)
 
-    def stepper(
-        self, body: Callable[[mx.array, Any], mx.array], cache: Any
-    ) -> Callable[[mx.array], mx.array]:
+    def repeated(self, run: Callable[[Batch], T]) -> Callable[[Batch], T]:
         """Repeats nothing that the observer would miss."""
-        return lambda tokens: body(tokens, cache)
+        return run
 
     def _normed(self, x: mx.array, norm: Norm | None) -> mx.array:
         return x if norm is None else self._backend.rms_norm(x, *norm)

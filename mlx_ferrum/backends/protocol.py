@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import mlx.core as mx
 
+from ..batch import Batch, Place
 from ..options import Activation, HeadNorms, Norm, Routing
 from ..shapes import Array
 from ..tensor import QTensor
 
 A = TypeVar("A", bound=Array)
+T = TypeVar("T")
 
 
 class Backend(Protocol[A]):
@@ -58,28 +60,34 @@ class Backend(Protocol[A]):
 
     def dequantize(self, w: QTensor) -> A: ...
 
-    def rotate(
+    def allocate(self, shape: tuple[int, ...], bits: int) -> A: ...
+
+    def append(
         self,
         q: A,
         k: A,
         v: A,
+        at: Place,
         frequencies: mx.array,
         *,
-        offset: int | mx.array,
         interleaved: bool,
         magnitude: float = 1.0,
         norms: HeadNorms | None = None,
-    ) -> tuple[A, A]: ...
+    ) -> A: ...
 
-    def put(self, stored: A, at: int | mx.array, new: A) -> A: ...
-
-    def attend(self, q: A, k: A, v: A, *, scale: float, window: int | None = None) -> A: ...
+    def attend(
+        self, q: A, at: Place, *, scale: float, softcap: float = 0.0, sinks: mx.array | None = None
+    ) -> A: ...
 
     def attend_both_ways(self, q: A, k: A, v: A, lengths: list[int], *, scale: float) -> A: ...
 
     def rms_norm(self, x: A, weight: mx.array, eps: float, *, add: A | None = None) -> A: ...
 
     def gelu(self, x: A) -> A: ...
+
+    def softcap(self, x: A, cap: float) -> A: ...
+
+    def choose(self, logits: A) -> tuple[A, A]: ...
 
     def route(
         self, logits: A, routing: Routing, *, bias: mx.array | None = None
@@ -95,4 +103,4 @@ class Backend(Protocol[A]):
 
     def to_mlx(self, x: A) -> mx.array: ...
 
-    def stepper(self, body: Callable[[Any, Any], A], cache: Any) -> Callable[[mx.array], A]: ...
+    def repeated(self, run: Callable[[Batch], T]) -> Callable[[Batch], T]: ...

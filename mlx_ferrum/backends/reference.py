@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TypeVar
 
 import mlx.core as mx
 import numpy as np
 from mlx import nn
 
+from ..batch import Batch, Place
 from ..options import Activation, HeadNorms, Norm, Routing
 from ..tensor import QTensor
+from . import paged
 
+T = TypeVar("T")
 LAZY = True
 TILE_WEIGHTS = 1 << 20
 LEAST_SUM = 1e-20  # of weights that are divided by it; sigmoids can all be 0
@@ -93,25 +96,66 @@ def dequantize(w: QTensor) -> mx.array:
     return w.block.dequantize(w.tile(0, w.rows)).reshape(w.shape)
 
 
-def put(stored: mx.array, at: int | mx.array, new: mx.array) -> mx.array:
-    at = int(at)
-    stored[..., at : at + new.shape[-2], :] = new
-    return stored
+def allocate(shape: tuple[int, ...], bits: int) -> mx.array:
+    return mx.zeros(shape, mx.int8 if bits == 8 else mx.float32)
+
+
+def append(
+    q: mx.array,
+    k: mx.array,
+    v: mx.array,
+    at: Place,
+    frequencies: mx.array,
+    *,
+    interleaved: bool,
+    magnitude: float = 1.0,
+    norms: HeadNorms | None = None,
+) -> mx.array:
+    if norms is not None:
+        q_weight, k_weight, eps = norms
+        q, k = rms_norm(q, q_weight, eps), rms_norm(k, k_weight, eps)
+    angles = at.batch.mlx_positions[:, None, None].astype(mx.float32) * frequencies  # (n, 1, m)
+    turn = mx.cos(angles) * magnitude, mx.sin(angles) * magnitude
+    paged.store(at, _turned(k, *turn, interleaved), v)
+    return _turned(q, *turn, interleaved)
+
+
+def _turned(x: mx.array, cos: mx.array, sin: mx.array, interleaved: bool) -> mx.array:
+    """The first values of x: (n, heads, d) by angles: (n, 1, m)."""
+    m = cos.shape[-1]
+    rotated, rest = x[..., : 2 * m], x[..., 2 * m :]
+    if interleaved:
+        first, second = rotated[..., 0::2], rotated[..., 1::2]
+    else:
+        first, second = rotated[..., :m], rotated[..., m:]
+    pair = [first * cos - second * sin, first * sin + second * cos]
+    out = mx.stack(pair, axis=-1) if interleaved else mx.concatenate(pair, axis=-1)
+    return mx.concatenate([out.reshape(rotated.shape), rest], axis=-1)
 
 
 def attend(
-    q: mx.array, k: mx.array, v: mx.array, *, scale: float, window: int | None = None
+    q: mx.array, at: Place, *, scale: float, softcap: float = 0.0, sinks: mx.array | None = None
 ) -> mx.array:
-    b, h, length, d = q.shape
-    groups, held = k.shape[1:3]
-    grouped = q.reshape(b, groups, h // groups, length, d).astype(mx.float32)
-    scores = (grouped * scale) @ k[:, :, None].swapaxes(-1, -2)
-    behind = mx.arange(held - length, held)[:, None] - mx.arange(held)
-    seen = behind >= 0
-    if window is not None:
-        seen = seen & (behind < window)
-    weights = mx.softmax(mx.where(seen, scores, -mx.inf), axis=-1)
-    return (weights @ v[:, :, None]).reshape(b, h, length, -1)
+    out = [_attend(q[past.rows], past, scale, softcap, sinks) for past in paged.pasts(at)]
+    return mx.concatenate(out)
+
+
+def _attend(
+    q: mx.array, past: paged.Past, scale: float, cap: float, sinks: mx.array | None
+) -> mx.array:
+    """One sequence: q: (l, h, d) -> (l, h, dv)"""
+    length, h, d = q.shape
+    groups = past.keys.shape[0]
+    grouped = q.astype(mx.float32).swapaxes(0, 1).reshape(groups, -1, length, d)
+    scores = (grouped * scale) @ past.keys[:, None].swapaxes(-1, -2)  # (g, h / g, l, s)
+    if cap:
+        scores = softcap(scores, cap)
+    scores = mx.where(past.seen, scores, -mx.inf)
+    if sinks is not None:
+        sink = mx.broadcast_to(sinks.reshape(groups, -1, 1, 1), (*scores.shape[:-1], 1))
+        scores = mx.concatenate([scores, sink], axis=-1)
+    weights = mx.softmax(scores, axis=-1)[..., : past.keys.shape[1]]
+    return (weights @ past.values[:, None]).reshape(h, length, -1).swapaxes(0, 1)
 
 
 def attend_both_ways(
@@ -131,45 +175,14 @@ def rms_norm(x: mx.array, weight: mx.array, eps: float, *, add: mx.array | None 
     return normed if add is None else normed + add
 
 
-def rotate(
-    q: mx.array,
-    k: mx.array,
-    v: mx.array,
-    frequencies: mx.array,
-    *,
-    offset: int | mx.array,
-    interleaved: bool,
-    magnitude: float = 1.0,
-    norms: HeadNorms | None = None,
-) -> tuple[mx.array, mx.array]:
-    if norms is not None:
-        q_weight, k_weight, eps = norms
-        q, k = rms_norm(q, q_weight, eps), rms_norm(k, k_weight, eps)
-    positions = mx.array(offset).reshape(-1, 1) + mx.arange(q.shape[1])  # (b or 1, l)
-    angles = positions[:, None, :, None].astype(mx.float32) * frequencies
-    turn = mx.cos(angles) * magnitude, mx.sin(angles) * magnitude
-    q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))  # (b, heads, l, size)
-    width = max(k.shape[-1], v.shape[-1])
-    held = [_widened(x, width) for x in (_turned(k, *turn, interleaved), v)]
-    return _turned(q, *turn, interleaved), mx.stack(held)
+def softcap(x: mx.array, cap: float) -> mx.array:
+    return mx.tanh(x / cap) * cap
 
 
-def _widened(x: mx.array, width: int) -> mx.array:
-    """x with zeros at the end of its last axis."""
-    return mx.pad(x, [*[(0, 0)] * (x.ndim - 1), (0, width - x.shape[-1])])
-
-
-def _turned(x: mx.array, cos: mx.array, sin: mx.array, interleaved: bool) -> mx.array:
-    """The first values of x: (b, heads, l, d) by angles: (b or 1, 1, l, n)."""
-    n = cos.shape[-1]
-    rotated, rest = x[..., : 2 * n], x[..., 2 * n :]
-    if interleaved:
-        first, second = rotated[..., 0::2], rotated[..., 1::2]
-    else:
-        first, second = rotated[..., :n], rotated[..., n:]
-    pair = [first * cos - second * sin, first * sin + second * cos]
-    out = mx.stack(pair, axis=-1) if interleaved else mx.concatenate(pair, axis=-1)
-    return mx.concatenate([out.reshape(rotated.shape), rest], axis=-1)
+def choose(logits: mx.array) -> tuple[mx.array, mx.array]:
+    ranges = mx.stack([logits.min(axis=-1), logits.max(axis=-1)], axis=-1)
+    has_nan = mx.isnan(logits).any(axis=-1, keepdims=True)
+    return mx.argmax(logits, axis=-1).astype(mx.int32), mx.where(has_nan, mx.nan, ranges)
 
 
 def route(
@@ -251,7 +264,5 @@ def to_mlx(x: mx.array) -> mx.array:
     return x.astype(mx.float32)
 
 
-def stepper(
-    body: Callable[[mx.array, Any], mx.array], cache: Any
-) -> Callable[[mx.array], mx.array]:
-    return lambda tokens: body(tokens, cache)
+def repeated(run: Callable[[Batch], T]) -> Callable[[Batch], T]:
+    return run

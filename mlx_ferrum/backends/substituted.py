@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import mlx.core as mx
 
+from ..batch import Batch
 from ..tensor import QTensor
+
+T = TypeVar("T")
 
 
 class Substituted:
@@ -28,11 +31,9 @@ class Substituted:
 
         return call
 
-    def stepper(
-        self, body: Callable[[mx.array, Any], mx.array], cache: Any
-    ) -> Callable[[mx.array], mx.array]:
+    def repeated(self, run: Callable[[Batch], T]) -> Callable[[Batch], T]:
         """Repeats nothing: a recorded step would hold the model's own tensors."""
-        return lambda tokens: body(tokens, cache)
+        return run
 
     def _concerns(self, value: Any) -> bool:
         if isinstance(value, QTensor):

@@ -6,7 +6,7 @@ Knows no file and no block type: tensors arrive as QTensors under their GGUF nam
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import mlx.core as mx
@@ -14,11 +14,13 @@ import numpy as np
 from mlx import nn
 
 from .. import amounts, ops
-from ..cache import Cache, Caches, KVCache, check_caches, even
+from ..batch import Batch
+from ..cache import Cache
 from ..nn import GatedMLP, QLinear, RMSNorm
 from ..profile import stage
 from ..rope import RopeArgs
 from ..sample.recommended import Recommended
+from ..state.kinds import KV
 from .experts import ExpertArgs
 from .metadata import MAX_LAYERS, Metadata
 from .weights import Weights
@@ -132,7 +134,7 @@ def rope_args(m: Metadata, head_dim: int) -> RopeArgs:
 
 
 class MLP(GatedMLP):
-    """x and add: (b, l, hidden) -> (b, l, hidden), from `ffn_gate`, `ffn_up`, `ffn_down`."""
+    """x and add: (n, hidden) -> (n, hidden), from `ffn_gate`, `ffn_up`, `ffn_down`."""
 
     def __init__(self, args: BaseArgs, w: Weights, act: ops.Activation = "silu") -> None:
         wide, narrow = args.intermediate_size, args.hidden_size
@@ -147,35 +149,35 @@ class MLP(GatedMLP):
 
 
 class Decoder(nn.Module):
-    """Embeddings, layers, a norm: tokens (b, l) -> (b, l, hidden), normed for the head."""
+    """Embeddings, layers, a norm: a batch of n rows -> (n, hidden), normed for the head."""
 
     embed_tokens: nn.Module
     layers: list[Any]
     norm: nn.Module
 
-    def __call__(
-        self,
-        tokens: mx.array,
-        cache: list[Cache],
-        see: Callable[[mx.array], None] | None = None,
-    ) -> mx.array:
-        """see: called with the embeddings, then with what each layer gives, (b, l, hidden)."""
-        x = self.embed_tokens(tokens)
+    @property
+    def keeps(self) -> list[KV]:
+        """What each layer keeps of a sequence."""
+        return [layer.keeps for layer in self.layers]
+
+    def __call__(self, batch: Batch, see: Callable[[mx.array], None] | None = None) -> mx.array:
+        """see: called with the embeddings, then with what each layer gives, (n, hidden)."""
+        x = self.embed_tokens(batch.tokens)
         if see is not None:
             see(x)
-        return self.norm(self.run(x, cache, 0, len(self.layers), see))
+        return self.norm(self.run(x, batch, 0, len(self.layers), see))
 
     def run(
         self,
         x: mx.array,
-        cache: list[Cache],
+        batch: Batch,
         first: int,
         stop: int,
         see: Callable[[mx.array], None] | None = None,
     ) -> mx.array:
-        """What layers first to stop - 1 make of x, (b, l, hidden), before the norm."""
-        for layer, layer_cache in zip(self.layers[first:stop], cache[first:stop], strict=True):
-            x = layer(x, layer_cache)
+        """What layers first to stop - 1 make of x, (n, hidden), before the norm."""
+        for i in range(first, stop):
+            x = self.layers[i](x, batch.layer(i))
             if see is not None:
                 see(x)
         return x
@@ -206,7 +208,7 @@ class LoadedModel(nn.Module):
 
 
 class LanguageModel(LoadedModel):
-    """tokens -> logits. An architecture gives `body` and, where its layers differ, `make_cache`."""
+    """tokens -> logits. An architecture gives `body`."""
 
     body: Decoder
 
@@ -217,27 +219,28 @@ class LanguageModel(LoadedModel):
         weight = w.tensor(f"{name}.weight", args.vocab_size, args.hidden_size)
         self.output = QLinear(weight, w.bias("output", args.vocab_size))
 
-    def __call__(self, tokens: mx.array, cache: list[Cache] | None = None) -> mx.array:
+    def __call__(self, tokens: mx.array, cache: Cache | None = None) -> mx.array:
         """tokens: (b, l) integers -> logits (b, l, vocabulary) float32; cache: from `make_cache`, updated in place.
 
         Raises ValueError for tokens of another shape or type or outside the vocabulary, for a cache of another model,
         and if the model's file changed since it was loaded.
         """
-        cache = self._ready(tokens, cache)
-        with even(cache):
-            return self.head(self.body(tokens, cache))
+        batch = self._batch(tokens, cache)
+        logits = self.head(self.body(batch)).reshape(*tokens.shape, -1)
+        batch.advance()
+        return logits
 
-    def hidden_states(self, tokens: mx.array, cache: list[Cache] | None = None) -> list[mx.array]:
+    def hidden_states(self, tokens: mx.array, cache: Cache | None = None) -> list[mx.array]:
         """What the layers pass on: tokens (b, l) -> layers + 1 arrays, each (b, l, hidden) float32.
 
         The first one is the embeddings, the last one what the last layer gives, before the final norm. `logits`
         reads any of them. cache and errors: as when the model is called.
         """
         states: list[mx.array] = []
-        cache = self._ready(tokens, cache)
-        with even(cache):
-            self.body(tokens, cache, lambda x: states.append(ops.to_mlx(x)))
-            mx.eval(states)
+        batch = self._batch(tokens, cache)
+        self.body(batch, lambda x: states.append(ops.to_mlx(x).reshape(*tokens.shape, -1)))
+        mx.eval(states)
+        batch.advance()
         return states
 
     def logits(self, hidden: mx.array) -> mx.array:
@@ -257,28 +260,37 @@ class LanguageModel(LoadedModel):
             sizes.append(f"{args.experts.routing.used} of {args.experts.count} experts")
         return self.described(args.architecture, sizes)
 
-    def _ready(self, tokens: mx.array, cache: list[Cache] | None) -> list[Cache]:
-        """The given cache, or a new one, once everything is checked."""
+    def _batch(self, tokens: mx.array, cache: Cache | None) -> Batch:
+        """The tokens over the given cache, or a new one, once everything is checked."""
         _check_tokens(tokens)
         if cache is None:
             cache = self.make_cache()
-        check_caches(cache, self)
+        cache.check(self)
         if self.check_file is not None:
             self.check_file()
-        return cache
+        return cache.batch(tokens)
+
+    def head(self, x: mx.array) -> mx.array:
+        """x: (..., hidden) -> logits (..., vocabulary) float32"""
+        return ops.to_mlx(self.scores(x))
 
     @stage("head")
-    def head(self, x: mx.array) -> mx.array:
-        """x: (..., hidden) -> logits (..., vocabulary)"""
-        return self.finish(ops.to_mlx(self.output(x)))
+    def scores(self, x: mx.array) -> mx.array:
+        """x: (..., hidden) -> logits (..., vocabulary), in the backend's kind of array"""
+        return self.finish(self.output(x))
 
     def finish(self, logits: mx.array) -> mx.array:
         """logits: (..., vocabulary), as the architecture ends them."""
         return logits
 
-    def make_cache(self) -> list[Cache]:
-        """Empty caches, one a layer."""
-        return Caches(KVCache() for _ in range(self.args.num_layers))
+    def make_cache(self, *, kv_bits: int = 16) -> Cache:
+        """An empty cache of one or more sequences.
+
+        kv_bits: of each number in keys and values: 16, or 8, which takes half the memory and is less exact
+        Raises ValueError for another number of bits.
+        """
+        keeps = [replace(keeps, bits=kv_bits) for keeps in self.body.keeps]
+        return Cache(keeps, self.fingerprint)
 
 
 def _check_hidden(hidden: Any, size: int) -> None:
@@ -307,8 +319,8 @@ def _check_tokens(tokens: Any) -> None:
 
 
 def heads(x: mx.array, n: int) -> mx.array:
-    """x: (b, l, n d) -> (b, l, n, d)"""
-    return x.reshape(*x.shape[:2], n, -1)
+    """x: (..., n d) -> (..., n, d)"""
+    return x.reshape(*x.shape[:-1], n, -1)
 
 
 __all__ = [

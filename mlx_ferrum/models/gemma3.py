@@ -13,7 +13,8 @@ import mlx.core as mx
 import numpy as np
 from mlx import nn
 
-from ..cache import Cache, Caches, KVCache, WindowCache
+from .. import ops
+from ..batch import Place
 from ..rope import Rope, RopeArgs
 from . import llama
 from .base import MLP, BaseArgs, Decoder, LanguageModel, Metadata, Weights
@@ -77,27 +78,28 @@ class Attention(llama.Attention):
 
 
 class DecoderLayer(nn.Module):
-    """x: (b, l, hidden) -> (b, l, hidden); norms before and after both attention and MLP."""
+    """x: (n, hidden) -> (n, hidden); norms before and after both attention and MLP."""
 
-    def __init__(self, args: ModelArgs, w: Weights, rope: Rope) -> None:
+    def __init__(self, args: ModelArgs, w: Weights, rope: Rope, window: int | None) -> None:
         super().__init__()
         size, eps = args.hidden_size, args.norm_eps
         self.input_layernorm = w.norm("attn_norm", size, eps)
-        self.self_attn = Attention(args, w, rope)
+        self.self_attn = Attention(args, w, rope, window)
+        self.keeps = self.self_attn.keeps
         self.post_attention_layernorm = w.norm("post_attention_norm", size, eps)
         self.pre_feedforward_layernorm = w.norm("ffn_norm", size, eps)
         self.mlp = MLP(args, w, act="gelu")
         self.post_feedforward_layernorm = w.norm("post_ffw_norm", size, eps)
 
-    def __call__(self, x: mx.array, cache: Cache) -> mx.array:
-        attended = self.self_attn(x, cache, self.input_layernorm)
+    def __call__(self, x: mx.array, at: Place) -> mx.array:
+        attended = self.self_attn(x, at, self.input_layernorm)
         x = self.post_attention_layernorm(attended, add=x)
         out = self.mlp(x, self.pre_feedforward_layernorm)
         return self.post_feedforward_layernorm(out, add=x)
 
 
 class Gemma3Model(Decoder):
-    """tokens: (b, l) -> (b, l, hidden), normed for the head."""
+    """A batch of n rows -> (n, hidden), normed for the head."""
 
     def __init__(self, args: ModelArgs, w: Weights) -> None:
         super().__init__()
@@ -106,7 +108,7 @@ class Gemma3Model(Decoder):
         scale = args.hidden_size**0.5
         self.embed_tokens = w.embedding("token_embd", args.vocab_size, args.hidden_size, scale)
         self.layers = [
-            DecoderLayer(args, w.layer(i), local if window else full)
+            DecoderLayer(args, w.layer(i), local if window else full, window)
             for i, window in enumerate(args.windows)
         ]
         self.norm = w.norm("output_norm", args.hidden_size, args.norm_eps)
@@ -123,7 +125,4 @@ class Model(LanguageModel):
 
     def finish(self, logits: mx.array) -> mx.array:
         cap = self.args.final_softcap
-        return mx.tanh(logits / cap) * cap if cap else logits
-
-    def make_cache(self) -> list[Cache]:
-        return Caches(WindowCache(window) if window else KVCache() for window in self.args.windows)
+        return ops.softcap(logits, cap) if cap else logits

@@ -11,10 +11,11 @@ import mlx.core as mx
 from mlx import nn
 
 from .. import ops
-from ..cache import Cache
+from ..batch import Place
 from ..nn import FusedLinear, RMSNorm
 from ..profile import stage
 from ..rope import Rope
+from ..state.kinds import KV
 from .base import BaseArgs, Decoder, LanguageModel, Metadata, Weights, heads
 from .experts import expert_args
 from .feed_forward import feed_forward
@@ -33,14 +34,17 @@ class ModelArgs(BaseArgs):
 
 
 class Attention(nn.Module):
-    """Over x, normed: x and add, a residual: (b, l, hidden) -> (b, l, hidden)"""
+    """Over x, normed: x and add, a residual: (n, hidden) -> (n, hidden)"""
 
     interleaved: ClassVar[bool] = True
     head_norms: ClassVar[bool] = False
 
-    def __init__(self, args: BaseArgs, w: Weights, rope: Rope) -> None:
+    def __init__(
+        self, args: BaseArgs, w: Weights, rope: Rope, window: int | None = None
+    ) -> None:
         super().__init__()
         self.args, self._rope = args, rope
+        self.keeps = KV(args.num_kv_heads, args.head_dim, args.value_dim, window)
         d, hidden = args.head_dim, args.hidden_size
         rows = {
             "attn_q": args.num_heads * d,
@@ -55,21 +59,21 @@ class Attention(nn.Module):
 
     @stage("attention")
     def __call__(
-        self, x: mx.array, cache: Cache, norm: RMSNorm, add: mx.array | None = None
+        self, x: mx.array, at: Place, norm: RMSNorm, add: mx.array | None = None
     ) -> mx.array:
         q, k, v = self.qkv_proj(x, norm)
-        q, new = ops.rotate(
+        q = ops.append(
             heads(q, self.args.num_heads),
             heads(k, self.args.num_kv_heads),
             heads(v, self.args.num_kv_heads),
+            at,
             self._rope.frequencies,
-            offset=cache.offset,
             interleaved=self.interleaved,
             magnitude=self._rope.magnitude,
             norms=self._head_norms(),
         )
-        out = cache.attend(q, new, scale=self.args.scale)[..., : self.args.value_dim]
-        return self.o_proj(out.swapaxes(1, 2).reshape(*x.shape[:2], -1), add)
+        out = ops.attend(q, at, scale=self.args.scale)  # (n, h, dv)
+        return self.o_proj(out.reshape(len(x), -1), add)
 
     def _head_norms(self) -> ops.HeadNorms | None:
         if not self.head_norms:
@@ -78,7 +82,7 @@ class Attention(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """x: (b, l, hidden) -> (b, l, hidden)"""
+    """x: (n, hidden) -> (n, hidden)"""
 
     attention: ClassVar[type[Attention]] = Attention
 
@@ -86,16 +90,17 @@ class DecoderLayer(nn.Module):
         super().__init__()
         self.input_layernorm = w.norm("attn_norm", args.hidden_size, args.norm_eps)
         self.self_attn = self.attention(args, w, rope)
+        self.keeps = self.self_attn.keeps
         self.post_attention_layernorm = w.norm("ffn_norm", args.hidden_size, args.norm_eps)
         self.mlp = feed_forward(args, w, i)
 
-    def __call__(self, x: mx.array, cache: Cache) -> mx.array:
-        x = self.self_attn(x, cache, self.input_layernorm, add=x)
+    def __call__(self, x: mx.array, at: Place) -> mx.array:
+        x = self.self_attn(x, at, self.input_layernorm, add=x)
         return self.mlp(x, self.post_attention_layernorm, add=x)
 
 
 class LlamaModel(Decoder):
-    """tokens: (b, l) -> (b, l, hidden), normed for the head."""
+    """A batch of n rows -> (n, hidden), normed for the head."""
 
     def __init__(self, args: BaseArgs, w: Weights, layer: type[DecoderLayer]) -> None:
         super().__init__()

@@ -11,11 +11,11 @@ import mlx.core as mx
 import numpy as np
 
 from ...kernels.activation import ACTIVATIONS, NO_ACTIVATION
-from ...kernels.cpu import calls, native
+from ...kernels.cpu import native
 from ...options import Activation, Routing
 from ...tensor import QTensor
-from .arguments import address, floats, places, shaped
-from .memory import empty
+from .arguments import constant, floats, places, shaped
+from .memory import empty, trace
 
 
 def route(
@@ -23,16 +23,23 @@ def route(
 ) -> tuple[np.ndarray, np.ndarray]:
     logits = floats(logits)
     experts, used = logits.shape[-1], routing.used
-    added = None if bias is None else shaped("route: bias", bias, experts)
-    ids = np.empty((*logits.shape[:-1], used), np.int32)
-    shares = empty(*ids.shape)
-    call = calls.Route(
-        *(address(logits), address(added), address(ids), address(shares)),
-        *(logits.size // experts, experts, used, routing.gating == "sigmoid", routing.normalise),
-        *(routing.groups, routing.groups_used, routing.scale),
+    ids, weights = (empty(*logits.shape[:-1], used, dtype=t) for t in (np.int32, np.float32))
+    native.run(
+        "Route",
+        logits=logits,
+        bias=None if bias is None else constant("route: bias", bias, experts),
+        ids=ids,
+        weights=weights,
+        n=logits.size // experts,
+        experts=experts,
+        used=used,
+        sigmoid=routing.gating == "sigmoid",
+        normalise=routing.normalise,
+        groups=routing.groups,
+        groups_used=routing.groups_used,
+        scale=routing.scale,
     )
-    native.run(call, logits, added, ids, shares)
-    return ids, shares
+    return ids, weights
 
 
 def gather_matmul(
@@ -53,12 +60,12 @@ def _gather(
     x = floats(x)
     ids, (experts, rows, k) = _of_experts(ids, ws[0]), ws[0].shape
     used = ids.shape[-1]
-    out, weights = empty(*ids.shape, rows), places(ws, biases)
-    call = calls.Gather(
-        *(address(x), address(weights), address(ids), address(out)),
-        *(x.size // k, used, experts, k, len(ws), act),
+    out = empty(*ids.shape, rows)
+    native.run(
+        "Gather",
+        **{"x": x, "w": places(ws, biases), "ids": ids, "out": out, "n": x.size // k},
+        **{"used": used, "experts": experts, "k": k, "count": len(ws), "act": act},
     )
-    native.run(call, x, ids, out)
     return out
 
 
@@ -77,18 +84,11 @@ def gather_down(
     out = empty(*ids.shape[:-1], rows)
     if add is not None:
         add = shaped("gather_down: add", add, *out.shape)
-    call = calls.GatherDown(
-        *(
-            address(x),
-            address(places([w], [None])),
-            address(ids),
-            address(shares),
-            address(add),
-            address(out),
-        ),
-        *(ids.size // used, used, experts, k),
+    native.run(
+        "GatherDown",
+        **{"x": x, "w": places([w], [None]), "ids": ids, "weights": shares, "add": add},
+        **{"out": out, "n": ids.size // used, "used": used, "experts": experts, "k": k},
     )
-    native.run(call, x, ids, shares, add, out)
     return out
 
 
@@ -97,7 +97,7 @@ def _of_experts(ids: Any, w: QTensor) -> np.ndarray:
     found, experts = np.asarray(ids), w.shape[0]
     if found.size and not 0 <= found.min() <= found.max() < experts:
         raise ValueError(f"{w}: expert ids lie between 0 and {experts - 1}, found {found}")
-    return np.ascontiguousarray(found, np.int32)
+    return trace(np.ascontiguousarray(found, np.int32))
 
 
 def sigmoid_gate(x: np.ndarray, gate: np.ndarray, *, add: np.ndarray | None = None) -> np.ndarray:
@@ -106,6 +106,5 @@ def sigmoid_gate(x: np.ndarray, gate: np.ndarray, *, add: np.ndarray | None = No
     if add is not None:
         add = shaped("sigmoid_gate: add", add, *x.shape)
     out = empty(*x.shape)
-    call = calls.SigmoidGate(address(x), address(gate), address(add), address(out), gate.size, d)
-    native.run(call, x, gate, add, out)
+    native.run("SigmoidGate", x=x, gate=gate, add=add, out=out, rows=gate.size, d=d)
     return out

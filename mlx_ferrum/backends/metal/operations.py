@@ -1,8 +1,8 @@
 """The operations on a GPU, and which kernel serves which shape.
 
 Products are float32; attention takes and returns float16. Values that become float16 are clamped to its range,
-±65,504. MLX's own fast operations serve where they are as fast: attention over a contiguous cache, and norms that no
-product of few rows follows.
+±65,504. MLX's own fast operations serve where they are as fast: norms that no product of few rows follows, and attention
+over keys and values that are first copied out of their blocks.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import operator
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TypeVar
 
 import mlx.core as mx
 from mlx import nn
@@ -23,8 +23,10 @@ from ...kernels import norm_matvec as norm_matvec_kernel
 from ...kernels import rms_norm as rms_norm_kernel
 from ...kernels import rotate as rotate_kernel
 from ...kernels import rows as rows_kernel
+from ...batch import Batch, Place
 from ...options import Activation, HeadNorms, Norm
 from ...tensor import QTensor
+from .. import paged, reference
 from ..reference import ACTIVATIONS
 from .experts import gather_down as gather_down
 from .experts import gather_gate_up as gather_gate_up
@@ -33,6 +35,7 @@ from .experts import route as route
 from .experts import sigmoid_gate as sigmoid_gate
 from .shapes import MATVEC_ROWS, is_tiny, rows_a_simdgroup
 
+T = TypeVar("T")
 LAZY = True
 
 
@@ -114,25 +117,48 @@ def dequantize(w: QTensor) -> mx.array:
     return rows(w, mx.arange(w.rows)).reshape(w.shape)
 
 
-def put(stored: mx.array, at: int | mx.array, new: mx.array) -> mx.array:
-    if isinstance(at, mx.array):  # costs MLX a launch more
-        return mx.slice_update(stored, new, at.reshape(1), axes=[3])
-    stored[..., at : at + new.shape[3], :] = new
-    return stored
+def allocate(shape: tuple[int, ...], bits: int) -> mx.array:
+    return mx.zeros(shape, {8: mx.int8, 16: mx.float16, 32: mx.float32}[bits])
+
+
+def append(
+    q: mx.array,
+    k: mx.array,
+    v: mx.array,
+    at: Place,
+    frequencies: mx.array,
+    *,
+    interleaved: bool,
+    magnitude: float = 1.0,
+    norms: HeadNorms | None = None,
+) -> mx.array:
+    turned, added = rotate_kernel.rotate(
+        *(x[:, None] for x in (q, k, v)),  # each row as a sequence of one position
+        frequencies,
+        offset=at.batch.mlx_positions,
+        interleaved=interleaved,
+        magnitude=magnitude,
+        norms=norms,
+    )
+    keys, values = added[:, :, :, 0]
+    paged.store(at, keys[..., : k.shape[-1]], values[..., : v.shape[-1]])
+    return turned.reshape(q.shape)
 
 
 def attend(
-    q: mx.array, k: mx.array, v: mx.array, *, scale: float, window: int | None = None
+    q: mx.array, at: Place, *, scale: float, softcap: float = 0.0, sinks: mx.array | None = None
 ) -> mx.array:
-    length, held = q.shape[2], k.shape[2]
-    mask: mx.array | str | None = None
-    if window is not None and window < held:
-        behind = mx.arange(held - length, held)[:, None] - mx.arange(held)
-        mask = (behind >= 0) & (behind < window)
-    elif length > 1:
-        mask = "causal"
-    out = mx.fast.scaled_dot_product_attention(q.astype(k.dtype), k, v, scale=scale, mask=mask)
-    return out.astype(q.dtype)
+    if softcap or sinks is not None:  # MLX's attention has no bound for scores
+        return reference.attend(q, at, scale=scale, softcap=softcap, sinks=sinks)
+    out = []
+    for past in paged.pasts(at):
+        rows = q[past.rows].swapaxes(0, 1)[None]  # (1, h, l, d)
+        keys, values = past.keys[None], past.values[None]
+        attended = mx.fast.scaled_dot_product_attention(
+            rows.astype(keys.dtype), keys, values, scale=scale, mask=past.seen
+        )
+        out.append(attended[0].swapaxes(0, 1).astype(q.dtype))
+    return mx.concatenate(out)
 
 
 def attend_both_ways(
@@ -152,37 +178,15 @@ def rms_norm(x: mx.array, weight: mx.array, eps: float, *, add: mx.array | None 
     return rms_norm_kernel.rms_norm(x, weight, eps, add)
 
 
-def rotate(
-    q: mx.array,
-    k: mx.array,
-    v: mx.array,
-    frequencies: mx.array,
-    *,
-    offset: int | mx.array,
-    interleaved: bool,
-    magnitude: float = 1.0,
-    norms: HeadNorms | None = None,
-) -> tuple[mx.array, mx.array]:
-    return rotate_kernel.rotate(
-        q,
-        k,
-        v,
-        frequencies,
-        offset=offset,
-        interleaved=interleaved,
-        magnitude=magnitude,
-        norms=norms,
-    )
+softcap, choose = reference.softcap, reference.choose
 
 
 def to_mlx(x: mx.array) -> mx.array:
     return x.astype(mx.float32)
 
 
-def stepper(
-    body: Callable[[mx.array, Any], mx.array], cache: Any
-) -> Callable[[mx.array], mx.array]:
-    return lambda tokens: body(tokens, cache)
+def repeated(run: Callable[[Batch], T]) -> Callable[[Batch], T]:
+    return run
 
 
 def _flat(x: mx.array) -> mx.array:

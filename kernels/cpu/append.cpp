@@ -1,0 +1,97 @@
+// What becomes of queries, keys and values before attention: norm of heads, rotation, and storing in the pool.
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+#include "calls.h"
+#include "floats.h"
+#include "shared.h"
+#include "stored.h"
+
+namespace {
+
+// q (rows, heads, d) -> turned (rows, heads, d); k (rows, groups, d) and v (rows, groups, dv) -> keys and values
+// (blocks, groups, size, d or dv) of 16 or 8 bits, the latter with a scale for each row of a head. Queries and keys: RMS
+// norm, if there are weights (d,), then rotation of the first 2 pairs values by the position times frequencies (pairs,).
+struct Append {
+    const float *q, *k, *v, *q_weight, *k_weight, *frequencies;
+    const int* positions; // (rows,)
+    const long* slots;    // (rows,), block * size + the position within the block
+    float* turned;
+    void *keys, *values;
+    float *key_scales, *value_scales; // (blocks, groups, size), or null
+    int rows, heads, groups, d, dv, pairs, interleaved, size, bits;
+    float magnitude, eps;
+};
+
+// The sine and cosine of each pair at one position; room for a head that is normed, and for a key that is turned.
+struct Turn {
+    float *cosine, *sine, *normed, *key;
+};
+
+// One head x (d,) -> out (d,). weight: (d,), or null for no norm.
+void turn_head(const Append& a, const float* x, const float* weight, Turn turn, float* out) {
+    if (weight) {
+        float scale = 1 / std::sqrt(dot(x, x, a.d) / float(a.d) + a.eps);
+        for (int i = 0; i < a.d; i++) turn.normed[i] = x[i] * scale * weight[i];
+        x = turn.normed;
+    }
+    int step = a.interleaved ? 2 : 1, apart = a.interleaved ? 1 : a.pairs;
+    for (int i = 0; i < a.pairs; i++) {
+        float first = x[i * step], second = x[i * step + apart];
+        out[i * step] = first * turn.cosine[i] - second * turn.sine[i];
+        out[i * step + apart] = first * turn.sine[i] + second * turn.cosine[i];
+    }
+    std::copy(x + 2 * a.pairs, x + a.d, out + 2 * a.pairs);
+}
+
+// x / scale as whole numbers of 8 bits; the scale. A NaN makes the scale NaN, and with it all that is read.
+float narrow_to_bytes(const float* x, int count, std::int8_t* out) {
+    float most = 0;
+    for (int i = 0; i < count; i++) most = std::max(most, std::fabs(x[i])) + (x[i] - x[i]);
+    float inverse = most > 0 ? 127 / most : 0;
+    for (int i = 0; i < count; i++) out[i] = std::int8_t(std::lrint(std::isfinite(inverse) ? x[i] * inverse : 0));
+    return most / 127;
+}
+
+// A row x (count,) of key-value head g into the pool.
+void store(const Append& a, const float* x, int count, long slot, int g, void* pool, float* scales) {
+    long row = (slot / a.size * a.groups + g) * a.size + slot % a.size;
+    if (a.bits == 8)
+        scales[row] = narrow_to_bytes(x, count, (std::int8_t*)pool + row * count);
+    else
+        narrow(x, count, (half*)pool + row * count);
+}
+
+void append_row(const Append& a, int row, Turn turn) {
+    for (int h = 0; h < a.heads; h++) {
+        long at = (long(row) * a.heads + h) * a.d;
+        turn_head(a, a.q + at, a.q_weight, turn, a.turned + at);
+    }
+    for (int g = 0; g < a.groups; g++) {
+        turn_head(a, a.k + (long(row) * a.groups + g) * a.d, a.k_weight, turn, turn.key);
+        store(a, turn.key, a.d, a.slots[row], g, a.keys, a.key_scales);
+        store(a, a.v + (long(row) * a.groups + g) * a.dv, a.dv, a.slots[row], g, a.values, a.value_scales);
+    }
+}
+
+void append(const Append& a) {
+    bool is_shared = long(a.rows) * (a.heads + a.groups) * a.d >= SMALL;
+    share(is_shared, a.rows, [&](int row) {
+        thread_local std::vector<float> scratch;
+        scratch.resize(2 * (a.pairs + a.d));
+        float *cosine = scratch.data(), *sine = cosine + a.pairs, *normed = sine + a.pairs;
+        for (int i = 0; i < a.pairs; i++) {
+            float angle = float(a.positions[row]) * a.frequencies[i];
+            cosine[i] = std::cos(angle) * a.magnitude;
+            sine[i] = std::sin(angle) * a.magnitude;
+        }
+        append_row(a, row, {cosine, sine, normed, normed + a.d});
+    });
+}
+
+CALL(Append, append, F(q), F(k), F(v), F(q_weight), F(k_weight), F(frequencies), F(positions), F(slots), F(turned),
+     F(keys), F(values), F(key_scales), F(value_scales), F(rows), F(heads), F(groups), F(d), F(dv), F(pairs),
+     F(interleaved), F(size), F(bits), F(magnitude), F(eps))
+
+} // namespace

@@ -1,0 +1,23 @@
+#include "calls.h"
+
+#include "linear.h"
+
+std::vector<Kind>& kinds() {
+    static std::vector<Kind> all; // made by the first of the files that register themselves
+    return all;
+}
+
+void replay(const Call* calls, int count) {
+    const std::vector<Kind>& all = kinds();
+    for (int i = 0; i < count; i++) all[calls[i].kind].run(calls[i].arguments);
+}
+
+const char* layout() {
+    static const std::string text = [] {
+        std::string out;
+        STRUCT(out, Weight, F(data), F(type), F(rows), F(bias))
+        for (const Kind& kind : kinds()) describe(out, kind.name, kind.size, kind.fields);
+        return out;
+    }();
+    return text.c_str();
+}

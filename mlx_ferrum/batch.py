@@ -1,0 +1,95 @@
+"""What one forward pass computes: new rows of some sequences, of any number and at any positions.
+
+Rows of all sequences lie one after another (ragged), so prompts can be read beside sequences that generate. Positions,
+lengths and block tables are arrays, which a recorded step reads anew each time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from .state.sequence import Sequence as Text
+from .state.storage import Storage
+
+
+@dataclass
+class Paging:
+    """Where the sequences of a batch lie in the blocks of one window group.
+
+    table: (sequences, width) int32, ids of blocks; block i of a row holds positions i * size ... (i + 1) * size - 1
+    slots: (n,) int64, where each row's key and value go: block * size + the position within the block
+    """
+
+    table: np.ndarray
+    slots: np.ndarray
+
+    @cached_property
+    def mlx_slots(self) -> mx.array:
+        """The slots for a backend that computes with MLX."""
+        return mx.array(self.slots)
+
+
+@dataclass
+class Place:
+    """What a layer reads and writes in a pass: its keys and values, and where the batch lies in them."""
+
+    batch: Batch
+    paging: Paging
+    storage: Storage
+
+
+@dataclass
+class Batch:
+    """The rows of one forward pass.
+
+    rows: each sequence and how many new rows it has
+    tokens: (n,) int64 ids; an mx.array where they are not computed yet
+    positions: (n,) int32, of each row in its sequence
+    starts: (sequences + 1,) int32, the first row of each sequence, then n
+    lengths: (sequences,) int32, positions that each sequence holds once the rows are computed
+    states: for each state of the model where the sequences lie in it: a Paging of each window group
+    layers: for each layer the index of its state, and its storage
+    """
+
+    rows: Sequence[tuple[Text, int]]
+    tokens: Any
+    positions: np.ndarray
+    starts: np.ndarray
+    lengths: np.ndarray
+    states: list[Any]
+    layers: list[tuple[int, Storage]] = field(repr=False)
+
+    @cached_property
+    def mlx_positions(self) -> mx.array:
+        """The positions for a backend that computes with MLX."""
+        return mx.array(self.positions)
+
+    @property
+    def last(self) -> np.ndarray:
+        """(sequences,) the last row of each sequence: the one whose logits say what comes next."""
+        return self.starts[1:] - 1
+
+    @property
+    def decodes(self) -> bool:
+        """Whether every sequence has one row."""
+        return len(self.positions) == len(self.lengths)
+
+    def layer(self, index: int) -> Place:
+        """What layer `index` reads and writes."""
+        state, storage = self.layers[index]
+        return Place(self, self.states[state], storage)
+
+    def advance(self) -> None:
+        """Say that the rows are computed. Ids of tokens that are not computed yet have to be noted later."""
+        ids = self.tokens.tolist() if isinstance(self.tokens, np.ndarray) else None
+        start = 0
+        for sequence, count in self.rows:
+            known = ids[start : start + count] if ids is not None else ()
+            sequence.owner.advance(sequence, count, known)
+            start += count

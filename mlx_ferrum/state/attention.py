@@ -1,0 +1,82 @@
+"""The keys and values of all layers that have the same window: block tables, and the arrays that they point into."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from ..batch import Paging
+from .kinds import KV
+from .paged import Paged, Part
+from .pool import Pool
+from .storage import Allocate, Storage
+
+WIDTH = 16  # the least width of a table, which grows by doubling: a recorded step is made for one width
+
+
+class AttentionState(Paged):
+    """A State of one window group. `storages`: of each of its layers."""
+
+    def __init__(
+        self,
+        layers: Mapping[int, KV],
+        pool: Pool,
+        allocate: Allocate,
+        *,
+        window: int | None,
+        slack: int,
+        block: int,
+    ) -> None:
+        super().__init__(pool, self._copy_block, window=window, slack=slack, block=block)
+        self.storages = {i: Storage(kv, block, allocate) for i, kv in layers.items()}
+        self._rows: dict[int, tuple[int, np.ndarray]] = {}  # by the identity of a part
+        self._table: tuple[list[tuple[int, int]], np.ndarray] | None = None
+
+    def _copy_block(self, source: int, target: int) -> None:
+        self.grow()
+        for storage in self.storages.values():
+            storage.copy(source, target)
+
+    def grow(self) -> None:
+        """Have room for every block that the pool has given out."""
+        for storage in self.storages.values():
+            storage.grow(self.pool.capacity)
+
+    def free(self, part: Part) -> None:
+        self._rows.pop(id(part), None)
+        super().free(part)
+
+    def arrays(self, parts: Sequence[Part], positions: Sequence[range]) -> Paging:
+        """Where the rows at `positions` of each sequence go, and where its blocks lie."""
+        self.grow()
+        size = self.block
+        slots = [
+            part.blocks[p // size] * size + p % size
+            for part, new in zip(parts, positions, strict=True)
+            for p in new
+        ]
+        return Paging(self._table_of(parts), np.array(slots, np.int64))
+
+    def _table_of(self, parts: Sequence[Part]) -> np.ndarray:
+        """The same array as long as no table changes."""
+        key = [(id(part), part.version) for part in parts]
+        if self._table is not None and self._table[0] == key:
+            return self._table[1]
+        width = WIDTH
+        while width < max((len(part.blocks) for part in parts), default=0):
+            width *= 2
+        table = np.zeros((len(parts), width), np.int32)
+        for row, part in zip(table, parts, strict=True):
+            blocks = self._row_of(part)
+            row[: len(blocks)] = blocks
+        self._table = (key, table)
+        return table
+
+    def _row_of(self, part: Part) -> np.ndarray:
+        """The part's blocks; those behind the window, which nothing reads, are 0."""
+        version, row = self._rows.get(id(part), (-1, None))
+        if row is None or version != part.version:
+            row = np.maximum(np.array(part.blocks, np.int32), 0)
+            self._rows[id(part)] = (part.version, row)
+        return row

@@ -1,0 +1,81 @@
+"""The states of a model, from what its layers declare, and batches over them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ..batch import Batch
+from .attention import AttentionState
+from .kinds import KV
+from .paged import BLOCK
+from .pool import Pool
+from .sequence import Sequence as Text
+from .states import States
+from .storage import Allocate, Storage
+
+
+class ModelStates(States):
+    """All that a model keeps of its sequences.
+
+    keeps: what each layer declares
+    blocks: of each window group; None: as many as are needed
+    slack: positions behind a window that are kept, to go back by without computing them again
+    """
+
+    def __init__(
+        self,
+        keeps: Sequence[KV],
+        allocate: Allocate,
+        *,
+        blocks: int | None = None,
+        slack: int = 0,
+        block: int = BLOCK,
+    ) -> None:
+        windows = list(dict.fromkeys(kv.window for kv in keeps if kv.shares is None))
+        self.groups = [
+            AttentionState(
+                {i: kv for i, kv in enumerate(keeps) if kv.window == window and kv.shares is None},
+                Pool(blocks),
+                allocate,
+                window=window,
+                slack=slack,
+                block=block,
+            )
+            for window in windows
+        ]
+        super().__init__(self.groups, block)
+        owners = [i if kv.shares is None else kv.shares for i, kv in enumerate(keeps)]
+        groups = [windows.index(keeps[i].window) for i in owners]
+        self._layers = [(g, self.groups[g].storages[i]) for g, i in zip(groups, owners, strict=True)]
+
+    @property
+    def storages(self) -> list[Storage]:
+        """Of all layers that have their own."""
+        return [storage for group in self.groups for storage in group.storages.values()]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all arrays."""
+        return sum(storage.nbytes for storage in self.storages)
+
+    def batch(self, rows: Sequence[tuple[Text, int]], tokens: Any) -> Batch:
+        """The next `count` rows of each (sequence, count), once there is room for them.
+
+        tokens: (n,) ids of all rows, one sequence after another
+        Raises OutOfBlocks, and nothing has changed then.
+        """
+        self.reserve(rows)
+        counts = np.array([count for _, count in rows], np.int32)
+        held = np.array([text.position for text, _ in rows], np.int32)
+        starts = np.zeros(len(rows) + 1, np.int32)
+        np.cumsum(counts, out=starts[1:])
+        positions = np.arange(starts[-1], dtype=np.int32) + np.repeat(held - starts[:-1], counts)
+        new = [range(text.position, text.position + count) for text, count in rows]
+        arrays = [
+            state.arrays([text.parts[i] for text, _ in rows], new)
+            for i, state in enumerate(self.states)
+        ]
+        return Batch(rows, tokens, positions, starts, held + counts, arrays, self._layers)

@@ -1,0 +1,63 @@
+"""The keys and values of one layer, in the arrays of a backend."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from .kinds import KV
+
+Allocate = Callable[[tuple[int, ...], int], Any]  # shape and bits of a number -> zeros
+FIRST = 8  # blocks of the first allocation
+
+
+class Storage:
+    """Blocks of keys and values; the arrays are as the backend in use made them (`ops.allocate`).
+
+    keys: (blocks, heads, size, key_dim), values: (blocks, heads, size, value_dim)
+    key_scales, value_scales: (blocks, heads, size) float32, which multiply 8-bit numbers; else None
+    """
+
+    def __init__(self, kv: KV, size: int, allocate: Allocate) -> None:
+        self.kv, self.size = kv, size
+        self._allocate = allocate
+        self.blocks = 0
+        self.keys: Any = None
+        self.values: Any = None
+        self.key_scales: Any = None
+        self.value_scales: Any = None
+
+    @property
+    def arrays(self) -> list[Any]:
+        """All arrays."""
+        found = (self.keys, self.values, self.key_scales, self.value_scales)
+        return [x for x in found if x is not None]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the arrays."""
+        return sum(x.nbytes for x in self.arrays)
+
+    def grow(self, blocks: int) -> None:
+        """Have room for at least so many blocks; half as many again as before, so that growing is rare."""
+        if blocks <= self.blocks:
+            return
+        blocks = max(blocks, FIRST, self.blocks * 3 // 2)
+        outer = (blocks, self.kv.heads, self.size)
+        self.keys = self._grown(self.keys, (*outer, self.kv.key_dim), self.kv.bits)
+        self.values = self._grown(self.values, (*outer, self.kv.value_dim), self.kv.bits)
+        if self.kv.bits == 8:
+            self.key_scales = self._grown(self.key_scales, outer, 32)
+            self.value_scales = self._grown(self.value_scales, outer, 32)
+        self.blocks = blocks
+
+    def _grown(self, held: Any, shape: tuple[int, ...], bits: int) -> Any:
+        new = self._allocate(shape, bits)
+        if held is not None:
+            new[: held.shape[0]] = held
+        return new
+
+    def copy(self, source: int, target: int) -> None:
+        """Copy a block."""
+        for x in self.arrays:
+            x[target] = x[source]
