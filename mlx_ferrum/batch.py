@@ -55,6 +55,7 @@ class Batch:
     lengths: (sequences,) int32, positions that each sequence holds once the rows are computed
     states: for each state of the model where the sequences lie in it: a Paging of each window group
     layers: for each layer the index of its state, and its storage
+    grown: how often storage had grown, and so was moved
     """
 
     rows: Sequence[tuple[Text, int]]
@@ -64,16 +65,19 @@ class Batch:
     lengths: np.ndarray
     states: list[Any]
     layers: list[tuple[int, Storage]] = field(repr=False)
+    grown: int = 0
 
     @cached_property
     def mlx_positions(self) -> mx.array:
         """The positions for a backend that computes with MLX."""
         return mx.array(self.positions)
 
-    @property
-    def last(self) -> np.ndarray:
-        """(sequences,) the last row of each sequence: the one whose logits say what comes next."""
-        return self.starts[1:] - 1
+    def last(self, x: Any) -> Any:
+        """Of x (n, …) the last row of each sequence, whose logits say what comes next: (sequences, …)."""
+        if self.decodes:
+            return x
+        rows = self.starts[1:] - 1
+        return x[rows if isinstance(x, np.ndarray) else mx.array(rows)]
 
     @property
     def decodes(self) -> bool:

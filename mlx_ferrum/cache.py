@@ -63,14 +63,6 @@ class Cache:
         said += [f"{len(self.sequences)} sequences"] if len(self.sequences) > 1 else []
         return f"Cache({', '.join(said)}, {self.offset} positions, {amounts.size(self.nbytes)})"
 
-    def check(self, model: Model) -> None:
-        """Raises ValueError unless `model` can use the cache."""
-        if self.fingerprint != model.fingerprint or len(self.keeps) != len(model.body.layers):
-            raise ValueError(
-                f"the cache is of another model: it has {len(self.keeps)} layers, the model "
-                f"{len(model.body.layers)}"
-            )
-
     def batch(self, tokens: Any) -> Batch:
         """The next tokens of the sequences: (b, l), a row for each. The first tokens say how many sequences there are.
 
@@ -113,6 +105,18 @@ class Cache:
                 break
         return self.offset
 
+    def note(self, tokens: Sequence[Sequence[int]]) -> None:
+        """Say which tokens (b, n) went in where a batch held arrays that were not computed yet."""
+        assert self.states is not None
+        for sequence, ids in zip(self.sequences, tokens, strict=True):
+            self.states.note(sequence, ids)
+
+    def settle(self) -> None:
+        """Forget positions whose tokens nobody noted, as an interruption may leave some."""
+        known = min((len(each.tokens) for each in self.sequences), default=0)
+        if known < self.offset:
+            self.rewind(known)
+
     def fork(self) -> Cache:
         """A cache with the same past, which shares its blocks."""
         other = Cache(self.keeps, self.fingerprint)
@@ -120,3 +124,16 @@ class Cache:
         if self.states is not None:
             other.sequences = [self.states.fork(each) for each in self.sequences]
         return other
+
+
+def check_cache(cache: Any, model: Model) -> None:
+    """Raises ValueError unless `cache` is what `model.make_cache()` gives."""
+    if not isinstance(cache, Cache):
+        found = type(cache).__name__
+        raise ValueError(f"the cache is a {found}, expected what model.make_cache() gives")
+    theirs, ours = cache.fingerprint, model.fingerprint
+    layers = len(model.body.layers)
+    if theirs != ours or len(cache.keeps) != layers:
+        raise ValueError(
+            f"the cache is of another model: it has {len(cache.keeps)} layers, the model {layers}"
+        )

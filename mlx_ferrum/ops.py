@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import mlx.core as mx
+import numpy as np
 
 from . import notice
 from .backends import BACKENDS
@@ -179,7 +180,7 @@ def norm_matmul(x: A, w: QTensor, norm: Norm) -> tuple[A, A]:
     return _backend().norm_matmul(x, w, norm)
 
 
-def rows(w: QTensor, ids: mx.array, scale: float = 1.0) -> mx.array:
+def rows(w: QTensor, ids: mx.array | np.ndarray, scale: float = 1.0) -> Any:
     """Embedding rows times scale: w: (rows, k), ids: (...) integers -> (..., k) float32"""
     return _backend().rows(w, ids, scale)
 

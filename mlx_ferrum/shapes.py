@@ -51,9 +51,7 @@ def check_append(q: Array, k: Array, v: Array, frequencies: Array, at: Place) ->
     if (k.shape, v.shape) != expected:
         raise ValueError(f"append: k {k.shape} and v {v.shape}, expected {expected}")
     if 2 * frequencies.shape[0] > kv.key_dim:
-        raise ValueError(
-            f"append: {frequencies.shape[0]} pairs do not fit heads of {kv.key_dim}"
-        )
+        raise ValueError(f"append: {frequencies.shape[0]} pairs do not fit heads of {kv.key_dim}")
 
 
 def check_attend(q: Array, at: Place, sinks: Array | None) -> None:

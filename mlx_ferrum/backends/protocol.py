@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol, TypeVar
 
 import mlx.core as mx
+import numpy as np
 
 from ..batch import Batch, Place
 from ..options import Activation, HeadNorms, Norm, Routing
@@ -56,7 +57,7 @@ class Backend(Protocol[A]):
 
     def norm_matmul(self, x: A, w: QTensor, norm: Norm) -> tuple[A, A]: ...
 
-    def rows(self, w: QTensor, ids: mx.array, scale: float = 1.0) -> A: ...
+    def rows(self, w: QTensor, ids: mx.array | np.ndarray, scale: float = 1.0) -> A: ...
 
     def dequantize(self, w: QTensor) -> A: ...
 

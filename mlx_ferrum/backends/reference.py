@@ -87,8 +87,8 @@ def _normed(x: mx.array, norm: Norm | None) -> mx.array:
     return x if norm is None else rms_norm(x, *norm)
 
 
-def rows(w: QTensor, ids: mx.array, scale: float = 1.0) -> mx.array:
-    found = w.block.dequantize(w.take(ids))
+def rows(w: QTensor, ids: mx.array | np.ndarray, scale: float = 1.0) -> mx.array:
+    found = w.block.dequantize(w.take(mx.array(ids)))
     return found if scale == 1 else found * scale
 
 

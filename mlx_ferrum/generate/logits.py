@@ -4,33 +4,26 @@ from __future__ import annotations
 
 import math
 
-import mlx.core as mx
 import numpy as np
 
-from mlx_ferrum.sample.arrays import Array, at_hand
+from mlx_ferrum.sample.arrays import Array
 
 
 class LogitRange:
-    """The smallest and the largest of a step's logits (1, vocab); on a lazy backend not yet computed.
+    """The smallest and the largest of a step's logits; on a lazy backend not yet computed.
 
+    extent: (1, 2), NaN where a logit is
     tokens: how many the model had read
     processed: whether logit processors have changed them
     """
 
-    def __init__(self, logits: mx.array, tokens: int, processed: bool = False) -> None:
-        numbers = at_hand(logits)
-        self.tokens, self.processed, self.vocab_size = tokens, processed, logits.shape[-1]
-        self.low: Array = numbers.min()
-        self.high: Array = numbers.max()  # NaN where there is one
-
-    @property
-    def pending(self) -> list[mx.array]:
-        """What is still to be computed."""
-        return [x for x in (self.low, self.high) if isinstance(x, mx.array)]
+    def __init__(self, extent: Array, tokens: int, vocab_size: int, processed: bool) -> None:
+        self.extent, self.tokens, self.processed = extent, tokens, processed
+        self.vocab_size = vocab_size
 
     def check(self) -> None:
         """Wait for the numbers. Raises ValueError for a NaN, an infinite or no finite logit, or all equal ones."""
-        low, high = float(np.asarray(self.low)), float(np.asarray(self.high))
+        low, high = np.asarray(self.extent)[0].tolist()
         found = _fault(low, high, self.vocab_size, self.processed)
         if found is None:
             return
@@ -42,10 +35,10 @@ class LogitRange:
         )
 
 
-def logit_range(logits: mx.array, tokens: int, processed: bool = False) -> LogitRange:
-    """The range of logits (1, vocab), checked at once where nothing has to be waited for."""
-    found = LogitRange(logits, tokens, processed)
-    if not found.pending:
+def logit_range(extent: Array, tokens: int, vocab_size: int, processed: bool = False) -> LogitRange:
+    """The range of logits, checked at once where nothing has to be waited for."""
+    found = LogitRange(extent, tokens, vocab_size, processed)
+    if isinstance(extent, np.ndarray):
         found.check()
     return found
 

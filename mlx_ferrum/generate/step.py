@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Sequence
-from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
 from mlx_ferrum import ops
-from mlx_ferrum.cache import Cache, check_caches, even
+from mlx_ferrum.batch import Batch
+from mlx_ferrum.cache import Cache, check_cache
 from mlx_ferrum.models.base import LanguageModel
 from mlx_ferrum.sample import Processor, Sampler, greedy, log_softmax
-from mlx_ferrum.sample.arrays import at_hand, tokens
+from mlx_ferrum.sample.arrays import Array, at_hand, best, tokens
 from mlx_ferrum.sample.checks import check_integer
 
 from .logits import LogitRange, logit_range
@@ -22,19 +23,19 @@ from .wired import wired
 Progress = Callable[[int, int], None]
 
 
-def generate_step(
+def generate_choices(
     prompt: Sequence[int] | mx.array,
     model: LanguageModel,
     *,
     max_tokens: int = 256,
     sampler: Sampler | None = None,
     logits_processors: Sequence[Processor] | None = None,
-    cache: list[Cache] | None = None,
-    prompt_cache: list[Cache] | None = None,
+    cache: Cache | None = None,
+    prompt_cache: Cache | None = None,
     history: Sequence[int] = (),
     prefill_step_size: int = 512,
     progress: Progress | None = None,
-) -> Generator[tuple[int, mx.array], None, None]:
+) -> Generator[Choice, None, None]:
     """Generate tokens after `prompt`, which continues whatever `cache` holds.
 
     Args:
@@ -45,15 +46,14 @@ def generate_step(
         logits_processors: applied in order before the log-probabilities are taken.
         cache: from `model.make_cache()`, updated in place; a new one by default. When the n-th
             token is handed out it holds the prompt and n - 1 tokens; on a lazy backend the n-th
-            too, unless that is the last one. After an interruption, all layers hold the same positions.
+            too, unless that is the last one.
         prompt_cache: another name for `cache`, as in mlx-lm.
         history: the tokens that `cache` holds; only the processors read them.
         prefill_step_size: prompt tokens per forward pass.
         progress: called with (prompt tokens done, all prompt tokens), first and after each pass.
 
     Yields:
-        (token, logprobs): logprobs is (vocab,) float32, after the processors, before the sampler.
-        On a lazy backend (`ops.is_lazy`) the next step is under way then.
+        The choice of each token. On a lazy backend (`ops.is_lazy`) the next step is under way then.
 
     Raises:
         ValueError: at the call, when an argument is bad or the prompt does not fit; later, when
@@ -64,15 +64,24 @@ def generate_step(
     cache = given_cache(model, cache, prompt_cache)
     limit = token_limit(model, cache, tokens, max_tokens)
     check_integer("prefill_step_size", prefill_step_size, 1)
-    sampler = greedy if sampler is None else sampler
-    if not callable(sampler):
-        raise ValueError(f"sampler is {_short(sampler)}, expected a function, as of make_sampler")
-    processors = given_processors(logits_processors)
-    choose = _Chooser(model, sampler, processors, seen=[*history, *tokens])
+    choose = make_chooser(sampler, logits_processors, [*history, *tokens])
     steps = _steps(
         tokens, model, cache, choose, limit, size=prefill_step_size, progress=progress or _ignore
     )
-    return wired(model, _even(steps, cache))
+    return wired(model, _settled(steps, cache))
+
+
+def generate_step(
+    prompt: Sequence[int] | mx.array, model: LanguageModel, **options: Any
+) -> Generator[tuple[int, mx.array], None, None]:
+    """As `generate_choices`, of which it takes all arguments, but gives plain numbers.
+
+    Yields:
+        (token, logprobs): logprobs is (vocab,) float32, after the processors, before the sampler.
+    """
+    return (
+        (choice.value, choice.logprobs()) for choice in generate_choices(prompt, model, **options)
+    )
 
 
 def token_ids(prompt: Sequence[int] | mx.array) -> list[int]:
@@ -88,20 +97,18 @@ def token_ids(prompt: Sequence[int] | mx.array) -> list[int]:
     return [int(token) for token in ids]
 
 
-def given_cache(
-    model: LanguageModel, cache: list[Cache] | None, prompt_cache: list[Cache] | None
-) -> list[Cache]:
-    """The caches that the caller gave under either name, or new ones.
+def given_cache(model: LanguageModel, cache: Cache | None, prompt_cache: Cache | None) -> Cache:
+    """The cache that the caller gave under either name, or a new one.
 
     Raises:
-        ValueError: both are given, or they are not caches of `model`.
+        ValueError: both are given, or it is no cache of `model`.
     """
     if cache is not None and prompt_cache is not None:
         raise ValueError("cache and prompt_cache are the same argument, expected one of them")
     given = prompt_cache if cache is None else cache
     if given is None:
         return model.make_cache()
-    check_caches(given, model)
+    check_cache(given, model)
     return given
 
 
@@ -123,9 +130,7 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else text[:60] + "…"
 
 
-def token_limit(
-    model: LanguageModel, cache: list[Cache], prompt: Sequence[int], max_tokens: int
-) -> int:
+def token_limit(model: LanguageModel, cache: Cache, prompt: Sequence[int], max_tokens: int) -> int:
     """How many tokens can be generated: `max_tokens`, or fewer where the context ends.
 
     Raises:
@@ -136,7 +141,7 @@ def token_limit(
         raise ValueError(f"max_tokens is {max_tokens}, expected at least 1, or -1 for no limit")
     if not prompt:
         raise ValueError("the prompt is empty (0 tokens), expected at least one")
-    held = cache[0].offset if cache else 0
+    held = cache.offset
     context = model.args.context_length
     room = context - held - len(prompt)
     if room < 1:
@@ -148,111 +153,154 @@ def token_limit(
     return room if max_tokens == -1 else min(room, max_tokens)
 
 
-@dataclass(frozen=True)
-class _Choice:
-    """A step's token (1,) and what `_Chooser.logprobs` reads, (1, vocab); not yet computed on a lazy backend."""
+class Choice:
+    """A step's token, and the logits that it was chosen from; not yet computed on a lazy backend.
 
-    token: mx.array
-    scores: mx.array
-    ranges: list[LogitRange]
-
-    def value(self) -> int:
-        """The token's id. Raises ValueError if the logits were not such that one could be chosen."""
-        for found in self.ranges:
-            found.check()
-        (value,) = token_ids(self.token)
-        return value
-
-
-class _Chooser:
-    """Picks the next token from hidden states; remembers the tokens when a processor wants them."""
+    token: (1,) ids
+    scores: (1, vocab), logits or, where `is_normalized`, log-probabilities
+    """
 
     def __init__(
-        self,
-        model: LanguageModel,
-        sampler: Sampler,
-        processors: Sequence[Processor],
-        *,
-        seen: list[int],
+        self, token: Array, scores: Array, ranges: list[LogitRange], *, is_normalized: bool
     ) -> None:
-        self.model, self.sampler, self.processors = model, sampler, processors
+        self.token, self.scores, self._ranges = token, scores, ranges
+        self._is_normalized = is_normalized
+
+    @cached_property
+    def value(self) -> int:
+        """The token's id. Raises ValueError if the logits were not such that one could be chosen."""
+        for found in self._ranges:
+            found.check()
+        return int(np.asarray(self.token)[0])
+
+    def logprobs(self) -> mx.array:
+        """Log-probabilities (vocab,), lazy, so they are made in the thread that they are for."""
+        scores = mx.array(self.scores)
+        return (scores if self._is_normalized else log_softmax(scores))[0]
+
+
+class Chooser:
+    """Picks the next token from logits; remembers the tokens when a processor wants them."""
+
+    def __init__(self, sampler: Sampler, processors: Sequence[Processor], seen: list[int]) -> None:
+        self.sampler, self.processors = sampler, processors
         self.seen = mx.array(seen, mx.uint32)
 
-    def __call__(self, hidden: mx.array, position: int) -> _Choice:
-        """hidden: (1, n, hidden), whose last position is followed by `position`."""
-        logits = self.model.head(hidden[:, -1])  # (1, vocab)
-        ranges = [logit_range(logits, position)]
-        for process in self.processors:
-            logits = process(self.seen, logits)
+    def __call__(self, found: tuple[Array, Array, Array], position: int) -> Choice:
+        """found: logits (1, vocab), their most likely token (1,) and range (1, 2), as `forward` gives them, for `position`."""
+        logits, token, extent = found
+        ranges = [logit_range(extent, position, logits.shape[-1])]
+        if isinstance(logits, np.ndarray):
+            logits, token = logits.copy(), token.copy()  # the next step overwrites them
         if self.processors:
-            ranges.append(logit_range(logits, position, processed=True))
-        token, scores = self._sample(logits)
+            logits = mx.array(logits)
+            for process in self.processors:
+                logits = process(self.seen, logits)
+            logits = at_hand(logits)
+            token, extent = best(logits)
+            ranges.append(logit_range(extent, position, logits.shape[-1], processed=True))
+        is_greedy = self.sampler is greedy
+        if not is_greedy:
+            logits = at_hand(log_softmax(logits))
+            token = at_hand(tokens(self.sampler(mx.array(logits))))
         if self.processors:
-            self.seen = mx.concatenate([self.seen, token])
+            self.seen = mx.concatenate([self.seen, tokens(token)])
         # nothing stays lazy that the next step needs: another thread may ask for it
-        mx.async_eval(token, scores, self.seen, *(x for found in ranges for x in found.pending))
-        return _Choice(token, scores, ranges)
+        pending = (token, logits, self.seen, *(x.extent for x in ranges))
+        mx.async_eval([x for x in pending if isinstance(x, mx.array)])
+        return Choice(token, logits, ranges, is_normalized=not is_greedy)
 
-    def logprobs(self, choice: _Choice) -> mx.array:
-        """Log-probabilities (vocab,), lazy, so they are made in the thread that they are for."""
-        scores = choice.scores
-        return (log_softmax(scores) if self.sampler is greedy else scores)[0]
 
-    def _sample(self, logits: mx.array) -> tuple[mx.array, mx.array]:
-        """The next token (1,), and log-probabilities (1, vocab); greedy does without their sum and keeps logits."""
-        if self.sampler is greedy:
-            return greedy(logits), logits
-        logprobs = mx.array(log_softmax(at_hand(logits)))
-        return tokens(self.sampler(logprobs)), logprobs
+def make_chooser(
+    sampler: Sampler | None, logits_processors: Sequence[Processor] | None, seen: list[int]
+) -> Chooser:
+    """A chooser after the tokens `seen`. Raises ValueError unless sampler and processors can be called."""
+    sampler = greedy if sampler is None else sampler
+    if not callable(sampler):
+        raise ValueError(f"sampler is {_short(sampler)}, expected a function, as of make_sampler")
+    return Chooser(sampler, given_processors(logits_processors), seen)
+
+
+def forward(model: LanguageModel) -> Callable[[Batch], tuple[Array, Array, Array]]:
+    """A batch of s sequences -> logits (s, vocab) after the last row of each, the most likely token (s,), ranges (s, 2).
+
+    What it returns lasts until the next call.
+    """
+
+    def run(batch: Batch) -> tuple[Array, Array, Array]:
+        logits = model.scores(batch.last(model.body(batch)))
+        return (logits, *ops.choose(logits))
+
+    return ops.repeated(run)
 
 
 def _steps(
-    tokens: list[int],
+    prompt: list[int],
     model: LanguageModel,
-    cache: list[Cache],
-    choose: _Chooser,
+    cache: Cache,
+    choose: Chooser,
     limit: int,
     *,
     size: int,
     progress: Progress,
-) -> Generator[tuple[int, mx.array], None, None]:
+) -> Generator[Choice, None, None]:
     check = model.check_file or _unchanged
-    progress(0, len(tokens))
+    progress(0, len(prompt))
     check()
-    for done in range(size, len(tokens), size):
-        model.body(mx.array([tokens[done - size : done]], mx.uint32), cache)
-        mx.eval([c.state for c in cache])
-        mx.clear_cache()  # a chunk's buffers seldom fit the next one, whose attention is longer
-        progress(done, len(tokens))
+    for done in range(size, len(prompt), size):
+        _prefill(model, cache, prompt[done - size : done])
+        progress(done, len(prompt))
         check(thorough=False)
-    rest = tokens[(len(tokens) - 1) // size * size :]
-    hidden = model.body(mx.array([rest], mx.uint32), cache)
-    position = cache[0].offset
-    choice = choose(hidden, position)
-    step = ops.stepper(model.body, cache)
-    ahead, value = None, -1
+    step = forward(model)
+    rest = np.array([prompt[(len(prompt) - 1) // size * size :]])
+    choice = choose(_advanced(step, cache, rest), cache.offset)
     for count in range(1, limit + 1):
         check(thorough=False)
+        works_ahead = ops.is_lazy() and count < limit
+        # a lazy backend works on the next step while the caller looks at this one
+        ahead = (
+            choose(_advanced(step, cache, choice.token[None]), cache.offset)
+            if works_ahead
+            else None
+        )
+        value = choice.value
+        if works_ahead:
+            cache.note([[value]])
+        if count == 1:
+            progress(len(prompt), len(prompt))
+        yield choice
         if ahead is not None:
             choice = ahead
-        elif count > 1:
-            # made of the number: any operation on the array would have to be waited for
-            choice = choose(step(mx.array([[value]], mx.uint32)), position + count - 1)
-        # a lazy backend works on the next step while the caller looks at this one
-        works_ahead = ops.is_lazy() and count < limit
-        ahead = choose(step(choice.token[None]), position + count) if works_ahead else None
-        value = choice.value()
-        if count == 1:
-            progress(len(tokens), len(tokens))
-        yield value, choose.logprobs(choice)
+        elif count < limit:
+            choice = choose(_advanced(step, cache, np.array([[value]])), cache.offset)
 
 
-def _even(
-    steps: Generator[tuple[int, mx.array], None, None], cache: list[Cache]
-) -> Generator[tuple[int, mx.array], None, None]:
-    """The steps; if one is interrupted, all layers still hold the same positions."""
-    with even(cache):
+def _prefill(model: LanguageModel, cache: Cache, tokens: list[int]) -> None:
+    """Read tokens whose logits nobody wants."""
+    batch = cache.batch(np.array([tokens]))
+    model.body(batch)
+    if ops.is_lazy():
+        mx.eval(cache.arrays)
+        mx.clear_cache()  # a chunk's buffers seldom fit the next one, whose attention is longer
+    batch.advance()
+
+
+def _advanced(
+    step: Callable[[Batch], tuple[Array, Array, Array]], cache: Cache, tokens: Array
+) -> tuple[Array, Array, Array]:
+    """What `forward` gives for the next tokens (1, l), which the cache then holds."""
+    batch = cache.batch(tokens)
+    found = step(batch)
+    batch.advance()
+    return found
+
+
+def _settled(steps: Generator[Choice, None, None], cache: Cache) -> Generator[Choice, None, None]:
+    """The steps; if they end early, the cache holds only positions whose tokens are known."""
+    try:
         yield from steps
+    finally:
+        cache.settle()
 
 
 def _unchanged(*, thorough: bool = True) -> None:

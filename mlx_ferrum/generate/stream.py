@@ -6,7 +6,8 @@ import resource
 import sys
 import time
 from collections.abc import Generator, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import mlx.core as mx
@@ -19,7 +20,7 @@ from mlx_ferrum.sample.checks import check_integer
 from mlx_ferrum.tokenizer import Tokenizer
 
 from .prompt import Prompt, encode_prompt
-from .step import generate_step, given_cache, given_processors, token_ids, token_limit
+from .step import Choice, generate_choices, given_cache, given_processors, token_ids, token_limit
 from .stops import StopStrings
 
 
@@ -30,7 +31,6 @@ class GenerationResponse:
     Attributes:
         text: the text that became certain with this token, often "".
         token: its id.
-        logprobs: (vocab,) float32, after logit processors and before the sampler.
         top_logprobs: (id, log-probability) of the most likely tokens, as many as were asked for.
         finish_reason: "stop" (end token or stop string) or "length" (`max_tokens` or the context's
             end) on the last response, None before.
@@ -38,20 +38,28 @@ class GenerationResponse:
         prompt_tps: prompt tokens per second of wall time up to the first token.
         generation_tokens: tokens so far, an end token included.
         generation_tps: tokens after the first per second of wall time; 0 at the first.
-        peak_memory: the most memory so far in GB: of MLX on a GPU, else of the whole process, mapped
-            weights included.
+        choice: what `logprobs` are made of when they are asked for.
     """
 
     text: str
     token: int
-    logprobs: mx.array
     top_logprobs: list[tuple[int, float]]
     finish_reason: str | None
     prompt_tokens: int
     prompt_tps: float
     generation_tokens: int
     generation_tps: float
-    peak_memory: float
+    choice: Choice = field(repr=False)
+
+    @cached_property
+    def logprobs(self) -> mx.array:
+        """(vocab,) float32, after logit processors and before the sampler."""
+        return self.choice.logprobs()
+
+    @cached_property
+    def peak_memory(self) -> float:
+        """The most memory until it is asked for, in GB: of MLX on a GPU, else of the process with its mapped weights."""
+        return peak_memory()
 
     def __repr__(self) -> str:
         """Without the log-probabilities, which are a number for each token of the vocabulary."""
@@ -79,8 +87,8 @@ def stream_generate(
     stop: str | Sequence[str] | None = None,
     ignore_eos: bool = False,
     top_logprobs: int = 0,
-    cache: list[Cache] | None = None,
-    prompt_cache: list[Cache] | None = None,
+    cache: Cache | None = None,
+    prompt_cache: Cache | None = None,
     **options: Any,
 ) -> Generator[GenerationResponse, None, None]:
     """Generate text after `prompt`, token by token.
@@ -116,7 +124,7 @@ def stream_generate(
         biases.append(dict.fromkeys(tokenizer.eos_token_ids, -mx.inf))
     processors = [*map(bias, biases), *given_processors(logits_processors)]
     _check_ids("logit_bias", logit_bias or {}, tokenizer.vocab_size)
-    steps = generate_step(
+    steps = generate_choices(
         ids, model, max_tokens=limit, logits_processors=processors, cache=cache, **options
     )
     text = _Text(tokenizer, StopStrings(stop), [*options.get("history", ()), *ids])
@@ -192,28 +200,28 @@ class _Clock:
 
 
 def _responses(
-    steps: Generator[tuple[int, mx.array], None, None],
+    steps: Generator[Choice, None, None],
     text: _Text,
     clock: _Clock,
     limit: int,
     top: int,
 ) -> Generator[GenerationResponse, None, None]:
     clock.start()
-    for count, (token, logprobs) in enumerate(steps, 1):
+    for count, choice in enumerate(steps, 1):
         clock.tick(count)
+        token = choice.value
         piece, stopped = text.add(token, last=count == limit)
         reason = "stop" if stopped else "length" if count == limit else None
         yield GenerationResponse(
             text=piece,
             token=token,
-            logprobs=logprobs,
-            top_logprobs=_most_likely(logprobs, top),
+            top_logprobs=_most_likely(choice, top),
             finish_reason=reason,
             prompt_tokens=clock.prompt_tokens,
             prompt_tps=clock.prompt_tps,
             generation_tokens=count,
             generation_tps=clock.generation_tps,
-            peak_memory=peak_memory(),
+            choice=choice,
         )
         if reason is not None:
             return
@@ -225,9 +233,10 @@ def _check_ids(what: str, ids: Iterable[int], vocab_size: int) -> None:
             raise ValueError(f"{what} has token {token}, expected 0 to {vocab_size - 1}")
 
 
-def _most_likely(logprobs: mx.array, count: int) -> list[tuple[int, float]]:
+def _most_likely(choice: Choice, count: int) -> list[tuple[int, float]]:
     if count == 0:
         return []
+    logprobs = choice.logprobs()
     ids = mx.argpartition(-logprobs, kth=count - 1)[:count]
     values = [float(value) for value in np.asarray(logprobs[ids])]
     return sorted(zip(token_ids(ids), values, strict=True), key=lambda pair: (-pair[1], pair[0]))

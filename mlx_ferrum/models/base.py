@@ -15,7 +15,7 @@ from mlx import nn
 
 from .. import amounts, ops
 from ..batch import Batch
-from ..cache import Cache
+from ..cache import Cache, check_cache
 from ..nn import GatedMLP, QLinear, RMSNorm
 from ..profile import stage
 from ..rope import RopeArgs
@@ -265,7 +265,7 @@ class LanguageModel(LoadedModel):
         _check_tokens(tokens)
         if cache is None:
             cache = self.make_cache()
-        cache.check(self)
+        check_cache(cache, self)
         if self.check_file is not None:
             self.check_file()
         return cache.batch(tokens)

@@ -39,9 +39,7 @@ class Attention(nn.Module):
     interleaved: ClassVar[bool] = True
     head_norms: ClassVar[bool] = False
 
-    def __init__(
-        self, args: BaseArgs, w: Weights, rope: Rope, window: int | None = None
-    ) -> None:
+    def __init__(self, args: BaseArgs, w: Weights, rope: Rope, window: int | None = None) -> None:
         super().__init__()
         self.args, self._rope = args, rope
         self.keeps = KV(args.num_kv_heads, args.head_dim, args.value_dim, window)

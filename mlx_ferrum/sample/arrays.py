@@ -38,6 +38,14 @@ def tokens(ids: Array) -> mx.array:
     return ids.astype(mx.uint32)
 
 
+def best(logits: Array) -> tuple[Array, Array]:
+    """The most likely token of each row, and the rows' ranges, as `ops.choose` gives them: (n, vocab) -> (n,), (n, 2)."""
+    if not isinstance(logits, np.ndarray):
+        return ops.choose(logits)
+    ranges = np.stack([logits.min(axis=-1), logits.max(axis=-1)], axis=-1)  # NaN where there is one
+    return logits.argmax(axis=-1), ranges
+
+
 def log_softmax(logits: Array) -> Array:
     """Log-probabilities of logits: (…, vocab) -> (…, vocab) float32."""
     if isinstance(logits, np.ndarray):

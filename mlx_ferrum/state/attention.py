@@ -12,7 +12,9 @@ from .paged import Paged, Part
 from .pool import Pool
 from .storage import Allocate, Storage
 
-WIDTH = 16  # the least width of a table, which grows by doubling: a recorded step is made for one width
+WIDTH = (
+    16  # the least width of a table, which grows by doubling: a recorded step is made for one width
+)
 
 
 class AttentionState(Paged):
@@ -30,6 +32,7 @@ class AttentionState(Paged):
     ) -> None:
         super().__init__(pool, self._copy_block, window=window, slack=slack, block=block)
         self.storages = {i: Storage(kv, block, allocate) for i, kv in layers.items()}
+        self.room = self.grown = 0  # blocks of the arrays, and how often they were made anew
         self._rows: dict[int, tuple[int, np.ndarray]] = {}  # by the identity of a part
         self._table: tuple[list[tuple[int, int]], np.ndarray] | None = None
 
@@ -40,8 +43,11 @@ class AttentionState(Paged):
 
     def grow(self) -> None:
         """Have room for every block that the pool has given out."""
-        for storage in self.storages.values():
-            storage.grow(self.pool.capacity)
+        if self.pool.capacity > self.room:
+            self.grown += 1
+            for storage in self.storages.values():
+                storage.grow(self.pool.capacity)
+                self.room = storage.blocks
 
     def free(self, part: Part) -> None:
         self._rows.pop(id(part), None)

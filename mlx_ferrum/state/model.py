@@ -49,7 +49,9 @@ class ModelStates(States):
         super().__init__(self.groups, block)
         owners = [i if kv.shares is None else kv.shares for i, kv in enumerate(keeps)]
         groups = [windows.index(keeps[i].window) for i in owners]
-        self._layers = [(g, self.groups[g].storages[i]) for g, i in zip(groups, owners, strict=True)]
+        self._layers = [
+            (g, self.groups[g].storages[i]) for g, i in zip(groups, owners, strict=True)
+        ]
 
     @property
     def storages(self) -> list[Storage]:
@@ -68,14 +70,21 @@ class ModelStates(States):
         Raises OutOfBlocks, and nothing has changed then.
         """
         self.reserve(rows)
-        counts = np.array([count for _, count in rows], np.int32)
         held = np.array([text.position for text, _ in rows], np.int32)
-        starts = np.zeros(len(rows) + 1, np.int32)
-        np.cumsum(counts, out=starts[1:])
-        positions = np.arange(starts[-1], dtype=np.int32) + np.repeat(held - starts[:-1], counts)
+        counts = np.array([count for _, count in rows], np.int32)
+        if len(tokens) == len(rows):
+            starts, positions = np.arange(len(rows) + 1, dtype=np.int32), held
+        else:
+            starts = np.zeros(len(rows) + 1, np.int32)
+            np.cumsum(counts, out=starts[1:])
+            positions = np.arange(starts[-1], dtype=np.int32)
+            positions += np.repeat(held - starts[:-1], counts)
         new = [range(text.position, text.position + count) for text, count in rows]
         arrays = [
             state.arrays([text.parts[i] for text, _ in rows], new)
             for i, state in enumerate(self.states)
         ]
-        return Batch(rows, tokens, positions, starts, held + counts, arrays, self._layers)
+        grown = sum(group.grown for group in self.groups)
+        return Batch(
+            rows, tokens, positions, starts, held + counts, arrays, self._layers, grown
+        )

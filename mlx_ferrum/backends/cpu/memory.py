@@ -64,7 +64,7 @@ class Arena:
     """
 
     def __init__(self, *known: np.ndarray) -> None:
-        self._chunks: list[np.ndarray] = []
+        self._chunks: list[ctypes.Array[Any]] = []
         self._known = [address(x) for x in known]
         self.start()
 
@@ -80,7 +80,7 @@ class Arena:
         size = max(1, -(-nbytes // ALIGNMENT)) * ALIGNMENT
         free = self._free.setdefault(size, [])
         place = free.pop() if free else self._next(size)
-        lease = self._chunks[place[0]][place[1] :][:size].view(_Lease)
+        lease = _Lease(size, np.uint8, self._chunks[place[0]], place[1])
         lease.returned = partial(free.append, place)
         return lease
 
@@ -88,7 +88,7 @@ class Arena:
         """Chunk and offset of bytes that were not handed out before."""
         while self._chunk < len(self._chunks):
             place = self._chunk, self._offset
-            if self._offset + size <= self._chunks[self._chunk].nbytes:
+            if self._offset + size <= len(self._chunks[self._chunk]):
                 self._offset += size
                 return place
             self._chunk, self._offset = self._chunk + 1, 0
@@ -99,12 +99,19 @@ class Arena:
     def owns(self, x: np.ndarray) -> bool:
         """Whether x lies in the arena, or is a known array."""
         start = address(x)
-        return start in self._known or any(0 <= start - address(chunk) < chunk.nbytes for chunk in self._chunks)
+        return start in self._known or any(
+            0 <= start - address(chunk) < len(chunk) for chunk in self._chunks
+        )
 
 
-def _aligned(nbytes: int) -> np.ndarray:
-    raw = np.empty(nbytes + ALIGNMENT, np.uint8)
-    return raw[-address(raw) % ALIGNMENT :][:nbytes]
+def _buffer(memory: np.ndarray, start: int, nbytes: int) -> ctypes.Array[Any]:
+    """Part of an array as what NumPy takes for foreign memory: views then keep the view alive that they were made of."""
+    return (ctypes.c_char * nbytes).from_buffer(memory.data, start)
+
+
+def _aligned(nbytes: int) -> ctypes.Array[Any]:
+    memory = np.empty(nbytes + ALIGNMENT, np.uint8)
+    return _buffer(memory, -address(memory) % ALIGNMENT, nbytes)
 
 
 class _Thread(threading.local):
@@ -138,7 +145,7 @@ def empty(*shape: int, dtype: Any = np.float32) -> np.ndarray:
     try:
         buffer = _free[nbytes].pop()
     except (KeyError, IndexError):
-        buffer = (ctypes.c_char * nbytes).from_buffer(np.empty(nbytes, np.uint8).data)
+        buffer = _buffer(np.empty(nbytes, np.uint8), 0, nbytes)
     return np.ndarray(shape, dtype, _Owner(nbytes, np.uint8, buffer))
 
 

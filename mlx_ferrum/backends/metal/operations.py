@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import mlx.core as mx
+import numpy as np
 from mlx import nn
 
 from ...kernels import gate_up as gate_up_kernel
@@ -105,8 +106,8 @@ def norm_matmul(x: mx.array, w: QTensor, norm: Norm) -> tuple[mx.array, mx.array
     return normed.reshape(x.shape), y.reshape(*x.shape[:-1], w.rows)
 
 
-def rows(w: QTensor, ids: mx.array, scale: float = 1.0) -> mx.array:
-    flat = ids.reshape(-1)
+def rows(w: QTensor, ids: mx.array | np.ndarray, scale: float = 1.0) -> mx.array:
+    flat = mx.array(ids).reshape(-1)
     y = dequantize(w)[flat] * scale if is_tiny(w) else rows_kernel.rows(w, flat, scale)
     return y.reshape(*ids.shape, w.shape[-1])
 
