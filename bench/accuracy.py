@@ -42,8 +42,8 @@ def divergence(expected: np.ndarray, found: np.ndarray) -> float:
 def ours(path: Path, tokens: np.ndarray, positions: np.ndarray) -> np.ndarray:
     """Log-probabilities (positions, vocab)."""
     model, _ = mlx_ferrum.load(path)
-    hidden = np.asarray(model.body(tokens[None], model.make_cache()))
-    return log_softmax(np.asarray(model.head(hidden[0, positions])))
+    hidden = np.asarray(model.body(model.make_cache().batch(tokens[None])))
+    return log_softmax(np.asarray(model.head(hidden[positions])))
 
 
 def theirs(path: Path, tokens: np.ndarray, positions: np.ndarray) -> list[dict[int, float]]:

@@ -27,7 +27,7 @@ from timing import Others, Spread, alternate, hardware, once
 
 import mlx_ferrum
 from mlx_ferrum import catalog, cli, gguf, ops
-from mlx_ferrum.generate.step import generate_step
+from mlx_ferrum.generate.step import forward, generate_step
 from mlx_ferrum.models.base import LanguageModel
 
 US, LLAMA = "mlx_ferrum", "llama.cpp"
@@ -66,15 +66,19 @@ class Row(NamedTuple):
 
 def prompt(model: LanguageModel, length: int) -> None:
     """Read `length` tokens and compute the logits of the last."""
-    tokens = mx.array([_random_tokens(model, length)])
-    mx.eval(model.head(model.body(tokens, model.make_cache())[:, -1:]))
+    batch = model.make_cache().batch(np.array([_random_tokens(model, length)]))
+    mx.eval(model.head(batch.last(model.body(batch))))
 
 
 def decode(model: LanguageModel, length: int) -> None:
     """Compute the logits of `length` tokens, one after the other."""
-    step = ops.stepper(model.body, model.make_cache())
+    run, cache = forward(model), model.make_cache()
     for token in _random_tokens(model, length):
-        mx.eval(model.head(step(mx.array([[token]]))))
+        batch = cache.batch(np.array([[token]]))
+        logits, *_ = run(batch)
+        if ops.is_lazy():
+            mx.eval(logits)
+        batch.advance()
 
 
 def generate(model: LanguageModel, length: int) -> None:

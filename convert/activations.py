@@ -84,7 +84,7 @@ def collect(
     collector = Collector()
     for tokens in chunks:
         with ops.observed(collector.see):
-            hidden = model.body(mx.array([list(tokens)]), model.make_cache())
+            hidden = model.body(model.make_cache().batch(np.array([tokens])))
         if head:
             collector.see(hidden, [model.output.weight], None)
         if model.check_file is not None:

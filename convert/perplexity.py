@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-import mlx.core as mx
 import numpy as np
 
 from mlx_ferrum.models.base import LanguageModel
@@ -89,8 +88,7 @@ def logits(
 
     Each piece is (n, vocabulary) float32 and n tokens, n at most ROWS.
     """
-    hidden = model.body(mx.array([list(tokens)]), model.make_cache())
+    hidden = model.body(model.make_cache().batch(np.array([tokens])))  # (n, hidden)
     for start in range(first, len(tokens) - 1, ROWS):
         stop = min(start + ROWS, len(tokens) - 1)
-        piece = np.asarray(model.head(hidden[:, start:stop]))[0]
-        yield piece, tokens[start + 1 : stop + 1]
+        yield np.asarray(model.head(hidden[start:stop])), tokens[start + 1 : stop + 1]

@@ -17,6 +17,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_ferrum import blocks, gguf, ops, progress
+from mlx_ferrum.batch import Batch
 from mlx_ferrum.blocks import Block
 from mlx_ferrum.models.base import LanguageModel
 from mlx_ferrum.tensor import QTensor
@@ -55,7 +56,7 @@ class Baseline:
     """
 
     def __init__(self, model: LanguageModel, chunks: Sequence[Sequence[int]]) -> None:
-        self._model, self._chunks = model, [mx.array([list(tokens)]) for tokens in chunks]
+        self._model, self._chunks = model, [np.array(tokens) for tokens in chunks]
         most = KEPT_BYTES // (4 * model.args.vocab_size)
         each = max(1, most // len(chunks))
         self._positions = [_spread(len(tokens) // 2, len(tokens), each) for tokens in chunks]
@@ -90,25 +91,32 @@ class Baseline:
         if layer < self._layer:
             self._layer, self._inputs = 0, self._embedded()
         run, first = self._model.body.run, self._layer
-        self._inputs = [run(x, self._model.make_cache(), first, layer) for x in self._inputs]
+        self._inputs = [
+            run(x, batch, first, layer)
+            for x, batch in zip(self._inputs, self._batches(), strict=True)
+        ]
         mx.eval(*map(ops.to_mlx, self._inputs))
         self._layer = layer
 
     def _embedded(self) -> list[mx.array]:
         return [self._model.body.embed_tokens(tokens) for tokens in self._chunks]
 
+    def _batches(self) -> Iterator[Batch]:
+        """For each chunk a batch over an empty cache."""
+        return (self._model.make_cache().batch(tokens[None]) for tokens in self._chunks)
+
     def _from(self, layer: int, inputs: Iterable[mx.array]) -> Iterator[mx.array]:
-        """What the layers from this one on make of each chunk, (1, positions, hidden), normed for the head."""
+        """What the layers from this one on make of each chunk, (positions, hidden), normed for the head."""
         body = self._model.body
-        for x, positions in zip(inputs, self._positions, strict=True):
-            hidden = body.norm(body.run(x, self._model.make_cache(), layer, len(body.layers)))
-            yield ops.to_mlx(hidden)[:, mx.array(positions)]
+        for x, batch, positions in zip(inputs, self._batches(), self._positions, strict=True):
+            hidden = body.norm(body.run(x, batch, layer, len(body.layers)))
+            yield ops.to_mlx(hidden)[mx.array(positions)]
 
     def _logits(self, hidden: Iterable[mx.array]) -> Iterator[np.ndarray]:
         """(at most ROWS, vocabulary) float32 each, in order."""
         for x in hidden:
-            for start in range(0, x.shape[1], ROWS):
-                yield np.asarray(self._model.head(x[:, start : start + ROWS]))[0]
+            for start in range(0, len(x), ROWS):
+                yield np.asarray(self._model.head(x[start : start + ROWS]))
 
 
 def _spread(first: int, stop: int, most: int) -> np.ndarray:

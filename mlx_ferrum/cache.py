@@ -46,6 +46,11 @@ class Cache:
         return self.sequences[0].position if self.sequences else 0
 
     @property
+    def tokens(self) -> list[int]:
+        """The tokens of the first sequence, as far as they are known."""
+        return list(self.sequences[0].tokens) if self.sequences else []
+
+    @property
     def nbytes(self) -> int:
         """Bytes of storage."""
         return 0 if self.states is None else self.states.nbytes
@@ -69,14 +74,20 @@ class Cache:
         Once they are computed, `advance` of the batch makes them part of the cache.
         Raises ValueError for another number of sequences, or if another backend made the cache.
         """
-        self._begin(tokens.shape[0])
-        assert self.states is not None
+        states, count = self.start(), tokens.shape[0]
+        if not self.sequences:
+            self.sequences = [states.begin() for _ in range(count)]
+        if len(self.sequences) != count:
+            raise ValueError(
+                f"the cache holds {len(self.sequences)} sequences, expected {count}: it is of another batch"
+            )
         rows = [(sequence, tokens.shape[1]) for sequence in self.sequences]
-        if not ops.is_lazy():
+        if not (ops.is_lazy() and isinstance(tokens, mx.array)):
             tokens = np.asarray(tokens).astype(np.int64)
-        return self.states.batch(rows, tokens.reshape(-1))
+        return states.batch(rows, tokens.reshape(-1))
 
-    def _begin(self, count: int) -> None:
+    def start(self) -> ModelStates:
+        """The blocks, made by the backend in use if there are none. Raises ValueError if another one made them."""
         if self.states is None:
             self.states = ModelStates(self.keeps, ops.allocate, slack=SLACK)
             self._backend = ops.backend_name()
@@ -84,12 +95,7 @@ class Cache:
             raise ValueError(
                 f"the cache was made by the {self._backend} backend, {ops.backend_name()} is in use"
             )
-        if not self.sequences:
-            self.sequences = [self.states.begin() for _ in range(count)]
-        if len(self.sequences) != count:
-            raise ValueError(
-                f"the cache holds {len(self.sequences)} sequences, expected {count}: it is of another batch"
-            )
+        return self.states
 
     def rewind(self, position: int) -> int:
         """Forget all positions from `position` on; more of them, where a window's blocks are gone.

@@ -28,9 +28,9 @@ from .shapes import check_append, check_attend, check_experts, check_pair, check
 from .tensor import QTensor
 
 if TYPE_CHECKING:
-    from .batch import Batch, Place
     from .backends.observed import Observer
     from .backends.protocol import A, Backend
+    from .batch import Batch, Place
 
 T = TypeVar("T")
 MAX_THREADS = 512  # as in ggml; the library aborts when the system refuses a thread

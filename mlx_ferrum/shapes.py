@@ -43,7 +43,7 @@ def check_pair(gate: QTensor, up: QTensor) -> None:
 
 
 def check_append(q: Array, k: Array, v: Array, frequencies: Array, at: Place) -> None:
-    """q: (n, h, d), k: (n, g, d), v: (n, g, dv), for the n rows of the batch. Raises ValueError for any other shapes."""
+    """q: (n, h, d), k: (n, g, d), v: (n, g, dv), of the batch's n rows. Raises ValueError for any other shapes."""
     n, kv = len(at.batch.positions), at.storage.kv
     if q.shape[0] != n or len(q.shape) != 3 or q.shape[2] != kv.key_dim or q.shape[1] % kv.heads:
         raise ValueError(f"append: q of shape {q.shape} does not fit {n} rows of {kv}")

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-import mlx.core as mx
-
 from ..batch import Batch
 from ..tensor import QTensor
 

@@ -166,7 +166,7 @@ class Conversation:
                 self.tokenizer,
                 self._held.start(ids),
                 min(reply, self.context - len(ids)),
-                cache=self._held.caches,
+                cache=self._held.cache,
                 history=self._held.tokens,
                 progress=progress,
                 **self.options,
@@ -178,7 +178,6 @@ class Conversation:
                     self.last = response
                     yield response.text
         finally:
-            self._held.hold([*ids, *tokens])
             if tokens:
                 self._used = len(ids) + len(tokens)
                 self.hidden = hidden

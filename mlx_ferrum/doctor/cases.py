@@ -13,13 +13,12 @@ import numpy as np
 from .. import ops
 from ..blocks import SUPPORTED, Block
 from ..tensor import QTensor
-from . import expert_cases
+from . import attention_cases, expert_cases
 from .case import Case, Convert, Operations
 from .weights import random_tensor
 
 FEW_ROWS = 8  # of x: from 9 on, backends may have kernels of other exactness
 ARRAYS = "arrays"  # the type of cases without weights
-QUERIES, KEYS_AND_VALUES = 0, 1  # what rotate returns
 _NORMED = ", normed"
 _LEAST_K = 37  # of types whose block is one number
 
@@ -30,7 +29,14 @@ def groups() -> Iterator[tuple[str, list[Case]]]:
         rng = np.random.default_rng(i)
         yield block.name, [*_of_type(rng, block), *expert_cases.of_type(rng, block)]
     rng = np.random.default_rng(len(SUPPORTED))
-    yield ARRAYS, [*_of_arrays(rng), *expert_cases.of_arrays(rng, ARRAYS)]
+    yield (
+        ARRAYS,
+        [
+            *_of_arrays(rng),
+            *attention_cases.cases(rng, ARRAYS),
+            *expert_cases.of_arrays(rng, ARRAYS),
+        ],
+    )
 
 
 def _of_type(rng: np.random.Generator, block: type[Block]) -> Iterator[Case]:
@@ -55,23 +61,9 @@ def _of_type(rng: np.random.Generator, block: type[Block]) -> Iterator[Case]:
 
 
 def _of_arrays(rng: np.random.Generator) -> Iterator[Case]:
-    for length, held, window in [
-        (1, 1, None),
-        (1, 37, None),
-        (5, 23, None),
-        (1, 37, 9),
-        (7, 20, 4),
-    ]:
-        yield _put(rng, length, held)
-        yield _attend(rng, length, held, window)
     for n, d in [(1, 257), (3, 64), (5, 5120)]:
         yield _rms_norm(rng, n, d, add=False)
         yield _rms_norm(rng, n, d, add=True)
-    for interleaved in (False, True):
-        for pairs in (32, 20):
-            for part in (QUERIES, KEYS_AND_VALUES):
-                yield _rotate(rng, pairs, interleaved, part, normed=False)
-                yield _rotate(rng, pairs, interleaved, part, normed=True)
 
 
 def _matmul(rng: np.random.Generator, w: QTensor, n: int) -> Case:
@@ -125,26 +117,6 @@ def _norm_matmul(rng: np.random.Generator, w: QTensor) -> Case:
     return Case("norm_matmul", w.block.name, f"x {x.shape}, w {_shape(w)}", compute)
 
 
-def _put(rng: np.random.Generator, length: int, held: int) -> Case:
-    new, stored = (_normal(rng, 2, 2, 3, n, 64).astype(np.float16) for n in (length, held + 1))
-
-    def compute(run: Operations, array: Convert) -> Any:
-        return run.put(array(stored.copy()), held - length, array(new))
-
-    return Case("put", ARRAYS, f"{new.shape} at {held - length} of {held + 1}", compute)
-
-
-def _attend(rng: np.random.Generator, length: int, held: int, window: int | None) -> Case:
-    q, stored = _normal(rng, 2, 6, length, 64), _normal(rng, 2, 2, 2, held + 3, 64)
-
-    def compute(run: Operations, array: Convert) -> Any:
-        k, v = (array(x)[:, :, :held] for x in stored.astype(np.float16))
-        return run.attend(array(q), k, v, scale=0.125, window=window)
-
-    shape = f"q {q.shape}, k (2, 2, {held}, 64), window {window}"
-    return Case("attend", ARRAYS, shape, compute)
-
-
 def _rms_norm(rng: np.random.Generator, n: int, d: int, *, add: bool) -> Case:
     x, weight, residual = 5 * _normal(rng, n, d), _normal(rng, d), _normal(rng, n, d)
 
@@ -153,29 +125,6 @@ def _rms_norm(rng: np.random.Generator, n: int, d: int, *, add: bool) -> Case:
         return run.rms_norm(array(x), array(weight), 1e-6, add=added)
 
     return Case("rms_norm", ARRAYS, f"x ({n}, {d}){' and a residual' * add}", compute)
-
-
-def _rotate(
-    rng: np.random.Generator, pairs: int, interleaved: bool, part: int, *, normed: bool
-) -> Case:
-    q, k, v = (_normal(rng, 2, 5, heads, size) for heads, size in ((6, 64), (3, 64), (3, 48)))
-    weights = _normal(rng, 2, 64)
-    frequencies = (1000.0 ** -np.linspace(0, 1, pairs)).astype(np.float32)
-
-    def compute(run: Operations, array: Convert) -> Any:
-        both = run.rotate(
-            *map(array, (q, k, v, frequencies)),
-            offset=array(np.array([3, 700], np.int32)),
-            interleaved=interleaved,
-            magnitude=1.3,
-            norms=(*map(array, weights), 1e-5) if normed else None,
-        )
-        return both[part]
-
-    what = ("queries", "keys and values")[part]
-    kind = "interleaved" if interleaved else "halves"
-    shape = f"{what} of {q.shape}, {pairs} pairs, {kind}{_NORMED * normed}"
-    return Case("rotate", ARRAYS, shape, compute)
 
 
 def _normal(rng: np.random.Generator, *shape: int) -> np.ndarray:

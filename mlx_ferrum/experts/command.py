@@ -96,26 +96,24 @@ def _pass_through(model: LanguageModel, ids: list[int], more: int, ends: frozens
 
     Raises ValueError if they do not fit the model's context, or the logits are NaN, infinite or all equal.
     """
-    import mlx.core as mx
     import numpy as np
 
     from mlx_ferrum.generate.logits import logit_range
+    from mlx_ferrum.generate.step import forward
 
     context = model.args.context_length
     if len(ids) + more > context:
         raise ValueError(
             f"{len(ids)} tokens and {more} more do not fit the model's context of {context} tokens"
         )
-    cache = model.make_cache()
-    for start in range(0, len(ids), CHUNK):
-        hidden = model.body(mx.array([ids[start : start + CHUNK]]), cache)
-        mx.eval([c.state for c in cache])
+    cache, run = model.make_cache(), forward(model)
+    pieces = [ids[start : start + CHUNK] for start in range(0, len(ids), CHUNK)]
     for n in range(more + 1):
-        logits = model.head(hidden[:, -1])  # (1, vocab)
-        logit_range(logits, len(ids) + n).check()
-        if n == more:
+        for piece in pieces:
+            batch = cache.batch(np.array([piece]))
+            logits, token, extent = run(batch)
+            batch.advance()
+        logit_range(extent, len(ids) + n, logits.shape[-1]).check()
+        if n == more or (pieces[0][-1] in ends and n):
             break
-        token = int(np.asarray(logits).argmax())
-        hidden = model.body(mx.array([[token]]), cache)
-        if token in ends:
-            break
+        pieces = [[int(np.asarray(token)[0])]]

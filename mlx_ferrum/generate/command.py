@@ -212,7 +212,7 @@ def _run(args: argparse.Namespace) -> int:
         stop=args.stop,
         ignore_eos=args.ignore_eos,
         top_logprobs=args.logprobs,
-        cache=held.caches,
+        cache=held.cache,
         history=held.tokens,
         prefill_step_size=args.prefill_step_size,
         progress=None if args.json or args.quiet else PromptBar(args.prefill_step_size),
@@ -222,7 +222,6 @@ def _run(args: argparse.Namespace) -> int:
     with profile or nullcontext():
         output = _collect(responses, tokenizer, args)
     wall = time.perf_counter() - start
-    held.hold([*ids, *output.tokens])
     if args.save_prompt_cache:
         held.save(args.save_prompt_cache)
     stages = _stages(profile, wall)

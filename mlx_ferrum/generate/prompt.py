@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import mlx.core as mx
 
-from mlx_ferrum import cache as cache_file
+from mlx_ferrum import saved
 from mlx_ferrum.cache import Cache
 from mlx_ferrum.models.base import LanguageModel
 from mlx_ferrum.tokenizer import Tokenizer
@@ -48,10 +48,9 @@ def encode_prompt(tokenizer: Tokenizer, prompt: Prompt) -> list[int]:
 
 
 class PromptCache:
-    """The caches of one model together with the tokens they hold, so that a prompt can reuse them.
+    """The cache of one model, so that a prompt can reuse the tokens that it holds.
 
-    Use: `rest = held.start(ids)`, generate from `rest` with `cache=held.caches` and
-    `history=held.tokens`, then `held.hold(ids + generated)`.
+    Use: `rest = held.start(ids)`, then generate from `rest` with `cache=held.cache` and `history=held.tokens`.
     """
 
     def __init__(self, model: LanguageModel) -> None:
@@ -60,43 +59,31 @@ class PromptCache:
 
     def reset(self) -> None:
         """Forget everything."""
-        self.caches: list[Cache] = self.model.make_cache()
-        self.tokens: list[int] = []
+        self.cache: Cache = self.model.make_cache()
+
+    @property
+    def tokens(self) -> list[int]:
+        """The tokens that the cache holds."""
+        return self.cache.tokens
 
     def __repr__(self) -> str:
-        return f"PromptCache({len(self.tokens)} tokens, {self.caches!r})"
+        return f"PromptCache({len(self.tokens)} tokens, {self.cache!r})"
 
     def start(self, prompt: Sequence[int]) -> list[int]:
         """Go back to the tokens that `prompt` begins with; return those still to be processed.
 
-        At least the last one is processed again, for its logits. Caches that cannot go back that
-        far (sliding windows) are made anew.
+        At least the last one is processed again, for its logits; more of them, where a sliding window has moved on.
         """
         shared = 0
         for ours, theirs in zip(self.tokens, prompt[:-1], strict=False):
             if ours != theirs:
                 break
             shared += 1
-        if not self._trim(len(self.tokens) - shared):
-            self.reset()
-        self.tokens = self.tokens[:shared]
-        return list(prompt[len(self.tokens) :])
-
-    def hold(self, tokens: Sequence[int]) -> None:
-        """Note what the caches hold: the first of `tokens`, which are all that went in or came out.
-
-        After an interruption some may be ahead of the others, or of `tokens`; they go back to what
-        all of them hold, or are made anew if one cannot.
-        """
-        held = min([len(tokens), *(cache.offset for cache in self.caches)])
-        if all(cache.trim(cache.offset - held) for cache in self.caches):
-            self.tokens = list(tokens[:held])
-        else:
-            self.reset()
+        return list(prompt[self.cache.rewind(shared) :])
 
     def save(self, path: str | Path) -> None:
-        """Write caches and tokens to a file, atomically."""
-        cache_file.save(path, self.caches, self.model, self.tokens)
+        """Write the cache and its tokens to a file, atomically."""
+        saved.save(path, self.cache)
 
     @classmethod
     def load(cls, path: str | Path, model: LanguageModel) -> PromptCache:
@@ -106,8 +93,5 @@ class PromptCache:
             ValueError: the file is no prompt cache, or one of another model.
         """
         held = cls(model)
-        held.caches, held.tokens = cache_file.load(path, model)
+        held.cache, _ = saved.load(path, model)
         return held
-
-    def _trim(self, count: int) -> bool:
-        return count == 0 or all(cache.trim(count) for cache in self.caches)

@@ -187,7 +187,7 @@ class Chooser:
         self.seen = mx.array(seen, mx.uint32)
 
     def __call__(self, found: tuple[Array, Array, Array], position: int) -> Choice:
-        """found: logits (1, vocab), their most likely token (1,) and range (1, 2), as `forward` gives them, for `position`."""
+        """The token at `position`; found: what `forward` gives, for one sequence."""
         logits, token, extent = found
         ranges = [logit_range(extent, position, logits.shape[-1])]
         if isinstance(logits, np.ndarray):
@@ -222,9 +222,9 @@ def make_chooser(
 
 
 def forward(model: LanguageModel) -> Callable[[Batch], tuple[Array, Array, Array]]:
-    """A batch of s sequences -> logits (s, vocab) after the last row of each, the most likely token (s,), ranges (s, 2).
+    """A batch of s sequences -> logits (s, vocab) after their last rows, the likeliest tokens (s,), and ranges (s, 2).
 
-    What it returns lasts until the next call.
+    The last two are those of `ops.choose`. What it returns lasts until the next call.
     """
 
     def run(batch: Batch) -> tuple[Array, Array, Array]:

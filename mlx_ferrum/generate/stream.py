@@ -58,7 +58,7 @@ class GenerationResponse:
 
     @cached_property
     def peak_memory(self) -> float:
-        """The most memory until it is asked for, in GB: of MLX on a GPU, else of the process with its mapped weights."""
+        """GB, the most until it is asked for: of MLX on a GPU, else of the process with its mapped weights."""
         return peak_memory()
 
     def __repr__(self) -> str:

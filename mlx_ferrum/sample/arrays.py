@@ -39,7 +39,7 @@ def tokens(ids: Array) -> mx.array:
 
 
 def best(logits: Array) -> tuple[Array, Array]:
-    """The most likely token of each row, and the rows' ranges, as `ops.choose` gives them: (n, vocab) -> (n,), (n, 2)."""
+    """As `ops.choose`, also of MLX's arrays where the backend has NumPy's: (n, vocab) -> (n,), (n, 2)."""
     if not isinstance(logits, np.ndarray):
         return ops.choose(logits)
     ranges = np.stack([logits.min(axis=-1), logits.max(axis=-1)], axis=-1)  # NaN where there is one

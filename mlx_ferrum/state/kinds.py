@@ -57,6 +57,9 @@ class State(Protocol):
     def begin(self, keys: Sequence[bytes], position: int) -> Any:
         """The part of a new sequence that starts at `position`, which `longest` gave for these keys."""
 
+    def resume(self, position: int, first: int) -> Any:
+        """The part of a sequence of `position` positions, whose contents from block `first` on the caller writes."""
+
     def needed(self, part: Any, position: int, count: int) -> int:
         """The free blocks that `reserve` needs."""
 

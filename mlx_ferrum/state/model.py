@@ -85,6 +85,4 @@ class ModelStates(States):
             for i, state in enumerate(self.states)
         ]
         grown = sum(group.grown for group in self.groups)
-        return Batch(
-            rows, tokens, positions, starts, held + counts, arrays, self._layers, grown
-        )
+        return Batch(rows, tokens, positions, starts, held + counts, arrays, self._layers, grown)

@@ -84,6 +84,20 @@ class Paged:
         self._take_up(part, keys, first)
         return part
 
+    def resume(self, position: int, first: int) -> Part:
+        """The part of a sequence that has `position` positions, with blocks of its own from index `first` on.
+
+        Their contents are up to the caller. Raises ValueError if a row at `position` sees a block before them.
+        """
+        if not 0 <= first <= self._seen(position):
+            raise ValueError(
+                f"blocks from {first} on, expected from {self._seen(position)} on, or earlier"
+            )
+        end = self._end(position)
+        self.pool.check(end - first)
+        taken = [self.pool.take() for _ in range(first, end)]
+        return Part([-1] * first + taken, first=first, published=first)
+
     def needed(self, part: Part, position: int, count: int) -> int:
         """The free blocks that `reserve` needs, less those that it frees first."""
         if not count or position + count <= part.ready:

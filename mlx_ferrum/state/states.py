@@ -40,6 +40,18 @@ class States:
         parts = [state.begin(keys, start) for state in self.states]
         return Sequence(list(tokens[:start]), start, parts, keys, start, self)
 
+    def resume(self, tokens: abc.Sequence[int], firsts: abc.Sequence[int]) -> Sequence:
+        """A sequence of `tokens`, whose contents the caller writes before anything else happens.
+
+        firsts: for each state the index of the first block that has contents
+        Raises ValueError if a state needs earlier blocks, OutOfBlocks.
+        """
+        keys: list[bytes] = []
+        extend_keys(keys, tokens, self.block)
+        pairs = zip(self.states, firsts, strict=True)
+        parts = [state.resume(len(tokens), first) for state, first in pairs]
+        return Sequence(list(tokens), len(tokens), parts, keys, len(tokens), self)
+
     def _longest(self, keys: abc.Sequence[bytes], most: int) -> int:
         """The longest start that all states have: a state with a window may have a long one and no shorter one."""
         longest, most = (most, 0) if self.states and most > 0 else (0, 0)

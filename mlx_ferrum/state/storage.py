@@ -28,10 +28,16 @@ class Storage:
         self.value_scales: Any = None
 
     @property
+    def named(self) -> dict[str, Any]:
+        """All arrays by their names."""
+        names = ("keys", "values", "key_scales", "value_scales")
+        found = {name: getattr(self, name) for name in names}
+        return {name: x for name, x in found.items() if x is not None}
+
+    @property
     def arrays(self) -> list[Any]:
         """All arrays."""
-        found = (self.keys, self.values, self.key_scales, self.value_scales)
-        return [x for x in found if x is not None]
+        return list(self.named.values())
 
     @property
     def nbytes(self) -> int:

@@ -63,8 +63,16 @@ def _gather(
     out = empty(*ids.shape, rows)
     native.run(
         "Gather",
-        **{"x": x, "w": places(ws, biases), "ids": ids, "out": out, "n": x.size // k},
-        **{"used": used, "experts": experts, "k": k, "count": len(ws), "act": act},
+        x=x,
+        w=places(ws, biases),
+        ids=ids,
+        out=out,
+        n=x.size // k,
+        used=used,
+        experts=experts,
+        k=k,
+        count=len(ws),
+        act=act,
     )
     return out
 
@@ -86,8 +94,16 @@ def gather_down(
         add = shaped("gather_down: add", add, *out.shape)
     native.run(
         "GatherDown",
-        **{"x": x, "w": places([w], [None]), "ids": ids, "weights": shares, "add": add},
-        **{"out": out, "n": ids.size // used, "used": used, "experts": experts, "k": k},
+        x=x,
+        w=places([w], [None]),
+        ids=ids,
+        weights=shares,
+        add=add,
+        out=out,
+        n=ids.size // used,
+        used=used,
+        experts=experts,
+        k=k,
     )
     return out
 

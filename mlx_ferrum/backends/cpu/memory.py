@@ -105,7 +105,7 @@ class Arena:
 
 
 def _buffer(memory: np.ndarray, start: int, nbytes: int) -> ctypes.Array[Any]:
-    """Part of an array as what NumPy takes for foreign memory: views then keep the view alive that they were made of."""
+    """Part of an array, as memory that NumPy did not make: an array over it is then kept alive by its views."""
     return (ctypes.c_char * nbytes).from_buffer(memory.data, start)
 
 

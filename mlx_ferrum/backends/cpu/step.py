@@ -1,12 +1,13 @@
 """Decoding without Python between the kernels.
 
-For a batch in which each sequence has one row, a model makes the same calls every time. What differs (tokens, positions,
-lengths, block tables) is memory that the calls read. So the calls for one batch are recorded, and the library makes them
-again for the next batches of the same shape, after their arrays were copied to where those of the first one lay.
+For a batch in which each sequence has one row, a model makes the same calls every time. What differs (tokens,
+positions, lengths, block tables) is memory that the calls read. So the calls for one batch are recorded. For the next
+batches of the same shape their arrays are copied to where those of the first one lay, and the library makes the same
+calls again.
 
-This is not taken on trust: a second batch is recorded too, in an arena that gives its results the same addresses, and
-unless both recordings are the same to the last byte, all go through the model. Neither may an operation read anything
-but results of others, the batch and the model's constants: what Python computes itself would not be computed again.
+This is verified: a second batch is recorded too, in an arena that gives its results the same addresses. Unless both
+recordings are the same to the last byte, every batch goes through the model. An operation may only read results of other
+operations, the batch and the model's constants: what Python computes itself would not be computed again.
 """
 
 from __future__ import annotations

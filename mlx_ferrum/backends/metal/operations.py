@@ -1,8 +1,8 @@
 """The operations on a GPU, and which kernel serves which shape.
 
 Products are float32; attention takes and returns float16. Values that become float16 are clamped to its range,
-±65,504. MLX's own fast operations serve where they are as fast: norms that no product of few rows follows, and attention
-over keys and values that are first copied out of their blocks.
+±65,504. MLX's own fast operations serve for norms that no product of few rows follows, and for attention, over keys and
+values that are first copied out of their blocks.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import mlx.core as mx
 import numpy as np
 from mlx import nn
 
+from ...batch import Batch, Place
 from ...kernels import gate_up as gate_up_kernel
 from ...kernels import matmul as matmul_kernel
 from ...kernels import matvec as matvec_kernel
@@ -24,7 +25,6 @@ from ...kernels import norm_matvec as norm_matvec_kernel
 from ...kernels import rms_norm as rms_norm_kernel
 from ...kernels import rotate as rotate_kernel
 from ...kernels import rows as rows_kernel
-from ...batch import Batch, Place
 from ...options import Activation, HeadNorms, Norm
 from ...tensor import QTensor
 from .. import paged, reference

@@ -1,0 +1,144 @@
+"""Caches in files: what a model has read, so that it need not read it again."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from .cache import Cache, Model
+from .state.storage import Storage
+
+FORMAT = "mlx_ferrum cache 3"
+EARLIER = ("mlx_ferrum cache 1", "mlx_ferrum cache 2")
+FLOATS = (mx.float16, mx.float32)  # that backends store as 16 bits
+
+
+class CacheMaker(Model):
+    """What `load` needs of a model."""
+
+    def make_cache(self, *, kv_bits: int = 16) -> Cache:
+        """An empty cache."""
+
+
+def save(path: str | Path, cache: Cache) -> None:
+    """Write what a cache of one sequence holds, and the tokens that it was made of.
+
+    The file appears whole or not at all. Raises ValueError for a cache of several sequences.
+    """
+    if len(cache.sequences) > 1:
+        raise ValueError(f"the cache holds {len(cache.sequences)} sequences, expected one")
+    cache.settle()
+    arrays, firsts, tokens = {}, [], []
+    if cache.states is not None and cache.sequences:
+        (sequence,) = cache.sequences
+        tokens = sequence.tokens
+        for group, part in zip(cache.states.groups, sequence.parts, strict=True):
+            firsts.append(part.first)
+            blocks = part.blocks[part.first :]
+            for layer, storage in group.storages.items():
+                arrays |= {f"{layer}.{k}": _blocks(x, blocks) for k, x in storage.named.items()}
+    arrays["tokens"] = mx.array(np.asarray(tokens, dtype=np.int32))
+    metadata = {
+        "format": FORMAT,
+        "model": cache.fingerprint,
+        "layers": _layers(cache),
+        "firsts": json.dumps(firsts),
+    }
+    _write(Path(path), arrays, metadata)
+
+
+def _blocks(x: Any, blocks: list[int]) -> mx.array:
+    """Some blocks of storage, one after another."""
+    return mx.array(x[np.array(blocks)] if isinstance(x, np.ndarray) else x[mx.array(blocks)])
+
+
+def _layers(cache: Cache) -> str:
+    """What the layers keep, as text that differs where caches do not fit each other."""
+    return json.dumps([vars(keeps) for keeps in cache.keeps])
+
+
+def _write(path: Path, arrays: dict[str, mx.array], metadata: dict[str, str]) -> None:
+    """Through a temporary file beside `path`."""
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".cache-") as folder:
+        temporary = Path(folder) / "new.safetensors"
+        mx.save_safetensors(str(temporary), arrays, metadata)
+        temporary.replace(path)
+
+
+def load(path: str | Path, model: CacheMaker, *, kv_bits: int = 16) -> tuple[Cache, list[int]]:
+    """Read a cache that `save` wrote for the same model and `kv_bits`: the cache and the tokens that it holds.
+
+    Raises ValueError if the file is of another kind or of another model, FileNotFoundError if there is none.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no cache file {path}")
+    try:
+        loaded: Any = mx.load(str(path), format="safetensors", return_metadata=True)
+        arrays, metadata = loaded
+        mx.eval(arrays)  # so that another thread can use them
+        cache = model.make_cache(kv_bits=kv_bits)
+        _check_metadata(metadata, cache)
+        return cache, _restore(cache, arrays, json.loads(metadata["firsts"]))
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _check_metadata(metadata: dict[str, str], cache: Cache) -> None:
+    found = metadata.get("format")
+    if found in EARLIER:
+        raise ValueError(
+            f"the format is {found!r} of an earlier version, expected {FORMAT!r}: make the file again"
+        )
+    wanted = {"format": FORMAT, "model": cache.fingerprint, "layers": _layers(cache)}
+    for key, value in wanted.items():
+        if metadata.get(key) != value:
+            raise ValueError(
+                f"not a cache of this model: {key} is {metadata.get(key)!r}, expected {value!r}"
+            )
+    if "firsts" not in metadata:
+        raise ValueError("the list of first blocks is missing")
+
+
+def _restore(cache: Cache, arrays: dict[str, mx.array], firsts: Any) -> list[int]:
+    """Fill an empty cache; the tokens that it holds."""
+    tokens = arrays.get("tokens")
+    if tokens is None or tokens.ndim != 1 or tokens.dtype != mx.int32:
+        raise ValueError("the list of tokens is missing")
+    ids = np.asarray(tokens).tolist()
+    if not ids:
+        return []
+    states = cache.start()
+    is_list = isinstance(firsts, list) and all(type(first) is int for first in firsts)
+    if not is_list or len(firsts) != len(states.groups):
+        raise ValueError(
+            f"expected the first blocks of {len(states.groups)} groups, found {firsts}"
+        )
+    sequence = states.resume(ids, firsts)
+    for group, part in zip(states.groups, sequence.parts, strict=True):
+        group.grow()
+        for layer, storage in group.storages.items():
+            _fill(storage, part.blocks[part.first :], arrays, layer)
+    cache.sequences = [sequence]
+    return ids
+
+
+def _fill(storage: Storage, blocks: list[int], arrays: dict[str, mx.array], layer: int) -> None:
+    for name, target in storage.named.items():
+        shape = (len(blocks), *target.shape[1:])
+        found = arrays.get(f"{layer}.{name}")
+        if found is None or found.shape != shape:
+            had = "none" if found is None else found.shape
+            raise ValueError(f"{name} of layer {layer}: expected shape {shape}, found {had}")
+        is_integer = storage.kv.bits == 8 and not name.endswith("scales")
+        if found.dtype not in ((mx.int8,) if is_integer else FLOATS):
+            expected = "int8" if is_integer else "float16 or float32"
+            raise ValueError(f"{name} of layer {layer}: expected {expected}, found {found.dtype}")
+        if isinstance(target, np.ndarray):
+            target[np.array(blocks)] = np.asarray(found)
+        else:
+            target[mx.array(blocks)] = found.astype(target.dtype)
