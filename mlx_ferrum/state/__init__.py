@@ -1,0 +1,1 @@
+"""What a model keeps of the sequences it reads and writes."""

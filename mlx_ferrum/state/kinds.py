@@ -1,0 +1,79 @@
+"""What a layer declares that it keeps of a sequence, and what every kind of state can do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from .pool import Pool
+
+
+@dataclass(frozen=True)
+class KV:
+    """Keys and values of an attention layer.
+
+    heads: key-value heads
+    key_dim, value_dim: numbers in a key and in a value of one head
+    window: positions that a row sees, itself included; None: all before it
+    bits: of a stored number, 16 or 8
+    shares: index of the layer whose keys and values this layer reads instead of its own
+    """
+
+    heads: int
+    key_dim: int
+    value_dim: int
+    window: int | None = None
+    bits: int = 16
+    shares: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("heads", "key_dim", "value_dim", "window"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"KV: {name} is {value}, expected at least 1")
+        if self.bits not in (8, 16):
+            raise ValueError(f"KV: bits is {self.bits}, expected 8 or 16")
+        if self.shares is not None and self.shares < 0:
+            raise ValueError(f"KV: shares is {self.shares}, expected the index of a layer")
+
+
+class State(Protocol):
+    """One kind of state for all sequences. A sequence has one part in each state; only the state looks into it.
+
+    keys: chained hashes of the full blocks of a sequence's known tokens
+    position: index of the next token to compute
+    """
+
+    pool: Pool
+    """Ids of the blocks, or slots, that parts consist of. No other state has the same pool."""
+
+    block: int
+    """Positions in a block, the same for all states of a model."""
+
+    def longest(self, keys: Sequence[bytes], most: int) -> int:
+        """The most positions <= most that a new sequence can start with: a multiple of the block, or 0."""
+
+    def begin(self, keys: Sequence[bytes], position: int) -> Any:
+        """The part of a new sequence that starts at `position`, which `longest` gave for these keys."""
+
+    def needed(self, part: Any, position: int, count: int) -> int:
+        """The free blocks that `reserve` needs."""
+
+    def reserve(self, part: Any, position: int, count: int) -> None:
+        """Make positions position ... position + count - 1 writable. Raises OutOfBlocks."""
+
+    def publish(self, part: Any, keys: Sequence[bytes], known: int) -> None:
+        """Make the full blocks below position `known` findable: their contents are final."""
+
+    def fork(self, part: Any) -> Any:
+        """A second part with the same contents."""
+
+    def reach(self, part: Any, keys: Sequence[bytes], position: int) -> int:
+        """The highest position <= position to which `rewind` can go back."""
+
+    def rewind(self, part: Any, keys: Sequence[bytes], position: int) -> None:
+        """Go back to a position that `reach` gave."""
+
+    def free(self, part: Any) -> None:
+        """Give up all blocks of the part. Published blocks can be found until they are evicted."""

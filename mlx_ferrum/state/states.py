@@ -1,0 +1,158 @@
+"""Everything that a model keeps of all its sequences."""
+
+from __future__ import annotations
+
+import sys
+from collections import abc
+
+from .kinds import State
+from .paged import BLOCK
+from .sequence import Sequence, extend_keys
+
+
+class States:
+    """All states of a model, and the life of sequences in them.
+
+    states: one for each kind of state and window; each has a pool of its own
+    block: positions in a block, the same in all states
+    Raises ValueError if a state has another block size, or the pool of another state.
+    """
+
+    def __init__(self, states: abc.Sequence[State], block: int = BLOCK) -> None:
+        sizes = {state.block for state in states} - {block}
+        if sizes:
+            raise ValueError(f"states with blocks of {sorted(sizes)} positions, expected {block}")
+        if len({id(state.pool) for state in states}) < len(states):
+            raise ValueError("two states have the same pool, expected a pool for each")
+        self.states = list(states)
+        self.block = block
+
+    def begin(self, tokens: abc.Sequence[int] = ()) -> Sequence:
+        """A new sequence that starts with the longest prefix of `tokens` that all states hold.
+
+        `position` says how long that is: whole blocks, and at most len(tokens) - 1 positions, so that a row is left
+        to compute.
+        """
+        keys: list[bytes] = []
+        extend_keys(keys, tokens, self.block)
+        start = self._longest(keys, len(tokens) - 1)
+        del keys[start // self.block :]
+        parts = [state.begin(keys, start) for state in self.states]
+        return Sequence(list(tokens[:start]), start, parts, keys, start, self)
+
+    def _longest(self, keys: abc.Sequence[bytes], most: int) -> int:
+        """The longest start that all states have: a state with a window may have a long one and no shorter one."""
+        longest, most = (most, 0) if self.states and most > 0 else (0, 0)
+        while longest != most:
+            most = longest
+            for state in self.states:
+                longest = state.longest(keys, longest)
+        return longest
+
+    def room(self) -> int:
+        """The number of blocks that every state can still take. sys.maxsize if no pool has a size."""
+        return min((state.pool.free for state in self.states), default=sys.maxsize)
+
+    def reserve(self, wanted: abc.Sequence[tuple[Sequence, int]]) -> None:
+        """Make the next `count` positions of each (sequence, count) writable, or change nothing.
+
+        What sequences need is added up as if each were alone, so blocks that one of them frees do not count for
+        another. Raises OutOfBlocks, and ValueError for a freed sequence, one that is named twice, or a negative count.
+        """
+        for sequence, count in wanted:
+            self._check(sequence, count)
+        if len(wanted) > 1 and len({id(sequence) for sequence, _ in wanted}) < len(wanted):
+            raise ValueError("a sequence is named twice, expected each sequence once")
+        for index, state in enumerate(self.states):
+            needed = 0
+            for sequence, count in wanted:
+                needed += state.needed(sequence.parts[index], sequence.position, count)
+            if needed:
+                state.pool.check(needed)
+        for sequence, count in wanted:
+            for state, part in zip(self.states, sequence.parts, strict=True):
+                state.reserve(part, sequence.position, count)
+            sequence.reserved = sequence.position + count
+
+    def advance(self, sequence: Sequence, count: int, tokens: abc.Sequence[int] = ()) -> None:
+        """Say that `count` reserved rows were computed.
+
+        tokens: the ids of the first of these rows, as far as they are known; `note` gives the others later
+        Raises ValueError if the rows were not reserved, or if the ids of earlier rows are missing.
+        """
+        self._check(sequence, count)
+        position = sequence.position + count
+        if position > sequence.reserved:
+            reserved = sequence.reserved - sequence.position
+            raise ValueError(f"advance by {count} rows, expected at most the {reserved} reserved")
+        if tokens:
+            known = len(sequence.tokens)
+            if known < sequence.position:
+                raise ValueError(
+                    f"tokens of position {sequence.position}, expected those of {known} first"
+                )
+            self._check_tokens(len(tokens), count)
+        sequence.position = position
+        if tokens:
+            self.note(sequence, tokens)
+
+    def note(self, sequence: Sequence, tokens: abc.Sequence[int]) -> None:
+        """Say which ids the next rows have whose ids are not known yet; full blocks are published.
+
+        Raises ValueError for more ids than rows.
+        """
+        self._check(sequence, 0)
+        known = sequence.tokens
+        self._check_tokens(len(tokens), sequence.position - len(known))
+        known += tokens
+        if len(known) // self.block > len(sequence.keys):
+            extend_keys(sequence.keys, known, self.block)
+            for state, part in zip(self.states, sequence.parts, strict=True):
+                state.publish(part, sequence.keys, len(known))
+
+    def fork(self, sequence: Sequence) -> Sequence:
+        """A second sequence with the same past. Both have to reserve before they advance."""
+        self._check(sequence, 0)
+        parts = [state.fork(part) for state, part in zip(self.states, sequence.parts, strict=True)]
+        sequence.reserved = position = sequence.position
+        tokens, keys = sequence.tokens.copy(), sequence.keys.copy()
+        return Sequence(tokens, position, parts, keys, position, self)
+
+    def rewind(self, sequence: Sequence, position: int) -> int:
+        """Go back to `position`, or to the highest position before it that all states reach; returns it.
+
+        Raises ValueError for a position beyond the sequence's, or below 0.
+        """
+        self._check(sequence, 0)
+        if not 0 <= position <= sequence.position:
+            raise ValueError(f"rewind to {position}, expected 0 to {sequence.position}")
+        pairs = list(zip(self.states, sequence.parts, strict=True))
+        before = None
+        while position != before:
+            before = position
+            for state, part in pairs:
+                position = state.reach(part, sequence.keys, position)
+        for state, part in pairs:
+            state.rewind(part, sequence.keys, position)
+        sequence.position = sequence.reserved = position
+        del sequence.tokens[position:]
+        del sequence.keys[position // self.block :]
+        return position
+
+    def free(self, sequence: Sequence) -> None:
+        """End a sequence. A new one can still start with its published blocks, until they are evicted."""
+        self._check(sequence, 0)
+        for state, part in zip(self.states, sequence.parts, strict=True):
+            state.free(part)
+        sequence.owner = None
+
+    def _check(self, sequence: Sequence, count: int) -> None:
+        if sequence.owner is not self:
+            raise ValueError(f"{sequence} is freed or another model's, expected a live one")
+        if count < 0:
+            raise ValueError(f"count is {count}, expected at least 0")
+
+    @staticmethod
+    def _check_tokens(found: int, most: int) -> None:
+        if found > most:
+            raise ValueError(f"{found} token ids, expected at most {most}")
