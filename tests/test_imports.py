@@ -20,6 +20,7 @@ blocks
 kernels.cuda launch
 tensor
 shapes
+state
 kernels
 backends
 ops

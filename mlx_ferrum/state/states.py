@@ -87,9 +87,9 @@ class States:
             sequence.reserved = sequence.position + count
 
     def advance(self, sequence: Sequence, count: int, tokens: abc.Sequence[int] = ()) -> None:
-        """Say that `count` reserved rows were computed.
+        """Move on by `count` reserved rows, which were computed.
 
-        tokens: the ids of the first of these rows, as far as they are known; `note` gives the others later
+        tokens: the known ids among them, from the first row on; `note` gives the others later
         Raises ValueError if the rows were not reserved, or if the ids of earlier rows are missing.
         """
         self._check(sequence, count)
@@ -101,21 +101,24 @@ class States:
             known = len(sequence.tokens)
             if known < sequence.position:
                 raise ValueError(
-                    f"tokens of position {sequence.position}, expected those of {known} first"
+                    f"token ids of rows from {sequence.position} on, expected those from {known} on first"
                 )
-            self._check_tokens(len(tokens), count)
+            self._check_tokens(tokens, count)
         sequence.position = position
         if tokens:
-            self.note(sequence, tokens)
+            self._learn(sequence, tokens)
 
     def note(self, sequence: Sequence, tokens: abc.Sequence[int]) -> None:
-        """Say which ids the next rows have whose ids are not known yet; full blocks are published.
+        """Give the ids of the next rows whose ids are not known yet; full blocks are published.
 
         Raises ValueError for more ids than rows.
         """
         self._check(sequence, 0)
+        self._check_tokens(tokens, sequence.position - len(sequence.tokens))
+        self._learn(sequence, tokens)
+
+    def _learn(self, sequence: Sequence, tokens: abc.Sequence[int]) -> None:
         known = sequence.tokens
-        self._check_tokens(len(tokens), sequence.position - len(known))
         known += tokens
         if len(known) // self.block > len(sequence.keys):
             extend_keys(sequence.keys, known, self.block)
@@ -165,6 +168,6 @@ class States:
             raise ValueError(f"count is {count}, expected at least 0")
 
     @staticmethod
-    def _check_tokens(found: int, most: int) -> None:
-        if found > most:
-            raise ValueError(f"{found} token ids, expected at most {most}")
+    def _check_tokens(tokens: abc.Sequence[int], most: int) -> None:
+        if len(tokens) > most:
+            raise ValueError(f"{len(tokens)} token ids, expected at most {most}")
