@@ -10,19 +10,13 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from .cache import Cache, Model
+from .cache import Cache
+from .models.base import LanguageModel
 from .state.storage import Storage
 
 FORMAT = "mlx_ferrum cache 3"
 EARLIER = ("mlx_ferrum cache 1", "mlx_ferrum cache 2")
 FLOATS = (mx.float16, mx.float32)  # that backends store as 16 bits
-
-
-class CacheMaker(Model):
-    """What `load` needs of a model."""
-
-    def make_cache(self, *, kv_bits: int = 16) -> Cache:
-        """An empty cache."""
 
 
 def save(path: str | Path, cache: Cache) -> None:
@@ -33,7 +27,7 @@ def save(path: str | Path, cache: Cache) -> None:
     if len(cache.sequences) > 1:
         raise ValueError(f"the cache holds {len(cache.sequences)} sequences, expected one")
     cache.settle()
-    arrays, firsts, tokens = {}, [], []
+    arrays, firsts, tokens = dict[str, mx.array](), list[int](), list[int]()
     if cache.states is not None and cache.sequences:
         (sequence,) = cache.sequences
         tokens = sequence.tokens
@@ -70,7 +64,7 @@ def _write(path: Path, arrays: dict[str, mx.array], metadata: dict[str, str]) ->
         temporary.replace(path)
 
 
-def load(path: str | Path, model: CacheMaker, *, kv_bits: int = 16) -> tuple[Cache, list[int]]:
+def load(path: str | Path, model: LanguageModel, *, kv_bits: int = 16) -> tuple[Cache, list[int]]:
     """Read a cache that `save` wrote for the same model and `kv_bits`: the cache and the tokens that it holds.
 
     Raises ValueError if the file is of another kind or of another model, FileNotFoundError if there is none.

@@ -19,8 +19,8 @@ kernels.cpu kernels.quantize
 blocks
 kernels.cuda launch
 tensor
+batch state
 shapes
-state
 kernels
 backends
 ops
@@ -31,7 +31,7 @@ tokenizer
 catalog
 gguf
 models
-load
+load saved
 embed
 generate
 experts

@@ -11,8 +11,9 @@
 namespace {
 
 // q (rows, heads, d) -> turned (rows, heads, d); k (rows, groups, d) and v (rows, groups, dv) -> keys and values
-// (blocks, groups, size, d or dv) of 16 or 8 bits, the latter with a scale for each row of a head. Queries and keys: RMS
-// norm, if there are weights (d,), then rotation of the first 2 pairs values by the position times frequencies (pairs,).
+// (blocks, groups, size, d or dv) of 16 or 8 bits, the latter with a scale for each row of a head. Queries and keys:
+// RMS norm, if there are weights (d,), then rotation of the first 2 pairs values by the position times frequencies
+// (pairs,).
 struct Append {
     const float *q, *k, *v, *q_weight, *k_weight, *frequencies;
     const int* positions; // (rows,)

@@ -1,9 +1,9 @@
 // Attention over keys and values in blocks, causal or both ways, for the rows of several sequences at once: an online
 // softmax, with keys taken 64 at a time.
-// Sequences with many query rows: keys are transposed once, so that a vector holds one number of several keys, then eight
-// rows are multiplied at a time, with all sums in registers. Sequences with few rows: transposing would cost more than it
-// saves; their keys are split into runs instead, so that one long sequence and many short ones both use all threads, and
-// the softmaxes of the runs are merged.
+// Sequences with many query rows: keys are transposed once, so that a vector holds one number of several keys, then
+// eight rows are multiplied at a time, with all sums in registers. Sequences with few rows: transposing would cost more
+// than it saves; their keys are split into runs instead, so that one long sequence and many short ones both use all
+// threads, and the softmaxes of the runs are merged.
 #include <cfloat>
 #include <vector>
 
@@ -16,9 +16,9 @@
 
 namespace {
 
-// q: (rows, heads, d), out: (rows, heads, dv), the rows of all sequences one after another. Keys and values: `bits` of 32
-// (float), 16 (half) or 8. A row sees its own position and those before it, the last `window` of them unless that is 0;
-// with `both_ways` it sees all positions, and there is no window.
+// q: (rows, heads, d), out: (rows, heads, dv), the rows of all sequences one after another. Keys and values: (blocks,
+// groups, size, d or dv), `bits` of 32 (float), 16 (half) or 8. A row sees its own position and those before it, the
+// last `window` of them unless that is 0; with `both_ways` it sees all positions, and there is no window.
 struct Attention {
     const float* q;
     const void *keys, *values;
@@ -29,13 +29,12 @@ struct Attention {
     const int* table;                       // (sequences, width), blocks
     float* out;
     int sequences, width, size, heads, groups, d, dv, window, bits, both_ways;
-    long key_block, key_head, key_row, value_block, value_head, value_row; // strides in numbers
-    float scale;                                                           // multiplies scores
-    float softcap;                                                         // bounds scores: c tanh(score / c); or 0
+    float scale;   // multiplies scores
+    float softcap; // bounds scores: c tanh(score / c); or 0
 
-    Blocks key_blocks() const { return {size, key_block, key_head, key_row}; }
-    Blocks value_blocks() const { return {size, value_block, value_head, value_row}; }
-    Blocks scale_blocks() const { return {size, long(groups) * size, size, 1}; }
+    Blocks key_blocks() const { return {groups, size, d}; }
+    Blocks value_blocks() const { return {groups, size, dv}; }
+    Blocks scale_blocks() const { return {groups, size, 1}; }
 };
 
 constexpr int TILE = 64; // keys
@@ -49,7 +48,8 @@ constexpr int SIDE_BY_SIDE = REGISTERS / (N > 4 ? 16 : 8);
 
 constexpr int WHOLE = std::max(ROWS, LANES); // a number of each row, in whole vectors
 
-// A key-value head of a sequence. Its query rows are counted position by position, so that neighbours see much the same.
+// A key-value head of a sequence. Its query rows are counted position by position, so that neighbours see much the
+// same.
 struct Head {
     const Attention& a;
     int sequence, group;
@@ -324,9 +324,9 @@ void transpose(const Head& h, int from, float* out) {
 // The work of a call: for a sequence with many rows `transpose` a tile, then `attend_rows`; with few rows `attend_run`.
 struct Job {
     Head head;
-    long first;      // the first row, or the first position
-    int last;        // the end of a run
-    float* memory;   // transposed keys of the head; or the parts of a run, null for the only one
+    long first;    // the first row, or the first position
+    int last;      // the end of a run
+    float* memory; // transposed keys of the head; or the parts of a run, null for the only one
 };
 
 // The runs of a head with few rows, if there are several.
@@ -405,9 +405,8 @@ void attend_as(const Attention& a) {
     bool is_shared = few + many >= 2 * SMALL;
     plan_many(a, plan);
     plan_few(a, plan, is_shared ? pool_threads() : 1, few);
-    share(is_shared, plan.tiles.size(), [&](int i) {
-        transpose<T>(plan.tiles[i].head, int(plan.tiles[i].first), plan.tiles[i].memory);
-    });
+    share(is_shared, plan.tiles.size(),
+          [&](int i) { transpose<T>(plan.tiles[i].head, int(plan.tiles[i].first), plan.tiles[i].memory); });
     share(is_shared, plan.jobs.size(), [&](int i) { run_job<T>(plan.jobs[i]); });
     for (const Runs& r : plan.runs)
         for (long i = 0; i < r.head.rows(); i++)
@@ -420,7 +419,6 @@ void attend(const Attention& a) {
 
 CALL(Attention, attend, F(q), F(keys), F(values), F(key_scales), F(value_scales), F(sinks), F(starts), F(lengths),
      F(table), F(out), F(sequences), F(width), F(size), F(heads), F(groups), F(d), F(dv), F(window), F(bits),
-     F(both_ways), F(key_block), F(key_head), F(key_row), F(value_block), F(value_head), F(value_row), F(scale),
-     F(softcap))
+     F(both_ways), F(scale), F(softcap))
 
 } // namespace

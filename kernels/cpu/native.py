@@ -98,7 +98,8 @@ def address(x: Any) -> int:
 
 def weights(fields: list[tuple[int, int, int, int | None]]) -> ctypes.Array[Structure]:
     """Weight structs: (address, ggml type, rows, address of the bias) each."""
-    found: ctypes.Array[Structure] = (_library().weight * len(fields))(*fields)
+    struct: Any = _library().weight
+    found: ctypes.Array[Structure] = (struct * len(fields))(*fields)
     return found
 
 

@@ -4,9 +4,9 @@
 #include <limits>
 #include <vector>
 
+#include "calls.h"
 #include "exp.h"
 #include "experts.h"
-#include "calls.h"
 #include "pool.h"
 
 namespace {

@@ -21,7 +21,7 @@ SIZE = 32  # positions of a block where keys and values come from outside of a p
 
 
 def allocate(shape: tuple[int, ...], bits: int) -> np.ndarray:
-    return np.zeros(shape, TYPES[bits])  # of the system, which makes pages when they are first used
+    return np.zeros(shape, TYPES[bits])  # whose pages the system makes when they are first used
 
 
 def append(
@@ -39,32 +39,31 @@ def append(
     (rows, heads, d), (groups, dv) = q.shape, v.shape[1:]
     turns = constant("append: frequencies", frequencies, *frequencies.shape)
     q_weight, k_weight, eps = (None, None, 0.0) if norms is None else norms
-    weights = [w if w is None else constant("append: norm", w, d) for w in (q_weight, k_weight)]
     turned, to = empty(rows, heads, d), at.storage
     native.run(
         "Append",
         q=q,
         k=k,
         v=v,
-        q_weight=weights[0],
-        k_weight=weights[1],
+        q_weight=None if q_weight is None else constant("append: norm of q", q_weight, d),
+        k_weight=None if k_weight is None else constant("append: norm of k", k_weight, d),
         frequencies=turns,
-        pairs=turns.size,
-        interleaved=interleaved,
         positions=at.batch.positions,
         slots=at.paging.slots,
         turned=turned,
         keys=to.keys,
         values=to.values,
-        size=to.size,
-        bits=to.kv.bits,
         key_scales=to.key_scales,
         value_scales=to.value_scales,
+        size=to.size,
+        bits=to.kv.bits,
         rows=rows,
         heads=heads,
         groups=groups,
         d=d,
         dv=dv,
+        pairs=turns.size,
+        interleaved=interleaved,
         magnitude=magnitude,
         eps=eps,
     )
@@ -74,79 +73,80 @@ def append(
 def attend(
     q: np.ndarray, at: Place, *, scale: float, softcap: float = 0.0, sinks: mx.array | None = None
 ) -> np.ndarray:
-    q, held = floats(q), at.storage
-    out = empty(*q.shape[:2], held.kv.value_dim)
-    table = at.paging.table
-    _attend(
-        q,
+    held, table = at.storage, at.paging.table
+    return _attend(
+        floats(q),
         held.keys,
         held.values,
-        out,
         key_scales=held.key_scales,
         value_scales=held.value_scales,
+        sinks=None if sinks is None else constant("attend: sinks", sinks, q.shape[1]),
         starts=at.batch.starts,
         lengths=at.batch.lengths,
         table=table,
         sequences=len(table),
         width=table.shape[1],
-        size=held.size,
         window=held.kv.window or 0,
         both_ways=False,
         scale=scale,
         softcap=softcap,
-        sinks=None if sinks is None else constant("attend: sinks", sinks, q.shape[1]),
     )
-    return out
 
 
 def attend_both_ways(
     q: np.ndarray, k: np.ndarray, v: np.ndarray, lengths: list[int], *, scale: float
 ) -> np.ndarray:
-    q, k, v = (floats(x.swapaxes(1, 2)) for x in (q, k, v))  # (b, l, h, d)
-    out = np.zeros((*q.shape[:3], v.shape[3]), np.float32)
-    table = np.arange(-(-q.shape[1] // SIZE), dtype=np.int32)[None]
-    for i, n in enumerate(lengths):
-        _attend(
-            q[i, :n],
-            # a sequence is a block of its own for each SIZE rows, in which heads lie side by side
-            *(x[i].reshape(1, -1, *x.shape[2:]).swapaxes(1, 2) for x in (k, v)),
-            out[i, :n],
-            key_scales=None,
-            value_scales=None,
-            sinks=None,
-            starts=np.array([0, n], np.int32),
-            lengths=np.array([n], np.int32),
-            table=table,
-            sequences=1,
-            width=table.size,
-            size=SIZE,
-            window=0,
-            both_ways=True,
-            scale=scale,
-            softcap=0.0,
-        )
-    return out.swapaxes(1, 2)
+    b, _, length, _ = q.shape
+    blocks = -(-length // SIZE)  # of a sequence
+    keys, values = (_in_blocks(x, blocks) for x in (k, v))
+    rows = np.concatenate([np.arange(n) + i * length for i, n in enumerate(lengths)])
+    flat = q.swapaxes(1, 2).reshape(b * length, q.shape[1], -1)  # (b l, h, d)
+    attended = _attend(
+        floats(flat[rows]),
+        keys,
+        values,
+        key_scales=None,
+        value_scales=None,
+        sinks=None,
+        starts=np.cumsum([0, *lengths], dtype=np.int32),
+        lengths=np.array(lengths, np.int32),
+        table=np.arange(b * blocks, dtype=np.int32).reshape(b, blocks),
+        sequences=b,
+        width=blocks,
+        window=0,
+        both_ways=True,
+        scale=scale,
+        softcap=0.0,
+    )
+    out = np.zeros((b * length, *attended.shape[1:]), np.float32)
+    out[rows] = attended
+    return out.reshape(b, length, *attended.shape[1:]).swapaxes(1, 2)
 
 
-def _attend(
-    q: np.ndarray, keys: np.ndarray, values: np.ndarray, out: np.ndarray, **fields: Any
-) -> None:
-    """q: (rows, h, d), keys: (blocks, g, size, d), values: (blocks, g, size, dv), out: (rows, h, dv)"""
-    size = fields["size"]
-    strides = {}
-    for name, x in (("key", keys), ("value", values)):
-        _, head, row, _ = (stride // x.itemsize for stride in x.strides)
-        block = x[0].size if x.flags.c_contiguous else row * size
-        strides |= {f"{name}_block": block, f"{name}_head": head, f"{name}_row": row}
+def _in_blocks(x: np.ndarray, blocks: int) -> np.ndarray:
+    """x: (b, h, l, d) -> (b blocks, h, SIZE, d), zeros past the end of each sequence."""
+    b, h, length, d = x.shape
+    padded = np.zeros((b, h, blocks * SIZE, d), np.float32)
+    padded[:, :, :length] = x
+    cut = padded.reshape(b, h, blocks, SIZE, d).swapaxes(1, 2)
+    return np.ascontiguousarray(cut).reshape(b * blocks, h, SIZE, d)
+
+
+def _attend(q: np.ndarray, keys: np.ndarray, values: np.ndarray, **fields: Any) -> np.ndarray:
+    """q: (n, h, d), keys: (blocks, g, size, d), values: (blocks, g, size, dv) -> (n, h, dv)"""
+    out = empty(*q.shape[:2], values.shape[3])
     native.run(
         "Attention",
         q=q,
         keys=keys,
         values=values,
         out=out,
+        size=keys.shape[2],
         heads=q.shape[1],
         groups=keys.shape[1],
         d=q.shape[2],
         dv=values.shape[3],
-        **{"bits": 8 * keys.itemsize, **strides, **fields},
+        bits=8 * keys.itemsize,
+        **fields,
     )
+    return out

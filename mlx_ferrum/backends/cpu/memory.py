@@ -80,7 +80,8 @@ class Arena:
         size = max(1, -(-nbytes // ALIGNMENT)) * ALIGNMENT
         free = self._free.setdefault(size, [])
         place = free.pop() if free else self._next(size)
-        lease = _Lease(size, np.uint8, self._chunks[place[0]], place[1])
+        chunk: Any = self._chunks[place[0]]
+        lease = _Lease(size, np.uint8, chunk, place[1])
         lease.returned = partial(free.append, place)
         return lease
 

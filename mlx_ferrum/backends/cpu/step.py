@@ -6,13 +6,14 @@ batches of the same shape their arrays are copied to where those of the first on
 calls again.
 
 This is verified: a second batch is recorded too, in an arena that gives its results the same addresses. Unless both
-recordings are the same to the last byte, every batch goes through the model. An operation may only read results of other
-operations, the batch and the model's constants: what Python computes itself would not be computed again.
+recordings are the same to the last byte, every batch goes through the model. An operation may only read results of
+other operations, the batch and the model's constants: what Python computes itself would not be computed again.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -85,8 +86,9 @@ class _Step(Generic[T]):
 
 def _copy(batch: Batch) -> Batch:
     states = [Paging(p.table.copy(), p.slots.copy()) for p in batch.states]
-    arrays = (batch.tokens, batch.positions, batch.starts, batch.lengths)
-    return Batch([], *(np.array(x) for x in arrays), states, batch.layers, batch.grown)
+    names = ("tokens", "positions", "starts", "lengths")
+    arrays: dict[str, Any] = {name: np.array(getattr(batch, name)) for name in names}
+    return replace(batch, rows=[], states=states, **arrays)
 
 
 def _fill(target: Batch, source: Batch) -> None:
