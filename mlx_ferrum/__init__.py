@@ -16,6 +16,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "GenerationResponse",
+    "batch_generate",
     "embed",
     "generate",
     "load",
@@ -25,7 +26,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from .embed import embed
-    from .generate import GenerationResponse, generate, stream_generate
+    from .generate import GenerationResponse, batch_generate, generate, stream_generate
     from .load import load
     from .ops import use_backend
 else:
@@ -34,7 +35,9 @@ else:
     __getattr__ = attributes(
         __name__,
         {
-            **dict.fromkeys(("GenerationResponse", "generate", "stream_generate"), "generate"),
+            **dict.fromkeys(
+                ("GenerationResponse", "batch_generate", "generate", "stream_generate"), "generate"
+            ),
             "embed": "embed",
             "load": "load",
             "use_backend": "ops",

@@ -6,6 +6,7 @@
 TYPE_CHECKING = False
 
 if TYPE_CHECKING:
+    from .batch import BatchResponse, BatchStats, batch_generate
     from .command import main
     from .progress import PromptBar
     from .prompt import PromptCache, encode_prompt
@@ -17,6 +18,7 @@ else:
     __getattr__ = attributes(
         __name__,
         {
+            **dict.fromkeys(("BatchResponse", "BatchStats", "batch_generate"), "batch"),
             "main": "command",
             **dict.fromkeys(("PromptCache", "encode_prompt"), "prompt"),
             "PromptBar": "progress",
@@ -28,10 +30,13 @@ else:
     )
 
 __all__ = [
+    "BatchResponse",
+    "BatchStats",
     "GenerationResponse",
     "Progress",
     "PromptBar",
     "PromptCache",
+    "batch_generate",
     "encode_prompt",
     "figures",
     "generate",

@@ -21,6 +21,7 @@ from .logits import LogitRange, logit_range
 from .wired import wired
 
 Progress = Callable[[int, int], None]
+Forward = Callable[[Batch], tuple[Array, Array, Array]]
 
 
 def generate_choices(
@@ -62,7 +63,7 @@ def generate_choices(
     """
     tokens = token_ids(prompt)
     cache = given_cache(model, cache, prompt_cache)
-    limit = token_limit(model, cache, tokens, max_tokens)
+    limit = token_limit(model, cache.offset, tokens, max_tokens)
     check_integer("prefill_step_size", prefill_step_size, 1)
     choose = make_chooser(sampler, logits_processors, [*history, *tokens])
     steps = _steps(
@@ -130,8 +131,10 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else text[:60] + "…"
 
 
-def token_limit(model: LanguageModel, cache: Cache, prompt: Sequence[int], max_tokens: int) -> int:
+def token_limit(model: LanguageModel, held: int, prompt: Sequence[int], max_tokens: int) -> int:
     """How many tokens can be generated: `max_tokens`, or fewer where the context ends.
+
+    held: tokens before the prompt
 
     Raises:
         ValueError: `prompt` is empty or leaves no room for one token.
@@ -141,7 +144,6 @@ def token_limit(model: LanguageModel, cache: Cache, prompt: Sequence[int], max_t
         raise ValueError(f"max_tokens is {max_tokens}, expected at least 1, or -1 for no limit")
     if not prompt:
         raise ValueError("the prompt is empty (0 tokens), expected at least one")
-    held = cache.offset
     context = model.args.context_length
     room = context - held - len(prompt)
     if room < 1:
@@ -215,13 +217,18 @@ def make_chooser(
     sampler: Sampler | None, logits_processors: Sequence[Processor] | None, seen: list[int]
 ) -> Chooser:
     """A chooser after the tokens `seen`. Raises ValueError unless sampler and processors can be called."""
+    return Chooser(check_sampler(sampler), given_processors(logits_processors), seen)
+
+
+def check_sampler(sampler: Sampler | None) -> Sampler:
+    """The sampler, greedy for None. Raises ValueError unless it can be called."""
     sampler = greedy if sampler is None else sampler
     if not callable(sampler):
         raise ValueError(f"sampler is {_short(sampler)}, expected a function, as of make_sampler")
-    return Chooser(sampler, given_processors(logits_processors), seen)
+    return sampler
 
 
-def forward(model: LanguageModel) -> Callable[[Batch], tuple[Array, Array, Array]]:
+def forward(model: LanguageModel) -> Forward:
     """A batch of s sequences -> logits (s, vocab) after their last rows, the likeliest tokens (s,), and ranges (s, 2).
 
     The last two are those of `ops.choose`. What it returns lasts until the next call.
@@ -285,9 +292,7 @@ def _prefill(model: LanguageModel, cache: Cache, tokens: list[int]) -> None:
     batch.advance()
 
 
-def _advanced(
-    step: Callable[[Batch], tuple[Array, Array, Array]], cache: Cache, tokens: Array
-) -> tuple[Array, Array, Array]:
+def _advanced(step: Forward, cache: Cache, tokens: Array) -> tuple[Array, Array, Array]:
     """What `forward` gives for the next tokens (1, l), which the cache then holds."""
     batch = cache.batch(tokens)
     found = step(batch)

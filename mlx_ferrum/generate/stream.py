@@ -116,18 +116,14 @@ def stream_generate(
     """
     ids = encode_prompt(tokenizer, prompt)
     cache = given_cache(model, cache, prompt_cache)
-    limit = token_limit(model, cache, ids, max_tokens)
+    limit = token_limit(model, cache.offset, ids, max_tokens)
     check_integer("top_logprobs", top_logprobs, 0, tokenizer.vocab_size)
-    _check_ids("the prompt", ids, tokenizer.vocab_size)
-    biases = [logit_bias] if logit_bias else []
-    if ignore_eos:
-        biases.append(dict.fromkeys(tokenizer.eos_token_ids, -mx.inf))
-    processors = [*map(bias, biases), *given_processors(logits_processors)]
-    _check_ids("logit_bias", logit_bias or {}, tokenizer.vocab_size)
+    check_ids("the prompt", ids, tokenizer.vocab_size)
+    processors = [*biases(tokenizer, logit_bias, ignore_eos), *given_processors(logits_processors)]
     steps = generate_choices(
         ids, model, max_tokens=limit, logits_processors=processors, cache=cache, **options
     )
-    text = _Text(tokenizer, StopStrings(stop), [*options.get("history", ()), *ids])
+    text = Text(tokenizer, StopStrings(stop), [*options.get("history", ()), *ids])
     return _responses(steps, text, _Clock(len(ids)), limit, top_logprobs)
 
 
@@ -161,7 +157,7 @@ def figures(last: GenerationResponse) -> list[str]:
     ]
 
 
-class _Text:
+class Text:
     """Tokens to text: whole characters only, and nothing from a stop string on."""
 
     def __init__(self, tokenizer: Tokenizer, stops: StopStrings, before: Sequence[int]) -> None:
@@ -201,7 +197,7 @@ class _Clock:
 
 def _responses(
     steps: Generator[Choice, None, None],
-    text: _Text,
+    text: Text,
     clock: _Clock,
     limit: int,
     top: int,
@@ -227,7 +223,19 @@ def _responses(
             return
 
 
-def _check_ids(what: str, ids: Iterable[int], vocab_size: int) -> None:
+def biases(
+    tokenizer: Tokenizer, logit_bias: Mapping[int, float] | None, ignore_eos: bool
+) -> list[Processor]:
+    """The processors for these arguments of `stream_generate`. Raises ValueError for ids outside the vocabulary."""
+    check_ids("logit_bias", logit_bias or {}, tokenizer.vocab_size)
+    found = [logit_bias] if logit_bias else []
+    if ignore_eos:
+        found.append(dict.fromkeys(tokenizer.eos_token_ids, -mx.inf))
+    return [*map(bias, found)]
+
+
+def check_ids(what: str, ids: Iterable[int], vocab_size: int) -> None:
+    """Raises ValueError for an id outside the vocabulary."""
     for token in ids:
         if not 0 <= token < vocab_size:
             raise ValueError(f"{what} has token {token}, expected 0 to {vocab_size - 1}")

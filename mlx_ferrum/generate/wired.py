@@ -46,12 +46,14 @@ def wired(model: LanguageModel, steps: Generator[T, None, None]) -> Generator[T,
 
     Warns if the model's weights leave too little of the limit.
     """
-    with _wired(model, ops.wired_limit()):
+    with resident(model):
         yield from steps
 
 
 @contextmanager
-def _wired(model: LanguageModel, limit: int | None) -> Iterator[None]:
+def resident(model: LanguageModel) -> Iterator[None]:
+    """While entered, memory is wired. Warns if the model's weights leave too little of the limit."""
+    limit = ops.wired_limit()
     if limit is None:
         yield
         return

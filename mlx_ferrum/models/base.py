@@ -21,6 +21,8 @@ from ..profile import stage
 from ..rope import RopeArgs
 from ..sample.recommended import Recommended
 from ..state.kinds import KV
+from ..state.model import ModelStates
+from ..state.paged import BLOCK
 from .experts import ExpertArgs
 from .metadata import MAX_LAYERS, Metadata
 from .weights import Weights
@@ -284,13 +286,22 @@ class LanguageModel(LoadedModel):
         return logits
 
     def make_cache(self, *, kv_bits: int = 16) -> Cache:
-        """An empty cache of one or more sequences.
+        """An empty cache of one or more sequences that grow in step.
 
         kv_bits: of each number in keys and values: 16, or 8, which takes half the memory and is less exact
         Raises ValueError for another number of bits.
         """
-        keeps = [replace(keeps, bits=kv_bits) for keeps in self.body.keeps]
-        return Cache(keeps, self.fingerprint)
+        return Cache(self._keeps(kv_bits), self.fingerprint)
+
+    def make_states(
+        self, *, blocks: int | None = None, slack: int = 0, block: int = BLOCK, kv_bits: int = 16
+    ) -> ModelStates:
+        """What the model keeps of many sequences, which come and go; see `ModelStates`. kv_bits: as of `make_cache`."""
+        keeps = self._keeps(kv_bits)
+        return ModelStates(keeps, ops.allocate, blocks=blocks, slack=slack, block=block)
+
+    def _keeps(self, kv_bits: int) -> list[KV]:
+        return [replace(keeps, bits=kv_bits) for keeps in self.body.keeps]
 
 
 def _check_hidden(hidden: Any, size: int) -> None:
