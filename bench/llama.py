@@ -1,4 +1,4 @@
-"""llama.cpp's own benchmark, llama-bench, as one of the programs that are compared."""
+"""llama.cpp's own benchmarks, llama-bench and llama-batched-bench, as programs that are compared."""
 
 from __future__ import annotations
 
@@ -16,19 +16,56 @@ class Lengths(NamedTuple):
     tokens: int
 
 
+class Batches(NamedTuple):
+    """Numbers of sequences, and the tokens of each."""
+
+    sequences: Sequence[int]
+    prompt: int
+    tokens: int
+
+
 def run(llama_bench: Path, model: Path, lengths: Lengths, threads: int) -> dict[str, float]:
     """Seconds of every test once, after its own warm-up, under the names that `speed.py` uses.
 
     Raises OSError if it cannot be run, ValueError with its last line if it fails.
     """
-    options = {"-m": model, "-t": threads, "-n": lengths.tokens, "-r": 1, "-o": "json"}
+    options: dict[str, object] = {
+        "-m": model,
+        "-t": threads,
+        "-n": lengths.tokens,
+        "-r": 1,
+        "-o": "json",
+    }
     options["-p"] = ",".join(map(str, lengths.prompts))
+    found = json.loads(_output(llama_bench, options))
+    return {_name(test): test["avg_ns"] / 1e9 for test in found}
+
+
+def run_batches(
+    llama_batched_bench: Path, model: Path, batches: Batches, threads: int
+) -> dict[str, float]:
+    """Seconds of every test once, under the names that `serving.py` uses. Raises as `run` does."""
+    each = batches.prompt + batches.tokens
+    options: dict[str, object] = {"-m": model, "-t": threads, "--output-format": "jsonl"}
+    options |= {"-npp": batches.prompt, "-ntg": batches.tokens, "-c": max(batches.sequences) * each}
+    options["-npl"] = ",".join(map(str, batches.sequences))
+    seconds = {}
+    for line in _output(llama_batched_bench, options).splitlines():
+        if line.startswith("{"):
+            test = json.loads(line)
+            seconds[f"prompt {test['pl']}"] = test["t_pp"]
+            seconds[f"generate {test['pl']}"] = test["t_tg"]
+    return seconds
+
+
+def _output(program: Path, options: dict[str, object]) -> str:
+    """What a program prints. Raises OSError if it cannot be run, ValueError with its last line if it fails."""
     command = [str(part) for option in options.items() for part in option]
-    done = subprocess.run([str(llama_bench), *command], capture_output=True, text=True, check=False)
+    done = subprocess.run([str(program), *command], capture_output=True, text=True, check=False)
     if done.returncode:
         last = done.stderr.strip().splitlines()[-1:] or ["no message"]
-        raise ValueError(f"{llama_bench} failed on {model}: {last[0]}")
-    return {_name(test): test["avg_ns"] / 1e9 for test in json.loads(done.stdout)}
+        raise ValueError(f"{program} failed: {last[0]}")
+    return done.stdout
 
 
 def _name(test: dict[str, int]) -> str:
