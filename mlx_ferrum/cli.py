@@ -38,6 +38,13 @@ def model_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("model")
     model_argument(group, "--model")
     backend_arguments(group)
+    group.add_argument(
+        "--kv-bits",
+        type=int,
+        choices=(8, 16),
+        default=16,
+        help="bits of each number in keys and values; 8 takes half the memory and is less exact (default: 16)",
+    )
 
 
 def model_argument(group: argparse._ActionsContainer, name: str) -> None:

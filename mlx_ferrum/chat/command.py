@@ -48,6 +48,7 @@ def _run(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
         template_arguments=arguments,
         context=args.context,
         max_tokens=settings.max_tokens,
+        kv_bits=args.kv_bits,
         **settings.options,
     )
     if args.load is not None:

@@ -58,6 +58,7 @@ class Conversation:
         template_arguments: Mapping[str, Any] | None = None,
         context: int | None = None,
         max_tokens: int = -1,
+        kv_bits: int = 16,
         **options: Any,
     ) -> None:
         """Start without messages.
@@ -65,6 +66,7 @@ class Conversation:
         template_arguments: passed to `apply_chat_template` at every turn
         context: the model's by default
         max_tokens: of a reply, -1 for as many as fit
+        kv_bits: of each number in keys and values, 16 or 8
 
         Raises:
             ValueError: `context` is more than the model has.
@@ -79,7 +81,7 @@ class Conversation:
         self.hidden = 0
         self.last: GenerationResponse | None = None
         self._used = 0  # as last processed; 0 if the messages have changed since
-        self._held = PromptCache(model)
+        self._held = PromptCache(model, kv_bits=kv_bits)
 
     def __repr__(self) -> str:
         hidden = f", {self.hidden} of them hidden from the model" if self.hidden else ""

@@ -199,7 +199,10 @@ def _run(args: argparse.Namespace) -> int:
     model, tokenizer = cli.load_model(args)
     load_time = time.perf_counter() - start
     ids = encode_prompt(tokenizer, _prompt_text(args, tokenizer))
-    held = PromptCache.load(args.prompt_cache, model) if args.prompt_cache else PromptCache(model)
+    if args.prompt_cache:
+        held = PromptCache.load(args.prompt_cache, model, kv_bits=args.kv_bits)
+    else:
+        held = PromptCache(model, kv_bits=args.kv_bits)
     rest = held.start(ids)
     responses = stream_generate(
         model,

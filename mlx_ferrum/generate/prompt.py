@@ -53,13 +53,14 @@ class PromptCache:
     Use: `rest = held.start(ids)`, then generate from `rest` with `cache=held.cache` and `history=held.tokens`.
     """
 
-    def __init__(self, model: LanguageModel) -> None:
-        self.model = model
+    def __init__(self, model: LanguageModel, *, kv_bits: int = 16) -> None:
+        """kv_bits: as of `make_cache`."""
+        self.model, self.kv_bits = model, kv_bits
         self.reset()
 
     def reset(self) -> None:
         """Forget everything."""
-        self.cache: Cache = self.model.make_cache()
+        self.cache: Cache = self.model.make_cache(kv_bits=self.kv_bits)
 
     @property
     def tokens(self) -> list[int]:
@@ -86,12 +87,12 @@ class PromptCache:
         saved.save(path, self.cache)
 
     @classmethod
-    def load(cls, path: str | Path, model: LanguageModel) -> PromptCache:
-        """Read what `save` wrote.
+    def load(cls, path: str | Path, model: LanguageModel, *, kv_bits: int = 16) -> PromptCache:
+        """Read what `save` wrote, with numbers of as many bits.
 
         Raises:
             ValueError: the file is no prompt cache, or one of another model.
         """
-        held = cls(model)
-        held.cache, _ = saved.load(path, model)
+        held = cls(model, kv_bits=kv_bits)
+        held.cache, _ = saved.load(path, model, kv_bits=kv_bits)
         return held
