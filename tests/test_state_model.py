@@ -364,11 +364,7 @@ class StatesModel(RuleBasedStateMachine):
             assert group.pool.size in (None, group.pool.free)
 
 
-class TestStates(StatesModel.TestCase):  # type: ignore[name-defined, misc]
-    settings = settings(
-        max_examples=300,
-        stateful_step_count=40,
-        deadline=None,
-        database=None,
-        derandomize=True,
-    )
+TestStates = StatesModel.TestCase
+TestStates.settings = settings(
+    max_examples=250, stateful_step_count=40, deadline=None, database=None, derandomize=True
+)

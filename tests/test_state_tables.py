@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import pytest
 
@@ -64,11 +65,12 @@ def test_a_window_needs_only_what_its_first_row_sees_to_start() -> None:
     assert states.begin(text[:10]).position == 0
 
 
+@pytest.mark.parametrize("turn", [1, -1])
 @pytest.mark.parametrize(("lost", "start"), [(0, 8), (1, 8), (2, 0)])
-def test_a_start_is_one_that_all_states_have(lost: int, start: int) -> None:
+def test_a_start_is_one_that_all_states_have(lost: int, start: int, turn: int) -> None:
     """With a window, 12 positions may be held where 8 are not."""
     full, window = (Paged(Pool(4), no_copy, window=w, block=BLOCK) for w in (None, 4))
-    states = States([full, window], BLOCK)
+    states = States([full, window][::turn], BLOCK)
     text = list(range(13))
     sequence = states.begin(text)
     for token in text:
@@ -114,14 +116,16 @@ def test_a_published_block_is_copied_before_it_is_written_again() -> None:
     assert paged.pool.find(states.begin([1, 2, 3, 4, 0]).keys[0]) == 0
 
 
-def test_blocks_that_were_reserved_ahead_are_replaced_without_a_copy() -> None:
-    states, _ = make()
+def test_only_the_block_with_contents_is_copied_of_those_reserved_ahead() -> None:
+    copies: list[tuple[int, int]] = []
+    states, _ = make(copy=lambda *pair: copies.append(pair))
     one = states.begin()
-    states.reserve([(one, 8)])
-    states.advance(one, 4)
+    states.reserve([(one, 12)])
+    states.advance(one, 2)
     two = states.fork(one)
-    states.reserve([(one, 4), (two, 4)])
-    assert one.parts[0].blocks[1] != two.parts[0].blocks[1]
+    states.reserve([(one, 10), (two, 10)])
+    assert copies == [(0, one.parts[0].blocks[0])]
+    assert not set(one.parts[0].blocks) & set(two.parts[0].blocks)
 
 
 def test_going_back_takes_up_blocks_that_are_still_cached() -> None:
@@ -146,6 +150,23 @@ def test_going_back_stops_where_blocks_are_gone() -> None:
         paged.rewind(sequence.parts[0], sequence.keys, 11)
     assert states.rewind(sequence, 14) == 14
     assert states.rewind(sequence, 11) == 0
+
+
+@pytest.mark.parametrize("turn", [1, -1])
+def test_going_back_ends_where_all_states_can_go_on(turn: int) -> None:
+    """One has lost the block that it needs at 4, the other those that it needs at 7 and at 3."""
+    three, one = (Paged(Pool(5), no_copy, window=w, block=BLOCK) for w in (3, 1))
+    states = States([three, one][::turn], BLOCK)
+    sequence = states.begin()
+    for token in range(17):
+        write(states, sequence, [token])
+    three.pool.take()
+    one.pool.take()
+    one.pool.take()
+    parts = dict(zip(states.states, sequence.parts, strict=True))
+    reached = [state.reach(parts[state], sequence.keys, 7) for state in (three, one)]
+    assert reached == [7, 4]
+    assert states.rewind(sequence, 7) == 0
 
 
 def test_versions_grow_with_each_change_of_the_table_only() -> None:
@@ -216,6 +237,32 @@ def test_a_batch_that_does_not_fit_changes_nothing() -> None:
         states.advance(one, 1)
 
 
+def test_blocks_that_one_sequence_frees_do_not_count_for_another() -> None:
+    states, paged = make(6, window=4)
+    one, two, three = states.begin(), states.begin(), states.begin()
+    write(states, one, list(range(20)))  # the next row frees four of its five blocks
+    with pytest.raises(OutOfBlocks, match="3 wanted, 1 of 6 free"):
+        states.reserve([(three, 1), (two, 5), (one, 1)])
+    assert (two.parts[0].blocks, three.parts[0].blocks, paged.pool.free) == ([], [], 1)
+    states.reserve([(one, 1)])
+    states.reserve([(three, 1), (two, 5)])
+
+
+def test_what_was_reserved_is_void_after_fork_and_rewind() -> None:
+    states, _ = make()
+    sequence = states.begin()
+    states.reserve([(sequence, 9)])
+    states.advance(sequence, 4)
+    fork = states.fork(sequence)
+    for either in (sequence, fork):
+        with pytest.raises(ValueError, match="advance by 1 rows, expected at most the 0 reserved"):
+            states.advance(either, 1)
+    states.reserve([(fork, 3)])
+    assert states.rewind(fork, 4) == 4
+    with pytest.raises(ValueError, match="advance by 1 rows, expected at most the 0 reserved"):
+        states.advance(fork, 1)
+
+
 def test_sequences_that_ended_make_room() -> None:
     states, _ = make(2)
     for start in range(0, 40, 8):
@@ -271,13 +318,13 @@ def test_a_freed_sequence_and_one_of_another_model_are_refused(name: str) -> Non
     write(states, freed, [1, 2])
     states.free(freed)
     assert not any(paged.pool.references)
-    arguments = {"rewind": [0], "note": [[]], "advance": [0]}.get(name, [])
+    extra: dict[str, list[Any]] = {"rewind": [0], "note": [[]], "advance": [0]}
     for sequence in (freed, other):
         with pytest.raises(ValueError, match="is freed or another model's, expected a live one"):
             if name == "reserve":
                 states.reserve([(sequence, 1)])
             else:
-                getattr(states, name)(sequence, *arguments)
+                getattr(states, name)(sequence, *extra.get(name, []))
 
 
 def test_keys_cover_all_tokens_before_them() -> None:
