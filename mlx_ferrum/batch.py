@@ -56,6 +56,7 @@ class Batch:
     states: for each state of the model where the sequences lie in it: a Paging of each window group
     layers: for each layer the index of its state, and its storage
     grown: how often storage had grown, and so was moved
+    shared: what a backend computes once for all layers
     """
 
     rows: Sequence[tuple[Text, int]]
@@ -66,6 +67,7 @@ class Batch:
     states: list[Any]
     layers: list[tuple[int, Storage]] = field(repr=False)
     grown: int = 0
+    shared: dict[Any, Any] = field(default_factory=dict, repr=False)
 
     @cached_property
     def mlx_positions(self) -> mx.array:

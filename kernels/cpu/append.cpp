@@ -12,22 +12,42 @@ namespace {
 
 // q (rows, heads, d) -> turned (rows, heads, d); k (rows, groups, d) and v (rows, groups, dv) -> keys and values
 // (blocks, groups, size, d or dv) of 16 or 8 bits, the latter with a scale for each row of a head. Queries and keys:
-// RMS norm, if there are weights (d,), then rotation of the first 2 pairs values by the position times frequencies
-// (pairs,).
+// RMS norm, if there are weights (d,), then rotation of the first 2 pairs values by the angles.
 struct Append {
-    const float *q, *k, *v, *q_weight, *k_weight, *frequencies;
-    const int* positions; // (rows,)
-    const long* slots;    // (rows,), block * size + the position within the block
+    const float *q, *k, *v, *q_weight, *k_weight;
+    const float* angles; // (rows, 2, pairs): cosines and sines
+    const long* slots;   // (rows,), block * size + the position within the block
     float* turned;
     void *keys, *values;
     float *key_scales, *value_scales; // (blocks, groups, size), or null
     int rows, heads, groups, d, dv, pairs, interleaved, size, bits;
-    float magnitude, eps;
+    float eps;
 };
 
-// The sine and cosine of each pair at one position; room for a head that is normed, and for a key that is turned.
+// Cosines and sines of rows' positions times frequencies (pairs,), times magnitude: out (rows, 2, pairs).
+struct Angles {
+    const float* frequencies;
+    const int* positions; // (rows,)
+    float* out;
+    int rows, pairs;
+    float magnitude;
+};
+
+void angles(const Angles& a) {
+    share(long(a.rows) * a.pairs * 32 >= SMALL, a.rows, [&](int row) {
+        float *cosine = a.out + 2L * row * a.pairs, *sine = cosine + a.pairs;
+        for (int i = 0; i < a.pairs; i++) {
+            float angle = float(a.positions[row]) * a.frequencies[i];
+            cosine[i] = std::cos(angle) * a.magnitude;
+            sine[i] = std::sin(angle) * a.magnitude;
+        }
+    });
+}
+
+// The angles of a row; room for a head that is normed, and for a key that is turned.
 struct Turn {
-    float *cosine, *sine, *normed, *key;
+    const float *cosine, *sine;
+    float *normed, *key;
 };
 
 // One head x (d,) -> out (d,). weight: (d,), or null for no norm.
@@ -80,19 +100,15 @@ void append(const Append& a) {
     bool is_shared = long(a.rows) * (a.heads + a.groups) * a.d >= SMALL;
     share(is_shared, a.rows, [&](int row) {
         thread_local std::vector<float> scratch;
-        scratch.resize(2 * (a.pairs + a.d));
-        float *cosine = scratch.data(), *sine = cosine + a.pairs, *normed = sine + a.pairs;
-        for (int i = 0; i < a.pairs; i++) {
-            float angle = float(a.positions[row]) * a.frequencies[i];
-            cosine[i] = std::cos(angle) * a.magnitude;
-            sine[i] = std::sin(angle) * a.magnitude;
-        }
-        append_row(a, row, {cosine, sine, normed, normed + a.d});
+        scratch.resize(2 * a.d);
+        const float* cosine = a.angles + 2L * row * a.pairs;
+        append_row(a, row, {cosine, cosine + a.pairs, scratch.data(), scratch.data() + a.d});
     });
 }
 
-CALL(Append, append, F(q), F(k), F(v), F(q_weight), F(k_weight), F(frequencies), F(positions), F(slots), F(turned),
-     F(keys), F(values), F(key_scales), F(value_scales), F(rows), F(heads), F(groups), F(d), F(dv), F(pairs),
-     F(interleaved), F(size), F(bits), F(magnitude), F(eps))
+CALL(Angles, angles, F(frequencies), F(positions), F(out), F(rows), F(pairs), F(magnitude))
+CALL(Append, append, F(q), F(k), F(v), F(q_weight), F(k_weight), F(angles), F(slots), F(turned), F(keys), F(values),
+     F(key_scales), F(value_scales), F(rows), F(heads), F(groups), F(d), F(dv), F(pairs), F(interleaved), F(size),
+     F(bits), F(eps))
 
 } // namespace

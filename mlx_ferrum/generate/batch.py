@@ -33,26 +33,20 @@ class BatchStats:
     """Figures of a `batch_generate`, summed over all prompts.
 
     prompt_tokens: all tokens of the prompts, also those that a prompt before had in common
-    prompt_time, generation_time: seconds; the first token of each text counts with its prompt
-    prompt_tps, generation_tps: tokens per second
+    prompt_time: seconds until the first token of each text is there
+    generation_tokens: tokens of all texts
+    generation_time: seconds for all tokens but the first of each text
+    prompt_tps, generation_tps: tokens per second of these times
     peak_memory: GB
     """
 
-    prompt_tokens: int = 0
-    prompt_time: float = 0.0
-    generation_tokens: int = 0
-    generation_time: float = 0.0
-    peak_memory: float = 0.0
-
-    @property
-    def prompt_tps(self) -> float:
-        """Prompt tokens per second."""
-        return self.prompt_tokens / self.prompt_time if self.prompt_time else 0.0
-
-    @property
-    def generation_tps(self) -> float:
-        """Generated tokens per second."""
-        return self.generation_tokens / self.generation_time if self.generation_time else 0.0
+    prompt_tokens: int
+    prompt_time: float
+    prompt_tps: float
+    generation_tokens: int
+    generation_time: float
+    generation_tps: float
+    peak_memory: float
 
 
 @dataclass
@@ -205,13 +199,16 @@ class _Run:
             done(self._extend([(text, text.tokens[-1:]) for text in running]))
         for text in texts:
             self._leave(text)
-        generated = sum(len(text.tokens) for text in texts) - len(texts)
+        read, written = sum(len(t.prompt) for t in texts), sum(len(t.tokens) for t in texts)
+        seconds = [max(1e-9, span) for span in (middle - start, time.perf_counter() - middle)]
         return BatchStats(
-            sum(len(text.prompt) for text in texts),
-            middle - start,
-            generated,
-            time.perf_counter() - middle,
-            peak_memory(),
+            prompt_tokens=read,
+            prompt_time=seconds[0],
+            prompt_tps=read / seconds[0],
+            generation_tokens=written,
+            generation_time=seconds[1],
+            generation_tps=(written - len(texts)) / seconds[1],
+            peak_memory=peak_memory(),
         )
 
     def _begin(self, waiting: deque[_Text], reading: list[_Text], size: int) -> None:
@@ -246,6 +243,8 @@ class _Run:
         batch.advance()
         ready = [i for i, (text, _) in enumerate(rows) if not text.unread()]
         texts = [rows[i][0] for i in ready]
+        if not ready:
+            return 0
         if len(ready) < len(rows):
             index: Any = np.array(ready) if isinstance(logits, np.ndarray) else mx.array(ready)
             logits, likeliest, ranges = (x[index] for x in (logits, likeliest, ranges))

@@ -10,7 +10,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from ...batch import Place
+from ...batch import Batch, Place
 from ...kernels.cpu import native
 from ...options import HeadNorms
 from .arguments import constant, floats
@@ -37,7 +37,6 @@ def append(
 ) -> np.ndarray:
     q, k, v = map(floats, (q, k, v))
     (rows, heads, d), (groups, dv) = q.shape, v.shape[1:]
-    turns = constant("append: frequencies", frequencies, *frequencies.shape)
     q_weight, k_weight, eps = (None, None, 0.0) if norms is None else norms
     turned, to = empty(rows, heads, d), at.storage
     native.run(
@@ -47,8 +46,7 @@ def append(
         v=v,
         q_weight=None if q_weight is None else constant("append: norm of q", q_weight, d),
         k_weight=None if k_weight is None else constant("append: norm of k", k_weight, d),
-        frequencies=turns,
-        positions=at.batch.positions,
+        angles=_angles(at.batch, frequencies, magnitude),
         slots=at.paging.slots,
         turned=turned,
         keys=to.keys,
@@ -62,12 +60,31 @@ def append(
         groups=groups,
         d=d,
         dv=dv,
-        pairs=turns.size,
+        pairs=frequencies.size,
         interleaved=interleaved,
-        magnitude=magnitude,
         eps=eps,
     )
     return turned
+
+
+def _angles(batch: Batch, frequencies: mx.array, magnitude: float) -> np.ndarray:
+    """Cosines and sines (n, 2, pairs) of the rows' positions, once for all layers with the same frequencies."""
+    key = (id(frequencies), magnitude)
+    found: np.ndarray | None = batch.shared.get(key)
+    if found is None:
+        turns = constant("append: frequencies", frequencies, *frequencies.shape)
+        rows, pairs = len(batch.positions), turns.size
+        found = batch.shared[key] = empty(rows, 2, pairs)
+        native.run(
+            "Angles",
+            frequencies=turns,
+            positions=batch.positions,
+            out=found,
+            rows=rows,
+            pairs=pairs,
+            magnitude=magnitude,
+        )
+    return found
 
 
 def attend(

@@ -76,6 +76,7 @@ class _Step(Generic[T]):
 
     def _record(self, run: Callable[[Batch], T]) -> T:
         made, before = native.Recording(), self._recording
+        self._batch.shared.clear()
         with within(self._arena), native.recorded(made):
             out = run(self._batch)
         self._recording = made
@@ -88,7 +89,7 @@ def _copy(batch: Batch) -> Batch:
     states = [Paging(p.table.copy(), p.slots.copy()) for p in batch.states]
     names = ("tokens", "positions", "starts", "lengths")
     arrays: dict[str, Any] = {name: np.array(getattr(batch, name)) for name in names}
-    return replace(batch, rows=[], states=states, **arrays)
+    return replace(batch, rows=[], states=states, shared={}, **arrays)
 
 
 def _fill(target: Batch, source: Batch) -> None:
