@@ -24,6 +24,7 @@ from .options import Gating as Gating
 from .options import HeadNorms as HeadNorms
 from .options import Norm as Norm
 from .options import Routing as Routing
+from .profile import watched
 from .shapes import check_append, check_attend, check_experts, check_pair, check_product
 from .tensor import QTensor
 
@@ -89,7 +90,8 @@ def observed(see: Observer) -> Iterator[None]:
     before = _backend()
     _active = cast("Backend[Any]", Observed(before, see))
     try:
-        yield
+        with watched():
+            yield
     finally:
         _active = before
 
@@ -106,7 +108,8 @@ def substituted(tensors: Mapping[str, QTensor]) -> Iterator[None]:
     before = _backend()
     _active = cast("Backend[Any]", Substituted(before, tensors))
     try:
-        yield
+        with watched():  # a recorded step would hold the model's own tensors
+            yield
     finally:
         _active = before
 

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from collections.abc import Mapping
+from typing import Any
 
-from ..batch import Batch
 from ..tensor import QTensor
-
-T = TypeVar("T")
 
 
 class Substituted:
@@ -28,10 +25,6 @@ class Substituted:
             return found(*map(self._replaced, args), **named)
 
         return call
-
-    def repeated(self, run: Callable[[Batch], T]) -> Callable[[Batch], T]:
-        """Repeats nothing: a recorded step would hold the model's own tensors."""
-        return run
 
     def _concerns(self, value: Any) -> bool:
         if isinstance(value, QTensor):

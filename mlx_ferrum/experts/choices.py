@@ -12,6 +12,7 @@ import numpy as np
 from mlx_ferrum.models.base import LanguageModel
 from mlx_ferrum.models.encoder import Encoder
 from mlx_ferrum.nn import Experts, Observer
+from mlx_ferrum.profile import watched
 
 
 @dataclass
@@ -59,7 +60,7 @@ class Choices:
 def observe(model: LanguageModel) -> Generator[list[Choices]]:
     """Count what the layers of a model choose while this is entered; a `Choices` for each that has experts.
 
-    Call `model` or `model.body` meanwhile: the token loop of `generate` repeats steps without them.
+    Call the model meanwhile, or generate text with it.
     """
     layers = with_experts(model)
     choices = [Choices(i, np.zeros(experts.count, np.int64)) for i, experts in layers]
@@ -84,11 +85,12 @@ def with_experts(model: LanguageModel) -> list[tuple[int, Experts]]:
 
 @contextmanager
 def observers(layers: Sequence[tuple[int, Experts]], given: Sequence[Observer]) -> Generator[None]:
-    """While entered, each layer has its observer."""
+    """While entered, each layer has its observer, in every step."""
     try:
         for (_, experts), observer in zip(layers, given, strict=True):
             experts.observer = observer
-        yield
+        with watched():
+            yield
     finally:
         for _, experts in layers:
             experts.observer = None

@@ -36,7 +36,7 @@ class Repeated(Generic[T]):
         self._repeats = True  # until it is seen that the calls differ
 
     def __call__(self, batch: Batch) -> T:
-        if not batch.decodes or not self._repeats or profile.is_active():
+        if not batch.decodes or not self._repeats or profile.is_watched():
             return self._run(batch)
         shape = (len(batch.lengths), *(paging.table.shape for paging in batch.states))
         step = self._steps.pop(shape, None)
