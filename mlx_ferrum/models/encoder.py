@@ -81,7 +81,7 @@ class Encoder(LoadedModel):
             "the model is an encoder, which makes embeddings and no text: use mlx_ferrum.embed"
         )
 
-    hidden_states = logits = make_cache
+    hidden_states = logits = make_states = make_cache
 
 
 def language_model(model: LoadedModel, name: str | Path) -> LanguageModel:
