@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import gguf as gguf_py
-import mlx.core as mx
 import numpy as np
 
 from mlx_ferrum import ops
@@ -44,7 +43,7 @@ class Collector:
     def __init__(self) -> None:
         self.tensors: dict[str, Sums] = {}
 
-    def see(self, x: mx.array, ws: Sequence[QTensor], ids: mx.array | None) -> None:
+    def see(self, x: ops.Array, ws: Sequence[QTensor], ids: ops.Array | None) -> None:
         """Raises ValueError if an input is NaN or infinite, or so large that float32 cannot hold its sum."""
         squares = np.square(np.asarray(ops.to_mlx(x)), dtype=np.float64).reshape(-1, x.shape[-1])
         chosen = np.zeros(len(squares), np.int64) if ids is None else np.asarray(ids).reshape(-1)

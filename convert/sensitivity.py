@@ -79,7 +79,7 @@ class Baseline:
             self._move_to(layer)
         with ops.substituted({tensor.name: tensor}):
             if tensor.name == "output.weight":
-                hidden: Iterable[mx.array] = self._last
+                hidden: Iterable[ops.Array] = self._last
             else:
                 inputs = self._inputs if layer >= 0 else self._embedded()
                 hidden = self._from(max(layer, 0), inputs)
@@ -98,21 +98,21 @@ class Baseline:
         mx.eval(*map(ops.to_mlx, self._inputs))
         self._layer = layer
 
-    def _embedded(self) -> list[mx.array]:
+    def _embedded(self) -> list[ops.Array]:
         return [self._model.body.embed_tokens(tokens) for tokens in self._chunks]
 
     def _batches(self) -> Iterator[Batch]:
         """For each chunk a batch over an empty cache."""
         return (self._model.make_cache().batch(tokens[None]) for tokens in self._chunks)
 
-    def _from(self, layer: int, inputs: Iterable[mx.array]) -> Iterator[mx.array]:
+    def _from(self, layer: int, inputs: Iterable[ops.Array]) -> Iterator[mx.array]:
         """What the layers from this one on make of each chunk, (positions, hidden), normed for the head."""
         body = self._model.body
         for x, batch, positions in zip(inputs, self._batches(), self._positions, strict=True):
             hidden = body.norm(body.run(x, batch, layer, len(body.layers)))
             yield ops.to_mlx(hidden)[mx.array(positions)]
 
-    def _logits(self, hidden: Iterable[mx.array]) -> Iterator[np.ndarray]:
+    def _logits(self, hidden: Iterable[ops.Array]) -> Iterator[np.ndarray]:
         """(at most ROWS, vocabulary) float32 each, in order."""
         for x in hidden:
             for start in range(0, len(x), ROWS):

@@ -14,7 +14,7 @@ from . import ops
 from .profile import stage
 from .tensor import QTensor
 
-Observer = Callable[[mx.array, mx.array, mx.array], None]
+Observer = Callable[[ops.Array, ops.Array, ops.Array], None]
 
 
 class QLinear(nn.Module):
@@ -26,7 +26,7 @@ class QLinear(nn.Module):
         if bias is not None:
             self.bias = bias
 
-    def __call__(self, x: mx.array, add: mx.array | None = None) -> mx.array:
+    def __call__(self, x: ops.Array, add: ops.Array | None = None) -> ops.Array:
         """add: (..., rows), a residual to add to the product."""
         return ops.matmul(x, self.weight, bias=self.get("bias"), add=add)
 
@@ -42,7 +42,7 @@ class RMSNorm(nn.Module):
         super().__init__()
         self.weight, self.eps = weight, eps
 
-    def __call__(self, x: mx.array, add: mx.array | None = None) -> mx.array:
+    def __call__(self, x: ops.Array, add: ops.Array | None = None) -> ops.Array:
         """add: (..., d), a residual to add to the normed x."""
         return ops.rms_norm(x, self.weight, self.eps, add=add)
 
@@ -59,7 +59,7 @@ class FusedLinear(nn.Module):
         super().__init__()
         self.parts = list(parts)
 
-    def __call__(self, x: mx.array, norm: RMSNorm | None = None) -> list[mx.array]:
+    def __call__(self, x: ops.Array, norm: RMSNorm | None = None) -> list[ops.Array]:
         """norm: of x, before the products."""
         weights = [part.weight for part in self.parts]
         biases = [part.get("bias") for part in self.parts]
@@ -73,7 +73,7 @@ class QEmbedding(nn.Module):
         super().__init__()
         self.weight, self.scale = weight, scale
 
-    def __call__(self, ids: mx.array) -> mx.array:
+    def __call__(self, ids: ops.Array) -> ops.Array:
         return ops.rows(self.weight, ids, self.scale)
 
     def _extra_repr(self) -> str:
@@ -90,8 +90,8 @@ class GatedMLP(nn.Module):
         self.gate_proj, self.up_proj, self.down_proj, self.act = gate, up, down, act
 
     def __call__(
-        self, x: mx.array, norm: RMSNorm | None = None, add: mx.array | None = None
-    ) -> mx.array:
+        self, x: ops.Array, norm: RMSNorm | None = None, add: ops.Array | None = None
+    ) -> ops.Array:
         """norm: of x, before the products."""
         gate, up, args = self.gate_proj, self.up_proj, None if norm is None else norm.args
         biases = [gate.get("bias"), up.get("bias")]
@@ -142,15 +142,15 @@ class Experts(nn.Module):
         return f"{self.routing.used} of {self.count}, {' + '.join(types)}, {self.gate.shape[1:]}"
 
     def __call__(
-        self, x: mx.array, norm: RMSNorm | None = None, add: mx.array | None = None
-    ) -> mx.array:
+        self, x: ops.Array, norm: RMSNorm | None = None, add: ops.Array | None = None
+    ) -> ops.Array:
         """norm: of x, before all products."""
         x, ids, weights = self._choose(x, norm)
         out = self._ask(x, ids, weights, add)
         return self.shared(x, add=out) if "shared" in self else out
 
     @stage("router")
-    def _choose(self, x: mx.array, norm: RMSNorm | None) -> tuple[mx.array, mx.array, mx.array]:
+    def _choose(self, x: ops.Array, norm: RMSNorm | None) -> tuple[ops.Array, ops.Array, ops.Array]:
         """Also x, normed."""
         if norm is None:
             logits = ops.matmul(x, self.router)
@@ -162,6 +162,8 @@ class Experts(nn.Module):
         return x, ids, weights
 
     @stage("experts")
-    def _ask(self, x: mx.array, ids: mx.array, weights: mx.array, add: mx.array | None) -> mx.array:
+    def _ask(
+        self, x: ops.Array, ids: ops.Array, weights: ops.Array, add: ops.Array | None
+    ) -> ops.Array:
         inner = ops.gather_gate_up(x, self.gate, self.up, ids, self.act)  # (..., n, rows)
         return ops.gather_down(inner, self.down, ids, weights, add=add)

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from .batch import Batch, Place
 
 T = TypeVar("T")
+Array = mx.array | np.ndarray  # activations: NumPy's on the cpu backend, MLX's on all others
 MAX_THREADS = 512  # as in ggml; the library aborts when the system refuses a thread
 _active: Backend[Any] | None = None
 

@@ -6,9 +6,9 @@ from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-import mlx.core as mx
 import numpy as np
 
+from mlx_ferrum import ops
 from mlx_ferrum.models.base import LanguageModel
 from mlx_ferrum.models.encoder import Encoder
 from mlx_ferrum.nn import Experts, Observer
@@ -28,7 +28,7 @@ class Choices:
     counts: np.ndarray
     tokens: int = 0
 
-    def add(self, logits: mx.array, ids: mx.array, weights: mx.array) -> None:
+    def add(self, logits: ops.Array, ids: ops.Array, weights: ops.Array) -> None:
         """An observer of `nn.Experts`. logits: (..., experts), ids and weights: (..., used)"""
         found = np.asarray(ids)
         self.counts += np.bincount(found.reshape(-1), minlength=self.counts.size)

@@ -69,7 +69,7 @@ def routes(model: LanguageModel, tokens: Sequence[int]) -> list[Routes]:
 def _noting(parts: list[np.ndarray]) -> Observer:
     """An observer that keeps logits, ids and weights of a batch of one text."""
 
-    def note(logits: mx.array, ids: mx.array, weights: mx.array) -> None:
+    def note(logits: ops.Array, ids: ops.Array, weights: ops.Array) -> None:
         found = ops.to_mlx(logits), ids, ops.to_mlx(weights)
         parts.extend(np.array(x)[0] for x in found)
 

@@ -145,8 +145,8 @@ class MLP(GatedMLP):
 
     @stage("mlp")
     def __call__(
-        self, x: mx.array, norm: RMSNorm | None = None, add: mx.array | None = None
-    ) -> mx.array:
+        self, x: ops.Array, norm: RMSNorm | None = None, add: ops.Array | None = None
+    ) -> ops.Array:
         return super().__call__(x, norm, add)
 
 
@@ -162,7 +162,7 @@ class Decoder(nn.Module):
         """What each layer keeps of a sequence."""
         return [layer.keeps for layer in self.layers]
 
-    def __call__(self, batch: Batch, see: Callable[[mx.array], None] | None = None) -> mx.array:
+    def __call__(self, batch: Batch, see: Callable[[ops.Array], None] | None = None) -> ops.Array:
         """see: called with the embeddings, then with what each layer gives, (n, hidden)."""
         x = self.embed_tokens(batch.tokens)
         if see is not None:
@@ -171,12 +171,12 @@ class Decoder(nn.Module):
 
     def run(
         self,
-        x: mx.array,
+        x: ops.Array,
         batch: Batch,
         first: int,
         stop: int,
-        see: Callable[[mx.array], None] | None = None,
-    ) -> mx.array:
+        see: Callable[[ops.Array], None] | None = None,
+    ) -> ops.Array:
         """What layers first to stop - 1 make of x, (n, hidden), before the norm."""
         for i in range(first, stop):
             x = self.layers[i](x, batch.layer(i))
@@ -272,16 +272,16 @@ class LanguageModel(LoadedModel):
             self.check_file()
         return cache.batch(tokens)
 
-    def head(self, x: mx.array) -> mx.array:
+    def head(self, x: ops.Array) -> mx.array:
         """x: (..., hidden) -> logits (..., vocabulary) float32"""
         return ops.to_mlx(self.scores(x))
 
     @stage("head")
-    def scores(self, x: mx.array) -> mx.array:
+    def scores(self, x: ops.Array) -> ops.Array:
         """x: (..., hidden) -> logits (..., vocabulary), in the backend's kind of array"""
         return self.finish(self.output(x))
 
-    def finish(self, logits: mx.array) -> mx.array:
+    def finish(self, logits: ops.Array) -> ops.Array:
         """logits: (..., vocabulary), as the architecture ends them."""
         return logits
 
@@ -329,7 +329,7 @@ def _check_tokens(tokens: Any) -> None:
         )
 
 
-def heads(x: mx.array, n: int) -> mx.array:
+def heads(x: ops.Array, n: int) -> ops.Array:
     """x: (..., n d) -> (..., n, d)"""
     return x.reshape(*x.shape[:-1], n, -1)
 

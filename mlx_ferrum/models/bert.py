@@ -77,7 +77,7 @@ class LayerNorm(nn.Module):
         self.bias = w.vector(f"{name}.bias", args.hidden_size)
         self.eps = args.norm_eps
 
-    def __call__(self, x: mx.array) -> mx.array:
+    def __call__(self, x: ops.Array) -> ops.Array:
         return mx.fast.layer_norm(ops.to_mlx(x), self.weight, self.bias, self.eps)
 
 
@@ -93,7 +93,7 @@ class Attention(nn.Module):
         )
         self.o_proj = w.linear("attn_output", h, h)
 
-    def __call__(self, x: mx.array, lengths: list[int]) -> mx.array:
+    def __call__(self, x: ops.Array, lengths: list[int]) -> ops.Array:
         q, k, v = (heads(part, self.num_heads).swapaxes(1, 2) for part in self.qkv_proj(x))
         out = ops.attend_both_ways(q, k, v, lengths, scale=self.scale)
         return self.o_proj(out.swapaxes(1, 2).reshape(x.shape), add=x)
@@ -110,7 +110,7 @@ class MLP(nn.Module):
         self.up_proj = w.linear("ffn_up", args.intermediate_size, args.hidden_size)
         self.down_proj = w.linear("ffn_down", args.hidden_size, args.intermediate_size)
 
-    def __call__(self, x: mx.array) -> mx.array:
+    def __call__(self, x: ops.Array) -> ops.Array:
         return self.down_proj(ops.gelu(self.up_proj(x)), add=x)
 
 
@@ -123,7 +123,7 @@ class EncoderLayer(nn.Module):
         self.attention_norm = LayerNorm("attn_output_norm", args, w)
         self.output_norm = LayerNorm("layer_output_norm", args, w)
 
-    def __call__(self, x: mx.array, lengths: list[int]) -> mx.array:
+    def __call__(self, x: ops.Array, lengths: list[int]) -> ops.Array:
         x = self.attention_norm(self.attention(x, lengths))
         return self.output_norm(self.mlp(x))
 
@@ -152,11 +152,11 @@ class Model(Encoder):
             raise ValueError(f"{length} tokens in a row, expected {self.context_length} at most")
         if self.check_file is not None:
             self.check_file()
-        x = ops.to_mlx(self.embed_tokens(tokens))  # (b, l, hidden)
+        x: ops.Array = ops.to_mlx(self.embed_tokens(tokens))  # (b, l, hidden)
         x = x + ops.to_mlx(self.positions(mx.arange(length)))
         if "token_types" in self:
             x = x + ops.to_mlx(self.token_types(mx.array([0])))
         x = self.norm(x)
         for layer in self.layers:
             x = layer(x, lengths)
-        return self.pooling(x, lengths)
+        return self.pooling(ops.to_mlx(x), lengths)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import mlx.core as mx
-
 from .. import ops
 from ..nn import Experts, GatedMLP, RMSNorm
 from ..profile import stage
@@ -29,8 +27,8 @@ class SharedExpert(GatedMLP):
 
     @stage("shared expert")
     def __call__(
-        self, x: mx.array, norm: RMSNorm | None = None, add: mx.array | None = None
-    ) -> mx.array:
+        self, x: ops.Array, norm: RMSNorm | None = None, add: ops.Array | None = None
+    ) -> ops.Array:
         if norm is not None:
             x = norm(x)
         return ops.sigmoid_gate(super().__call__(x), self.share(x), add=add)

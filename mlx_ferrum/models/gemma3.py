@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-import mlx.core as mx
 import numpy as np
 from mlx import nn
 
@@ -91,7 +90,7 @@ class DecoderLayer(nn.Module):
         self.mlp = MLP(args, w, act="gelu")
         self.post_feedforward_layernorm = w.norm("post_ffw_norm", size, eps)
 
-    def __call__(self, x: mx.array, at: Place) -> mx.array:
+    def __call__(self, x: ops.Array, at: Place) -> ops.Array:
         attended = self.self_attn(x, at, self.input_layernorm)
         x = self.post_attention_layernorm(attended, add=x)
         out = self.mlp(x, self.pre_feedforward_layernorm)
@@ -123,6 +122,6 @@ class Model(LanguageModel):
         super().__init__(args, w)
         self.body = Gemma3Model(args, w)
 
-    def finish(self, logits: mx.array) -> mx.array:
+    def finish(self, logits: ops.Array) -> ops.Array:
         cap = self.args.final_softcap
         return ops.softcap(logits, cap) if cap else logits

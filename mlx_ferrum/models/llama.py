@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-import mlx.core as mx
 from mlx import nn
 
 from .. import ops
@@ -57,8 +56,8 @@ class Attention(nn.Module):
 
     @stage("attention")
     def __call__(
-        self, x: mx.array, at: Place, norm: RMSNorm, add: mx.array | None = None
-    ) -> mx.array:
+        self, x: ops.Array, at: Place, norm: RMSNorm, add: ops.Array | None = None
+    ) -> ops.Array:
         q, k, v = self.qkv_proj(x, norm)
         q = ops.append(
             heads(q, self.args.num_heads),
@@ -92,7 +91,7 @@ class DecoderLayer(nn.Module):
         self.post_attention_layernorm = w.norm("ffn_norm", args.hidden_size, args.norm_eps)
         self.mlp = feed_forward(args, w, i)
 
-    def __call__(self, x: mx.array, at: Place) -> mx.array:
+    def __call__(self, x: ops.Array, at: Place) -> ops.Array:
         x = self.self_attn(x, at, self.input_layernorm, add=x)
         return self.mlp(x, self.post_attention_layernorm, add=x)
 
