@@ -1,114 +1,133 @@
-// Rows of weights, packed so that one vector holds four neighbouring codes of each of LANES rows, times
-// rows of activations: four codes of each row times the same four activations are a few instructions.
-// Packing costs about as much as multiplying with seven rows with AVX-512, with three with AVX2.
+// A tile: chunks of some rows of weights, whose codes are unpacked to memory once, times panels of activations. A
+// word of codes, repeated in all lanes, is multiplied with a word of each row of a panel; several rows of weights
+// share what was loaded of the panel, several panels what was repeated.
 #pragma once
 
 #include "dot.h"
 
+// A chunk of a row of weights: words as those of activations, scales and biases of 16.
+struct Coded {
+    alignas(64) int word[KINDS][CHUNK / 4];
+    float scale[GROUPS], bias[GROUPS];
+
+    template <typename B>
+    FERRUM_INLINE void unpack(const B* row, int k, int c) {
+        Registers chunk;
+        registers::unpack_chunk(row, k, c, chunk);
+        for (int j = 0; j < CHUNK / CODES; j++)
+            for (int kind = 0; kind < KINDS; kind++) {
+                Ints words = exact::words(chunk.code[j], kind);
+                std::memcpy(word[kind] + LANES * j, &words, sizeof words);
+            }
+        for (int i = 0; i < GROUPS / LANES; i++) {
+            store_floats(scale + LANES * i, chunk.scale[i]);
+            store_floats(bias + LANES * i, chunk.bias[i]);
+        }
+    }
+};
+
 // SPAN: codes that share scale and bias, 16 or 32.
 template <int SPAN>
 class Tile {
-    // sums that registers hold, half of which are for the vectors of a row
-    static constexpr int SUMS = REGISTERS / 2 * sizeof(Ints) / sizeof(exact::Sum);
+    static constexpr int SUMS = REGISTERS / 2 * sizeof(Ints) / sizeof(exact::Sum); // that registers hold
+    static constexpr int TOGETHER = 2;                                             // panels that share codes
 
 public:
-    static constexpr int VECTORS = 2, ROWS = LANES * VECTORS, AT_ONCE = SUMS / VECTORS;
+    static constexpr int ROWS = 16;
 
-    // Take over ROWS rows of k weights. ahead: bytes to what is packed next.
+    // out[i * stride + r] = row r of `count` rows of k weights, at most ROWS, times row i of x. ahead: bytes to the
+    // rows that are read next.
     template <typename B>
-    void pack(const B* rows, int k, long ahead) {
-        size_t chunks = (k + CHUNK - 1) / CHUNK;
-        spans_ = k / SPAN;
-        code_.resize(chunks * CHUNK / 4);
-        scale_.resize(chunks * CHUNK / SPAN);
-        bias_.resize(scale_.size());
-        for (int v = 0; v < VECTORS; v++, rows += LANES * long(k / B::WEIGHTS))
-            for (size_t c = 0; c < chunks; c++) pack_chunk(rows, k, int(c), v, ahead);
-    }
-
-    // out[i * stride + r] = row r times row i of x.
-    void multiply(const Input& x, float* out, long stride) const {
-        int i = 0;
-        for (; i + AT_ONCE <= x.n; i += AT_ONCE) multiply_some<AT_ONCE>(x, i, out + i * stride, stride);
-        for (; i + 2 <= x.n; i += 2) multiply_some<2>(x, i, out + i * stride, stride);
-        if (i < x.n) multiply_some<1>(x, i, out + i * stride, stride);
+    void multiply(const B* rows, int count, const Input& x, long ahead, float* out, long stride) {
+        const Activations& in = *x.integers;
+        int panels = in.count(x.panel, x.n), chunks = (x.k + CHUNK - 1) / CHUNK;
+        sums_.assign(size_t(panels) * ROWS, Floats{});
+        for (int c = 0; c < chunks; c++) {
+            for (int r = 0; r < count; r++) {
+                const B* row = rows + long(r) * (x.k / B::WEIGHTS);
+                prefetch_chunk<2>(row, c, ahead);
+                codes_[r].unpack(row, x.k, c);
+            }
+            int spans = std::min(CHUNK, x.k - c * CHUNK) / SPAN;
+            for (int p = 0; p < panels;) p += multiply_panels(in, x.panel + p, x.panel + panels, c, count, spans, &sums_[p * ROWS]);
+        }
+        for (int p = 0; p < panels; p++) {
+            finish(in, x.panel + p, &sums_[p * ROWS], count, out, stride);
+            out += in.rows(x.panel + p) * stride;
+        }
     }
 
 private:
-    // A column of the tile: something of each row.
-    struct Column {
-        Floats of[VECTORS];
-    };
-
-    // Chunk c of LANES rows, which go to vector v.
-    template <typename B>
-    void pack_chunk(const B* rows, int k, int c, int v, long ahead) {
-        constexpr int CODE = CHUNK / CODES, SCALE = GROUPS / LANES; // vectors of a row
-        Floats code[CODE][LANES], scale[SCALE][LANES], bias[SCALE][LANES];
-        for (int r = 0; r < LANES; r++) {
-            Registers chunk;
-            prefetch_chunk<2>(rows + long(r) * (k / B::WEIGHTS), c, ahead);
-            registers::unpack_chunk(rows + long(r) * (k / B::WEIGHTS), k, c, chunk);
-            for (int j = 0; j < CODE; j++) code[j][r] = (Floats)chunk.code[j];
-            for (int j = 0; j < SCALE; j++) {
-                scale[j][r] = chunk.scale[j];
-                bias[j][r] = chunk.bias[j];
-            }
+    // Chunk c times panels from `first` on; how many.
+    int multiply_panels(const Activations& in, int first, int end, int c, int count, int spans, Floats* sums) const {
+        if (end - first >= TOGETHER && in.parts(first + TOGETHER - 1) == 1) {
+            multiply_chunk<1, TOGETHER>(in, first, c, count, spans, sums);
+            return TOGETHER;
         }
-        Column* codes = &code_[size_t(c) * CHUNK / 4];
-        for (int j = 0; j < CODE; j++) place(code[j], 1, codes + LANES * j, v);
-        constexpr int STEP = SPAN / GROUP;
-        size_t at = size_t(c) * CHUNK / SPAN;
-        for (int j = 0; j < SCALE; j++, at += LANES / STEP) {
-            place(scale[j], STEP, &scale_[at], v);
-            place(bias[j], STEP, &bias_[at], v);
-        }
+        with_parts(in.parts(first), [&](auto parts) {
+            if constexpr (parts.value != ALONE) multiply_chunk<parts.value, 1>(in, first, c, count, spans, sums);
+        });
+        return 1;
     }
 
-    // Every `step`-th of the columns that LANES rows have.
-    static void place(Floats* rows, int step, Column* out, int v) {
-        registers::transpose(rows);
-        for (int i = 0; i < LANES; i += step) out[i / step].of[v] = rows[i];
+    template <int PARTS, int N>
+    void multiply_chunk(const Activations& in, int first, int c, int count, int spans, Floats* sums) const {
+        constexpr int SIDE = std::min(8, SUMS / N); // rows of weights side by side
+        const Panel<PARTS>* x[N];
+        for (int i = 0; i < N; i++) x[i] = in.chunks<PARTS>(first + i) + c;
+        for (int r = 0; r < count; r += SIDE) multiply_rows<PARTS, N, SIDE>(codes_ + r, x, spans, sums + r);
     }
 
-    // N rows of x, four codes of all rows at a time: N * VECTORS sums that do not wait for each other.
-    template <int N>
-    void multiply_some(const Input& x, int first, float* out, long stride) const {
-        const Whole* rows[N];
-        for (int i = 0; i < N; i++) rows[i] = x.whole(first + i);
-        Floats sums[N][VECTORS] = {};
-        for (int s = 0; s < spans_; s++) {
-            int chunk = s * SPAN / CHUNK, at = s * SPAN % CHUNK / 4;
-            exact::Sum exact[N][VECTORS];
+    template <int PARTS, int N, int SIDE>
+    __attribute__((noinline)) static void multiply_rows(const Coded* codes, const Panel<PARTS>* const* x, int spans, Floats* sums) {
+        constexpr int QUADS = SPAN / 4;
+        for (int s = 0; s < spans; s++) {
+            exact::Sum exact[SIDE][N];
 #pragma GCC unroll 8
-            for (int j = 0; j < SPAN / 4; j++) {
-                const Column& code = code_[size_t(s) * SPAN / 4 + j];
+            for (int q = 0; q < QUADS / PARTS; q++)
+#pragma GCC unroll 2
+                for (int kind = 0; kind < KINDS; kind++) {
+                    Ints part[N];
 #pragma GCC unroll 4
-                for (int i = 0; i < N; i++) {
-                    const Whole& row = rows[i][chunk];
-                    Ints high = Ints{} + row.first[at + j], low = Ints{} + row.second[at + j];
-                    for (int v = 0; v < VECTORS; v++) exact[i][v].add((Ints)code.of[v], high, low);
+                    for (int i = 0; i < N; i++) part[i] = in_register(x[i]->word[s * QUADS / PARTS + q][kind]);
+#pragma GCC unroll 8
+                    for (int r = 0; r < SIDE; r++) {
+                        Ints code = repeat_words<PARTS>(codes[r].word[kind] + s * QUADS + q * PARTS);
+#pragma GCC unroll 4
+                        for (int i = 0; i < N; i++) exact[r][i].add(code, part[i]);
+                    }
+                }
+            int g = s * (SPAN / GROUP);
+#pragma GCC unroll 4
+            for (int i = 0; i < N; i++) {
+                Floats step = x[i]->scale[g], shift = x[i]->sum[g];
+                if (SPAN > GROUP) shift += x[i]->sum[g + 1];
+#pragma GCC unroll 8
+                for (int r = 0; r < SIDE; r++) {
+                    Floats& sum = sums[i * ROWS + r];
+                    Floats total = sum + codes[r].bias[g] * shift;
+                    sum = total + to_floats(exact[r][i].value()) * (codes[r].scale[g] * step);
                 }
             }
-#pragma GCC unroll 4
-            for (int i = 0; i < N; i++) add_scaled(sums[i], exact[i], s, rows[i][chunk]);
-        }
-        for (int i = 0; i < N; i++)
-            for (int v = 0; v < VECTORS; v++) store_floats(out + i * stride + LANES * v, sums[i][v]);
-    }
-
-    // Exact sums of span s, which lies in x, as floats.
-    FERRUM_INLINE void add_scaled(Floats* sum, const exact::Sum* exact, int s, const Whole& x) const {
-        int group = s * SPAN % CHUNK / GROUP;
-        Floats step = repeat(x.scale[group]), shift = repeat(x.sum[group]);
-        if (SPAN > GROUP) shift += x.sum[group + 1];
-        for (int v = 0; v < VECTORS; v++) {
-            sum[v] += bias_[s].of[v] * shift;
-            sum[v] += to_floats(exact[v].value()) * (scale_[s].of[v] * step);
         }
     }
 
-    int spans_ = 0;
-    std::vector<Column> code_;         // four codes of each row
-    std::vector<Column> scale_, bias_; // of each span
+    // Each row's sums, added up over its lanes, to where they belong.
+    static void finish(const Activations& in, int panel, Floats* sums, int count, float* out, long stride) {
+        int rows = in.rows(panel), lanes = LANES / panel_rows(in.parts(panel));
+        for (int r = 0; r < count; r += LANES) {
+            registers::transpose(sums + r);
+            for (int i = 0; i < rows; i++) {
+                Floats total = sums[r + i * lanes];
+                for (int j = 1; j < lanes; j++) total += sums[r + i * lanes + j];
+                if (r + LANES <= count)
+                    store_floats(out + i * stride + r, total);
+                else
+                    for (int j = r; j < count; j++) out[i * stride + j] = total[j - r];
+            }
+        }
+    }
+
+    Coded codes_[ROWS];
+    std::vector<Floats> sums_; // of each panel, for each row of weights
 };
