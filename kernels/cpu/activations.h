@@ -105,19 +105,25 @@ private:
             store_floats(out.scale + g, most / LARGEST + poison);
             store_floats(factors + g, most > SMALLEST ? LARGEST / most : Floats{});
         }
-        Floats sums[GROUPS];
-        for (int g = 0; g < GROUPS; g++) {
-            Ints sum = {};
-            for (int i = g * GROUP; i < (g + 1) * GROUP; i += LANES) {
-                Floats scaled = load_floats(x + i) * factors[g];
-                Floats half = scaled < 0 ? Floats{} - 0.5f : Floats{} + 0.5f;
-                Ints value = __builtin_convertvector(scaled + half, Ints);
-                sum += value;
-                exact::split<PANEL>(value, out.first + i / 4, out.second + i / 4);
-            }
-            sums[g] = __builtin_convertvector(sum, Floats);
+        for (int i = 0; i < CHUNK; i += LANES) {
+            Floats scaled = load_floats(x + i) * factors[i / GROUP];
+            Floats half = scaled < 0 ? Floats{} - 0.5f : Floats{} + 0.5f;
+            exact::split<PANEL>(__builtin_convertvector(scaled + half, Ints), out.first + i / 4, out.second + i / 4);
         }
-        for (int g = 0; g < GROUPS; g += LANES) store_floats(out.sum + g, load_floats(out.scale + g) * totals(sums + g));
+        for (int g = 0; g < GROUPS; g += LANES)
+            store_floats(out.sum + g, load_floats(out.scale + g) * totals<PANEL>(out, g));
+    }
+
+    // Sums of 16 values each, of LANES groups from g on.
+    template <bool PANEL>
+    static Floats totals(const Whole& x, int g) {
+        Ints fours[4];
+        for (int j = 0; j < 4; j++) {
+            int at = 4 * g + LANES * j;
+            fours[j] = exact::total<PANEL>(load_ints(x.first + at), load_ints(x.second + at));
+        }
+        Ints sums = add_pairs(add_pairs(fours[0], fours[1]), add_pairs(fours[2], fours[3]));
+        return __builtin_convertvector(sums, Floats);
     }
 
     // The largest magnitude of 32 values; infinite or NaN if one of them is. As integers, magnitudes

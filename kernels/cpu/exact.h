@@ -127,4 +127,16 @@ FERRUM_INLINE void split(Ints v, int* first, int* second) {
     split_pairs(v, first, second);
 }
 
+// In each lane, the sum of four activations.
+template <bool PANEL>
+FERRUM_INLINE Ints total(Ints first, Ints second) {
+#ifdef FERRUM_DOT
+    if (!PANEL || BYTES) return product(Ints{} + 0x01010101, first, second);
+#endif
+    Sum sum;
+    sum.add(Ints{} + 0x00010001, first);
+    sum.add(Ints{} + 0x00010001, second);
+    return sum.value();
+}
+
 } // namespace exact

@@ -98,7 +98,8 @@ void multiply_quantized(const Stretch<B>& s) {
         // the next tile's rows; there are none after the last but what `next` says
         bool is_last = row + Fitting::ROWS >= s.last;
         long ahead = (const char*)(s.next && is_last ? s.next : s.row(row + Fitting::ROWS)) - (const char*)s.row(row);
-        tile.multiply(s.row(row), std::min(Fitting::ROWS, s.last - row), s.in, ahead, s.out + row, s.stride);
+        int count = std::min(Fitting::ROWS, s.last - row);
+        tile.multiply(s.row(row), count, s.row(s.last), ahead, s.in, s.out + row, s.stride);
     }
 }
 

@@ -3,7 +3,7 @@
 #pragma once
 
 #include "exact.h"
-#include "unpack.h"
+#include "registers.h"
 
 // A chunk of a row of activations, as words for each four; see exact.h.
 struct Whole {
@@ -38,22 +38,41 @@ struct Panel {
 
     // Take over chunks of `count` rows.
     void fill(const Whole* rows, int count) {
-        std::memset(this, 0, sizeof *this);
-        for (int i = 0; i < count; i++) {
-            for (int q = 0; q < CHUNK / 4 / PARTS; q++) {
-                std::memcpy(lane(word[q][0], i, 0), rows[i].first + q * PARTS, 4 * PARTS);
-                std::memcpy(lane(word[q][KINDS - 1], i, HALVES - 1), rows[i].second + q * PARTS, 4 * PARTS);
-            }
-            for (int g = 0; g < GROUPS; g++) {
-                for (int h = 0; h < HALVES; h++)
-                    for (int p = 0; p < PARTS; p++)
-                        ((float*)lane(scale[g], i, h))[p] = rows[i].scale[g] * (h + 1 < HALVES ? 128 : 1);
-                *(float*)lane(sum[g], i, 0) = rows[i].sum[g];
-            }
+        if constexpr (ROWS == LANES) {
+            for (int kind = 0; kind < KINDS; kind++)
+                turn(rows, count, CHUNK / 4, [&](const Whole& row) { return kind ? row.second : row.first; }, &word[0][kind], KINDS);
+            turn(rows, count, GROUPS, [](const Whole& row) { return row.scale; }, scale, 1);
+            turn(rows, count, GROUPS, [](const Whole& row) { return row.sum; }, sum, 1);
+        } else {
+            std::memset(this, 0, sizeof *this);
+            for (int i = 0; i < count; i++) fill_row(rows[i], i);
         }
     }
 
 private:
+    // Numbers of rows that fill the lanes: number j of each goes to out[j * step].
+    template <typename Numbers, typename V>
+    static void turn(const Whole* rows, int count, int numbers, Numbers of, V* out, int step) {
+        for (int j = 0; j < numbers; j += LANES) {
+            Floats block[LANES] = {};
+            for (int i = 0; i < count; i++) std::memcpy(&block[i], of(rows[i]) + j, sizeof block[i]);
+            registers::transpose(block);
+            for (int i = 0; i < LANES; i++) out[(j + i) * step] = (V)block[i];
+        }
+    }
+
+    void fill_row(const Whole& row, int i) {
+        for (int q = 0; q < CHUNK / 4 / PARTS; q++) {
+            std::memcpy(lane(word[q][0], i, 0), row.first + q * PARTS, 4 * PARTS);
+            std::memcpy(lane(word[q][KINDS - 1], i, HALVES - 1), row.second + q * PARTS, 4 * PARTS);
+        }
+        for (int g = 0; g < GROUPS; g++) {
+            for (int h = 0; h < HALVES; h++)
+                std::fill_n((float*)lane(scale[g], i, h), PARTS, row.scale[g] * (h + 1 < HALVES ? 128 : 1));
+            *(float*)lane(sum[g], i, 0) = row.sum[g];
+        }
+    }
+
     // Where the parts of a row lie in a vector.
     template <typename V>
     static int* lane(V& v, int row, int half) {

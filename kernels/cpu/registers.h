@@ -44,14 +44,13 @@ FERRUM_INLINE void unpack(const B* b, Registers& out) {
 
 namespace registers {
 
-// Chunk c of a row of k weights; one that the row does not fill is padded with zeros.
+// A chunk, of which the first `left` blocks may be read; the others count as zeros.
 template <typename B>
-FERRUM_INLINE void unpack_chunk(const B* row, int k, int c, Registers& out) {
+FERRUM_INLINE void unpack_chunk(const B* blocks, long left, Registers& out) {
     constexpr int per_chunk = CHUNK / B::WEIGHTS;
-    int left = k / B::WEIGHTS - c * per_chunk;
-    if (left >= per_chunk) return unpack<CHUNK / CODES>(row + c * per_chunk, out);
+    if (left >= per_chunk) return unpack<CHUNK / CODES>(blocks, out);
     B padded[per_chunk] = {};
-    std::memcpy(padded, row + c * per_chunk, sizeof(B) * left);
+    std::memcpy(padded, blocks, sizeof(B) * left);
     unpack<CHUNK / CODES>(padded, out);
 }
 

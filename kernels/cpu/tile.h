@@ -10,10 +10,11 @@ struct Coded {
     alignas(64) int word[KINDS][CHUNK / 4];
     float scale[GROUPS], bias[GROUPS];
 
+    // left: blocks that may be read, be they of this row or of the next ones.
     template <typename B>
-    FERRUM_INLINE void unpack(const B* row, int k, int c) {
+    FERRUM_INLINE void unpack(const B* blocks, long left) {
         Registers chunk;
-        registers::unpack_chunk(row, k, c, chunk);
+        registers::unpack_chunk(blocks, left, chunk);
         for (int j = 0; j < CHUNK / CODES; j++)
             for (int kind = 0; kind < KINDS; kind++) {
                 Ints words = exact::words(chunk.code[j], kind);
@@ -35,18 +36,19 @@ class Tile {
 public:
     static constexpr int ROWS = 16;
 
-    // out[i * stride + r] = row r of `count` rows of k weights, at most ROWS, times row i of x. ahead: bytes to the
-    // rows that are read next.
+    // out[i * stride + r] = row r of `count` rows of k weights, at most ROWS, times row i of x. end: of what may be
+    // read, at least these rows; ahead: bytes to the rows that are read next.
     template <typename B>
-    void multiply(const B* rows, int count, const Input& x, long ahead, float* out, long stride) {
+    void multiply(const B* rows, int count, const B* end, long ahead, const Input& x, float* out, long stride) {
         const Activations& in = *x.integers;
         int panels = in.count(x.panel, x.n), chunks = (x.k + CHUNK - 1) / CHUNK;
         sums_.assign(size_t(panels) * ROWS, Floats{});
         for (int c = 0; c < chunks; c++) {
             for (int r = 0; r < count; r++) {
                 const B* row = rows + long(r) * (x.k / B::WEIGHTS);
+                const B* blocks = row + c * (CHUNK / B::WEIGHTS);
                 prefetch_chunk<2>(row, c, ahead);
-                codes_[r].unpack(row, x.k, c);
+                codes_[r].unpack(blocks, end - blocks);
             }
             int spans = std::min(CHUNK, x.k - c * CHUNK) / SPAN;
             for (int p = 0; p < panels;) p += multiply_panels(in, x.panel + p, x.panel + panels, c, count, spans, &sums_[p * ROWS]);
