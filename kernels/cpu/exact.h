@@ -8,13 +8,16 @@
 
 namespace exact {
 
+// Whether one instruction adds four products of bytes.
+#ifdef FERRUM_DOT
+constexpr bool DOT = true;
+#else
+constexpr bool DOT = false;
+#endif
+
 // Whether panels of activations, too, are words of bytes. Instructions for pairs of 16 bits do as much and need no
 // high and low sums, where there are any.
-#if defined(FERRUM_NEON) && defined(FERRUM_DOT)
-constexpr bool BYTES = true;
-#else
-constexpr bool BYTES = false;
-#endif
+constexpr bool BYTES = DOT && LANES == 4;
 
 typedef std::uint16_t Shorts __attribute__((vector_size(4 * LANES)));
 
@@ -118,20 +121,33 @@ FERRUM_INLINE void split_pairs(Ints v, int* first, int* second) {
 #endif
 }
 
-// PANEL: for panels; else for a row alone.
-template <bool PANEL>
+// IN_PANEL: for panels; else for a row alone.
+template <bool IN_PANEL>
 FERRUM_INLINE void split(Ints v, int* first, int* second) {
 #ifdef FERRUM_DOT
-    if (!PANEL || BYTES) return split_bytes(v, first, second);
+    if (!IN_PANEL || BYTES) return split_bytes(v, first, second);
 #endif
     split_pairs(v, first, second);
 }
 
+#ifdef FERRUM_AVX512
+// Words of four runs of 8, two of which are in a and two in b, in turn.
+FERRUM_INLINE void interleave(Ints& a, Ints& b) {
+    const __m512i first = _mm512_set_epi32(27, 19, 11, 3, 26, 18, 10, 2, 25, 17, 9, 1, 24, 16, 8, 0);
+    const __m512i second = _mm512_add_epi32(first, _mm512_set1_epi32(4));
+    Ints low = (Ints)_mm512_permutex2var_epi32((__m512i)a, first, (__m512i)b);
+    b = (Ints)_mm512_permutex2var_epi32((__m512i)a, second, (__m512i)b);
+    a = low;
+}
+#else
+FERRUM_INLINE void interleave(Ints&, Ints&) {} // runs follow each other
+#endif
+
 // In each lane, the sum of four activations.
-template <bool PANEL>
+template <bool IN_PANEL>
 FERRUM_INLINE Ints total(Ints first, Ints second) {
 #ifdef FERRUM_DOT
-    if (!PANEL || BYTES) return product(Ints{} + 0x01010101, first, second);
+    if (!IN_PANEL || BYTES) return product(Ints{} + 0x01010101, first, second);
 #endif
     Sum sum;
     sum.add(Ints{} + 0x00010001, first);

@@ -17,7 +17,7 @@ constexpr int UNKNOWN = -1; // the expert of pairs whose id is none
 // Pairs with one expert.
 struct Group {
     int expert, first, count; // pairs [first, first + count) in order
-    int panel = 0;            // the first of their rows of x; see Input
+    int place = 0;            // of their rows of x; see Input
 };
 
 // The pairs of a call in order of experts, then of tokens.
@@ -52,7 +52,7 @@ public:
         Input in{x, 0, k, integers(x, k, w, count, sets.data(), int(sets.size()))};
         const Set* set = sets.data();
         for (Group& g : *groups_)
-            if (g.expert != UNKNOWN) g.panel = set++->panel;
+            if (g.expert != UNKNOWN) g.place = set++->place;
         return in;
     }
 
@@ -104,7 +104,7 @@ void multiply(const Weight& stack, Input in, const Part& p, const int* rows, con
         return;
     }
     Weight w = expert_of(stack, p.group->expert, in.k);
-    in.n = p.group->count, in.rows = rows, in.panel = p.group->panel;
+    in.n = p.group->count, in.rows = rows, in.place = p.group->place;
     multiply_rows(w, in, p.first, p.last, out - p.first, width, next);
     for (int i = 0; w.bias && i < in.n; i++)
         for (int r = 0; r < width; r++) out[long(i) * width + r] += w.bias[p.first + r];

@@ -1,6 +1,6 @@
-// One row of activations: a row of weights is unpacked chunk by chunk, in registers, and multiplied. The weights are
-// read once, and that bounds the speed: with AVX-512, unpacking 256 codes takes some 100 instructions and multiplying
-// them 35; with AVX2 it takes 140 in all.
+// Few rows of activations: a row of weights is unpacked chunk by chunk, in registers, and multiplied with each. The
+// weights are read once, and that bounds the speed: with AVX-512, unpacking 256 codes takes some 100 instructions and
+// multiplying them 35; with AVX2 it takes 140 in all.
 // More rows: see tile.h.
 #include "linear.h"
 
@@ -54,44 +54,54 @@ struct Stretch {
     const B* row(int r) const { return w + r * long(in.k / B::WEIGHTS); }
 };
 
-// ROWS rows of weights from `row` on times the only row of x, side by side: a sum alone would wait for itself.
-template <int ROWS, typename B>
-void multiply_some(const Stretch<B>& s, int row, long ahead) {
-    const Whole* x = s.in.integers->row(s.in.panel);
+// ROWS rows of weights from `row` on with N rows of x from `at` on, side by side: a sum alone would wait for itself.
+template <int ROWS, int N, typename B>
+void multiply_some(const Stretch<B>& s, int row, int at, long ahead) {
+    const Whole* x[N];
+    for (int i = 0; i < N; i++) x[i] = s.in.integers->row(s.in.place + at + i);
     const B* rows = s.row(row);
     int k = s.in.k;
     long blocks = k / B::WEIGHTS;
-    Floats sums[ROWS] = {};
+    Floats sums[ROWS][N] = {};
     Registers chunk;
     for (int c = 0; c < k / CHUNK; c++)
 #pragma GCC unroll 4
         for (int r = 0; r < ROWS; r++) {
             prefetch_chunk<3>(rows + r * blocks, c, ahead);
             registers::unpack<CHUNK / CODES>(rows + r * blocks + c * (CHUNK / B::WEIGHTS), chunk);
-            add_product(chunk, x[c], sums[r]);
+#pragma GCC unroll 4
+            for (int i = 0; i < N; i++) add_product(chunk, x[i][c], sums[r][i]);
         }
     Finish<B> finish = finish_of<B>(k);
+    float* out = s.out + at * s.stride + row;
 #pragma GCC unroll 4
     for (int r = 0; r < ROWS; r++)
-        s.out[row + r] = B::WEIGHTS == SHARED ? finish(rows + r * blocks, k, x, sums[r]) : total(sums[r]);
+#pragma GCC unroll 4
+        for (int i = 0; i < N; i++)
+            out[i * s.stride + r] =
+                B::WEIGHTS == SHARED ? finish(rows + r * blocks, k, x[i], sums[r][i]) : total(sums[r][i]);
 }
 
-template <typename B>
-void multiply_one(const Stretch<B>& s) {
-    constexpr int ROWS = 4;
+// All rows of x, which are N or fewer.
+template <int N, typename B>
+void multiply_few(const Stretch<B>& s) {
+    if constexpr (N > 1)
+        if (s.in.n < N) return multiply_few<N - 1>(s);
+    constexpr int ROWS = N == 1 ? 4 : 2; // registers hold as many sums
     const char* end = (const char*)s.row(s.last);
     long near = ahead<B>(s.last - s.first, s.in.k), beyond = near + (s.next ? (const char*)s.next - end : 0);
     int row = s.first;
     for (; row + ROWS <= s.last; row += ROWS) {
         bool inside = end - (const char*)s.row(row) > near;
-        multiply_some<ROWS>(s, row, inside ? near : beyond);
+        multiply_some<ROWS, N>(s, row, 0, inside ? near : beyond);
     }
-    for (; row < s.last; row++) multiply_some<1>(s, row, AHEAD_LEAST);
+    for (; row < s.last; row++) // seldom any: not worth compiling for each N
+        for (int i = 0; i < N; i++) multiply_some<1, 1>(s, row, i, AHEAD_LEAST);
 }
 
 template <typename B>
 void multiply_quantized(const Stretch<B>& s) {
-    if (s.in.n == 1) return multiply_one(s);
+    if (s.in.n <= FEW) return multiply_few<FEW>(s);
     using Fitting = Tile<B::GROUP == 16 ? 16 : 32>;
     thread_local Fitting tile;
     for (int row = s.first; row < s.last; row += Fitting::ROWS) {

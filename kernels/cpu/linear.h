@@ -19,7 +19,7 @@ struct Input {
     const float* x;
     int n, k;
     const Activations* integers;
-    int panel = 0;             // the first of theirs in `integers`
+    int place = 0;             // where they begin in `integers`
     const int* rows = nullptr; // their numbers in x; null: the first ones
 
     const float* floats(int i) const { return x + long(rows ? rows[i] : i) * k; }

@@ -51,8 +51,8 @@ const Activations* integers(const float* x, int k, const Weight* w, int count, S
     thread_local Activations kept;
     Activations& out = kept;
     out.clear(k);
-    for (Set* s = sets; s < sets + n; s++) s->panel = out.add(s->n, s->rows);
-    pool_run(out.panels(), [&](int i) { out.quantize(i, x); });
+    for (Set* s = sets; s < sets + n; s++) s->place = out.add(s->n, s->rows);
+    pool_run(out.places(), [&](int i) { out.quantize(i, x); });
     return &out;
 }
 

@@ -3,15 +3,15 @@
 
 #include "ahead.h"
 
-// Rows of x that are multiplied at once: those numbered `rows`, or the first n. panel: see Input.
+// Rows of x that are multiplied at once: those numbered `rows`, or the first n. place: see Input.
 struct Set {
     int n;
     const int* rows;
-    int panel;
+    int place;
 };
 
 // Sets of rows of x: (.., k) as integers, quantized on all threads, if one of the weights is quantized, else null; they
-// last until the thread's next call. Writes the panels of the sets.
+// last until the thread's next call. Writes the places of the sets.
 const Activations* integers(const float* x, int k, const Weight* w, int count, Set* sets, int n);
 
 // All n rows of x: (n, k), likewise.

@@ -1,29 +1,55 @@
-// A tile: chunks of some rows of weights, whose codes are unpacked to memory once, times panels of activations. A
-// word of codes, repeated in all lanes, is multiplied with a word of each row of a panel; several rows of weights
-// share what was loaded of the panel, several panels what was repeated.
+// A tile: chunks of some rows of weights, whose codes are unpacked to memory once, times panels of activations. Words
+// of codes, repeated for each row of a panel, are multiplied with all of them; several rows of weights share what was
+// loaded of the panels, several panels what was repeated.
 #pragma once
 
 #include "dot.h"
 
-// A chunk of a row of weights: words as those of activations, scales and biases of 16.
+// A chunk of a row of weights: words in the order of those of panels, scales and biases of 16.
 struct Coded {
     alignas(64) int word[KINDS][CHUNK / 4];
-    float scale[GROUPS], bias[GROUPS];
+    alignas(64) float scale[GROUPS], bias[GROUPS];
 
-    // left: blocks that may be read, be they of this row or of the next ones.
+    // Where the scale of half h of a run lies: as in the row, or the first halves of all runs before the second ones.
+    static constexpr int at(int run, int h) { return INTERLEAVED > 1 ? h * RUNS + run : 2 * run + h; }
+
+    // left: blocks that may be read, be they of this row or of the next ones; runs: those that count.
     template <typename B>
-    FERRUM_INLINE void unpack(const B* blocks, long left) {
+    FERRUM_INLINE void unpack(const B* blocks, long left, int runs) {
+        constexpr int STEP = INTERLEAVED > 1 ? 2 : 1; // vectors
         Registers chunk;
         registers::unpack_chunk(blocks, left, chunk);
-        for (int j = 0; j < CHUNK / CODES; j++)
+#pragma GCC unroll 16
+        for (int j = 0; j < CHUNK / CODES; j += STEP)
+#pragma GCC unroll 2
             for (int kind = 0; kind < KINDS; kind++) {
-                Ints words = exact::words(chunk.code[j], kind);
-                std::memcpy(word[kind] + LANES * j, &words, sizeof words);
+                Ints first = exact::words(chunk.code[j], kind), second = exact::words(chunk.code[j + STEP - 1], kind);
+                if (STEP > 1) exact::interleave(first, second);
+                store_ints(word[kind] + LANES * j, first);
+                if (STEP > 1) store_ints(word[kind] + LANES * (j + 1), second);
             }
         for (int i = 0; i < GROUPS / LANES; i++) {
-            store_floats(scale + LANES * i, chunk.scale[i]);
-            store_floats(bias + LANES * i, chunk.bias[i]);
+            store_floats(scale + LANES * i, halves(chunk.scale[i]));
+            store_floats(bias + LANES * i, halves(chunk.bias[i]));
         }
+        if (INTERLEAVED > 1 && runs < RUNS) clear(runs);
+    }
+
+private:
+    // Numbers of groups, in the order of `at`.
+    static FERRUM_INLINE Floats halves(Floats groups) {
+#if defined(FERRUM_AVX512)
+        const __m512i lanes = _mm512_set_epi32(15, 13, 11, 9, 7, 5, 3, 1, 14, 12, 10, 8, 6, 4, 2, 0);
+        return (Floats)_mm512_permutexvar_ps(lanes, (__m512)groups);
+#else
+        return groups;
+#endif
+    }
+
+    // What lies behind the end of a row must not poison the lanes that no run fills.
+    __attribute__((noinline)) void clear(int first) {
+        for (int run = first; run < RUNS; run++)
+            for (int h = 0; h < 2; h++) scale[at(run, h)] = bias[at(run, h)] = 0;
     }
 };
 
@@ -31,7 +57,8 @@ struct Coded {
 template <int SPAN>
 class Tile {
     static constexpr int SUMS = REGISTERS / 2 * sizeof(Ints) / sizeof(exact::Sum); // that registers hold
-    static constexpr int TOGETHER = 2;                                             // panels that share codes
+    static constexpr int TOGETHER = std::min(4, SUMS / 4);                          // panels that share codes
+    static constexpr int SPANS = SHARED / SPAN;                                     // of a run
 
 public:
     static constexpr int ROWS = 16;
@@ -41,82 +68,100 @@ public:
     template <typename B>
     void multiply(const B* rows, int count, const B* end, long ahead, const Input& x, float* out, long stride) {
         const Activations& in = *x.integers;
-        int panels = in.count(x.panel, x.n), chunks = (x.k + CHUNK - 1) / CHUNK;
-        sums_.assign(size_t(panels) * ROWS, Floats{});
-        for (int c = 0; c < chunks; c++) {
+        int end_place = x.place;
+        for (int n = x.n; n > 0; end_place++) n -= in.rows(end_place);
+        sums_.assign(size_t(end_place - x.place) * ROWS, Floats{});
+        for (int c = 0; c * CHUNK < x.k; c++) {
+            int runs = std::min(CHUNK, x.k - c * CHUNK) / SHARED;
             for (int r = 0; r < count; r++) {
-                const B* row = rows + long(r) * (x.k / B::WEIGHTS);
-                const B* blocks = row + c * (CHUNK / B::WEIGHTS);
-                prefetch_chunk<2>(row, c, ahead);
-                codes_[r].unpack(blocks, end - blocks);
+                const B* blocks = rows + long(r) * (x.k / B::WEIGHTS) + c * (CHUNK / B::WEIGHTS);
+                prefetch_chunk<2>(blocks, 0, ahead);
+                codes_[r].unpack(blocks, end - blocks, runs);
             }
-            int spans = std::min(CHUNK, x.k - c * CHUNK) / SPAN;
-            for (int p = 0; p < panels;) p += multiply_panels(in, x.panel + p, x.panel + panels, c, count, spans, &sums_[p * ROWS]);
+            Part part{in, c, (runs + INTERLEAVED - 1) / INTERLEAVED, count};
+            Floats* sums = sums_.data();
+            for (int p = x.place, done; p < end_place; p += done, sums += done * ROWS)
+                done = in.wide(p) == 1 ? multiply_most<TOGETHER>(part, p, end_place, sums)
+                                       : multiply_panels<MOST_WIDE, 1>(part, p, sums);
         }
-        for (int p = 0; p < panels; p++) {
-            finish(in, x.panel + p, &sums_[p * ROWS], count, out, stride);
-            out += in.rows(x.panel + p) * stride;
-        }
+        Floats* sums = sums_.data();
+        for (int p = x.place; p < end_place; out += in.rows(p++) * stride, sums += ROWS)
+            finish(sums, count, in.rows(p), LANES / (MOST_ROWS / in.wide(p)), out, stride);
     }
 
 private:
-    // Chunk c times panels from `first` on; how many.
-    int multiply_panels(const Activations& in, int first, int end, int c, int count, int spans, Floats* sums) const {
-        if (end - first >= TOGETHER && in.parts(first + TOGETHER - 1) == 1) {
-            multiply_chunk<1, TOGETHER>(in, first, c, count, spans, sums);
-            return TOGETHER;
-        }
-        with_parts(in.parts(first), [&](auto parts) {
-            if constexpr (parts.value != ALONE) multiply_chunk<parts.value, 1>(in, first, c, count, spans, sums);
-        });
-        return 1;
+    // Chunk c of `count` rows of weights, which has so many sets, times activations.
+    struct Part {
+        const Activations& in;
+        int c, sets, count;
+    };
+
+    // Panels from `place` on, at most N. Returns how many.
+    template <int N>
+    int multiply_most(const Part& part, int place, int end, Floats* sums) const {
+        if constexpr (N > 1)
+            if (end - place < N || part.in.wide(place + N - 1) != 1) return multiply_most<N / 2>(part, place, end, sums);
+        return multiply_panels<1, N>(part, place, sums);
     }
 
-    template <int PARTS, int N>
-    void multiply_chunk(const Activations& in, int first, int c, int count, int spans, Floats* sums) const {
+    template <int WIDE, int N>
+    int multiply_panels(const Part& part, int place, Floats* sums) const {
         constexpr int SIDE = std::min(8, SUMS / N); // rows of weights side by side
-        const Panel<PARTS>* x[N];
-        for (int i = 0; i < N; i++) x[i] = in.chunks<PARTS>(first + i) + c;
-        for (int r = 0; r < count; r += SIDE) multiply_rows<PARTS, N, SIDE>(codes_ + r, x, spans, sums + r);
+        const Panel<WIDE>* x[N];
+        for (int i = 0; i < N; i++) x[i] = part.in.template panel<WIDE>(place + i) + part.c;
+        for (int r = 0; r < part.count; r += SIDE) multiply_some<WIDE, N, SIDE>(codes_ + r, x, part.sets, sums + r);
+        return N;
     }
 
-    template <int PARTS, int N, int SIDE>
-    __attribute__((noinline)) static void multiply_rows(const Coded* codes, const Panel<PARTS>* const* x, int spans, Floats* sums) {
-        constexpr int QUADS = SPAN / 4;
-        for (int s = 0; s < spans; s++) {
-            exact::Sum exact[SIDE][N];
-#pragma GCC unroll 8
-            for (int q = 0; q < QUADS / PARTS; q++)
+    template <int WIDE, int N, int SIDE>
+    __attribute__((noinline)) static void multiply_some(const Coded* codes, const Panel<WIDE>* const* x, int sets, Floats* sums) {
+        constexpr int STEPS = QUADS / WIDE / SPANS;
+        for (int s = 0; s < sets; s++)
 #pragma GCC unroll 2
-                for (int kind = 0; kind < KINDS; kind++) {
-                    Ints part[N];
-#pragma GCC unroll 4
-                    for (int i = 0; i < N; i++) part[i] = in_register(x[i]->word[s * QUADS / PARTS + q][kind]);
+            for (int h = 0; h < SPANS; h++) {
+                exact::Sum exact[SIDE][N];
 #pragma GCC unroll 8
-                    for (int r = 0; r < SIDE; r++) {
-                        Ints code = repeat_words<PARTS>(codes[r].word[kind] + s * QUADS + q * PARTS);
+                for (int q = h * STEPS; q < (h + 1) * STEPS; q++)
+#pragma GCC unroll 2
+                    for (int kind = 0; kind < KINDS; kind++) {
+                        Ints part[N];
 #pragma GCC unroll 4
-                        for (int i = 0; i < N; i++) exact[r][i].add(code, part[i]);
+                        for (int i = 0; i < N; i++) part[i] = in_register(x[i]->word[s][q][kind]);
+                        add<WIDE, N, SIDE>(codes, kind, (s * QUADS + q * WIDE) * INTERLEAVED, part, exact);
                     }
-                }
-            int g = s * (SPAN / GROUP);
 #pragma GCC unroll 4
-            for (int i = 0; i < N; i++) {
-                Floats step = x[i]->scale[g], shift = x[i]->sum[g];
-                if (SPAN > GROUP) shift += x[i]->sum[g + 1];
-#pragma GCC unroll 8
-                for (int r = 0; r < SIDE; r++) {
-                    Floats& sum = sums[i * ROWS + r];
-                    Floats total = sum + codes[r].bias[g] * shift;
-                    sum = total + to_floats(exact[r][i].value()) * (codes[r].scale[g] * step);
+                for (int i = 0; i < N; i++) {
+                    Floats shift = x[i]->sum[s][h];
+                    if (SPANS == 1) shift += x[i]->sum[s][1];
+                    add_scaled<N, SIDE>(codes, Coded::at(s * INTERLEAVED, h), x[i]->scale[s], shift, &exact[0][i], sums + i * ROWS);
                 }
             }
+    }
+
+    // Words of SIDE rows of weights, at `at`, times those of N panels.
+    template <int WIDE, int N, int SIDE>
+    static FERRUM_INLINE void add(const Coded* codes, int kind, int at, const Ints* x, exact::Sum (*sums)[N]) {
+#pragma GCC unroll 8
+        for (int r = 0; r < SIDE; r++) {
+            Ints code = repeat_words<INTERLEAVED * WIDE>(codes[r].word[kind] + at);
+#pragma GCC unroll 4
+            for (int i = 0; i < N; i++) sums[r][i].add(code, x[i]);
         }
     }
 
-    // Each row's sums, added up over its lanes, to where they belong.
-    static void finish(const Activations& in, int panel, Floats* sums, int count, float* out, long stride) {
-        int rows = in.rows(panel), lanes = LANES / panel_rows(in.parts(panel));
+    // Every N-th exact sum as float, times the scales at `at`.
+    template <int N, int SIDE>
+    static FERRUM_INLINE void add_scaled(const Coded* codes, int at, Floats step, Floats shift, const exact::Sum* exact, Floats* sums) {
+#pragma GCC unroll 8
+        for (int r = 0; r < SIDE; r++) {
+            Floats scale = (Floats)repeat_words<INTERLEAVED>(codes[r].scale + at);
+            Floats sum = sums[r] + (Floats)repeat_words<INTERLEAVED>(codes[r].bias + at) * shift;
+            sums[r] = sum + to_floats(exact[r * N].value()) * (scale * step);
+        }
+    }
+
+    // The sums of `count` rows of weights, added up over the lanes of each row of x, to where they belong.
+    static void finish(Floats* sums, int count, int rows, int lanes, float* out, long stride) {
         for (int r = 0; r < count; r += LANES) {
             registers::transpose(sums + r);
             for (int i = 0; i < rows; i++) {

@@ -38,6 +38,8 @@ FERRUM_INLINE Ints load_ints(const void* p) {
     return s;
 }
 
+FERRUM_INLINE void store_ints(void* p, Ints s) { std::memcpy(p, &s, sizeof s); }
+
 FERRUM_INLINE Floats load_floats(const half* p) {
 #if defined(FERRUM_AVX512)
     return (Floats)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p));
@@ -71,10 +73,12 @@ FERRUM_INLINE Ints in_register(Ints v) {
 
 // COUNT neighbouring words, 1, 2 or 4, again and again.
 template <int COUNT>
-FERRUM_INLINE Ints repeat_words(const int* p) {
+FERRUM_INLINE Ints repeat_words(const void* p) {
     typedef long long Longs __attribute__((vector_size(4 * LANES)));
     if constexpr (COUNT == 1) {
-        return Ints{} + *p;
+        int word;
+        std::memcpy(&word, p, sizeof word);
+        return Ints{} + word;
     } else if constexpr (COUNT == 2) {
         long long both;
         std::memcpy(&both, p, sizeof both);
