@@ -13,7 +13,7 @@ constexpr float LARGEST = 16256;   // 127 * 128: the upper half of the bits fits
 constexpr float SMALLEST = 1e-34f; // if none of 32 is larger, they count as zero: 1 / step must be finite
 
 // So many rows are multiplied each by itself: unpacking codes for panels takes longer.
-constexpr int FEW = LANES == 16 ? 3 : LANES == 8 ? 2 : 1;
+constexpr int FEW = LANES >= 8 ? 2 : 1;
 constexpr int ALONE = 0; // instead of how wide a panel is
 
 // Sets of rows of k values, which are multiplied set by set: few rows as chunks of each, more as panels. Rows are
@@ -33,7 +33,9 @@ public:
         for (int i = 0; i < n; i += places_.back().count) {
             int wide = n <= FEW ? ALONE : wide_for(n - i), most = wide == ALONE ? 1 : MOST_ROWS / wide;
             places_.push_back({rows, i, std::min(most, n - i), wide, used_});
-            used_ += chunks_ * (wide == ALONE ? sizeof(Whole) : wide == 1 ? sizeof(Panel<1>) : sizeof(Panel<MOST_WIDE>));
+            used_ += chunks_ * (wide == ALONE ? sizeof(Whole)
+                                : wide == 1   ? sizeof(Panel<1>)
+                                              : sizeof(Panel<MOST_WIDE>));
         }
         kept_.resize(std::max(kept_.size(), used_ / sizeof(Line)));
         return number;

@@ -21,14 +21,14 @@ long ahead(long rows, int k) {
     return std::min(AHEAD_MOST, std::max(AHEAD_LEAST, bytes / 8));
 }
 
-// Turns the sums over the whole chunks of a row into its product with x.
+// Turns the sums over the whole chunks of a row into its product with x. end: of what may be read.
 template <typename B>
-using Finish = float (*)(const B* row, int k, const Whole* x, Floats sums);
+using Finish = float (*)(const B* row, int k, const B* end, const Whole* x, Floats sums);
 
 // J: vectors of 64 codes beyond the last whole chunk. Not inlined: every caller would have several copies.
 template <int J, typename B>
-__attribute__((noinline)) float finish(const B* row, int k, const Whole* x, Floats sums) {
-    float rest = add_rest<J>(row, k, x, sums);
+__attribute__((noinline)) float finish(const B* row, int k, const B* end, const Whole* x, Floats sums) {
+    float rest = add_rest<J>(row, k, end, x, sums);
     return total(sums) + rest;
 }
 
@@ -78,8 +78,8 @@ void multiply_some(const Stretch<B>& s, int row, int at, long ahead) {
     for (int r = 0; r < ROWS; r++)
 #pragma GCC unroll 4
         for (int i = 0; i < N; i++)
-            out[i * s.stride + r] =
-                B::WEIGHTS == SHARED ? finish(rows + r * blocks, k, x[i], sums[r][i]) : total(sums[r][i]);
+            out[i * s.stride + r] = B::WEIGHTS == SHARED ? finish(rows + r * blocks, k, s.row(s.last), x[i], sums[r][i])
+                                                         : total(sums[r][i]);
 }
 
 // All rows of x, which are N or fewer.

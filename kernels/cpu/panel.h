@@ -7,11 +7,11 @@
 #include "exact.h"
 #include "registers.h"
 
-constexpr int SHARED = 32;           // values that share a scale: a run
-constexpr int RUNS = CHUNK / SHARED; // of a chunk
-constexpr int QUADS = SHARED / 4;    // fours of a run
-constexpr int HALVES = exact::BYTES ? 2 : 1;            // lanes that a word takes
-constexpr int KINDS = 3 - HALVES;                       // vectors that four activations take
+constexpr int SHARED = 32;                   // values that share a scale: a run
+constexpr int RUNS = CHUNK / SHARED;         // of a chunk
+constexpr int QUADS = SHARED / 4;            // fours of a run
+constexpr int HALVES = exact::BYTES ? 2 : 1; // lanes that a word takes
+constexpr int KINDS = 3 - HALVES;            // vectors that four activations take
 constexpr int INTERLEAVED = LANES == 16 ? 4 : 1;
 constexpr int SETS = RUNS / INTERLEAVED;
 constexpr int MOST_WIDE = LANES == 8 ? 2 : 1;
@@ -79,7 +79,8 @@ private:
         std::memcpy(all, words, sizeof all);
         for (int j = 0; INTERLEAVED > 1 && j < CHUNK / CODES; j += 2) exact::interleave(all[j], all[j + 1]);
         Ints* to = &word[0][0][kind];
-        for (int i = 0; i < CHUNK / 4 / EACH; i++) std::memcpy((int*)(to + i * KINDS) + lane, (const int*)all + i * EACH, 4 * EACH);
+        for (int i = 0; i < CHUNK / 4 / EACH; i++)
+            std::memcpy((int*)(to + i * KINDS) + lane, (const int*)all + i * EACH, 4 * EACH);
     }
 };
 

@@ -57,8 +57,8 @@ private:
 template <int SPAN>
 class Tile {
     static constexpr int SUMS = REGISTERS / 2 * sizeof(Ints) / sizeof(exact::Sum); // that registers hold
-    static constexpr int TOGETHER = std::min(4, SUMS / 4);                          // panels that share codes
-    static constexpr int SPANS = SHARED / SPAN;                                     // of a run
+    static constexpr int TOGETHER = std::min(4, SUMS / 4);                         // panels that share codes
+    static constexpr int SPANS = SHARED / SPAN;                                    // of a run
 
 public:
     static constexpr int ROWS = 16;
@@ -100,7 +100,8 @@ private:
     template <int N>
     int multiply_most(const Part& part, int place, int end, Floats* sums) const {
         if constexpr (N > 1)
-            if (end - place < N || part.in.wide(place + N - 1) != 1) return multiply_most<N / 2>(part, place, end, sums);
+            if (end - place < N || part.in.wide(place + N - 1) != 1)
+                return multiply_most<N / 2>(part, place, end, sums);
         return multiply_panels<1, N>(part, place, sums);
     }
 
@@ -114,7 +115,8 @@ private:
     }
 
     template <int WIDE, int N, int SIDE>
-    __attribute__((noinline)) static void multiply_some(const Coded* codes, const Panel<WIDE>* const* x, int sets, Floats* sums) {
+    __attribute__((noinline)) static void multiply_some(const Coded* codes, const Panel<WIDE>* const* x, int sets,
+                                                        Floats* sums) {
         constexpr int STEPS = QUADS / WIDE / SPANS;
         for (int s = 0; s < sets; s++)
 #pragma GCC unroll 2
@@ -133,7 +135,8 @@ private:
                 for (int i = 0; i < N; i++) {
                     Floats shift = x[i]->sum[s][h];
                     if (SPANS == 1) shift += x[i]->sum[s][1];
-                    add_scaled<N, SIDE>(codes, Coded::at(s * INTERLEAVED, h), x[i]->scale[s], shift, &exact[0][i], sums + i * ROWS);
+                    add_scaled<N, SIDE>(codes, Coded::at(s * INTERLEAVED, h), x[i]->scale[s], shift, &exact[0][i],
+                                        sums + i * ROWS);
                 }
             }
     }
@@ -151,7 +154,8 @@ private:
 
     // Every N-th exact sum as float, times the scales at `at`.
     template <int N, int SIDE>
-    static FERRUM_INLINE void add_scaled(const Coded* codes, int at, Floats step, Floats shift, const exact::Sum* exact, Floats* sums) {
+    static FERRUM_INLINE void add_scaled(const Coded* codes, int at, Floats step, Floats shift, const exact::Sum* exact,
+                                         Floats* sums) {
 #pragma GCC unroll 8
         for (int r = 0; r < SIDE; r++) {
             Floats scale = (Floats)repeat_words<INTERLEAVED>(codes[r].scale + at);
