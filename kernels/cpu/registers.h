@@ -44,16 +44,6 @@ FERRUM_INLINE void unpack(const B* b, Registers& out) {
 
 namespace registers {
 
-// A chunk, of which the first `left` blocks may be read; the others count as zeros.
-template <typename B>
-FERRUM_INLINE void unpack_chunk(const B* blocks, long left, Registers& out) {
-    constexpr int per_chunk = CHUNK / B::WEIGHTS;
-    if (left >= per_chunk) return unpack<CHUNK / CODES>(blocks, out);
-    B padded[per_chunk] = {};
-    std::memcpy(padded, blocks, sizeof(B) * left);
-    unpack<CHUNK / CODES>(padded, out);
-}
-
 // LANES rows of LANES numbers become columns.
 FERRUM_INLINE void transpose(Floats* rows) {
 #if defined(FERRUM_AVX512)

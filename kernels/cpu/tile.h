@@ -13,12 +13,11 @@ struct Coded {
     // Where the scale of half h of a run lies: as in the row, or the first halves of all runs before the second ones.
     static constexpr int at(int run, int h) { return INTERLEAVED > 1 ? h * RUNS + run : 2 * run + h; }
 
-    // left: blocks that may be read, be they of this row or of the next ones; runs: those that count.
     template <typename B>
-    FERRUM_INLINE void unpack(const B* blocks, long left, int runs) {
+    FERRUM_INLINE void unpack(const B* blocks) {
         constexpr int STEP = INTERLEAVED > 1 ? 2 : 1; // vectors
         Registers chunk;
-        registers::unpack_chunk(blocks, left, chunk);
+        registers::unpack<CHUNK / CODES>(blocks, chunk);
 #pragma GCC unroll 16
         for (int j = 0; j < CHUNK / CODES; j += STEP)
 #pragma GCC unroll 2
@@ -32,7 +31,12 @@ struct Coded {
             store_floats(scale + LANES * i, halves(chunk.scale[i]));
             store_floats(bias + LANES * i, halves(chunk.bias[i]));
         }
-        if (INTERLEAVED > 1 && runs < RUNS) clear(runs);
+    }
+
+    // What lies behind the end of a row must not poison the lanes that none of its runs fills.
+    void clear(int first) {
+        for (int run = first; run < RUNS; run++)
+            for (int h = 0; h < 2; h++) scale[at(run, h)] = bias[at(run, h)] = 0;
     }
 
 private:
@@ -44,12 +48,6 @@ private:
 #else
         return groups;
 #endif
-    }
-
-    // What lies behind the end of a row must not poison the lanes that no run fills.
-    __attribute__((noinline)) void clear(int first) {
-        for (int run = first; run < RUNS; run++)
-            for (int h = 0; h < 2; h++) scale[at(run, h)] = bias[at(run, h)] = 0;
     }
 };
 
@@ -73,11 +71,8 @@ public:
         sums_.assign(size_t(end_place - x.place) * ROWS, Floats{});
         for (int c = 0; c * CHUNK < x.k; c++) {
             int runs = std::min(CHUNK, x.k - c * CHUNK) / SHARED;
-            for (int r = 0; r < count; r++) {
-                const B* blocks = rows + long(r) * (x.k / B::WEIGHTS) + c * (CHUNK / B::WEIGHTS);
-                prefetch_chunk<2>(blocks, 0, ahead);
-                codes_[r].unpack(blocks, end - blocks, runs);
-            }
+            unpack(rows + c * (CHUNK / B::WEIGHTS), x.k / B::WEIGHTS, count, end, ahead);
+            for (int r = 0; INTERLEAVED > 1 && runs < RUNS && r < count; r++) codes_[r].clear(runs);
             Part part{in, c, (runs + INTERLEAVED - 1) / INTERLEAVED, count};
             Floats* sums = sums_.data();
             for (int p = x.place, done; p < end_place; p += done, sums += done * ROWS)
@@ -90,6 +85,23 @@ public:
     }
 
 private:
+    // Chunks of `count` rows, `step` blocks apart, with what follows them where they are not whole, or else zeros.
+    template <typename B>
+    __attribute__((noinline)) void unpack(const B* first, long step, int count, const B* end, long ahead) {
+        constexpr int per_chunk = CHUNK / B::WEIGHTS;
+        long readable = end - first - per_chunk; // blocks from the last chunk that is whole
+        int whole = readable < 0 ? 0 : int(std::min(long(count), readable / step + 1)), r = 0;
+        for (; r < whole; r++) {
+            prefetch_chunk<2>(first + r * step, 0, ahead);
+            codes_[r].unpack(first + r * step);
+        }
+        for (; r < count; r++) {
+            B padded[per_chunk] = {};
+            std::memcpy(padded, first + r * step, sizeof(B) * (end - first - r * step));
+            codes_[r].unpack(padded);
+        }
+    }
+
     // Chunk c of `count` rows of weights, which has so many sets, times activations.
     struct Part {
         const Activations& in;
