@@ -6,49 +6,104 @@
 #include <cmath>
 #include <vector>
 
-#include "exact.h"
 #include "linear.h"
-#include "unpack.h"
+#include "panel.h"
 
-constexpr int SHARED = 32;         // values that share a scale
 constexpr float LARGEST = 16256;   // 127 * 128: the upper half of the bits fits a signed byte
 constexpr float SMALLEST = 1e-34f; // if none of 32 is larger, they count as zero: 1 / step must be finite
 
-// A chunk of activations, as words for each four; see exact.h.
-struct Whole {
-    alignas(64) int first[CHUNK / 4], second[CHUNK / 4];
-    float scale[GROUPS]; // of each 16 values
-    float sum[GROUPS];   // scale times the sum of the 16
-};
+// So many rows are multiplied each by itself: unpacking codes for panels takes longer.
+constexpr int FEW = LANES >= 8 ? 2 : 1;
+constexpr int ALONE = 0; // instead of how wide a panel is
 
-// n rows of k values, each padded with zeros to whole chunks. Storage is kept between uses.
+// Sets of rows of k values, which are multiplied set by set: few rows as chunks of each, more as panels. Rows are
+// padded with zeros to whole chunks. Storage is kept between uses.
 class Activations {
 public:
-    void resize(int rows, int k) {
-        n = rows, chunks = (k + CHUNK - 1) / CHUNK;
-        kept_.resize(std::max(kept_.size(), size_t(n) * chunks));
+    // Forget all sets.
+    void clear(int k) {
+        k_ = k, chunks_ = (k + CHUNK - 1) / CHUNK, used_ = 0;
+        places_.clear();
     }
 
-    // Take over row i of x: (k,) floats.
-    void quantize(int i, const float* x, int k) {
-        for (int c = 0; c < chunks; c++, x += CHUNK, k -= CHUNK) {
-            Whole& out = kept_[size_t(i) * chunks + c];
-            if (k >= CHUNK) {
-                quantize_chunk(x, out);
-            } else {
-                float padded[CHUNK] = {};
-                std::memcpy(padded, x, sizeof(float) * k);
-                quantize_chunk(padded, out);
-            }
+    // Make room for a set of n rows of x: those numbered `rows`, which must stay, or the first n. Returns the number
+    // of its first row or panel; the others follow.
+    int add(int n, const int* rows) {
+        int number = int(places_.size());
+        for (int i = 0; i < n; i += places_.back().count) {
+            int wide = n <= FEW ? ALONE : wide_for(n - i), most = wide == ALONE ? 1 : MOST_ROWS / wide;
+            places_.push_back({rows, i, std::min(most, n - i), wide, used_});
+            used_ += chunks_ * (wide == ALONE ? sizeof(Whole)
+                                : wide == 1   ? sizeof(Panel<1>)
+                                              : sizeof(Panel<MOST_WIDE>));
+        }
+        kept_.resize(std::max(kept_.size(), used_ / sizeof(Line)));
+        return number;
+    }
+
+    int places() const { return int(places_.size()); }
+
+    // Take over a row or the rows of a panel: x: (.., k) floats.
+    void quantize(int place, const float* x) {
+        switch (places_[place].wide) {
+        case ALONE:
+            for (int c = 0; c < chunks_; c++) quantize_chunk<false>(place, 0, c, x, ((Whole*)at(place))[c]);
+            break;
+        case 1:
+            quantize_panel<1>(place, x);
+            break;
+        default:
+            quantize_panel<MOST_WIDE>(place, x);
         }
     }
 
-    // The chunks of row i.
-    const Whole* row(int i) const { return &kept_[size_t(i) * chunks]; }
+    int wide(int place) const { return places_[place].wide; }
+    int rows(int place) const { return places_[place].count; }
 
-    int n = 0, chunks = 0;
+    // The chunks of a row or panel.
+    const Whole* row(int place) const { return (const Whole*)at(place); }
+
+    template <int WIDE>
+    const Panel<WIDE>* panel(int place) const {
+        return (const Panel<WIDE>*)at(place);
+    }
 
 private:
+    struct Place {
+        const int* rows;
+        int first, count, wide;
+        size_t at; // bytes
+    };
+
+    struct Line {
+        alignas(64) char bytes[64];
+    };
+
+    char* at(int place) { return (char*)kept_.data() + places_[place].at; }
+    const char* at(int place) const { return (const char*)kept_.data() + places_[place].at; }
+
+    template <int WIDE>
+    void quantize_panel(int place, const float* x) {
+        for (int c = 0; c < chunks_; c++) {
+            Whole rows[MOST_ROWS];
+            int count = places_[place].count;
+            for (int i = 0; i < count; i++) quantize_chunk<true>(place, i, c, x, rows[i]);
+            ((Panel<WIDE>*)at(place))[c].fill(rows, count);
+        }
+    }
+
+    // Chunk c of row i of a place.
+    template <bool IN_PANEL>
+    void quantize_chunk(int place, int i, int c, const float* x, Whole& out) {
+        const Place& p = places_[place];
+        x += long(p.rows ? p.rows[p.first + i] : p.first + i) * k_ + c * CHUNK;
+        if (k_ - c * CHUNK >= CHUNK) return quantize_chunk<IN_PANEL>(x, out);
+        float padded[CHUNK] = {};
+        std::memcpy(padded, x, sizeof(float) * (k_ - c * CHUNK));
+        quantize_chunk<IN_PANEL>(padded, out);
+    }
+
+    template <bool IN_PANEL>
     static void quantize_chunk(const float* x, Whole& out) {
         float sizes[GROUPS], factors[GROUPS];
         for (int g = 0; g < GROUPS; g++) sizes[g] = largest_size(x + g / 2 * SHARED);
@@ -60,9 +115,22 @@ private:
         for (int i = 0; i < CHUNK; i += LANES) {
             Floats scaled = load_floats(x + i) * factors[i / GROUP];
             Floats half = scaled < 0 ? Floats{} - 0.5f : Floats{} + 0.5f;
-            exact::split(__builtin_convertvector(scaled + half, Ints), out.first + i / 4, out.second + i / 4);
+            exact::split<IN_PANEL>(__builtin_convertvector(scaled + half, Ints), out.first + i / 4, out.second + i / 4);
         }
-        for (int g = 0; g < GROUPS; g += LANES) store_floats(out.sum + g, load_floats(out.scale + g) * totals(out, g));
+        for (int g = 0; g < GROUPS; g += LANES)
+            store_floats(out.sum + g, load_floats(out.scale + g) * totals<IN_PANEL>(out, g));
+    }
+
+    // Sums of 16 values each, of LANES groups from g on.
+    template <bool IN_PANEL>
+    static Floats totals(const Whole& x, int g) {
+        Ints fours[4];
+        for (int j = 0; j < 4; j++) {
+            int at = 4 * g + LANES * j;
+            fours[j] = exact::total<IN_PANEL>(load_ints(x.first + at), load_ints(x.second + at));
+        }
+        Ints sums = add_pairs(add_pairs(fours[0], fours[1]), add_pairs(fours[2], fours[3]));
+        return __builtin_convertvector(sums, Floats);
     }
 
     // The largest magnitude of 32 values; infinite or NaN if one of them is. As integers, magnitudes
@@ -76,18 +144,8 @@ private:
         return as_float(uint(largest(most)));
     }
 
-    // Sums of 16 values each, of LANES groups from g on.
-    static Floats totals(const Whole& x, int g) {
-        Ints fours[4];
-        for (int j = 0; j < 4; j++) {
-            int at = 4 * g + LANES * j;
-            fours[j] = exact::product(Ints{} + 0x01010101, load_ints(x.first + at), load_ints(x.second + at));
-        }
-        Ints sums = add_pairs(add_pairs(fours[0], fours[1]), add_pairs(fours[2], fours[3]));
-        return __builtin_convertvector(sums, Floats);
-    }
-
-    std::vector<Whole> kept_;
+    int k_ = 0, chunks_ = 0;
+    size_t used_ = 0; // bytes
+    std::vector<Place> places_;
+    std::vector<Line> kept_;
 };
-
-inline const Whole* Input::whole(int i) const { return integers->row(place(i)); }

@@ -69,15 +69,39 @@ FERRUM_INLINE float add_block(const B& block, const Whole& x, int at, Floats& su
     return a.y * (x.sum[at / GROUP] + x.sum[at / GROUP + 1]);
 }
 
+#ifdef FERRUM_AVX2
+// Add the first `count` runs of 32 codes of a chunk times x. The others may be anything.
+FERRUM_INLINE void add_runs(const Registers& chunk, const Whole& x, int count, Floats& sums) {
+    Floats scale[GROUPS / LANES];
+    for (int i = 0; i < GROUPS / LANES; i++) {
+        Ints counts = Ints{0, 1, 2, 3, 4, 5, 6, 7} + LANES * i < 2 * count;
+        scale[i] = (Floats)((Ints)chunk.scale[i] & counts) * load_floats(x.scale + LANES * i);
+        sums += (Floats)((Ints)chunk.bias[i] & counts) * load_floats(x.sum + LANES * i);
+    }
+    for (int j = 0; j < count; j++) {
+        Ints sum = exact::product(chunk.code[j], load_ints(x.first + LANES * j), load_ints(x.second + LANES * j));
+        sums += to_floats(sum) * spread(scale, j);
+    }
+}
+#endif
+
 // Add the last blocks of a row, which do not fill a chunk, times x; a part that is not in `sums` is
-// returned. J: whole vectors of 64 codes, which the longest registers take as such.
+// returned. J: whole vectors of 64 codes, which the longest registers take as such. end: of what may be read.
 template <int J, typename B>
-FERRUM_INLINE float add_rest(const B* row, int k, const Whole* x, Floats& sums) {
+FERRUM_INLINE float add_rest(const B* row, int k, const B* end, const Whole* x, Floats& sums) {
     float rest = 0;
     if constexpr (B::WEIGHTS == SHARED) {
         const B* blocks = row + k / CHUNK * (CHUNK / SHARED);
         const Whole& part = x[k / CHUNK];
         int done = 0;
+#ifdef FERRUM_AVX2
+        if (k % CHUNK && end - blocks >= CHUNK / SHARED) { // what follows is decoded, too: faster than block by block
+            Registers chunk;
+            registers::unpack<CHUNK / CODES>(blocks, chunk);
+            add_runs(chunk, part, k % CHUNK / SHARED, sums);
+            return 0;
+        }
+#endif
 #ifdef FERRUM_AVX512
         if constexpr (J > 0) {
             Registers vectors;

@@ -18,13 +18,15 @@ constexpr int UNKNOWN = -1; // the expert of pairs whose id is none
 // Pairs with one expert.
 struct Group {
     int expert, first, count; // pairs [first, first + count) in order
+    int place = 0;            // of their rows of x; see Input
 };
 
 // The pairs of a call in order of experts, then of tokens.
 class Pairs {
 public:
-    Pairs(const int* ids, int n, int used, int experts) {
-        thread_local std::vector<int> order, ends;
+    // sharing: how many neighbouring pairs have one row of x.
+    Pairs(const int* ids, int n, int used, int experts, int sharing) {
+        thread_local std::vector<int> order, rows, ends;
         thread_local std::vector<Group> groups;
         auto key = [&](int i) { return ids[i] < 0 || ids[i] >= experts ? 0 : ids[i] + 1; };
         int count = n * used;
@@ -37,7 +39,22 @@ public:
         }
         order.resize(count);
         for (int i = 0; i < count; i++) order[ends[key(i)]++] = i;
-        order_ = order.data(), groups_ = &groups;
+        rows.resize(count);
+        for (int i = 0; i < count; i++) rows[i] = order[i] / sharing;
+        order_ = order.data(), rows_ = rows.data(), groups_ = &groups;
+    }
+
+    // x: (.., k), also as integers if one of the weights is quantized: a set for each expert.
+    Input input(const float* x, int k, const Weight* w, int count) {
+        thread_local std::vector<Set> sets;
+        sets.clear();
+        for (const Group& g : *groups_)
+            if (g.expert != UNKNOWN) sets.push_back({g.count, rows(g), 0});
+        Input in{x, 0, k, integers(x, k, w, count, sets.data(), int(sets.size()))};
+        const Set* set = sets.data();
+        for (Group& g : *groups_)
+            if (g.expert != UNKNOWN) g.place = set++->place;
+        return in;
     }
 
     const std::vector<Group>& groups() const { return *groups_; }
@@ -45,10 +62,13 @@ public:
     // The pairs of a group, as numbers in (n, used).
     const int* of(const Group& g) const { return order_ + g.first; }
 
+    // The row of x of each.
+    const int* rows(const Group& g) const { return rows_ + g.first; }
+
 private:
     // kept by the calling thread for its next call
-    const int* order_;
-    const std::vector<Group>* groups_;
+    const int *order_, *rows_;
+    std::vector<Group>* groups_;
 };
 
 // One expert's part of a stack.
@@ -76,7 +96,7 @@ const void* start(const Weight& stack, int k, const Part& p) {
     return data + matrix_bytes(before, k);
 }
 
-// out: (count, last - first), a part of a stack times rows of x, of which `rows` says where they lie.
+// out: (count, last - first), a part of a stack times the group's rows of x, whose numbers are `rows`.
 // next: what is read after it.
 void multiply(const Weight& stack, Input in, const Part& p, const int* rows, const void* next, float* out) {
     int width = p.last - p.first;
@@ -85,7 +105,7 @@ void multiply(const Weight& stack, Input in, const Part& p, const int* rows, con
         return;
     }
     Weight w = expert_of(stack, p.group->expert, in.k);
-    in.n = p.group->count, in.rows = rows;
+    in.n = p.group->count, in.rows = rows, in.place = p.group->place;
     multiply_rows(w, in, p.first, p.last, out - p.first, width, next);
     for (int i = 0; w.bias && i < in.n; i++)
         for (int r = 0; r < width; r++) out[long(i) * width + r] += w.bias[p.first + r];
@@ -107,15 +127,12 @@ void share_out(const std::vector<Group>& groups, long rows, int threads, std::ve
 
 // A part of what the experts say. later: the thread's next part.
 void answer(const Gather& a, const Input& in, const Pairs& pairs, const Part& p, const Part& later) {
-    thread_local std::vector<int> tokens;
     thread_local std::vector<float> out;
     const int* of = pairs.of(*p.group);
-    tokens.resize(p.group->count);
-    for (int i = 0; i < p.group->count; i++) tokens[i] = of[i] / a.used;
     out.resize(a.count * p.size());
     for (int j = 0; j < a.count; j++) {
         const void* next = j + 1 < a.count ? start(a.w[j + 1], a.k, p) : start(a.w[0], a.k, later);
-        multiply(a.w[j], in, p, tokens.data(), next, &out[j * p.size()]);
+        multiply(a.w[j], in, p, pairs.rows(*p.group), next, &out[j * p.size()]);
     }
     if (a.count == 2) activate(out.data(), &out[p.size()], p.size(), a.act);
     int width = p.last - p.first;
@@ -134,7 +151,7 @@ void sum_rows(const GatherDown& a, const Input& in, const Pairs& pairs, int firs
         Part p{&groups[g], first, last}, later{&groups[(g + 1) % groups.size()], first, last};
         const int* of = pairs.of(*p.group);
         out.resize(p.size());
-        multiply(*a.w, in, p, of, start(*a.w, a.k, later), out.data());
+        multiply(*a.w, in, p, pairs.rows(*p.group), start(*a.w, a.k, later), out.data());
         for (int j = 0; j < p.group->count; j++) {
             float *sum = a.out + of[j] / a.used * rows + first, weight = a.weights[of[j]];
             for (int r = 0; r < width; r++) sum[r] += weight * out[long(j) * width + r];
@@ -148,8 +165,8 @@ void sum_rows(const GatherDown& a, const Input& in, const Pairs& pairs, int firs
 
 void gather(const Gather& a) {
     Expected expected(a.w, 0, a.n, a.k);
-    Input in = input(a.x, a.n, a.k, a.w, a.count);
-    Pairs pairs(a.ids, a.n, a.used, a.experts);
+    Pairs pairs(a.ids, a.n, a.used, a.experts, a.used);
+    Input in = pairs.input(a.x, a.k, a.w, a.count);
     thread_local std::vector<Part> kept;
     std::vector<Part>& parts = kept;
     int threads = pool_threads();
@@ -163,8 +180,8 @@ void gather(const Gather& a) {
 
 void gather_down(const GatherDown& a) {
     Expected expected(a.w, 0, a.n, a.k);
-    Input in = input(a.x, a.n * a.used, a.k, a.w, 1);
-    Pairs pairs(a.ids, a.n, a.used, a.experts);
+    Pairs pairs(a.ids, a.n, a.used, a.experts, 1);
+    Input in = pairs.input(a.x, a.k, a.w, 1);
     long rows = a.w->rows;
     int threads = pool_threads(), step = rows_per_part(rows, threads), count = int((rows + step - 1) / step);
     pool_run(count, [&](int i) {

@@ -1,6 +1,6 @@
-// Few rows of activations: a row of weights is unpacked chunk by chunk and multiplied with each. The
-// weights are read once, and that bounds the speed: with AVX-512, unpacking 256 codes takes some 100
-// instructions and multiplying them 35; with AVX2 it takes 140 in all.
+// Few rows of activations: a row of weights is unpacked chunk by chunk, in registers, and multiplied with each. The
+// weights are read once, and that bounds the speed: with AVX-512, unpacking 256 codes takes some 100 instructions and
+// multiplying them 35; with AVX2 it takes 140 in all.
 // More rows: see tile.h.
 #include "linear.h"
 
@@ -11,9 +11,6 @@
 
 namespace {
 
-// Rows of activations from which on weights are packed, by measurement; and how many share one unpacking before.
-constexpr int TILED = LANES == 16 ? 5 : LANES == 8 ? 3 : 2;
-constexpr int AT_ONCE = std::min(4, TILED - 1);
 // Bytes: how far ahead of use weights are fetched. The processor's own prefetching stops at every page
 // of a mapped file, so far enough to hide that; but not past what the caller will read.
 constexpr long AHEAD_LEAST = 4 << 10, AHEAD_MOST = 32 << 10;
@@ -24,14 +21,14 @@ long ahead(long rows, int k) {
     return std::min(AHEAD_MOST, std::max(AHEAD_LEAST, bytes / 8));
 }
 
-// Turns the sums over the whole chunks of a row into its product with x.
+// Turns the sums over the whole chunks of a row into its product with x. end: of what may be read.
 template <typename B>
-using Finish = float (*)(const B* row, int k, const Whole* x, Floats sums);
+using Finish = float (*)(const B* row, int k, const B* end, const Whole* x, Floats sums);
 
 // J: vectors of 64 codes beyond the last whole chunk. Not inlined: every caller would have several copies.
 template <int J, typename B>
-__attribute__((noinline)) float finish(const B* row, int k, const Whole* x, Floats sums) {
-    float rest = add_rest<J>(row, k, x, sums);
+__attribute__((noinline)) float finish(const B* row, int k, const B* end, const Whole* x, Floats sums) {
+    float rest = add_rest<J>(row, k, end, x, sums);
     return total(sums) + rest;
 }
 
@@ -61,7 +58,7 @@ struct Stretch {
 template <int ROWS, int N, typename B>
 void multiply_some(const Stretch<B>& s, int row, int at, long ahead) {
     const Whole* x[N];
-    for (int i = 0; i < N; i++) x[i] = s.in.whole(at + i);
+    for (int i = 0; i < N; i++) x[i] = s.in.integers->row(s.in.place + at + i);
     const B* rows = s.row(row);
     int k = s.in.k;
     long blocks = k / B::WEIGHTS;
@@ -81,47 +78,39 @@ void multiply_some(const Stretch<B>& s, int row, int at, long ahead) {
     for (int r = 0; r < ROWS; r++)
 #pragma GCC unroll 4
         for (int i = 0; i < N; i++)
-            out[i * s.stride + r] =
-                B::WEIGHTS == SHARED ? finish(rows + r * blocks, k, x[i], sums[r][i]) : total(sums[r][i]);
+            out[i * s.stride + r] = B::WEIGHTS == SHARED ? finish(rows + r * blocks, k, s.row(s.last), x[i], sums[r][i])
+                                                         : total(sums[r][i]);
 }
 
+// All rows of x, which are N or fewer.
 template <int N, typename B>
-void multiply_few(const Stretch<B>& s, int at) {
+void multiply_few(const Stretch<B>& s) {
+    if constexpr (N > 1)
+        if (s.in.n < N) return multiply_few<N - 1>(s);
     constexpr int ROWS = N == 1 ? 4 : 2; // registers hold as many sums
     const char* end = (const char*)s.row(s.last);
     long near = ahead<B>(s.last - s.first, s.in.k), beyond = near + (s.next ? (const char*)s.next - end : 0);
     int row = s.first;
     for (; row + ROWS <= s.last; row += ROWS) {
         bool inside = end - (const char*)s.row(row) > near;
-        multiply_some<ROWS, N>(s, row, at, inside ? near : beyond);
+        multiply_some<ROWS, N>(s, row, 0, inside ? near : beyond);
     }
     for (; row < s.last; row++) // seldom any: not worth compiling for each N
-        for (int i = at; i < at + N; i++) multiply_some<1, 1>(s, row, i, AHEAD_LEAST);
-}
-
-// As many rows of x as there are, at most N. Returns how many.
-template <int N, typename B>
-int multiply_most(const Stretch<B>& s, int at) {
-    if constexpr (N > 1)
-        if (s.in.n - at < N) return multiply_most<N - 1>(s, at);
-    multiply_few<N>(s, at);
-    return N;
+        for (int i = 0; i < N; i++) multiply_some<1, 1>(s, row, i, AHEAD_LEAST);
 }
 
 template <typename B>
-void multiply_quantized(Stretch<B> s) {
+void multiply_quantized(const Stretch<B>& s) {
+    if (s.in.n <= FEW) return multiply_few<FEW>(s);
     using Fitting = Tile<B::GROUP == 16 ? 16 : 32>;
-    if (s.in.n >= TILED)
-        for (; s.first + Fitting::ROWS <= s.last; s.first += Fitting::ROWS) {
-            thread_local Fitting tile;
-            // the next tile's rows; there are none after the last but what `next` says
-            const B *rows = s.row(s.first), *after = s.row(s.first + Fitting::ROWS);
-            bool is_last = s.first + 2 * Fitting::ROWS > s.last;
-            long ahead = (const char*)(s.next && is_last ? s.next : after) - (const char*)rows;
-            tile.pack(rows, s.in.k, ahead);
-            tile.multiply(s.in, s.out + s.first, s.stride);
-        }
-    for (int at = 0; at < s.in.n;) at += multiply_most<AT_ONCE>(s, at);
+    thread_local Fitting tile;
+    for (int row = s.first; row < s.last; row += Fitting::ROWS) {
+        // the next tile's rows; there are none after the last but what `next` says
+        bool is_last = row + Fitting::ROWS >= s.last;
+        long ahead = (const char*)(s.next && is_last ? s.next : s.row(row + Fitting::ROWS)) - (const char*)s.row(row);
+        int count = std::min(Fitting::ROWS, s.last - row);
+        tile.multiply(s.row(row), count, s.row(s.last), ahead, s.in, s.out + row, s.stride);
+    }
 }
 
 // ROWS rows of weights times all rows of x.

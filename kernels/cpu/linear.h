@@ -2,7 +2,6 @@
 #pragma once
 
 class Activations;
-struct Whole;
 
 // A weight matrix in the file: rows of k weights of a ggml type; bias: (rows,), or null.
 struct Weight {
@@ -20,11 +19,10 @@ struct Input {
     const float* x;
     int n, k;
     const Activations* integers;
-    const int* rows = nullptr; // where they lie in x and in `integers`; null: one after the other
+    int place = 0;             // where they begin in `integers`
+    const int* rows = nullptr; // their numbers in x; null: the first ones
 
-    int place(int i) const { return rows ? rows[i] : i; }
-    const float* floats(int i) const { return x + long(place(i)) * k; }
-    inline const Whole* whole(int i) const; // see activations.h
+    const float* floats(int i) const { return x + long(rows ? rows[i] : i) * k; }
 };
 
 // out[i * stride + r] = row r of w times row i of the input, for rows [first, last).

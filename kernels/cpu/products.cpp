@@ -39,18 +39,6 @@ struct Rows {
     float scale;
 };
 
-// x as integers, quantized on all threads; kept by the calling thread for its next call.
-const Activations& integers(const float* x, int n, int k) {
-    thread_local Activations kept;
-    Activations& out = kept;
-    out.resize(n, k);
-    constexpr int SHARE = 8; // rows worth a part of the job
-    pool_run((n + SHARE - 1) / SHARE, [&](int part) {
-        for (int i = part * SHARE; i < std::min(n, (part + 1) * SHARE); i++) out.quantize(i, x + long(i) * k, k);
-    });
-    return out;
-}
-
 bool any_quantized(const Weight* w, int count) {
     bool found = false;
     for (int i = 0; i < count; i++)
@@ -84,7 +72,18 @@ void finish(const Part& p, int n) {
 } // namespace
 
 Input input(const float* x, int n, int k, const Weight* w, int count) {
-    return {x, n, k, any_quantized(w, count) ? &integers(x, n, k) : nullptr};
+    Set all{n, nullptr, 0};
+    return {x, n, k, integers(x, k, w, count, &all, 1)};
+}
+
+const Activations* integers(const float* x, int k, const Weight* w, int count, Set* sets, int n) {
+    if (!any_quantized(w, count)) return nullptr;
+    thread_local Activations kept;
+    Activations& out = kept;
+    out.clear(k);
+    for (Set* s = sets; s < sets + n; s++) s->place = out.add(s->n, s->rows);
+    pool_run(out.places(), [&](int i) { out.quantize(i, x); });
+    return &out;
 }
 
 int place(int i, int count, int threads) {

@@ -3,7 +3,18 @@
 
 #include "ahead.h"
 
-// x: (n, k), also as integers if one of the weights is quantized; they last until the thread's next call.
+// Rows of x that are multiplied at once: those numbered `rows`, or the first n. place: see Input.
+struct Set {
+    int n;
+    const int* rows;
+    int place;
+};
+
+// Sets of rows of x: (.., k) as integers, quantized on all threads, if one of the weights is quantized, else null; they
+// last until the thread's next call. Writes the places of the sets.
+const Activations* integers(const float* x, int k, const Weight* w, int count, Set* sets, int n);
+
+// All n rows of x: (n, k), likewise.
 Input input(const float* x, int n, int k, const Weight* w, int count);
 
 // While it lives, a product runs; after it, the next one's weights are fetched. Only where reading

@@ -44,17 +44,6 @@ FERRUM_INLINE void unpack(const B* b, Registers& out) {
 
 namespace registers {
 
-// Chunk c of a row of k weights; one that the row does not fill is padded with zeros.
-template <typename B>
-FERRUM_INLINE void unpack_chunk(const B* row, int k, int c, Registers& out) {
-    constexpr int per_chunk = CHUNK / B::WEIGHTS;
-    int left = k / B::WEIGHTS - c * per_chunk;
-    if (left >= per_chunk) return unpack<CHUNK / CODES>(row + c * per_chunk, out);
-    B padded[per_chunk] = {};
-    std::memcpy(padded, row + c * per_chunk, sizeof(B) * left);
-    unpack<CHUNK / CODES>(padded, out);
-}
-
 // LANES rows of LANES numbers become columns.
 FERRUM_INLINE void transpose(Floats* rows) {
 #if defined(FERRUM_AVX512)

@@ -1,114 +1,196 @@
-// Rows of weights, packed so that one vector holds four neighbouring codes of each of LANES rows, times
-// rows of activations: four codes of each row times the same four activations are a few instructions.
-// Packing costs about as much as multiplying with seven rows with AVX-512, with three with AVX2.
+// A tile: chunks of some rows of weights, whose codes are unpacked to memory once, times panels of activations. Words
+// of codes, repeated for each row of a panel, are multiplied with all of them; several rows of weights share what was
+// loaded of the panels, several panels what was repeated.
 #pragma once
 
 #include "dot.h"
 
-// SPAN: codes that share scale and bias, 16 or 32.
-template <int SPAN>
-class Tile {
-    // sums that registers hold, half of which are for the vectors of a row
-    static constexpr int SUMS = REGISTERS / 2 * sizeof(Ints) / sizeof(exact::Sum);
+// A chunk of a row of weights: words in the order of those of panels, scales and biases of 16.
+struct Coded {
+    alignas(64) int word[KINDS][CHUNK / 4];
+    alignas(64) float scale[GROUPS], bias[GROUPS];
 
-public:
-    static constexpr int VECTORS = 2, ROWS = LANES * VECTORS, AT_ONCE = SUMS / VECTORS;
+    // Where the scale of half h of a run lies: as in the row, or the first halves of all runs before the second ones.
+    static constexpr int at(int run, int h) { return INTERLEAVED > 1 ? h * RUNS + run : 2 * run + h; }
 
-    // Take over ROWS rows of k weights. ahead: bytes to what is packed next.
     template <typename B>
-    void pack(const B* rows, int k, long ahead) {
-        size_t chunks = (k + CHUNK - 1) / CHUNK;
-        spans_ = k / SPAN;
-        code_.resize(chunks * CHUNK / 4);
-        scale_.resize(chunks * CHUNK / SPAN);
-        bias_.resize(scale_.size());
-        for (int v = 0; v < VECTORS; v++, rows += LANES * long(k / B::WEIGHTS))
-            for (size_t c = 0; c < chunks; c++) pack_chunk(rows, k, int(c), v, ahead);
+    FERRUM_INLINE void unpack(const B* blocks) {
+        constexpr int STEP = INTERLEAVED > 1 ? 2 : 1; // vectors
+        Registers chunk;
+        registers::unpack<CHUNK / CODES>(blocks, chunk);
+#pragma GCC unroll 16
+        for (int j = 0; j < CHUNK / CODES; j += STEP)
+#pragma GCC unroll 2
+            for (int kind = 0; kind < KINDS; kind++) {
+                Ints first = exact::words(chunk.code[j], kind), second = exact::words(chunk.code[j + STEP - 1], kind);
+                if (STEP > 1) exact::interleave(first, second);
+                store_ints(word[kind] + LANES * j, first);
+                if (STEP > 1) store_ints(word[kind] + LANES * (j + 1), second);
+            }
+        for (int i = 0; i < GROUPS / LANES; i++) {
+            store_floats(scale + LANES * i, halves(chunk.scale[i]));
+            store_floats(bias + LANES * i, halves(chunk.bias[i]));
+        }
     }
 
-    // out[i * stride + r] = row r times row i of x.
-    void multiply(const Input& x, float* out, long stride) const {
-        int i = 0;
-        for (; i + AT_ONCE <= x.n; i += AT_ONCE) multiply_some<AT_ONCE>(x, i, out + i * stride, stride);
-        for (; i + 2 <= x.n; i += 2) multiply_some<2>(x, i, out + i * stride, stride);
-        if (i < x.n) multiply_some<1>(x, i, out + i * stride, stride);
+    // What lies behind the end of a row must not poison the lanes that none of its runs fills.
+    void clear(int first) {
+        for (int run = first; run < RUNS; run++)
+            for (int h = 0; h < 2; h++) scale[at(run, h)] = bias[at(run, h)] = 0;
     }
 
 private:
-    // A column of the tile: something of each row.
-    struct Column {
-        Floats of[VECTORS];
+    // Numbers of groups, in the order of `at`.
+    static FERRUM_INLINE Floats halves(Floats groups) {
+#if defined(FERRUM_AVX512)
+        const __m512i lanes = _mm512_set_epi32(15, 13, 11, 9, 7, 5, 3, 1, 14, 12, 10, 8, 6, 4, 2, 0);
+        return (Floats)_mm512_permutexvar_ps(lanes, (__m512)groups);
+#else
+        return groups;
+#endif
+    }
+};
+
+// SPAN: codes that share scale and bias, 16 or 32.
+template <int SPAN>
+class Tile {
+    static constexpr int SUMS = REGISTERS / 2 * sizeof(Ints) / sizeof(exact::Sum); // that registers hold
+    static constexpr int TOGETHER = std::min(4, SUMS / 4);                         // panels that share codes
+    static constexpr int SPANS = SHARED / SPAN;                                    // of a run
+
+public:
+    static constexpr int ROWS = 16;
+
+    // out[i * stride + r] = row r of `count` rows of k weights, at most ROWS, times row i of x. end: of what may be
+    // read, at least these rows; ahead: bytes to the rows that are read next.
+    template <typename B>
+    void multiply(const B* rows, int count, const B* end, long ahead, const Input& x, float* out, long stride) {
+        const Activations& in = *x.integers;
+        int end_place = x.place;
+        for (int n = x.n; n > 0; end_place++) n -= in.rows(end_place);
+        sums_.assign(size_t(end_place - x.place) * ROWS, Floats{});
+        for (int c = 0; c * CHUNK < x.k; c++) {
+            int runs = std::min(CHUNK, x.k - c * CHUNK) / SHARED;
+            unpack(rows + c * (CHUNK / B::WEIGHTS), x.k / B::WEIGHTS, count, end, ahead);
+            for (int r = 0; INTERLEAVED > 1 && runs < RUNS && r < count; r++) codes_[r].clear(runs);
+            Part part{in, c, (runs + INTERLEAVED - 1) / INTERLEAVED, count};
+            Floats* sums = sums_.data();
+            for (int p = x.place, done; p < end_place; p += done, sums += done * ROWS)
+                done = in.wide(p) == 1 ? multiply_most<TOGETHER>(part, p, end_place, sums)
+                                       : multiply_panels<MOST_WIDE, 1>(part, p, sums);
+        }
+        Floats* sums = sums_.data();
+        for (int p = x.place; p < end_place; out += in.rows(p++) * stride, sums += ROWS)
+            finish(sums, count, in.rows(p), LANES / (MOST_ROWS / in.wide(p)), out, stride);
+    }
+
+private:
+    // Chunks of `count` rows, `step` blocks apart, with what follows them where they are not whole, or else zeros.
+    template <typename B>
+    __attribute__((noinline)) void unpack(const B* first, long step, int count, const B* end, long ahead) {
+        constexpr int per_chunk = CHUNK / B::WEIGHTS;
+        long readable = end - first - per_chunk; // blocks from the last chunk that is whole
+        int whole = readable < 0 ? 0 : int(std::min(long(count), readable / step + 1)), r = 0;
+        for (; r < whole; r++) {
+            prefetch_chunk<2>(first + r * step, 0, ahead);
+            codes_[r].unpack(first + r * step);
+        }
+        for (; r < count; r++) {
+            B padded[per_chunk] = {};
+            std::memcpy(padded, first + r * step, sizeof(B) * (end - first - r * step));
+            codes_[r].unpack(padded);
+        }
+    }
+
+    // Chunk c of `count` rows of weights, which has so many sets, times activations.
+    struct Part {
+        const Activations& in;
+        int c, sets, count;
     };
 
-    // Chunk c of LANES rows, which go to vector v.
-    template <typename B>
-    void pack_chunk(const B* rows, int k, int c, int v, long ahead) {
-        constexpr int CODE = CHUNK / CODES, SCALE = GROUPS / LANES; // vectors of a row
-        Floats code[CODE][LANES], scale[SCALE][LANES], bias[SCALE][LANES];
-        for (int r = 0; r < LANES; r++) {
-            Registers chunk;
-            prefetch_chunk<2>(rows + long(r) * (k / B::WEIGHTS), c, ahead);
-            registers::unpack_chunk(rows + long(r) * (k / B::WEIGHTS), k, c, chunk);
-            for (int j = 0; j < CODE; j++) code[j][r] = (Floats)chunk.code[j];
-            for (int j = 0; j < SCALE; j++) {
-                scale[j][r] = chunk.scale[j];
-                bias[j][r] = chunk.bias[j];
-            }
-        }
-        Column* codes = &code_[size_t(c) * CHUNK / 4];
-        for (int j = 0; j < CODE; j++) place(code[j], 1, codes + LANES * j, v);
-        constexpr int STEP = SPAN / GROUP;
-        size_t at = size_t(c) * CHUNK / SPAN;
-        for (int j = 0; j < SCALE; j++, at += LANES / STEP) {
-            place(scale[j], STEP, &scale_[at], v);
-            place(bias[j], STEP, &bias_[at], v);
-        }
-    }
-
-    // Every `step`-th of the columns that LANES rows have.
-    static void place(Floats* rows, int step, Column* out, int v) {
-        registers::transpose(rows);
-        for (int i = 0; i < LANES; i += step) out[i / step].of[v] = rows[i];
-    }
-
-    // N rows of x, four codes of all rows at a time: N * VECTORS sums that do not wait for each other.
+    // Panels from `place` on, at most N. Returns how many.
     template <int N>
-    void multiply_some(const Input& x, int first, float* out, long stride) const {
-        const Whole* rows[N];
-        for (int i = 0; i < N; i++) rows[i] = x.whole(first + i);
-        Floats sums[N][VECTORS] = {};
-        for (int s = 0; s < spans_; s++) {
-            int chunk = s * SPAN / CHUNK, at = s * SPAN % CHUNK / 4;
-            exact::Sum exact[N][VECTORS];
+    int multiply_most(const Part& part, int place, int end, Floats* sums) const {
+        if constexpr (N > 1)
+            if (end - place < N || part.in.wide(place + N - 1) != 1)
+                return multiply_most<N / 2>(part, place, end, sums);
+        return multiply_panels<1, N>(part, place, sums);
+    }
+
+    template <int WIDE, int N>
+    int multiply_panels(const Part& part, int place, Floats* sums) const {
+        constexpr int SIDE = std::min(8, SUMS / N); // rows of weights side by side
+        const Panel<WIDE>* x[N];
+        for (int i = 0; i < N; i++) x[i] = part.in.template panel<WIDE>(place + i) + part.c;
+        for (int r = 0; r < part.count; r += SIDE) multiply_some<WIDE, N, SIDE>(codes_ + r, x, part.sets, sums + r);
+        return N;
+    }
+
+    template <int WIDE, int N, int SIDE>
+    __attribute__((noinline)) static void multiply_some(const Coded* codes, const Panel<WIDE>* const* x, int sets,
+                                                        Floats* sums) {
+        constexpr int STEPS = QUADS / WIDE / SPANS;
+        for (int s = 0; s < sets; s++)
+#pragma GCC unroll 2
+            for (int h = 0; h < SPANS; h++) {
+                exact::Sum exact[SIDE][N];
 #pragma GCC unroll 8
-            for (int j = 0; j < SPAN / 4; j++) {
-                const Column& code = code_[size_t(s) * SPAN / 4 + j];
+                for (int q = h * STEPS; q < (h + 1) * STEPS; q++)
+#pragma GCC unroll 2
+                    for (int kind = 0; kind < KINDS; kind++) {
+                        Ints part[N];
+#pragma GCC unroll 4
+                        for (int i = 0; i < N; i++) part[i] = in_register(x[i]->word[s][q][kind]);
+                        add<WIDE, N, SIDE>(codes, kind, (s * QUADS + q * WIDE) * INTERLEAVED, part, exact);
+                    }
 #pragma GCC unroll 4
                 for (int i = 0; i < N; i++) {
-                    const Whole& row = rows[i][chunk];
-                    Ints high = Ints{} + row.first[at + j], low = Ints{} + row.second[at + j];
-                    for (int v = 0; v < VECTORS; v++) exact[i][v].add((Ints)code.of[v], high, low);
+                    Floats shift = x[i]->sum[s][h];
+                    if (SPANS == 1) shift += x[i]->sum[s][1];
+                    add_scaled<N, SIDE>(codes, Coded::at(s * INTERLEAVED, h), x[i]->scale[s], shift, &exact[0][i],
+                                        sums + i * ROWS);
                 }
             }
+    }
+
+    // Words of SIDE rows of weights, at `at`, times those of N panels.
+    template <int WIDE, int N, int SIDE>
+    static FERRUM_INLINE void add(const Coded* codes, int kind, int at, const Ints* x, exact::Sum (*sums)[N]) {
+#pragma GCC unroll 8
+        for (int r = 0; r < SIDE; r++) {
+            Ints code = repeat_words<INTERLEAVED * WIDE>(codes[r].word[kind] + at);
 #pragma GCC unroll 4
-            for (int i = 0; i < N; i++) add_scaled(sums[i], exact[i], s, rows[i][chunk]);
-        }
-        for (int i = 0; i < N; i++)
-            for (int v = 0; v < VECTORS; v++) store_floats(out + i * stride + LANES * v, sums[i][v]);
-    }
-
-    // Exact sums of span s, which lies in x, as floats.
-    FERRUM_INLINE void add_scaled(Floats* sum, const exact::Sum* exact, int s, const Whole& x) const {
-        int group = s * SPAN % CHUNK / GROUP;
-        Floats step = repeat(x.scale[group]), shift = repeat(x.sum[group]);
-        if (SPAN > GROUP) shift += x.sum[group + 1];
-        for (int v = 0; v < VECTORS; v++) {
-            sum[v] += bias_[s].of[v] * shift;
-            sum[v] += to_floats(exact[v].value()) * (scale_[s].of[v] * step);
+            for (int i = 0; i < N; i++) sums[r][i].add(code, x[i]);
         }
     }
 
-    int spans_ = 0;
-    std::vector<Column> code_;         // four codes of each row
-    std::vector<Column> scale_, bias_; // of each span
+    // Every N-th exact sum as float, times the scales at `at`.
+    template <int N, int SIDE>
+    static FERRUM_INLINE void add_scaled(const Coded* codes, int at, Floats step, Floats shift, const exact::Sum* exact,
+                                         Floats* sums) {
+#pragma GCC unroll 8
+        for (int r = 0; r < SIDE; r++) {
+            Floats scale = (Floats)repeat_words<INTERLEAVED>(codes[r].scale + at);
+            Floats sum = sums[r] + (Floats)repeat_words<INTERLEAVED>(codes[r].bias + at) * shift;
+            sums[r] = sum + to_floats(exact[r * N].value()) * (scale * step);
+        }
+    }
+
+    // The sums of `count` rows of weights, added up over the lanes of each row of x, to where they belong.
+    static void finish(Floats* sums, int count, int rows, int lanes, float* out, long stride) {
+        for (int r = 0; r < count; r += LANES) {
+            registers::transpose(sums + r);
+            for (int i = 0; i < rows; i++) {
+                Floats total = sums[r + i * lanes];
+                for (int j = 1; j < lanes; j++) total += sums[r + i * lanes + j];
+                if (r + LANES <= count)
+                    store_floats(out + i * stride + r, total);
+                else
+                    for (int j = r; j < count; j++) out[i * stride + j] = total[j - r];
+            }
+        }
+    }
+
+    Coded codes_[ROWS];
+    std::vector<Floats> sums_; // of each panel, for each row of weights
 };

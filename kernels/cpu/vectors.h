@@ -38,6 +38,8 @@ FERRUM_INLINE Ints load_ints(const void* p) {
     return s;
 }
 
+FERRUM_INLINE void store_ints(void* p, Ints s) { std::memcpy(p, &s, sizeof s); }
+
 FERRUM_INLINE Floats load_floats(const half* p) {
 #if defined(FERRUM_AVX512)
     return (Floats)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p));
@@ -57,6 +59,39 @@ FERRUM_INLINE Floats load_floats(const bfloat* p) {
     Upper upper;
     std::memcpy(&upper, p, sizeof upper);
     return (Floats)(__builtin_convertvector(upper, Ints) << 16);
+}
+
+// v, in a register: GCC would load it again at each use.
+FERRUM_INLINE Ints in_register(Ints v) {
+#if defined(FERRUM_AVX512)
+    asm("" : "+v"(v));
+#elif defined(FERRUM_AVX2)
+    asm("" : "+x"(v));
+#endif
+    return v;
+}
+
+// COUNT neighbouring words, 1, 2 or 4, again and again.
+template <int COUNT>
+FERRUM_INLINE Ints repeat_words(const void* p) {
+    typedef long long Longs __attribute__((vector_size(4 * LANES)));
+    if constexpr (COUNT == 1) {
+        int word;
+        std::memcpy(&word, p, sizeof word);
+        return Ints{} + word;
+    } else if constexpr (COUNT == 2) {
+        long long both;
+        std::memcpy(&both, p, sizeof both);
+        return (Ints)(Longs{} + both);
+    } else {
+#if defined(FERRUM_AVX512)
+        return (Ints)_mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i*)p));
+#elif defined(FERRUM_AVX2)
+        return (Ints)_mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i*)p));
+#else
+        return load_ints(p);
+#endif
+    }
 }
 
 // As the nearest halves, ties to even.
