@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import mlx.core as mx
 import numpy as np
 
-from . import notice
+from . import notice, profile
 from .backends import BACKENDS
 from .options import Activation as Activation
 from .options import Gating as Gating
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 MAX_THREADS = 512  # as in ggml; the library aborts when the system refuses a thread
 _active: Backend[Any] | None = None
+_watchers = 0  # how many `unrepeated` are entered
 
 
 def use_backend(name: str, *, threads: int | None = None) -> None:
@@ -109,6 +110,17 @@ def substituted(tensors: Mapping[str, QTensor]) -> Iterator[None]:
         yield
     finally:
         _active = before
+
+
+@contextmanager
+def unrepeated() -> Iterator[None]:
+    """While entered, steps of `repeated` run through their model, for those who look inside it."""
+    global _watchers
+    _watchers += 1
+    try:
+        yield
+    finally:
+        _watchers -= 1
 
 
 def _backend() -> Backend[Any]:
@@ -325,5 +337,13 @@ def repeated(run: Callable[[Batch], T]) -> Callable[[Batch], T]:
     A backend may note the operations of a run and make them again for the next batch of the same shape, without
     Python; results are the same to the last bit, and last until the next run. run and the modules that it calls must
     not be changed meanwhile, and must not change arrays in place.
+    Nothing is repeated while a Profile, `observed`, `substituted` or `unrepeated` is entered, nor by another backend.
     """
-    return _backend().repeated(run)
+    backend = _backend()
+    repeat = backend.repeated(run)
+
+    def step(batch: Batch) -> T:
+        is_watched = _watchers or profile.is_active() or _backend() is not backend
+        return run(batch) if is_watched else repeat(batch)
+
+    return step

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import mlx.core as mx
 import numpy as np
 
+from mlx_ferrum import ops
 from mlx_ferrum.models.base import LanguageModel
 from mlx_ferrum.models.encoder import Encoder
 from mlx_ferrum.nn import Experts, Observer
@@ -57,10 +58,7 @@ class Choices:
 
 @contextmanager
 def observe(model: LanguageModel) -> Generator[list[Choices]]:
-    """Count what the layers of a model choose while this is entered; a `Choices` for each that has experts.
-
-    Call `model` or `model.body` meanwhile: the token loop of `generate` repeats steps without them.
-    """
+    """Count what the layers of a model choose while this is entered; a `Choices` for each that has experts."""
     layers = with_experts(model)
     choices = [Choices(i, np.zeros(experts.count, np.int64)) for i, experts in layers]
     with observers(layers, [choice.add for choice in choices]):
@@ -88,7 +86,8 @@ def observers(layers: Sequence[tuple[int, Experts]], given: Sequence[Observer]) 
     try:
         for (_, experts), observer in zip(layers, given, strict=True):
             experts.observer = observer
-        yield
+        with ops.unrepeated():
+            yield
     finally:
         for _, experts in layers:
             experts.observer = None
