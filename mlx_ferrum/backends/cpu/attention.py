@@ -14,7 +14,7 @@ from ...batch import Place
 from ...kernels.cpu import native
 from ...options import HeadNorms
 from .arguments import constant, floats
-from .memory import empty
+from .memory import empty, trace
 
 TYPES = {8: np.int8, 16: np.float16, 32: np.float32}
 SIZE = 32  # positions of a block where keys and values come from outside of a pool
@@ -48,8 +48,8 @@ def append(
         q_weight=None if q_weight is None else constant("append: norm of q", q_weight, d),
         k_weight=None if k_weight is None else constant("append: norm of k", k_weight, d),
         frequencies=turns,
-        positions=at.batch.positions,
-        slots=at.paging.slots,
+        positions=trace(at.batch.positions),
+        slots=trace(at.paging.slots),
         turned=turned,
         keys=to.keys,
         values=to.values,
@@ -135,6 +135,8 @@ def _in_blocks(x: np.ndarray, blocks: int) -> np.ndarray:
 def _attend(q: np.ndarray, keys: np.ndarray, values: np.ndarray, **fields: Any) -> np.ndarray:
     """q: (n, h, d), keys: (blocks, g, size, d), values: (blocks, g, size, dv) -> (n, h, dv)"""
     out = empty(*q.shape[:2], values.shape[3])
+    for name in ("starts", "lengths", "table"):
+        trace(fields[name])
     native.run(
         "Attention",
         q=q,
