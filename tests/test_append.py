@@ -14,7 +14,14 @@ from mlx_ferrum import ops
 from mlx_ferrum.state.kinds import KV
 
 EPS = 1e-5
-SHAPES = [(3, 1, 64, 64, 32), (6, 2, 128, 20, 5), (8, 1, 20, 36, 10), (4, 4, 80, 80, 16), (2, 2, 7, 1, 3), (8, 8, 256, 256, 128)]  # fmt: skip
+SHAPES = [  # query heads, key-value heads, key and value dims, pairs
+    (3, 1, 64, 64, 32),
+    (6, 2, 128, 20, 5),
+    (8, 1, 20, 36, 10),
+    (4, 4, 80, 80, 16),
+    (2, 2, 7, 1, 3),
+    (2, 1, 256, 256, 128),
+]
 
 
 def turned(
@@ -73,7 +80,8 @@ def test_rows_of_any_positions(
         positions = np.concatenate(
             [layer.texts[i].position + np.arange(c) for i, c in counts.items()]
         )
-        wanted_q, wanted_k = (turned(x, positions, frequencies, weight=w, **how) for x, w in ((q, weights[0]), (k, weights[1])))  # fmt: skip
+        wanted_q = turned(q, positions, frequencies, weight=weights[0], **how)
+        wanted_k = turned(k, positions, frequencies, weight=weights[1], **how)
         # float32 angles of up to 700 radians are exact to 3e-5, halves to 2^-11
         assert_near(found, wanted_q, 5e-4 if backend.name == "metal" else 2e-4)
         keys, values = stored(at)

@@ -80,7 +80,7 @@ def test_softcap(backend: Backend, cap: float, shape: tuple[int, ...]) -> None:
     wanted = cap * np.tanh(x.astype(np.float64) / cap)
     assert found.shape == shape
     # what float32 resolves of the bound: native code has tanh from 1 - exp
-    assert (np.abs(found - wanted) <= 2e-7 * cap).all()
+    assert (np.abs(found - wanted) <= 4e-7 * cap).all()
     assert (np.abs(found) <= cap).all()
 
 
