@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import threading
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,7 @@ def lives(seed: int, steps: int = 400) -> list[int]:
             del held[int(rng.choice(list(held)))]
         assert all((y == n).all() for y, n in held.values())
     spans = sorted((address(y), y.nbytes) for y, _ in held.values())
-    assert all(a + n <= b for (a, n), (b, _) in zip(spans, spans[1:], strict=False) if n)
+    assert all(a + n <= b for (a, n), (b, _) in pairwise(spans) if n)
     return made
 
 
