@@ -154,6 +154,7 @@ def others(batch: int) -> Iterator[Case]:
     turns: dict[str, Any] = {
         "offset": mx.full((batch,), 7),
         "interleaved": False,
+        "magnitude": 1.0,
         "norms": (mx.ones(d),) * 2 + (1e-6,),
     }
     yield Case(
