@@ -261,7 +261,7 @@ def test_another_folder_has_prebuilt_libraries_of_its_own(
 
 def test_structs_are_made_from_what_the_library_says() -> None:
     found = calls.structs(native.library().ferrum_layout().decode())
-    assert list(found)[0] == "Weight"
+    assert next(iter(found)) == "Weight"
     assert {"Append", "Attention", "Choose", "Matmuls", "GatherDown"} <= found.keys()
     fields = dict(found["Weight"]._fields_)  # type: ignore[misc]
     assert fields["data"] is ctypes.c_void_p and ctypes.sizeof(found["Weight"]) == 32
