@@ -85,8 +85,8 @@ class Layer:
         if spoiled is not None:
             mine = rows.of(rows.which.index(spoiled))
             k[mine, :, 1] = v[mine, :, 0] = poison
-        given = map(self.backend.array, (q, k, v))
-        rows.turned = ops.append(*given, rows.at, STILL, interleaved=False)
+        given: list[Any] = [self.backend.array(x) for x in (q, k, v)]
+        rows.turned = ops.append(given[0], given[1], given[2], rows.at, STILL, interleaved=False)
         batch.advance()
         self._remember(rows, k, v)
         return rows

@@ -70,13 +70,10 @@ def test_rows_of_any_positions(
             {name: np.array(x) for name, x in batch.layer(0).storage.named.items()},
         )
         how: dict[str, Any] = {"interleaved": interleaved, "magnitude": 1.3}
-        found = ops.append(
-            *map(backend.array, (q, k, v)),
-            at,
-            mx.array(frequencies),
-            norms=(*map(mx.array, weights), EPS) if normed else None,
-            **how,
-        )
+        given: list[Any] = [backend.array(x) for x in (q, k, v)]
+        norms: Any = (*map(mx.array, weights), EPS) if normed else None
+        turns = mx.array(frequencies)
+        found = ops.append(given[0], given[1], given[2], at, turns, norms=norms, **how)
         positions = np.concatenate(
             [layer.texts[i].position + np.arange(c) for i, c in counts.items()]
         )

@@ -83,7 +83,8 @@ def test_other_sequences_change_nothing(native: Backend) -> None:
     """To the last bit, as long as the keys are not shared between threads in another way."""
     ops.use_backend("cpu", threads=1)
     together, alone = (Layer(native, KV(1, 64, 64), 3, seed=5) for _ in range(2))
-    together.begin(100), alone.begin(100)
+    for layer in (together, alone):
+        layer.begin(100)
     together.begin(7, 300)
     together.rng, alone.rng = np.random.default_rng(1), np.random.default_rng(1)
     first, other = alone.append({0: 5}), together.append({0: 5})

@@ -24,7 +24,7 @@ def lives(seed: int, steps: int = 400) -> list[int]:
     held: dict[int, tuple[np.ndarray, int]] = {}
     for i in range(steps):
         count = int(rng.choice([0, 1, 15, 16, 17, 1000, 70_000, CHUNK // 4 + 5]))
-        x = empty(count, dtype=rng.choice([np.float32, np.int32]))
+        x = empty(count, dtype=(np.float32, np.int32)[i % 2])
         made.append(address(x))
         x[...] = i
         # any view keeps the memory

@@ -263,7 +263,7 @@ def test_structs_are_made_from_what_the_library_says() -> None:
     found = calls.structs(native.library().ferrum_layout().decode())
     assert next(iter(found)) == "Weight"
     assert {"Append", "Attention", "Choose", "Matmuls", "GatherDown"} <= found.keys()
-    fields = dict(found["Weight"]._fields_)  # type: ignore[misc]
+    fields = dict(found["Weight"]._fields_)
     assert fields["data"] is ctypes.c_void_p and ctypes.sizeof(found["Weight"]) == 32
     named = quantize._library("native")[1]
     assert (named.__name__, named.limit.size) == ("Quantize", 4)
@@ -279,7 +279,7 @@ Few.rows i 16 8
 
 def test_a_description_becomes_a_struct() -> None:
     (few,) = calls.structs(LAYOUT).values()
-    assert [(name, getattr(few, name).offset) for name, _ in few._fields_] == [  # type: ignore[misc]
+    assert [(name, getattr(few, name).offset) for name, _ in few._fields_] == [
         *(("first", 0), ("count", 8), ("scale", 12), ("rows", 16))
     ]
     made = few(first=None, count=-1, scale=0.5, rows=1 << 40)
