@@ -14,6 +14,7 @@ from metal_machines import COMPLEX, TOGETHER, cycles
 from metal_models import Launch, empty
 
 from mlx_ferrum.backends import metal
+from mlx_ferrum.kernels.rotate import rotate
 
 sys.path.append(str(Path(__file__).parent.parent / "tests"))
 from msl.counting import LANES, LINE, Counts, Traffic, counting
@@ -149,15 +150,16 @@ def others(batch: int) -> Iterator[Case]:
         batch * w.block.row_bytes(dim),
         batch * dim,
     )
-    q, k, v = (mx.zeros((1, batch, n, d)) for n in (heads, groups, groups))
+    q, k, v = (mx.zeros((batch, 1, n, d)) for n in (heads, groups, groups))
     turns: dict[str, Any] = {
-        "offset": 7,
+        "offset": mx.full((batch,), 7),
         "interleaved": False,
+        "magnitude": 1.0,
         "norms": (mx.ones(d),) * 2 + (1e-6,),
     }
     yield Case(
         f"rotate {batch}",
-        lambda: metal.rotate(q, k, v, mx.ones(d // 2), **turns),
+        lambda: rotate(q, k, v, mx.ones(d // 2), **turns),
         ("q", "k", "v"),
         sum(x.nbytes for x in (q, k, v)),
         sum(x.size for x in (q, k, v)),

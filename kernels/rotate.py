@@ -34,7 +34,7 @@ def rotate(
     magnitude: float,
     norms: tuple[mx.array, mx.array, float] | None,
 ) -> tuple[mx.array, mx.array]:
-    """One launch. The arguments are those of ops.rotate.
+    """One launch. The arguments are those of ops.append.
 
     q: (b, l, h, d), k: (b, l, g, d), v: (b, l, g, dv) -> (b, h, l, d) and (2, b, g, l, max(d, dv)), float16
     Results beyond ±65,504, the range of float16, become ±65,504; NaN stays NaN.

@@ -106,8 +106,8 @@ class Experts(nn.Module):
     gate, up: (e, rows, k), down: (e, k, rows), stacks of all experts
     bias: (e,), added to the scores for the choice only
     shared: what every token gets besides
-    observer: called with logits (..., e), ids (..., n) and weights (..., n) of each choice; while there is one,
-        enter `profile.watched`, or a backend may repeat steps without it (`ops.repeated`)
+    observer: called with logits (..., e), ids (..., n) and weights (..., n) of each choice, except in steps that a
+        backend repeats; `ops.unrepeated` makes it see those too
     """
 
     observer: Observer | None = None

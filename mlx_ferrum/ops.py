@@ -17,14 +17,13 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import mlx.core as mx
 import numpy as np
 
-from . import notice
+from . import notice, profile
 from .backends import BACKENDS
 from .options import Activation as Activation
 from .options import Gating as Gating
 from .options import HeadNorms as HeadNorms
 from .options import Norm as Norm
 from .options import Routing as Routing
-from .profile import watched
 from .shapes import check_append, check_attend, check_experts, check_pair, check_product
 from .tensor import QTensor
 
@@ -37,6 +36,7 @@ T = TypeVar("T")
 Array = mx.array | np.ndarray  # activations: NumPy's on the cpu backend, MLX's on all others
 MAX_THREADS = 512  # as in ggml; the library aborts when the system refuses a thread
 _active: Backend[Any] | None = None
+_watchers = 0  # how many `unrepeated` are entered
 
 
 def use_backend(name: str, *, threads: int | None = None) -> None:
@@ -91,8 +91,7 @@ def observed(see: Observer) -> Iterator[None]:
     before = _backend()
     _active = cast("Backend[Any]", Observed(before, see))
     try:
-        with watched():
-            yield
+        yield
     finally:
         _active = before
 
@@ -109,10 +108,20 @@ def substituted(tensors: Mapping[str, QTensor]) -> Iterator[None]:
     before = _backend()
     _active = cast("Backend[Any]", Substituted(before, tensors))
     try:
-        with watched():  # a recorded step would hold the model's own tensors
-            yield
+        yield
     finally:
         _active = before
+
+
+@contextmanager
+def unrepeated() -> Iterator[None]:
+    """While entered, steps of `repeated` run through their model, for those who look inside it."""
+    global _watchers
+    _watchers += 1
+    try:
+        yield
+    finally:
+        _watchers -= 1
 
 
 def _backend() -> Backend[Any]:
@@ -329,5 +338,13 @@ def repeated(run: Callable[[Batch], T]) -> Callable[[Batch], T]:
     A backend may note the operations of a run and make them again for the next batch of the same shape, without
     Python; results are the same to the last bit, and last until the next run. run and the modules that it calls must
     not be changed meanwhile, and must not change arrays in place.
+    Nothing is repeated while a Profile, `observed`, `substituted` or `unrepeated` is entered, nor by another backend.
     """
-    return _backend().repeated(run)
+    backend = _backend()
+    repeat = backend.repeated(run)
+
+    def step(batch: Batch) -> T:
+        is_watched = _watchers or profile.is_active() or _backend() is not backend
+        return run(batch) if is_watched else repeat(batch)
+
+    return step

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import mlx.core as mx
 
 F = TypeVar("F", bound=Callable[..., Any])
 _active: Profile | None = None
-_watchers = 0
 
 
 class Profile:
@@ -40,20 +38,9 @@ class Profile:
         self.stages[stage] = self.stages.get(stage, 0.0) + seconds
 
 
-@contextmanager
-def watched() -> Iterator[None]:
-    """While entered, every step runs the model's modules: no backend repeats a recorded step without them."""
-    global _watchers
-    _watchers += 1
-    try:
-        yield
-    finally:
-        _watchers -= 1
-
-
-def is_watched() -> bool:
-    """Whether a Profile or `watched` is entered."""
-    return _active is not None or _watchers > 0
+def is_active() -> bool:
+    """Whether a Profile is entered."""
+    return _active is not None
 
 
 def stage(name: str) -> Callable[[F], F]:

@@ -50,6 +50,8 @@ def check_append(q: Array, k: Array, v: Array, frequencies: Array, at: Place) ->
     expected = (n, kv.heads, kv.key_dim), (n, kv.heads, kv.value_dim)
     if (k.shape, v.shape) != expected:
         raise ValueError(f"append: k {k.shape} and v {v.shape}, expected {expected}")
+    if len(frequencies.shape) != 1:
+        raise ValueError(f"append: frequencies of shape {frequencies.shape}, expected (m,)")
     if 2 * frequencies.shape[0] > kv.key_dim:
         raise ValueError(f"append: {frequencies.shape[0]} pairs do not fit heads of {kv.key_dim}")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, get_args
+from typing import get_args
 
 import gguf
 import mlx.core as mx
@@ -140,7 +140,7 @@ def test_infinite_scales_stay_visible(native: Backend, block: type[blocks.Block]
     assert not np.isfinite(ops.dequantize(w)[~np.isfinite(decoded)]).any()
 
 
-# -- norms and rotation ------------------------------------------------------------------------
+# -- norms -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("d", [1, 7, 64, 576, 1000])
@@ -157,26 +157,3 @@ def test_a_norm_keeps_nan_and_infinity_visible(native: Backend, poison: float) -
     x[1, 5] = poison
     found = np.asarray(ops.rms_norm(x, normal(64), 1e-6))
     assert np.isnan(found[1, 5]) and np.isfinite(found[[0, 2]]).all()
-
-
-@pytest.mark.parametrize("interleaved", [True, False])
-@pytest.mark.parametrize("normed", [True, False])
-@pytest.mark.parametrize("d, pairs", [(64, 32), (80, 16), (6, 3), (7, 2)])
-@pytest.mark.parametrize("offset", [0, 500, [3, 70]], ids=str)
-def test_rotate(
-    native: Backend, offset: Any, d: int, pairs: int, normed: bool, interleaved: bool
-) -> None:
-    weights, frequencies = normal(2, d, seed=1), (100.0 ** -np.linspace(0, 1, pairs)).astype("f4")
-    options: dict[str, Any] = {"interleaved": interleaved, "magnitude": 1.2}
-    options["offset"] = mx.array(offset) if isinstance(offset, list) else offset
-    options["norms"] = (*map(mx.array, weights), 1e-5) if normed else None
-    for length in (1, 5, 130):
-        q, k, v = (normal(2, length, heads, size) for heads, size in ((3, d), (2, d), (2, d + 3)))
-        turned, new = ops.rotate(q, k, v, mx.array(frequencies), **options)
-        both = [
-            by_reference(lambda *x, i=i: ops.rotate(*x, **options)[i], q, k, v, frequencies)
-            for i in (0, 1)
-        ]
-        # the sine and cosine of a float32 angle of up to 630, which is exact to 3e-5
-        assert np.allclose(turned, both[0], atol=2e-4), length
-        assert np.allclose(new, both[1], rtol=1e-3, atol=2e-4), length

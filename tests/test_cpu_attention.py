@@ -1,101 +1,86 @@
-"""Native attention against the reference backend, with each instruction set."""
+"""Native attention with each instruction set: both ways, far apart scores, and what is no number."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import mlx.core as mx
 import numpy as np
 import pytest
 from backends import Backend
 from cpu_cases import by_reference, normal
+from pages import Layer, attention
 
 from mlx_ferrum import ops
-
-ATTENTION = [  # query heads, key-value heads, new positions, held positions
-    (1, 1, 1, 1),
-    (6, 2, 1, 63),
-    (9, 3, 1, 64),
-    (4, 4, 1, 65),
-    (4, 1, 1, 1100),
-    (6, 2, 5, 5),
-    (8, 2, 130, 130),
-    (3, 1, 33, 700),
-]
+from mlx_ferrum.state.kinds import KV
 
 
-@pytest.mark.parametrize("window", [None, 1, 5, 100])
-@pytest.mark.parametrize("shape", ATTENTION, ids=str)
-@pytest.mark.parametrize("d, dv", [(64, 64), (33, 20), (8, 129)])
-def test_attend(
-    native: Backend, d: int, dv: int, shape: tuple[int, ...], window: int | None
-) -> None:
-    heads, groups, length, held = shape
-    q, k, v = normal(2, heads, length, d), normal(2, groups, held, d), normal(2, groups, held, dv)
-    options = {"scale": 2.5 * d**-0.5, "window": window}
-    wanted = by_reference(ops.attend, q, k, v, **options)
-    # scores of up to some ten units, exact to 1e-6
-    assert np.allclose(ops.attend(q, k, v, **options), wanted, atol=2e-5)
-    halves, rounded = (
-        [x.astype("f2") for x in (k, v)],
-        [x.astype("f2").astype("f4") for x in (k, v)],
-    )
-    wanted = by_reference(ops.attend, q, *rounded, **options)
-    assert np.allclose(ops.attend(q, *halves, **options), wanted, atol=2e-5)
-
-
-@pytest.mark.parametrize("d", [32, 33])
+@pytest.mark.parametrize("d, dv", [(32, 32), (33, 20), (8, 129)])
 @pytest.mark.parametrize("lengths", [[1], [7, 15, 16], [64, 63, 200]], ids=str)
-def test_attend_both_ways(native: Backend, lengths: list[int], d: int) -> None:
-    q, k, v = (normal(len(lengths), 4, max(lengths), d) for _ in range(3))
+def test_attend_both_ways(native: Backend, lengths: list[int], d: int, dv: int) -> None:
+    q, k = (normal(len(lengths), 4, max(lengths), d, seed=i) for i in (1, 2))
+    v = normal(len(lengths), 4, max(lengths), dv)
     wanted = by_reference(ops.attend_both_ways, q, k, v, lengths, scale=2.5 * d**-0.5)
     found = ops.attend_both_ways(q, k, v, lengths, scale=2.5 * d**-0.5)
+    assert found.shape == v.shape and np.isfinite(np.asarray(found)).all()
     for i, n in enumerate(lengths):
         assert np.allclose(found[i, :, :n], wanted[i, :, :n], atol=2e-5)
 
 
-def test_attend_reads_a_cache_in_place(native: Backend) -> None:
-    """Keys and values are views of storage that has room for more, in either direction."""
-    q, k, v = normal(2, 4, 3, 16), normal(2, 2, 40, 16), normal(2, 2, 50, 24)
-    inner_k, inner_v = k[:, :, 7:29], v[:, :, 20:42]
-    wanted = by_reference(ops.attend, q, inner_k.copy(), inner_v.copy(), scale=0.3)
-    assert np.allclose(ops.attend(q, inner_k, inner_v, scale=0.3), wanted, atol=1e-5)
+def layer_of(native: Backend, held: int) -> Layer:
+    """Two query heads that share keys and values, of a sequence that holds so many positions."""
+    layer = Layer(native, KV(1, 16, 16), 2)
+    layer.begin(held)
+    return layer
 
 
-def test_values_become_the_nearest_halves(native: Backend) -> None:
-    """Ties go to even; what is too large becomes the largest half; NaN stays."""
-    halves = np.arange(1 << 16, dtype=np.uint16).view(np.float16).astype(np.float32)
-    with np.errstate(invalid="ignore", over="ignore"):
-        middles = (halves[:-1] + halves[1:]) / 2
-        near = [np.nextafter(middles, np.float32(to)) for to in (-np.inf, np.inf)]
-        numbers = np.concatenate([halves, middles, *near, normal(1 << 16)])
-        x: Any = numbers[: numbers.size // 37 * 37].reshape(1, -1, 1, 37)
-        wanted = np.clip(x, -65504, 65504).astype(np.float16).swapaxes(1, 2)
-    q: Any = np.zeros((1, x.shape[1], 1, 2), np.float32)
-    _, new = ops.rotate(q, q, x, mx.ones(1), offset=0, interleaved=True)
-    found = np.asarray(new[1])
-    assert np.array_equal(found, wanted, equal_nan=True)
-    known = ~np.isnan(wanted)
-    assert np.array_equal(found[known].view(np.uint16), wanted[known].view(np.uint16))
-
-
-def test_attention_of_far_apart_scores(native: Backend) -> None:
+@pytest.mark.parametrize("new", [1, 9])
+def test_far_apart_scores(native: Backend, new: int) -> None:
     """The weight of all keys but one vanishes; none overflows."""
-    q, k, v = 40 * normal(1, 2, 9, 16), 40 * normal(1, 1, 300, 16), normal(1, 1, 300, 16)
-    wanted = by_reference(ops.attend, q, k, v, scale=1.0)
+    layer = layer_of(native, 290)
+    rows = layer.append({0: new})
     # scores of 10,000 are exact to 1e-3
-    assert np.allclose(ops.attend(q, k, v, scale=1.0), wanted, atol=1e-2)
+    found, wanted = (f(rows, scale=1600.0) for f in (layer.attended, layer.wanted))
+    assert np.isfinite(found).all() and np.allclose(found, wanted, atol=2e-2)
 
 
-@pytest.mark.parametrize("which", ["q", "k", "v"])
 @pytest.mark.parametrize("poison", [np.nan, np.inf])
-def test_attention_keeps_nan_and_infinity_visible(
-    native: Backend, poison: float, which: str
-) -> None:
-    given = {"q": normal(1, 2, 8, 16), "k": normal(1, 1, 80, 16), "v": normal(1, 1, 80, 16)}
-    given[which][0, 0, 3, 2] = poison
-    found = np.asarray(ops.attend(*given.values(), scale=0.3))
-    wanted = by_reference(ops.attend, *given.values(), scale=0.3)
-    assert not np.isfinite(wanted).all()
-    assert (~np.isfinite(found) >= ~np.isfinite(wanted)).all()
-    assert np.isfinite(found[0, 1, 0]).all() or which != "q"
+def test_queries_that_are_no_numbers_stay_visible(native: Backend, poison: float) -> None:
+    """In their own head of their own row, and in no other."""
+    layer = layer_of(native, 72)
+    rows = layer.append({0: 8})
+    rows.turned[3, 1, 2] = poison
+    found = layer.attended(rows, scale=0.3)
+    assert not np.isfinite(found[3, 1]).any()
+    found[3, 1], wanted = 0, layer.wanted(rows, scale=0.3)
+    wanted[3, 1] = 0
+    assert np.allclose(found, wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("new", [1, 8, 24])
+@pytest.mark.parametrize("which", ["keys", "values"])
+def test_nan_stays_visible(native: Backend, which: str, new: int) -> None:
+    """In every row that sees the position."""
+    layer = layer_of(native, 72)
+    rows = layer.append({0: new})
+    at, seen = rows.at, 72 + new - 1
+    stored = getattr(at.storage, which)
+    stored[at.paging.table[0, seen // 32], 0, seen % 32, 2] = np.nan  # of the last row
+    found = layer.attended(rows, scale=0.3)
+    assert np.isnan(found[-1]).any(-1).all()
+    if which == "keys":  # a key that is not seen has no weight; a value gets the weight 0
+        assert np.allclose(found[:-1], layer.wanted(rows, scale=0.3)[:-1], atol=1e-5)
+
+
+def test_activations_need_not_be_contiguous(native: Backend) -> None:
+    """Queries, keys and values may be slices of one product."""
+    layer = layer_of(native, 20)
+    product: Any = normal(3, 4, 16)
+    batch = layer.states.batch([(layer.texts[0], 3)], np.arange(3))
+    at = batch.layer(0)
+    q, k, v = product[:, :2], product[:, 2:3], product[:, 3:]
+    turned = ops.append(q, k, v, at, np.zeros(1, np.float32), interleaved=False)  # type: ignore[arg-type]
+    assert np.array_equal(turned, q)
+    halves = [x.astype(np.float16).astype(np.float64) for x in (k, v)]
+    past = (np.concatenate(pair) for pair in zip(layer.past[0], halves, strict=True))
+    wanted = attention(q, *past, scale=0.3)
+    assert np.allclose(ops.attend(turned[:, :, :], at, scale=0.3), wanted, atol=1e-5)

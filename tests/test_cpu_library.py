@@ -13,12 +13,11 @@ import sys
 import termios
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 from tiny_kernels import TINY, answer, files, script, source
 
-from mlx_ferrum.kernels.cpu import build, calls, layout, levels, native
+from mlx_ferrum.kernels.cpu import build, calls, levels, native
 from mlx_ferrum.kernels.quantize import native as quantize
 
 __all__ = ["source"]  # a fixture
@@ -260,49 +259,61 @@ def test_another_folder_has_prebuilt_libraries_of_its_own(
 # -- structs --------------------------------------------------------------------------------------
 
 
-def test_structs_are_those_of_the_library() -> None:
-    text: bytes = native.library().ferrum_layout()
-    assert layout.parse(text.decode()) == layout.layout(calls.structs())
-    assert len(layout.layout(calls.structs())) > 100
+def test_structs_are_made_from_what_the_library_says() -> None:
+    found = calls.structs(native.library().ferrum_layout().decode())
+    assert next(iter(found)) == "Weight"
+    assert {"Append", "Attention", "Choose", "Matmuls", "GatherDown"} <= found.keys()
+    fields = dict(found["Weight"]._fields_)
+    assert fields["data"] is ctypes.c_void_p and ctypes.sizeof(found["Weight"]) == 32
+    named = quantize._library("native")[1]
+    assert (named.__name__, named.limit.size) == ("Quantize", 4)
 
 
-WRONG: dict[str, tuple[tuple[Any, ...], str]] = {
-    "Weight": (
-        calls.Weight._fields_[:-1],
-        r"Weight is a struct of 32 bytes .*, expected a struct of 24 bytes",
-    ),
-    "Rows": (
-        (*calls.Rows._fields_[:-1], ("scale", ctypes.c_int)),
-        r"Rows\.scale is floating point of 4 bytes .*, expected an integer of 4 bytes",
-    ),
-    "Call": (
-        (("sort", ctypes.c_long), *calls.Call._fields_[1:]),
-        r"Call\.kind is an integer of 8 bytes at offset 0, expected missing",
-    ),
-    "SigmoidGate": (
-        (*calls.SigmoidGate._fields_[:-2], ("d", ctypes.c_int), ("rows", ctypes.c_long)),
-        r"SigmoidGate\.d is .* at offset 40, expected .* at offset 32",
-    ),
-}
+LAYOUT = """Few s 0 24
+Few.first p 0 8
+Few.count i 8 4
+Few.scale f 12 4
+Few.rows i 16 8
+"""
 
 
-@pytest.mark.parametrize("name", WRONG)
-def test_a_struct_that_does_not_fit_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    fields, said = WRONG[name]
-    broken = type(name, (ctypes.Structure,), {"_fields_": fields})
-    kinds = tuple(broken if kind.__name__ == name else kind for kind in calls.KINDS)
-    monkeypatch.setattr(calls, "KINDS", kinds)
-    monkeypatch.setattr(calls, name, broken)
-    with pytest.raises(build.BuildError, match=f"do not fit calls.py: {said}"):
+def test_a_description_becomes_a_struct() -> None:
+    (few,) = calls.structs(LAYOUT).values()
+    assert [(name, getattr(few, name).offset) for name, _ in few._fields_] == [
+        *(("first", 0), ("count", 8), ("scale", 12), ("rows", 16))
+    ]
+    made = few(first=None, count=-1, scale=0.5, rows=1 << 40)
+    assert bytes(made) == struct.pack("=qifq", 0, -1, 0.5, 1 << 40)
+
+
+@pytest.mark.parametrize(
+    ("line", "wrong", "said"),
+    [
+        ("Few.count i 8 4", "Few.count i 12 4", r"struct Few: laid out as .*\(8, 4\).*, expected .*\(12, 4\)"),
+        ("Few s 0 24", "Few s 0 32", "struct Few"),
+        ("Few.scale f 12 4", "Few.scale f 12 8", "field scale: no type of kind 'f' and 8 bytes"),
+        ("Few.count i 8 4", "Few.count i 8 2", "field count: no type of kind 'i' and 2 bytes"),
+        ("Few.count i 8 4", "Few.count u 8 4", "field count: no type of kind 'u' and 4 bytes"),
+        ("Few.rows i 16 8\n", "", "struct Few: laid out as .*, expected"),
+    ],
+)  # fmt: skip
+def test_a_wrong_description_is_refused_by_name(
+    line: str, wrong: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also when a library is loaded that says so."""
+    text = LAYOUT.replace(line, wrong)
+    with pytest.raises(ValueError, match=said):
+        calls.structs(text)
+    right = calls.structs
+    monkeypatch.setattr(calls, "structs", lambda _: right(text))
+    with pytest.raises(build.BuildError, match=f"CPU kernels cannot be loaded: {said}"):
         native._load.__wrapped__("native")
 
 
-def test_a_struct_of_the_quantizers_that_does_not_fit_is_refused(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    first, second, *rest = quantize.Quantize._fields_
-    broken = type("Quantize", (ctypes.Structure,), {"_fields_": (second, first, *rest)})
-    monkeypatch.setattr(quantize, "Quantize", broken)
-    said = r"do not fit quantize/native\.py: Quantize\.importance is .* at offset 8, expected .* at offset 0"
-    with pytest.raises(build.BuildError, match=said):
-        quantize._library.__wrapped__("native")
+def test_calls_take_all_fields_of_their_struct() -> None:
+    native.choose("native")
+    with pytest.raises(AssertionError, match="Gelu: found"):
+        native.run("Gelu", x=None, out=None)
+    with pytest.raises(KeyError, match="Nonesuch"):
+        native.run("Nonesuch")
+    assert native.library().ferrum_run(None, 0) == native.DONE

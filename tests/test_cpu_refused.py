@@ -11,10 +11,26 @@ from backends import Backend
 from cpu_cases import random_weight
 
 from mlx_ferrum import blocks, ops
+from mlx_ferrum.batch import Place
+from mlx_ferrum.state.kinds import KV
+from mlx_ferrum.state.model import ModelStates
 
 
 def zeros(*shape: int) -> Any:
     return np.zeros(shape, np.float32)
+
+
+def place(n: int) -> Place:
+    """n rows of one sequence in a layer of two heads of 8 and 6."""
+    states = ModelStates([KV(2, 8, 6)], ops.allocate)
+    return states.batch([(states.begin(), n)], np.arange(n)).layer(0)
+
+
+def rows(n: int, frequencies: Any = None, norms: Any = None) -> Any:
+    """Append n rows."""
+    shaped = zeros(n, 4, 8), zeros(n, 2, 8), zeros(n, 2, 6)
+    turns = zeros(4) if frequencies is None else frequencies
+    return ops.append(*shaped, place(n), turns, interleaved=True, norms=norms)
 
 
 UNFIT: dict[str, tuple[Callable[[], Any], str]] = {
@@ -36,79 +52,21 @@ UNFIT: dict[str, tuple[Callable[[], Any], str]] = {
         "differ in rows",
     ),
     "norm": (lambda: ops.rms_norm(zeros(2, 8), zeros(7), 1e-6), r"expected shape \(8,\)"),
-    "pairs": (
-        lambda: ops.rotate(
-            zeros(1, 1, 1, 8),
-            zeros(1, 1, 1, 8),
-            zeros(1, 1, 1, 8),
-            zeros(5),
-            offset=0,
-            interleaved=True,
-        ),
-        "5 pairs do not fit heads of 8",
+    "frequencies": (
+        lambda: rows(2, frequencies=zeros(2, 100)),
+        r"append: frequencies of shape \(2, 100\), expected \(m,\)",
     ),
-    "queries and keys": (
-        lambda: ops.rotate(
-            zeros(1, 1, 2, 8),
-            zeros(1, 1, 1, 6),
-            zeros(1, 1, 1, 8),
-            zeros(3),
-            offset=0,
-            interleaved=True,
-        ),
-        "do not fit together",
+    "norm of queries": (
+        lambda: rows(2, norms=(zeros(7), zeros(8), 1e-6)),
+        r"append: norm of q: expected shape \(8,\), found \(7,\)",
     ),
-    "values": (
-        lambda: ops.rotate(
-            zeros(1, 1, 2, 8),
-            zeros(1, 1, 1, 8),
-            zeros(1, 2, 1, 8),
-            zeros(3),
-            offset=0,
-            interleaved=True,
-        ),
-        "do not fit together",
+    "norm of keys": (
+        lambda: rows(2, norms=(zeros(8), zeros(1), 1e-6)),
+        r"append: norm of k: expected shape \(8,\), found \(1,\)",
     ),
-    "keys and values": (
-        lambda: ops.attend(zeros(1, 2, 1, 8), zeros(1, 1, 5, 8), zeros(1, 1, 6, 8), scale=1),
-        "do not fit together",
-    ),
-    "heads": (
-        lambda: ops.attend(zeros(1, 3, 1, 8), zeros(1, 2, 5, 8), zeros(1, 2, 5, 8), scale=1),
-        "do not fit together",
-    ),
-    "half precision keys": (
-        lambda: ops.attend(
-            zeros(1, 2, 1, 8), zeros(1, 2, 5, 8).astype("f2"), zeros(1, 2, 5, 8), scale=1
-        ),
-        "k is float16, v is float32, expected the same",
-    ),
-    "double precision keys": (
-        lambda: ops.attend(
-            zeros(1, 2, 1, 8),
-            zeros(1, 2, 5, 8).astype("f8"),
-            zeros(1, 2, 5, 8).astype("f8"),
-            scale=1,
-        ),
-        "k: expected float16 or float32, found float64",
-    ),
-    "keys that are not contiguous": (
-        lambda: ops.attend(
-            zeros(1, 2, 1, 8), zeros(1, 2, 8, 5).swapaxes(2, 3), zeros(1, 2, 5, 8), scale=1
-        ),
-        "k: expected a contiguous last axis",
-    ),
-    "past the end of a cache": (
-        lambda: ops.put(zeros(2, 1, 2, 9, 8), 8, zeros(2, 1, 2, 2, 8)),
-        r"\(2, 1, 2, 2, 8\) at 8 does not fit \(2, 1, 2, 9, 8\)",
-    ),
-    "into a cache of another type": (
-        lambda: ops.put(zeros(2, 1, 2, 9, 8).astype("f2"), 0, zeros(2, 1, 2, 2, 8)),
-        "stored is float16, new is float32, expected the same",
-    ),
-    "new keys that are not contiguous": (
-        lambda: ops.put(zeros(2, 1, 2, 9, 8), 0, zeros(2, 1, 2, 8, 3).swapaxes(3, 4)),
-        "put: expected a contiguous last axis",
+    "sinks": (
+        lambda: ops.attend(zeros(2, 4, 8), place(2), scale=1, sinks=zeros(2)),
+        r"attend: sinks of shape \(2,\), expected \(4,\)",
     ),
 }
 

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import mlx.core as mx
 import numpy as np
 import pytest
 import random_models
-from backends import REFERENCE
+from backends import METAL, REFERENCE
 from divergence import coarsen, kl, log_softmax
 from msl import metal_on_cpu
+from pages import Layer
 from routing import Routed
 from test_ops import float64, random_tensor
 
 import mlx_ferrum
 from mlx_ferrum import blocks, launch, ops
 from mlx_ferrum.backends import metal, reference
+from mlx_ferrum.state.kinds import KV
 
 GOLDEN = Path(__file__).parent / "golden"
 SEED = 2026  # of golden/make_logits.py
@@ -90,39 +91,17 @@ def test_rms_norm_with_a_residual(on_metal, normals, shape, dtype, bound):
     assert_near(found, reference.rms_norm(x.astype(mx.float32), weight, 1e-5, add=add), bound)
 
 
-@pytest.mark.parametrize("interleaved", [True, False])
-@pytest.mark.parametrize(
-    "shape, dv, pairs", [((1, 1, 1, 2), 2, 1), ((2, 3, 5, 80), 96, 40), ((2, 9, 2, 256), 6, 32)]
-)
-@pytest.mark.parametrize("normed", [True, False])
-def test_rotate(on_metal, normals, shape, dv, pairs, interleaved, normed):
-    b, length, groups, d = shape
-    q, k, v = normals(b, length, 3 * groups, d), normals(*shape), normals(b, length, groups, dv)
-    frequencies = mx.array(10.0 ** -np.linspace(0, 4, pairs), mx.float32)
-    norms = (normals(d), normals(d), 1e-6) if normed else None
-    for offset in (3, 100_000, mx.arange(b) * 700):
-        options: dict[str, Any] = {"offset": offset, "interleaved": interleaved, "norms": norms}
-        both = ops.rotate(q, k, v, frequencies, magnitude=1.2, **options)
-        wanted = reference.rotate(q, k, v, frequencies, magnitude=1.2, **options)
-        for x, y in zip(both, wanted, strict=True):
-            assert x.dtype == mx.float16
-            assert_near(x, y, 2.0**-11)
-
-
 @pytest.mark.parametrize("window", [None, 3, 50])
-@pytest.mark.parametrize("length", [1, 4])
-def test_attention_over_a_cache_of_halves(on_metal, normals, window, length):
-    q, new, stored = (
-        normals(2, 6, length, 16),
-        normals(2, 2, 2, length, 16),
-        normals(2, 2, 2, 24, 16),
-    )
-    q, new, stored = (x.astype(mx.float16) for x in (q, new, stored))
-    wanted = reference.put(+stored, 9, new)[..., : 9 + length, :]
-    held = ops.put(stored, 9, new)[..., : 9 + length, :]
-    found = ops.attend(q, held[0], held[1], scale=0.25, window=window)
-    assert found.dtype == mx.float16
-    assert_near(found, reference.attend(q, *wanted, scale=0.25, window=window), 2e-3)
+@pytest.mark.parametrize("softcap", [0.0, 5.0])
+def test_attention_takes_and_gives_halves(on_metal, window, softcap):
+    layer = Layer(METAL, KV(2, 16, 16, window), 6)
+    layer.begin(9, 60)
+    rows = layer.append({0: 4, 1: 1})
+    assert rows.turned.dtype == rows.at.storage.keys.dtype == mx.float16
+    found = ops.attend(rows.turned, rows.at, scale=0.25, softcap=softcap)
+    assert found.dtype == (mx.float32 if softcap else mx.float16)
+    wanted = mx.array(layer.wanted(rows, scale=0.25, softcap=softcap))
+    assert_near(found, wanted, 2e-3)
 
 
 @pytest.mark.parametrize("name", random_models.CASES)
@@ -146,8 +125,8 @@ def test_the_first_tokens_of_smollm2(on_metal, smollm2):
         goldens[f"smollm2-135m.{part}"] for part in ("tokens", "positions", "ids", "log_probs")
     )
     early = positions < 8
-    hidden = smollm2[0].body(mx.array(tokens[:8])[None], smollm2[0].make_cache())
-    logits = np.array(smollm2[0].head(hidden[:, mx.array(positions[early])])[0])
+    hidden = smollm2[0].body(smollm2[0].make_cache().batch(mx.array(tokens[:8])[None]))
+    logits = np.array(smollm2[0].head(hidden[mx.array(positions[early])]))
     assert kl(wanted[early], coarsen(log_softmax(logits), ids[early])).max() < MAX_KL
 
 
@@ -172,16 +151,3 @@ def test_a_step_can_be_traced(name, tmp_path):
             return model(token[None], cache)
 
         assert mx.compile(step)(mx.array([5])).shape == (1, 1, model.args.vocab_size)
-
-
-def test_positions_may_be_arrays(normals):
-    """So that a traced step serves every position."""
-    stored, x = mx.zeros((2, 1, 2, 16, 4), mx.float16), normals(1, 1, 2, 4)
-
-    def step(at: mx.array) -> mx.array:
-        _, new = metal.rotate(x, x, x, mx.ones(2), offset=at, interleaved=False)
-        return metal.put(stored, at, new)
-
-    with launch.use_runner(_outlined):
-        found = mx.compile(step)(mx.array(7))
-    assert np.array_equal(np.abs(np.array(found)).sum((0, 1, 2, 4)) > 0, np.arange(16) == 7)

@@ -12,6 +12,7 @@ import random_models
 from backends import METAL, REFERENCE
 from divergence import kl, log_softmax
 from msl import metal_on_cpu
+from test_append import turned
 from test_metal_experts import spread
 from test_metal_kernels import HALVES, activated, activations, size, wide
 from test_ops import float64, random_tensor
@@ -19,6 +20,7 @@ from test_ops import float64, random_tensor
 import mlx_ferrum
 from mlx_ferrum import blocks
 from mlx_ferrum.backends import reference
+from mlx_ferrum.batch import Place
 from mlx_ferrum.kernels.gather_matmul import gather_matmul
 from mlx_ferrum.kernels.matmul import matmul
 from mlx_ferrum.kernels.rotate import rotate
@@ -133,12 +135,13 @@ def test_queries_keys_and_values(host, interleaved, normed):
     options: dict[str, Any] = {"offset": 5, "interleaved": interleaved, "magnitude": 1.0}
     options["norms"] = (weight, weight, 1e-5) if normed else None
     frequencies = mx.array(10.0 ** -np.linspace(0, 4, 24), mx.float32)
-    for found, wanted in zip(
-        rotate(q, k, v, frequencies, **options),
-        reference.rotate(q, k, v, frequencies, **options),
-        strict=True,
-    ):
-        held = within(wide(wanted))
+    how = {"interleaved": interleaved, "magnitude": 1.0, "weight": wide(weight) if normed else None}
+    turns, at = np.array(frequencies), 5 + np.arange(9)
+    queries, keys = (turned(wide(x[0]), at, turns, **how) for x in (q, k))
+    added = np.stack([keys, wide(v[0])]).swapaxes(1, 2)[:, None]
+    made = rotate(q, k, v, frequencies, **options)
+    for found, wanted in zip(made, (queries.swapaxes(0, 1)[None], added), strict=True):
+        held = within(wanted)
         assert (np.abs(held) == LARGEST).mean() > 0.2
         np.testing.assert_allclose(wide(found), held, rtol=2.0**-10, atol=LARGEST * 1e-5)
 
@@ -148,11 +151,13 @@ def clipped(call: Any) -> Any:
     return lambda x, w, **options: call(mx.clip(x, -LARGEST, LARGEST), w, **options)
 
 
-def clipped_rotation(*args: Any, **options: Any) -> Any:
-    return [mx.clip(x, -LARGEST, LARGEST) for x in rotate_by_definition(*args, **options)]
+def clipped_append(q: Any, k: Any, v: Any, at: Place, *turns: Any, **options: Any) -> Any:
+    turned = append_by_definition(q, k, mx.clip(v, -LARGEST, LARGEST), at, *turns, **options)
+    at.storage.keys = mx.clip(at.storage.keys, -LARGEST, LARGEST)
+    return mx.clip(turned, -LARGEST, LARGEST)
 
 
-rotate_by_definition = reference.rotate
+append_by_definition = reference.append
 
 
 @pytest.mark.parametrize(
@@ -171,7 +176,7 @@ def test_a_prompt_of_large_activations(name, norm, factor, tmp_path, monkeypatch
     with METAL.in_use():
         found = np.array(model(tokens)[0])
     monkeypatch.setattr(reference, "matmul", clipped(reference.matmul))
-    monkeypatch.setattr(reference, "rotate", clipped_rotation)
+    monkeypatch.setattr(reference, "append", clipped_append)
     with REFERENCE.in_use():
         wanted = np.array(model(tokens)[0])
     assert np.isfinite(found).all()

@@ -1,6 +1,6 @@
 // Structs that Python fills, described as text: a line for each struct and each of its fields with name, kind, offset
 // and size. Names are "Struct" and "Struct.field"; kinds are s (struct), p (pointer),
-// f (floating point) and i (integer); of an array, the kind of its elements. See layout.py.
+// f (floating point) and i (integer); of an array, the kind of its elements. See calls.py.
 #pragma once
 
 #include <cstddef>

@@ -128,9 +128,13 @@ def _run(made: Any, count: int) -> None:
 
 
 class Recording:
-    """Calls as they were made. The memory of their arguments must outlive it."""
+    """Calls as they were made. The memory of their arguments must outlive it.
+
+    kept: what has to live as long as the recording
+    """
 
     def __init__(self) -> None:
+        self.kept: list[Any] = []
         self._numbers: list[int] = []
         self._arguments: list[Structure] = []
         self._calls: ctypes.Array[Call] | None = None
@@ -176,3 +180,9 @@ def recorded(recording: Recording) -> Iterator[None]:
         yield
     finally:
         _thread.recording = None
+
+
+def keep(x: Any) -> None:
+    """Let x live as long as the recording that this thread makes, if it makes one."""
+    if (recording := _thread.recording) is not None:
+        recording.kept.append(x)

@@ -88,9 +88,10 @@ def _append(
 
 
 def _drawn(rng: np.random.Generator, n: int) -> list[np.ndarray]:
-    """Queries, keys and values of n rows."""
+    """Queries, keys and values of n rows, which half precision holds."""
     sizes = ((HEADS, SIZE), (GROUPS, SIZE), (GROUPS, VALUE_SIZE))
-    return [rng.normal(size=(n, *size)).astype(np.float32) for size in sizes]
+    drawn = (rng.normal(size=(n, *size)) for size in sizes)
+    return [x.astype(np.float16).astype(np.float32) for x in drawn]
 
 
 def _batch(run: Operations, kv: KV, held: list[int], new: list[int]) -> tuple[Place, Place]:
@@ -100,7 +101,7 @@ def _batch(run: Operations, kv: KV, held: list[int], new: list[int]) -> tuple[Pl
 
     def batch(counts: list[int]) -> Batch:
         rows = list(zip(texts, counts, strict=True))
-        return states.batch(rows, np.zeros(sum(counts), np.int64))
+        return states.batch(rows, np.arange(sum(counts)))  # blocks of equal tokens would be shared
 
     past = batch(held)
     past.advance()

@@ -27,6 +27,7 @@ _ANGLES = 2e-4  # float32 angles of up to 700 radians are exact to 3e-5; magnitu
 _HALF = 2e-3  # one side rounded to float16 or TF32, 2^-11
 _INTEGER = 3e-4  # activations of 15 bits that share a scale: six deviations of the sum
 _ATTENTION = 3e-5  # scores of some units, exact to 1e-6
+_STEP = 1e-2  # a number of 8 bits that is rounded the other way, 1/127
 _EXACT = 0.0
 _LAST_BITS = 1e-6  # a compiler may fuse the multiplication and the addition of a weight
 
@@ -40,7 +41,8 @@ _BOUNDS: Mapping[str, Mapping[str, float]] = {
         **dict.fromkeys(("gather_down", "gather_down, 9+ rows"), _INTEGER),
         **dict.fromkeys(("rows", "dequantize"), _EXACT),
         "attend": _ATTENTION,
-        "rotate": _HALF,  # what a cache holds is float16
+        "attend, 8 bits": _STEP,
+        "append": _HALF,  # keys and values are stored as float16
     },
     "metal": {
         **dict.fromkeys(("matmul, 9+ rows", "gate_up, 9+ rows"), _HALF),  # tiles of float16
@@ -48,7 +50,8 @@ _BOUNDS: Mapping[str, Mapping[str, float]] = {
         "gather_gate_up, 9+ rows": _HALF,
         **dict.fromkeys(("rows", "dequantize"), _LAST_BITS),
         "attend": 2 * _HALF,  # computed in float16
-        "rotate": _HALF,
+        "attend, 8 bits": _STEP,
+        "append": _HALF,
     },
     "cuda": {
         **dict.fromkeys(("matmul, 9+ rows", "gate_up, 9+ rows"), _HALF),  # tiles of float16
@@ -56,7 +59,8 @@ _BOUNDS: Mapping[str, Mapping[str, float]] = {
         "gather_gate_up, 9+ rows": _HALF,
         **dict.fromkeys(("rows", "dequantize"), _LAST_BITS),
         "attend": 2 * _HALF,  # computed in float16
-        "rotate": _HALF,
+        "attend, 8 bits": _STEP,
+        "append": _HALF,
     },
     "reference": {
         **dict.fromkeys(("matmul", "matmul, 9+ rows", "matmuls", "norm_matmul", "attend"), _HALF),
@@ -65,7 +69,8 @@ _BOUNDS: Mapping[str, Mapping[str, float]] = {
         **dict.fromkeys(("gather_gate_up", "gather_gate_up, 9+ rows"), 2 * _HALF),
         **dict.fromkeys(("gather_down", "gather_down, 9+ rows"), _HALF),
         **dict.fromkeys(("rows", "dequantize"), _LAST_BITS),
-        "rotate": _ANGLES,
+        "attend, 8 bits": _STEP,
+        "append": _ANGLES,
     },
 }
 

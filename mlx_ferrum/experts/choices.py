@@ -12,7 +12,6 @@ from mlx_ferrum import ops
 from mlx_ferrum.models.base import LanguageModel
 from mlx_ferrum.models.encoder import Encoder
 from mlx_ferrum.nn import Experts, Observer
-from mlx_ferrum.profile import watched
 
 
 @dataclass
@@ -58,10 +57,7 @@ class Choices:
 
 @contextmanager
 def observe(model: LanguageModel) -> Generator[list[Choices]]:
-    """Count what the layers of a model choose while this is entered; a `Choices` for each that has experts.
-
-    Call the model meanwhile, or generate text with it.
-    """
+    """Count what the layers of a model choose while this is entered; a `Choices` for each that has experts."""
     layers = with_experts(model)
     choices = [Choices(i, np.zeros(experts.count, np.int64)) for i, experts in layers]
     with observers(layers, [choice.add for choice in choices]):
@@ -89,7 +85,7 @@ def observers(layers: Sequence[tuple[int, Experts]], given: Sequence[Observer]) 
     try:
         for (_, experts), observer in zip(layers, given, strict=True):
             experts.observer = observer
-        with watched():
+        with ops.unrepeated():
             yield
     finally:
         for _, experts in layers:

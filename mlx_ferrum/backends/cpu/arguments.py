@@ -28,13 +28,15 @@ def shaped(name: str, x: Any, *shape: int) -> np.ndarray:
 
 
 def constant(name: str, x: mx.array, *shape: int) -> np.ndarray:
-    """A parameter of the model, which lies where it lies as long as the model does, as contiguous floats.
+    """A parameter of the model as contiguous floats.
 
-    Raises ValueError for another shape.
+    A recorded call reads it later, so a recording keeps it; a parameter that is made anew for each call lies elsewhere
+    each time, by which it is noticed. Raises ValueError for another shape.
     """
     found = np.ascontiguousarray(x, np.float32)
     if found.shape != shape:
         raise ValueError(f"{name}: expected shape {shape}, found {found.shape}")
+    native.keep(found)
     return found
 
 

@@ -14,7 +14,7 @@ from ...batch import Batch, Place
 from ...kernels.cpu import native
 from ...options import HeadNorms
 from .arguments import constant, floats
-from .memory import empty
+from .memory import empty, trace
 
 TYPES = {8: np.int8, 16: np.float16, 32: np.float32}
 SIZE = 32  # positions of a block where keys and values come from outside of a pool
@@ -47,7 +47,7 @@ def append(
         q_weight=None if q_weight is None else constant("append: norm of q", q_weight, d),
         k_weight=None if k_weight is None else constant("append: norm of k", k_weight, d),
         angles=_angles(at.batch, frequencies, magnitude),
-        slots=at.paging.slots,
+        slots=trace(at.paging.slots),
         turned=turned,
         keys=to.keys,
         values=to.values,
@@ -70,15 +70,19 @@ def append(
 def _angles(batch: Batch, frequencies: mx.array, magnitude: float) -> np.ndarray:
     """Cosines and sines (n, 2, pairs) of the rows' positions, once for all layers with the same frequencies."""
     key = (id(frequencies), magnitude)
-    found: np.ndarray | None = batch.shared.get(key)
+    _, found = batch.shared.get(key, (None, None))
     if found is None:
         turns = constant("append: frequencies", frequencies, *frequencies.shape)
         rows, pairs = len(batch.positions), turns.size
-        found = batch.shared[key] = empty(rows, 2, pairs)
+        found = empty(rows, 2, pairs)
+        batch.shared[key] = (
+            frequencies,
+            found,
+        )  # as long as both live, no other array has this identity
         native.run(
             "Angles",
             frequencies=turns,
-            positions=batch.positions,
+            positions=trace(batch.positions),
             out=found,
             rows=rows,
             pairs=pairs,
@@ -152,6 +156,8 @@ def _in_blocks(x: np.ndarray, blocks: int) -> np.ndarray:
 def _attend(q: np.ndarray, keys: np.ndarray, values: np.ndarray, **fields: Any) -> np.ndarray:
     """q: (n, h, d), keys: (blocks, g, size, d), values: (blocks, g, size, dv) -> (n, h, dv)"""
     out = empty(*q.shape[:2], values.shape[3])
+    for name in ("starts", "lengths", "table"):
+        trace(fields[name])
     native.run(
         "Attention",
         q=q,

@@ -65,7 +65,7 @@ class Arena:
 
     def __init__(self, *known: np.ndarray) -> None:
         self._chunks: list[ctypes.Array[Any]] = []
-        self._known = [address(x) for x in known]
+        self._known = {address(x) for x in known}
         self.start()
 
     def start(self) -> None:
@@ -97,9 +97,11 @@ class Arena:
         self._offset = size
         return self._chunk, 0
 
-    def owns(self, x: np.ndarray) -> bool:
-        """Whether x lies in the arena, or is a known array."""
-        start = address(x)
+    def owns(self, x: Any) -> bool:
+        """Whether x is an array in the arena, or a known one."""
+        if not isinstance(x, np.ndarray):
+            return False
+        start = x.ctypes.data  # which views have too that are not contiguous
         return start in self._known or any(
             0 <= start - address(chunk) < len(chunk) for chunk in self._chunks
         )
@@ -150,8 +152,8 @@ def empty(*shape: int, dtype: Any = np.float32) -> np.ndarray:
     return np.ndarray(shape, dtype, _Owner(nbytes, np.uint8, buffer))
 
 
-def trace(x: np.ndarray) -> np.ndarray:
-    """x, which an operation reads. An arena notes if it is no result of a recorded operation."""
+def trace(x: Any) -> Any:
+    """x, which an operation reads or a step returns. An arena notes if it is no result of a recorded operation."""
     arena = _thread.arena
     if arena is not None and not arena.owns(x):
         arena.is_closed = False

@@ -7,7 +7,8 @@ calls again.
 
 This is verified: a second batch is recorded too, in an arena that gives its results the same addresses. Unless both
 recordings are the same to the last byte, every batch goes through the model. An operation may only read results of
-other operations, the batch and the model's constants: what Python computes itself would not be computed again.
+other operations, the batch and the model's constants, and the model may only return such results: what Python computes
+itself would not be computed again.
 """
 
 from __future__ import annotations
@@ -18,13 +19,13 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 
-from ... import profile
 from ...batch import Batch, Paging
 from ...kernels.cpu import native
-from .memory import Arena, within
+from .memory import Arena, trace, within
 
 T = TypeVar("T")
 MOST = 8  # shapes of batches whose steps are kept
+NAMES = ("tokens", "positions", "starts", "lengths")  # of a batch's arrays
 
 
 class Repeated(Generic[T]):
@@ -36,7 +37,7 @@ class Repeated(Generic[T]):
         self._repeats = True  # until it is seen that the calls differ
 
     def __call__(self, batch: Batch) -> T:
-        if not batch.decodes or not self._repeats or profile.is_watched():
+        if not batch.decodes or not self._repeats:
             return self._run(batch)
         shape = (len(batch.lengths), *(paging.table.shape for paging in batch.states))
         step = self._steps.pop(shape, None)
@@ -55,7 +56,7 @@ class _Step(Generic[T]):
 
     def __init__(self, batch: Batch) -> None:
         self._batch = _copy(batch)  # whose arrays the recorded calls read
-        self._arena = Arena(self._batch.tokens)
+        self._arena = Arena(*_arrays(self._batch))
         self._recording: native.Recording | None = None
         self._out: T | None = None
         self._is_trusted = False
@@ -79,6 +80,7 @@ class _Step(Generic[T]):
         self._batch.shared.clear()
         with within(self._arena), native.recorded(made):
             out = run(self._batch)
+            _trace_all(out)
         self._recording = made
         self._is_trusted = before == made and self._arena.is_closed
         self.repeats = before is None or self._is_trusted
@@ -87,9 +89,23 @@ class _Step(Generic[T]):
 
 def _copy(batch: Batch) -> Batch:
     states = [Paging(p.table.copy(), p.slots.copy()) for p in batch.states]
-    names = ("tokens", "positions", "starts", "lengths")
-    arrays: dict[str, Any] = {name: np.array(getattr(batch, name)) for name in names}
+    arrays: dict[str, Any] = {name: np.array(getattr(batch, name)) for name in NAMES}
     return replace(batch, rows=[], states=states, shared={}, **arrays)
+
+
+def _arrays(batch: Batch) -> list[np.ndarray]:
+    """All arrays of a batch."""
+    paging = [x for p in batch.states for x in (p.table, p.slots)]
+    return [*(getattr(batch, name) for name in NAMES), *paging]
+
+
+def _trace_all(out: Any) -> None:
+    """Trace what a run returns: an array, or a tuple of such."""
+    if isinstance(out, tuple):
+        for each in out:
+            _trace_all(each)
+    else:
+        trace(out)
 
 
 def _fill(target: Batch, source: Batch) -> None:
