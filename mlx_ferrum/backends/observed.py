@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import mlx.core as mx
 
+from ..batch import Batch
 from ..options import Activation, Norm
 from ..tensor import QTensor
 
+T = TypeVar("T")
 Observer = Callable[[mx.array, Sequence[QTensor], mx.array | None], None]
 
 
@@ -86,6 +88,10 @@ class Observed:
     ) -> mx.array:
         self._see(x, [w], ids)
         return self._backend.gather_down(x, w, ids, weights, add=add)
+
+    def repeated(self, run: Callable[[Batch], T]) -> Callable[[Batch], T]:
+        """Repeats nothing that the observer would miss."""
+        return run
 
     def _normed(self, x: mx.array, norm: Norm | None) -> mx.array:
         return x if norm is None else self._backend.rms_norm(x, *norm)

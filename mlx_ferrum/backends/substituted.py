@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
+from ..batch import Batch
 from ..tensor import QTensor
+
+T = TypeVar("T")
 
 
 class Substituted:
@@ -25,6 +28,10 @@ class Substituted:
             return found(*map(self._replaced, args), **named)
 
         return call
+
+    def repeated(self, run: Callable[[Batch], T]) -> Callable[[Batch], T]:
+        """Repeats nothing: a recorded step would hold the model's own tensors."""
+        return run
 
     def _concerns(self, value: Any) -> bool:
         if isinstance(value, QTensor):
