@@ -14,8 +14,8 @@ constexpr int HALVES = exact::BYTES ? 2 : 1; // lanes that a word takes
 constexpr int KINDS = 3 - HALVES;            // vectors that four activations take
 constexpr int INTERLEAVED = LANES == 16 ? 4 : 1;
 constexpr int SETS = RUNS / INTERLEAVED;
-constexpr int MOST_WIDE = LANES == 8 ? 2 : 1;
 constexpr int MOST_ROWS = LANES / HALVES / INTERLEAVED; // of a panel
+constexpr int MOST_WIDE = INTERLEAVED == 1 && MOST_ROWS > 2 ? 2 : 1;
 
 // A chunk of a row of activations, as words for each four; see exact.h.
 struct Whole {
