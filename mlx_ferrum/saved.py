@@ -91,7 +91,7 @@ def load(path: str | Path, model: LanguageModel, *, kv_bits: int = 16) -> tuple[
         cache = model.make_cache(kv_bits=kv_bits)
         _check_metadata(metadata, cache)
         vocab_size = model.args.vocab_size
-        return cache, _restore(cache, arrays, json.loads(metadata["firsts"]), vocab_size)
+        return cache, _restore(cache, arrays, _firsts(metadata["firsts"]), vocab_size)
     except (RuntimeError, ValueError) as error:
         raise ValueError(f"{path}: {error}") from error
 
@@ -115,6 +115,13 @@ def _check_metadata(metadata: dict[str, str], cache: Cache) -> None:
             )
     if "firsts" not in metadata:
         raise ValueError("the list of first blocks is missing")
+
+
+def _firsts(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        raise ValueError(f"expected the first blocks as JSON, found {text[:60]!r}") from None
 
 
 def _restore(

@@ -65,7 +65,7 @@ def test_random_model(backend: Backend, name: str, tmp_path: Path, random_golden
     """A whole text at once, in a batch with another one."""
     tokens = random_goldens[f"{name}.tokens"]
     model = load_case(tmp_path, name)
-    routed = Routed(model)
+    routed = Routed(model, len(tokens))
     found = run(model, np.stack([tokens, tokens[::-1]]))
     check_golden(random_goldens, name, found[0], routed, backend)
 

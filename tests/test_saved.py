@@ -174,7 +174,7 @@ TAMPERED = {
     "no tokens": (drop("tokens"), "the list of tokens is missing"),
     "tokens of floats": (put("tokens", lambda x: x.astype(mx.float32)), "list of tokens is missing"),
     "tokens in rows": (put("tokens", lambda x: x[None]), "list of tokens is missing"),
-    "fewer tokens": (put("tokens", lambda x: x[:10]), "keys of layer 0: expected shape"),
+    "fewer tokens": (put("tokens", lambda x: x[:10]), "blocks from 1 on, expected from 0"),
     "more tokens": (put("tokens", lambda x: mx.concatenate([x, x])), "expected shape"),
     "a token below 0": (put("tokens", lambda x: x - 300), "token -.*, expected 0 to 299"),
     "a token too large": (put("tokens", lambda x: x + 300), "token .*, expected 0 to 299"),
@@ -197,7 +197,7 @@ TAMPERED = {
     "firsts too early": (say("firsts", "[0, 0]"), "expected shape"),
     "firsts of text": (say("firsts", '["0", "0"]'), "first blocks of 2 groups, found"),
     "firsts that are true": (say("firsts", "[true, true]"), "first blocks of 2 groups, found"),
-    "firsts that are no JSON": (say("firsts", "["), "c: "),
+    "firsts that are no JSON": (say("firsts", "["), "expected the first blocks as JSON, found"),
 }
 
 
