@@ -75,7 +75,7 @@ class Cache:
         Raises ValueError for another number of sequences, or if another backend made the cache.
         """
         states, count = self.start(), tokens.shape[0]
-        if not self.sequences:
+        if not self.offset and len(self.sequences) != count:
             self.sequences = [states.begin() for _ in range(count)]
         if len(self.sequences) != count:
             raise ValueError(
@@ -104,11 +104,9 @@ class Cache:
         """
         if not 0 <= position <= self.offset:
             raise ValueError(f"rewind to {position}, expected 0 to {self.offset}")
-        while self.states is not None and self.offset != position:
+        while self.states is not None and any(x.position != position for x in self.sequences):
             # each sequence may reach less: the others follow
             position = min(self.states.rewind(each, position) for each in self.sequences)
-            if all(each.position == position for each in self.sequences):
-                break
         return self.offset
 
     def note(self, tokens: Sequence[Sequence[int]]) -> None:

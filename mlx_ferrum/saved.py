@@ -33,27 +33,40 @@ def save(path: str | Path, cache: Cache) -> None:
         tokens = sequence.tokens
         for group, part in zip(cache.states.groups, sequence.parts, strict=True):
             firsts.append(part.first)
-            blocks = part.blocks[part.first :]
+            size = group.block
+            # an interrupted pass may have reserved more
+            blocks = part.blocks[part.first : -(-len(tokens) // size)]
+            last = len(tokens) - (len(tokens) - 1) // size * size if tokens else 0
             for layer, storage in group.storages.items():
-                arrays |= {f"{layer}.{k}": _blocks(x, blocks) for k, x in storage.named.items()}
+                named = storage.named.items()
+                arrays |= {f"{layer}.{name}": _blocks(x, blocks, last) for name, x in named}
     arrays["tokens"] = mx.array(np.asarray(tokens, dtype=np.int32))
     metadata = {
         "format": FORMAT,
         "model": cache.fingerprint,
+        "kv_bits": _bits(cache),
         "layers": _layers(cache),
         "firsts": json.dumps(firsts),
     }
     _write(Path(path), arrays, metadata)
 
 
-def _blocks(x: Any, blocks: list[int]) -> mx.array:
-    """Some blocks of storage, one after another."""
-    return mx.array(x[np.array(blocks)] if isinstance(x, np.ndarray) else x[mx.array(blocks)])
+def _blocks(x: Any, blocks: list[int], last: int) -> mx.array:
+    """Some blocks of storage, one after another. Positions of the last one from `last` on are of other texts: 0."""
+    found = mx.array(x[np.array(blocks)] if isinstance(x, np.ndarray) else x[mx.array(blocks)])
+    if blocks:
+        found[-1, :, last:] = 0
+    return found
 
 
 def _layers(cache: Cache) -> str:
     """What the layers keep, as text that differs where caches do not fit each other."""
     return json.dumps([vars(keeps) for keeps in cache.keeps])
+
+
+def _bits(cache: Cache) -> str:
+    """Of each number in keys and values; layers may differ."""
+    return ", ".join(map(str, sorted({keeps.bits for keeps in cache.keeps})))
 
 
 def _write(path: Path, arrays: dict[str, mx.array], metadata: dict[str, str]) -> None:
@@ -77,7 +90,8 @@ def load(path: str | Path, model: LanguageModel, *, kv_bits: int = 16) -> tuple[
         mx.eval(arrays)  # so that another thread can use them
         cache = model.make_cache(kv_bits=kv_bits)
         _check_metadata(metadata, cache)
-        return cache, _restore(cache, arrays, json.loads(metadata["firsts"]))
+        vocab_size = model.args.vocab_size
+        return cache, _restore(cache, arrays, _firsts(metadata["firsts"]), vocab_size)
     except (RuntimeError, ValueError) as error:
         raise ValueError(f"{path}: {error}") from error
 
@@ -88,7 +102,12 @@ def _check_metadata(metadata: dict[str, str], cache: Cache) -> None:
         raise ValueError(
             f"the format is {found!r} of an earlier version, expected {FORMAT!r}: make the file again"
         )
-    wanted = {"format": FORMAT, "model": cache.fingerprint, "layers": _layers(cache)}
+    wanted = {
+        "format": FORMAT,
+        "model": cache.fingerprint,
+        "kv_bits": _bits(cache),
+        "layers": _layers(cache),
+    }
     for key, value in wanted.items():
         if metadata.get(key) != value:
             raise ValueError(
@@ -98,7 +117,14 @@ def _check_metadata(metadata: dict[str, str], cache: Cache) -> None:
         raise ValueError("the list of first blocks is missing")
 
 
-def _restore(cache: Cache, arrays: dict[str, mx.array], firsts: Any) -> list[int]:
+def _firsts(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        raise ValueError(f"expected the first blocks as JSON, found {text[:60]!r}") from None
+
+
+def _restore(cache: Cache, arrays: dict[str, mx.array], firsts: Any, vocab_size: int) -> list[int]:
     """Fill an empty cache; the tokens that it holds."""
     tokens = arrays.get("tokens")
     if tokens is None or tokens.ndim != 1 or tokens.dtype != mx.int32:
@@ -106,6 +132,9 @@ def _restore(cache: Cache, arrays: dict[str, mx.array], firsts: Any) -> list[int
     ids = np.asarray(tokens).tolist()
     if not ids:
         return []
+    for token in (min(ids), max(ids)):
+        if not 0 <= token < vocab_size:
+            raise ValueError(f"token {token}, expected 0 to {vocab_size - 1}")
     states = cache.start()
     is_list = isinstance(firsts, list) and all(type(first) is int for first in firsts)
     if not is_list or len(firsts) != len(states.groups):
@@ -132,6 +161,8 @@ def _fill(storage: Storage, blocks: list[int], arrays: dict[str, mx.array], laye
         if found.dtype not in ((mx.int8,) if is_integer else FLOATS):
             expected = "int8" if is_integer else "float16 or float32"
             raise ValueError(f"{name} of layer {layer}: expected {expected}, found {found.dtype}")
+        if not is_integer and not mx.isfinite(found).all():
+            raise ValueError(f"{name} of layer {layer}: expected finite numbers, found others")
         if isinstance(target, np.ndarray):
             target[np.array(blocks)] = np.asarray(found)
         else:

@@ -56,11 +56,11 @@ def reference() -> Iterator[Backend]:
         yield backend
 
 
-@pytest.fixture(params=[True, False], ids=["lazy", "eager"])
-def lazy(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
-    """Whether the backend says that it is lazy, so that the token loop computes a step ahead."""
-    monkeypatch.setattr(ops, "is_lazy", lambda: request.param)
-    return bool(request.param)
+@pytest.fixture(params=[REFERENCE, CPU], ids=["lazy", "eager"])
+def lazy(request: pytest.FixtureRequest) -> Iterator[bool]:
+    """Whether the backend in use is lazy, so that the token loop computes a step ahead."""
+    with request.param.in_use():
+        yield ops.is_lazy()
 
 
 @pytest.fixture(scope="session")

@@ -3,44 +3,44 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
+from mlx_ferrum import ops
+from mlx_ferrum.batch import Batch
+from mlx_ferrum.cache import Cache
 from mlx_ferrum.sample.recommended import Recommended
+from mlx_ferrum.state.kinds import KV
 
 DECAY = 0.97  # slow, so that every token counts
 
 
-class FakeCache:
-    """Holds the tokens themselves; with `fixed` it cannot go back, as a sliding window."""
+class FixedCache(Cache):
+    """Cannot go back, as a sliding window whose blocks are gone."""
 
-    def __init__(self, fixed: bool = False) -> None:
-        self.fixed = fixed
-        self.tokens = mx.zeros((1, 0), mx.uint32)
+    def rewind(self, position: int) -> int:
+        return super().rewind(position if position == self.offset else 0)
 
-    @property
-    def offset(self) -> int:
-        return int(self.tokens.shape[1])
 
-    @property
-    def state(self) -> list[mx.array]:
-        return [self.tokens]
+class FakeBody:
+    """batch -> (n, hidden), by the model's `run`."""
 
-    def trim(self, n: int) -> bool:
-        if n and (self.fixed or n > self.offset):
-            return False
-        self.tokens = self.tokens[:, : self.offset - n]
-        return True
+    def __init__(self, model: FakeModel) -> None:
+        self.layers, self._model = [None], model
+
+    def __call__(self, batch: Batch) -> Any:
+        return self._model.run(batch)
 
 
 class FakeModel:
     """Logits depend on all tokens so far: a decaying sum of their embeddings, times a matrix.
 
-    `fed` and `headed` record how many positions each call of `body` and of `head` got.
+    The keys that its layer keeps are the token ids.
+    `fed` and `headed` record how many rows each call of `body` and of `scores` got.
     """
 
     def __init__(
@@ -52,26 +52,36 @@ class FakeModel:
         self.recommended = Recommended()
         self.check_file = None
         self.fixed_cache = fixed_cache
+        self.body = FakeBody(self)
         rng = np.random.default_rng(seed)
         self.embedding = rng.normal(size=(vocab_size, 16)).astype(np.float32)
         self.output = rng.normal(scale=0.1, size=(16, vocab_size)).astype(np.float32)
         self.fed: list[int] = []
         self.headed: list[int] = []
+        self._kept: list[Any] = []
 
-    def make_cache(self) -> list[FakeCache]:
-        return [FakeCache(self.fixed_cache)]
+    def make_cache(self) -> Cache:
+        kind = FixedCache if self.fixed_cache else Cache
+        return kind([KV(1, 1, 1)], self.fingerprint)
 
-    def body(self, tokens: mx.array, cache: list[FakeCache]) -> mx.array:
-        held = mx.concatenate([cache[0].tokens, tokens.astype(mx.uint32)], axis=1)
-        cache[0].tokens = held
-        self.fed.append(tokens.shape[1])
-        age = mx.arange(held.shape[1])[:, None] - mx.arange(held.shape[1])[None]
-        weights = mx.where(age >= 0, mx.power(DECAY, age), 0)
-        return (weights @ mx.array(self.embedding)[held[0]])[None, -tokens.shape[1] :]
+    def run(self, batch: Batch) -> Any:
+        self.fed.append(len(batch.positions))
+        return array(np.concatenate([self.hidden(past, n) for past, n in pasts(batch)]))
 
-    def head(self, hidden: mx.array) -> mx.array:
-        self.headed.append(hidden.size // hidden.shape[-1])
-        return hidden @ mx.array(self.output)
+    def hidden(self, past: np.ndarray, count: int) -> np.ndarray:
+        """Of the last `count` of the tokens `past`: (count, hidden)."""
+        age = np.arange(len(past))[-count:, None] - np.arange(len(past))
+        weights = np.where(age >= 0, DECAY ** np.maximum(age, 0), 0)
+        return (weights @ self.embedding[past]).astype(np.float32)
+
+    def scores(self, hidden: Any) -> Any:
+        self.headed.append(len(hidden))
+        return self.made(np.asarray(hidden) @ self.output)
+
+    def made(self, logits: np.ndarray) -> Any:
+        """Logits at another address than the ones before, so that no backend takes the step for one to repeat."""
+        self._kept = [*self._kept[-1:], array(logits.astype(np.float32))]
+        return self._kept[-1]
 
     def logits(self, tokens: Sequence[int]) -> np.ndarray:
         """What must come after `tokens`, in NumPy: (vocab,)."""
@@ -93,14 +103,34 @@ class ScriptedModel(FakeModel):
         super().__init__(vocab_size, context=4096)
         self.script = [0] * (prompt_length - 1) + list(script) + [0]
 
-    def body(self, tokens: mx.array, cache: list[FakeCache]) -> mx.array:
-        start = cache[0].offset
-        super().body(tokens, cache)
-        said = mx.array(self.script)[start : start + tokens.shape[1]]
-        return 50.0 * (said[:, None] == mx.arange(self.args.vocab_size))[None].astype(mx.float32)
+    def hidden(self, past: np.ndarray, count: int) -> np.ndarray:
+        said = np.array(self.script)[len(past) - count : len(past)]
+        return 50.0 * np.eye(self.args.vocab_size, dtype=np.float32)[said]
 
-    def head(self, hidden: mx.array) -> mx.array:
-        return hidden
+    def scores(self, hidden: Any) -> Any:
+        return self.made(np.asarray(hidden))
+
+
+def array(x: np.ndarray) -> Any:
+    """As the backend in use has it."""
+    return x if ops.backend_name() == "cpu" else mx.array(x)
+
+
+def pasts(batch: Batch) -> Iterator[tuple[np.ndarray, int]]:
+    """Put the batch's tokens where keys belong; the tokens of each sequence, and how many of them are new."""
+    at = batch.layer(0)
+    held, size = at.storage, at.storage.size
+    block, offset = at.paging.slots // size, at.paging.slots % size
+    ids = np.asarray(batch.tokens)
+    if isinstance(held.keys, np.ndarray):
+        held.keys[block, 0, offset, 0] = ids
+    else:
+        held.keys[mx.array(block), 0, mx.array(offset), 0] = mx.array(ids).astype(held.keys.dtype)
+    keys = np.array(held.keys).astype(int)
+    for i, length in enumerate(batch.lengths.tolist()):
+        table = at.paging.table[i, : -(-length // size)]
+        start, stop = batch.starts[i : i + 2].tolist()
+        yield keys[table].reshape(-1)[:length], stop - start
 
 
 class FakeTokenizer:

@@ -17,13 +17,16 @@ MARGIN = 1e-3  # of the last expert chosen over the next one, in their scores: m
 
 
 class Routed:
-    """What the layers of a model choose from now on, for batches of one text."""
+    """What the layers of a model choose from now on; in each pass for the first `count` rows, or for all."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, count: int | None = None) -> None:
+        self._count = count
         layers = [layer.mlp for layer in model.body.layers if isinstance(layer.mlp, Experts)]
         self._ids: list[list[np.ndarray]] = [[] for _ in layers]
         for layer, ids in zip(layers, self._ids, strict=True):
-            layer.observer = lambda _, found, __, ids=ids: ids.append(np.array(found))
+            layer.observer = lambda _, found, __, ids=ids: ids.append(
+                np.array(found)[: self._count]
+            )
 
     def differs(self, router_logits: np.ndarray) -> np.ndarray:
         """Where experts are not the oracle's: (layers, length, experts) -> (layers, length)"""

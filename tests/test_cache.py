@@ -1,281 +1,229 @@
-"""Caches: chunks, windows, trims and files give what one pass over everything gives."""
+"""A Cache: chunks, windows, going back and forks give what one pass over everything gives."""
+
+from __future__ import annotations
 
 import itertools
-import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
 import pytest
-from backends import BACKENDS
+import random_models
+from backends import CPU, REFERENCE, Backend
+from random_models import GEMMA_WINDOW, Sizes
 
-from mlx_ferrum import cache, ops
-from mlx_ferrum.cache import SLACK, STEP, KVCache, WindowCache, check_caches
+import mlx_ferrum
+from mlx_ferrum import cache as caches
+from mlx_ferrum import ops
+from mlx_ferrum.cache import Cache
+from mlx_ferrum.state.kinds import KV
+from mlx_ferrum.state.model import ModelStates
 
-HEADS, GROUPS, SIZE = 4, 2, 8
-
-
-@pytest.fixture(autouse=True)
-def each_backend(backend):
-    """Every test here, on every backend: what caches hold is what the backend makes."""
-    return backend
-
-
-class Owner:
-    """Stands for a model of one full and one sliding layer."""
-
-    fingerprint = "a model"
-
-    def make_cache(self):
-        return [KVCache(), WindowCache(5)]
-
-
-def random_qkv(length: int, seed: int) -> list[np.ndarray]:
-    """Numbers that half precision holds too, in which keys and values are kept."""
-    rng = np.random.default_rng(seed)
-    sizes = (HEADS, GROUPS, GROUPS)
-    drawn = [rng.normal(size=(1, n, length, SIZE)) for n in sizes]
-    return [a.astype(np.float16).astype(np.float32) for a in drawn]
+SMALL = Sizes(hidden=64, ffn=128, layers=3, heads=2, kv_heads=1, head_dim=32, context=4096)
+WINDOW = GEMMA_WINDOW["attention.sliding_window"]
+KINDS: dict[str, dict[str, Any]] = {
+    "full": {"arch": "llama", "types": ["F32"]},
+    "window": {"arch": "gemma3", "types": ["F32"], "metadata": GEMMA_WINDOW},
+    "windows only": {
+        "arch": "gemma3",
+        "types": ["F32"],
+        "metadata": {**GEMMA_WINDOW, "attention.sliding_window_pattern": 0},
+    },
+}
+CUTS = [[0, 90], [0, 1, 2, 3, 90], [0, *range(31, 91)], [0, 30, 32, 33, 64, 90]]
 
 
-def activation(x: np.ndarray):
-    """As the backend in use makes it."""
-    return x if ops.backend_name() == "cpu" else mx.array(x)
+@pytest.fixture(params=[REFERENCE, CPU], ids=str)
+def each_backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
+    with request.param.in_use() as backend:
+        yield backend
 
 
-def run(held, qkv, cuts) -> np.ndarray:
-    """Feed positions to a cache in chunks that end at `cuts`."""
-    out = []
-    for start, stop in itertools.pairwise(cuts):
-        q, *new = (a[:, :, start:stop] for a in qkv)
-        new = activation(np.stack(new).astype(np.float16))
-        out.append(np.asarray(held.attend(activation(q), new, scale=0.4)))
-    return np.concatenate(out, axis=2)
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("cache")
+    return {
+        name: random_models.write(folder / f"{name}.gguf", seed=3, sizes=SMALL, **kind)
+        for name, kind in KINDS.items()
+    }
 
 
-def close(found, wanted) -> bool:
-    """As exact as the backend in use is."""
-    backend = next(b for b in BACKENDS if b.name == ops.backend_name())
-    return np.allclose(found, wanted, rtol=0, atol=backend.attention)
+@pytest.fixture(params=KINDS)
+def model(request: pytest.FixtureRequest, files: dict[str, Path], each_backend: Backend) -> Any:
+    return mlx_ferrum.load(files[request.param])[0]
 
 
-def whole(qkv, window=None) -> np.ndarray:
-    return np.asarray(ops.attend(*map(activation, qkv), scale=0.4, window=window))
+def random_ids(count: int, seed: int) -> list[int]:
+    return np.random.default_rng(seed).integers(0, 250, count).tolist()
 
 
-CUTS = [[0, 40], [0, 1, 2, 3, 40], [0, *range(17, 41)], [0, 30, 31, 40]]
+def logits(model: Any, ids: Sequence[int], cache: Cache | None = None) -> np.ndarray:
+    return np.array(model(mx.array([list(ids)]), cache=cache))[0]
 
 
-@pytest.mark.parametrize("cuts", CUTS, ids=str)
-def test_chunks_equal_one_pass(cuts):
-    qkv = random_qkv(40, seed=1)
-    assert close(run(KVCache(), qkv, cuts), whole(qkv))
+def close(found: np.ndarray, wanted: np.ndarray, backend: Backend) -> bool:
+    return float(np.abs(found - wanted).max()) < backend.pieces
 
 
-@pytest.mark.parametrize("window", [1, 2, 5, 64])
-@pytest.mark.parametrize("cuts", CUTS, ids=str)
-def test_window_chunks_equal_one_pass(cuts, window):
-    qkv = random_qkv(40, seed=2)
-    assert close(run(WindowCache(window), qkv, cuts), whole(qkv, window))
+@pytest.mark.parametrize("cuts", CUTS, ids=lambda cuts: str(cuts[:6]))
+def test_chunks_equal_one_pass(model: Any, cuts: list[int], each_backend: Backend) -> None:
+    ids, cache = random_ids(90, seed=1), model.make_cache()
+    found = [logits(model, ids[a:b], cache) for a, b in itertools.pairwise(cuts)]
+    assert close(np.concatenate(found), logits(model, ids), each_backend)
+    assert cache.tokens == ids and cache.offset == 90
 
 
-@pytest.mark.parametrize("size", [5, 11])
-@pytest.mark.parametrize("make", [KVCache, lambda: WindowCache(6)], ids=["full", "window"])
-def test_values_of_another_size_than_keys(make, size):
-    q, k, _ = random_qkv(20, seed=9)
-    v = np.resize(k[::-1], (*k.shape[:3], size))
-    new = np.zeros((2, *k.shape[:3], max(size, SIZE)), np.float16)
-    new[0, ..., :SIZE], new[1, ..., :size] = k, v
-    held = make()
-    out = [
-        np.asarray(held.attend(activation(q[:, :, a:b]), activation(new[:, :, :, a:b]), scale=0.4))
-        for a, b in ((0, 9), (9, 10), (10, 20))
-    ]
-    found = np.concatenate(out, axis=2)[..., :size]
-    assert close(found, whole((q, k, v), getattr(held, "window", None)))
+@pytest.mark.parametrize("slack", [0, 5, 40])
+@pytest.mark.parametrize("to", [0, 31, 32, 64, 85, 95, 99, 100])
+def test_going_back(
+    model: Any, to: int, slack: int, each_backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The position reached is said; what is computed from there on is right, also where a window is gone."""
+    monkeypatch.setattr(caches, "SLACK", slack)
+    ids, other, cache = random_ids(100, seed=2), random_ids(130, seed=3), model.make_cache()
+    for a, b in itertools.pairwise([0, 40, *range(45, 101, 5)]):
+        logits(model, ids[a:b], cache)
+    reached = cache.rewind(to)
+    assert reached == cache.offset <= to and cache.tokens == ids[:reached]
+    if to >= 100 - slack or all(keeps.window is None for keeps in cache.keeps):
+        assert reached == to
+    text = [*ids[:to], *other[to:]]
+    found = logits(model, text[reached:], cache)
+    assert close(found, logits(model, text)[reached:], each_backend)
 
 
-@pytest.fixture
-def small_steps(monkeypatch):
-    """Storage that is cut often."""
-    monkeypatch.setattr(cache, "STEP", 8)
-    monkeypatch.setattr(cache, "SLACK", 12)
+def test_a_window_frees_blocks_behind_it(each_backend: Backend, files: dict[str, Path]) -> None:
+    model = mlx_ferrum.load(files["windows only"])[0]
+    cache = model.make_cache()
+    ids = random_ids(1500, seed=4)
+    for start in range(0, 1500, 100):
+        logits(model, ids[start : start + 100], cache)
+    (group,) = cache.states.groups
+    assert group.pool.capacity <= -(-(caches.SLACK + WINDOW + 100) // 32) + 2
+    assert close(logits(model, [7], cache), logits(model, [*ids, 7])[-1:], each_backend)
 
 
-@pytest.mark.parametrize("piece", [1, 3, 20])
-def test_window_storage_stays_bounded(piece, small_steps):
-    length, window = 150, 10
-    held = WindowCache(window)
-    qkv = random_qkv(length, seed=3)
-    out = []
-    for start in range(0, length, piece):
-        out.append(run(held, qkv, [start, min(start + piece, length)]))
-        positions = held.nbytes // (2 * GROUPS * SIZE * 2)  # of two bytes
-        assert positions <= window + 12 + 2 * 8 + (piece if piece > 8 else 0)
-    assert close(np.concatenate(out, axis=2), whole(qkv, window))
-    assert held.offset == length
+def test_what_cannot_be_gone_back_to_is_refused(model: Any) -> None:
+    cache = model.make_cache()
+    logits(model, [1, 2, 3], cache)
+    for position in (-1, 4):
+        with pytest.raises(ValueError, match=f"rewind to {position}, expected 0 to 3"):
+            cache.rewind(position)
+    assert cache.offset == 3
 
 
-@pytest.mark.parametrize("piece", [1, 3, 20])
-@pytest.mark.parametrize("saved", [False, True])
-def test_a_window_goes_back_by_the_slack_at_any_time(piece, saved, small_steps):
-    """And what follows is what one pass gives; a saved cache goes back as well."""
-    length, window = 80, 10
-    qkv, other = random_qkv(length, seed=3), random_qkv(length, seed=4)
-    held = WindowCache(window)
-    for end in range(piece, length, piece):
-        run(held, qkv, [end - piece, end])
-        back = min(12, end)
-        again = WindowCache(window)
-        if saved:
-            again.restore([mx.array(a) for a in held.state], held.offset)
-        else:
-            again.first, again.offset, again.stored = (
-                held.first,
-                end,
-                activation(np.array(held.stored)),
+def test_sequences_of_a_cache_go_back_to_one_position(
+    each_backend: Backend, files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also if the second one could reach more than the first."""
+    monkeypatch.setattr(caches, "SLACK", 0)
+    model = mlx_ferrum.load(files["window"])[0]
+    rows = np.array([random_ids(100, seed=5), random_ids(100, seed=6)])
+    for far in (0, 1):
+        cache = model.make_cache()
+        for a, b in itertools.pairwise([0, 40, *range(45, 101, 5)]):
+            model(mx.array(rows[:, a:b]), cache=cache)
+        rewind = cache.states.rewind
+        farther = cache.sequences[far]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(
+                cache.states, "rewind", lambda s, p: rewind(s, p if s is farther else min(p, 32))
             )
-        assert again.trim(back), end
-        joined = [
-            np.concatenate([a[:, :, : end - back], b[:, :, end - back :]], axis=2)
-            for a, b in zip(qkv, other, strict=True)
-        ]
-        found = run(again, joined, [end - back, length])
-        assert close(found, whole(joined, window)[:, :, end - back :]), end
+            reached = cache.rewind(99)
+        assert [s.position for s in cache.sequences] == [reached] * 2
+        found = np.array(model(mx.array(rows[:, reached:]), cache=cache))
+        assert close(found, np.array(model(mx.array(rows)))[:, reached:], each_backend)
 
 
-def test_storage_grows_past_a_step():
-    qkv = random_qkv(2 * STEP + 3, seed=4)
-    held = KVCache()
-    cuts = [0, STEP - 1, STEP, STEP + 1, 2 * STEP + 3]
-    assert close(run(held, qkv, cuts), whole(qkv))
-    assert held.state[0].shape == (2, 1, GROUPS, 2 * STEP + 3, SIZE)
+@pytest.mark.parametrize("at", [5, 31, 32, 40, 64])
+def test_a_fork_and_its_source_go_on_as_if_alone(
+    model: Any, at: int, each_backend: Backend
+) -> None:
+    ids, cache = random_ids(at, seed=7), model.make_cache()
+    logits(model, ids, cache)
+    fork = cache.fork()
+    first, second = random_ids(40, seed=8), random_ids(40, seed=9)
+    found: dict[int, list[np.ndarray]] = {0: [], 1: []}
+    for a, b in itertools.pairwise([0, 1, 2, 20, 40]):
+        found[0].append(logits(model, first[a:b], cache))
+        found[1].append(logits(model, second[a:b], fork))
+    for n, rest in enumerate((first, second)):
+        wanted = logits(model, [*ids, *rest])[at:]
+        assert close(np.concatenate(found[n]), wanted, each_backend)
+    assert (cache.tokens, fork.tokens) == ([*ids, *first], [*ids, *second])
 
 
-@pytest.mark.parametrize("make", [KVCache, lambda: WindowCache(6)], ids=["full", "window"])
-def test_trim_then_continue(make):
-    qkv, other = random_qkv(30, seed=5), random_qkv(30, seed=6)
-    held = make()
-    run(held, qkv, [0, 10, *range(11, 21)])
-    assert held.trim(4) and held.offset == 16
-    joined = tuple(
-        np.concatenate([a[:, :, :16], b[:, :, 16:]], axis=2)
-        for a, b in zip(qkv, other, strict=True)
-    )
-    found = run(held, joined, [16, 30])
-    assert close(found, whole(joined, getattr(held, "window", None))[:, :, 16:])
+def test_forks_that_nobody_holds_give_their_blocks_back(model: Any, each_backend: Backend) -> None:
+    """And the blocks of one are not taken for those of the next, whatever its identity."""
+    ids, cache = random_ids(40, seed=10), model.make_cache()
+    logits(model, ids, cache)
+    sizes = []
+    for n in range(30):
+        found = logits(model, [n, n + 1], cache.fork())
+        assert close(found, logits(model, [*ids, n, n + 1])[40:], each_backend), n
+        sizes.append(cache.nbytes)
+    assert sizes[-1] == sizes[0]
 
 
-def test_what_cannot_be_trimmed_is_refused():
-    full, sliding = KVCache(), WindowCache(4)
-    length = SLACK + 2 * STEP
-    qkv = random_qkv(length, seed=7)
-    for held in (full, sliding):
-        run(held, qkv, list(range(0, length + 1, 8)))
-        assert not held.trim(length + 1) and not held.trim(-1)
-        assert held.offset == length
-    assert full.trim(length) and full.offset == 0
-    assert not sliding.trim(length - 1), "the window before it is gone"
-    assert sliding.offset == length
+def test_ended_sequences_are_not_taken_for_new_ones(model: Any, each_backend: Backend) -> None:
+    states = ModelStates(model.body.keeps, ops.allocate, block=4)
+    for n in range(20):
+        ids = random_ids(5, seed=n)
+        sequence = states.begin(ids)
+        batch = states.batch([(sequence, 5)], np.array(ids))
+        found = np.array(model.scores(batch.last(model.body(batch))))
+        batch.advance()
+        states.free(sequence)
+        del sequence, batch
+        assert close(found, logits(model, ids)[-1:], each_backend), n
 
 
-def test_caches_of_another_model_are_refused():
-    owner = Owner()
-    check_caches(owner.make_cache(), owner)
-    out_of_step, _ = filled()
-    out_of_step[1].trim(1)
-    for wrong, message in (
-        (KVCache(), "the cache is a KVCache, expected the list"),
-        ([], "the cache has 0 layers, the model 2"),
-        ([KVCache(), KVCache()], "cache 1 is a KVCache, expected a WindowCache of 5 positions"),
-        ([KVCache(), WindowCache(6)], "cache 1 is a WindowCache of 6 positions, expected a Win"),
-        (out_of_step, r"hold \[19, 20\] positions, expected one number"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            check_caches(wrong, owner)
+def test_rows_that_are_no_batch_are_refused(model: Any) -> None:
+    states = ModelStates(model.body.keeps, ops.allocate)
+    one, two = states.begin(), states.begin()
+    for rows in ([(one, 2), (two, 0)], [(one, 1), (two, 2)], [(one, 2), (two, -1)], []):
+        with pytest.raises(ValueError, match="2 tokens for .* rows, expected one each"):
+            states.batch(rows, np.array([1, 2]))
+    assert one.position == two.position == 0 and states.nbytes == 0
 
 
-@pytest.mark.parametrize("make", [KVCache, lambda: WindowCache(6)], ids=["full", "window"])
-def test_keys_of_another_size_are_refused(make):
-    held = make()
-    run(held, random_qkv(4, seed=1), [0, 4])
-    new = activation(np.zeros((2, 1, GROUPS + 1, 1, SIZE), np.float16))
-    q = activation(np.zeros((1, HEADS, 1, SIZE), np.float32))
-    message = r"holds \(sequences, heads, width\) \(1, 2, 8\), expected \(1, 3, 8\)"
-    with pytest.raises(ValueError, match=message):
-        held.attend(q, new, scale=0.4)
-    assert held.offset == 4
+def test_a_cache_of_another_model_or_batch_is_refused(
+    each_backend: Backend, files: dict[str, Path]
+) -> None:
+    model, other = (mlx_ferrum.load(files[name])[0] for name in ("full", "window"))
+    with pytest.raises(ValueError, match="the cache is of another model: it has 3 layers"):
+        logits(model, [1], other.make_cache())
+    for wrong in ([], "text", 5):
+        with pytest.raises(ValueError, match=r"expected what model\.make_cache\(\) gives"):
+            logits(model, [1], wrong)  # type: ignore[arg-type]
+    cache = model.make_cache()
+    with pytest.raises(ValueError, match="row ids"):
+        model(mx.array([[1], [999]]), cache=cache)
+    logits(model, [1, 2], cache)
+    with pytest.raises(ValueError, match="holds 1 sequences, expected 2"):
+        model(mx.array([[1], [2]]), cache=cache)
+    assert cache.rewind(0) == 0
+    model(mx.array([[1], [2]]), cache=cache)
+    assert len(cache.sequences) == 2 and cache.offset == 1
 
 
-def filled(length: int = 20):
-    qkv = random_qkv(length + 5, seed=8)
-    caches = Owner().make_cache()
-    for held in caches:
-        run(held, qkv, [0, 7, length])
-    return caches, qkv
+def test_a_cache_of_another_backend_is_refused(files: dict[str, Path]) -> None:
+    model = mlx_ferrum.load(files["full"])[0]
+    cache = model.make_cache()
+    with CPU.in_use():
+        logits(model, [1, 2], cache)
+    message = "the cache was made by the cpu backend, reference is in use"
+    with REFERENCE.in_use(), pytest.raises(ValueError, match=message):
+        logits(model, [1], cache)
 
 
-@pytest.mark.parametrize("length", [20, 3, 1])
-def test_saved_caches_continue(length, tmp_path):
-    caches, qkv = filled(max(length, 8))
-    length = caches[0].offset
-    path = tmp_path / "saved.cache"
-    cache.save(path, caches, Owner(), list(range(length)))
-    assert [p.name for p in tmp_path.iterdir()] == ["saved.cache"]
-    loaded, tokens = cache.load(path, Owner())
-    assert tokens == list(range(length))
-    for held, fresh, window in zip(caches, loaded, (None, 5), strict=True):
-        assert fresh.offset == held.offset
-        found = run(fresh, qkv, [length, length + 5])
-        assert close(found, whole(qkv, window)[:, :, length : length + 5])
-
-
-def test_empty_caches_can_be_saved(tmp_path):
-    cache.save(tmp_path / "c", Owner().make_cache(), Owner(), [])
-    loaded, tokens = cache.load(tmp_path / "c", Owner())
-    assert tokens == [] and [held.offset for held in loaded] == [0, 0]
-
-
-def test_another_model_is_refused(tmp_path):
-    caches, _ = filled()
-    cache.save(tmp_path / "c", caches, Owner(), list(range(20)))
-    other = Owner()
-    other.fingerprint = "another"
-    with pytest.raises(
-        ValueError, match="not a cache of this model: model is 'a model', expected 'another'"
-    ):
-        cache.load(tmp_path / "c", other)
-
-
-def test_tokens_must_match(tmp_path):
-    caches, _ = filled()
-    with pytest.raises(ValueError, match="cache 0 holds 20 positions, expected 3"):
-        cache.save(tmp_path / "c", caches, Owner(), [1, 2, 3])
-    assert not list(tmp_path.iterdir())
-
-
-def test_bad_files_are_refused(tmp_path):
-    caches, _ = filled()
-    path = tmp_path / "c"
-    cache.save(path, caches, Owner(), list(range(20)))
-    good = path.read_bytes()
-    with pytest.raises(FileNotFoundError):
-        cache.load(tmp_path / "none", Owner())
-    rng = np.random.default_rng(9)
-    for cut in [0, 1, 8, 9, *rng.integers(10, len(good) - 1, 30).tolist()]:
-        path.write_bytes(good[:cut])
-        with pytest.raises(ValueError, match="c: "):
-            cache.load(path, Owner())
-
-
-@pytest.mark.parametrize("drop", ["tokens", "0", "1"])
-def test_missing_arrays_are_refused(drop, tmp_path):
-    caches, _ = filled()
-    arrays = {"tokens": mx.arange(20, dtype=mx.int32)}
-    arrays |= {str(i): mx.array(held.state[0]) for i, held in enumerate(caches)}
-    del arrays[drop]
-    kinds = json.dumps(["KVCache", "WindowCache"])
-    metadata = {"format": cache.FORMAT, "model": "a model", "kinds": kinds}
-    path = tmp_path / "c.safetensors"
-    mx.save_safetensors(str(path), arrays, metadata)
-    with pytest.raises(ValueError, match=r"tokens is missing|expected keys and values of"):
-        cache.load(path, Owner())
+def test_bits_of_a_cache(model: Any) -> None:
+    with pytest.raises(ValueError, match="bits is 4, expected 8 or 16"):
+        model.make_cache(kv_bits=4)
+    narrow, wide = model.make_cache(kv_bits=8), model.make_cache()
+    for cache in (narrow, wide):
+        logits(model, random_ids(20, seed=1), cache)
+    assert narrow.nbytes < wide.nbytes
+    assert {keeps.bits for keeps in narrow.keeps} == {8} != {KV(1, 1, 1).bits}

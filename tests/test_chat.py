@@ -8,11 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import mlx.core as mx
 import pytest
 from chats import Chat, LetterModel
 from fakes import FakeTokenizer, byte_tokenizer
 
+from mlx_ferrum.batch import Batch
 from mlx_ferrum.chat.lines import read_message
 
 
@@ -147,15 +147,15 @@ def test_an_unfinished_message_ends_the_session() -> None:
 @pytest.mark.parametrize("at", [1, 2, 4])
 def test_ctrl_c_stops_the_reply_and_keeps_the_session(talk: Chat, lazy: bool, at: int) -> None:
     """The signal comes while the model works on its `at`-th call: that is what Ctrl-C does."""
-    body: Callable[..., mx.array] = talk.model.body
+    run: Callable[[Batch], Any] = talk.model.run
     calls = iter(range(1, 1000))
 
-    def interrupted(tokens: mx.array, cache: Any) -> mx.array:
+    def interrupted(batch: Batch) -> Any:
         if next(calls) == at:
             signal.raise_signal(signal.SIGINT)
-        return body(tokens, cache)
+        return run(batch)
 
-    talk.model.body = interrupted  # type: ignore[method-assign]
+    talk.model.run = interrupted  # type: ignore[method-assign]
     assert talk("hello", "bye") == 0
     # a token is handed out when the model is done with it, or when the next one is under way
     said = max(at - 1 - lazy, 0)

@@ -42,15 +42,15 @@ def test_retry_processes_only_the_last_token_again(talk: Chat) -> None:
 
 
 def test_an_interrupted_retry_keeps_the_old_reply(talk: Chat) -> None:
-    body = talk.model.body
+    compute = talk.model.run
 
-    def interrupted(tokens: Any, cache: Any) -> Any:
+    def interrupted(batch: Any) -> Any:
         if len(talk.model.fed) == 5:  # the retry's first pass
-            talk.model.body = body  # type: ignore[method-assign]
+            talk.model.run = compute  # type: ignore[method-assign]
             raise KeyboardInterrupt
-        return body(tokens, cache)
+        return compute(batch)
 
-    talk.model.body = interrupted  # type: ignore[method-assign]
+    talk.model.run = interrupted  # type: ignore[method-assign]
     talk("hello", "/retry", "bye", flags=GREEDY)
     assert "(stopped: the conversation is as it was)" in talk.told
     hello, bye = talk.expected("hello", "bye")

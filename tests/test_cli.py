@@ -290,10 +290,10 @@ def test_a_cache_that_cannot_be_saved_fails_before_the_work(
 
 def test_ctrl_c_keeps_what_was_printed(run: Command, lazy: bool) -> None:
     class Interrupted(ScriptedModel):
-        def head(self, hidden: Any) -> Any:
+        def scores(self, hidden: Any) -> Any:
             if len(self.fed) == 4:
                 raise KeyboardInterrupt
-            return super().head(hidden)
+            return super().scores(hidden)
 
     run.model = Interrupted(run.tokenizer.encode("hello"), 259, 7)
     assert run("--prompt", "hi") == 130

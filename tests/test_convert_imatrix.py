@@ -207,9 +207,9 @@ def test_only_products_inside_are_observed(folder: Path, reference: object) -> N
     model = mlx_ferrum.load(folder / "llama.gguf")[0]
     seen: list[str] = []
     with pytest.raises(KeyError), ops.observed(lambda x, ws, ids: seen.extend(w.name for w in ws)):
-        step = ops.stepper(model.body, model.make_cache())
+        step, cache = ops.repeated(model.body), model.make_cache()
         for token in (3, 4, 5):
-            step(mx.array([[token]]))
+            step(cache.batch(np.array([[token]])))
         raise KeyError
     assert len(seen) == 3 * 2 * 7 and seen.count("blk.1.ffn_down.weight") == 3
     model(mx.array([[3, 4]]))

@@ -40,7 +40,7 @@ def compare_logits(theirs: Any, ours: Any, ids: list[int]) -> None:
     assert kl(log_softmax(wanted), log_softmax(found)).max() < MAX_KL
 
 
-def greedy(model: Any, cache: list[Any], ids: list[int], ends: Collection[int] = ()) -> list[int]:
+def greedy(model: Any, cache: Any, ids: list[int], ends: Collection[int] = ()) -> list[int]:
     """The most likely tokens after a prompt, up to one that ends the text."""
     given, chosen = ids, []
     for _ in range(STEPS):

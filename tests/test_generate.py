@@ -15,11 +15,12 @@ from fakes import FakeModel, FakeTokenizer, ScriptedModel, byte_tokenizer
 
 import mlx_ferrum
 from mlx_ferrum import sample
-from mlx_ferrum.cache import KVCache
+from mlx_ferrum.cache import Cache
 from mlx_ferrum.generate import PromptCache, encode_prompt, generate_step, stream_generate
 from mlx_ferrum.generate.step import token_ids
 from mlx_ferrum.generate.stops import StopStrings
 from mlx_ferrum.generate.stream import peak_memory
+from mlx_ferrum.state.kinds import KV
 
 PROMPT = [5, 9, 3, 17, 22, 9, 31]
 
@@ -66,7 +67,7 @@ def test_on_a_lazy_backend_the_next_step_is_under_way_when_a_token_is_handed_out
     model: Any = FakeModel()
     cache = model.make_cache()
     steps = generate_step(PROMPT, model, max_tokens=3, cache=cache)
-    found = [(len(model.fed), cache[0].offset - len(PROMPT)) for _ in steps]
+    found = [(len(model.fed), cache.offset - len(PROMPT)) for _ in steps]
     assert found == ([(2, 1), (3, 2), (3, 2)] if lazy else [(1, 0), (2, 1), (3, 2)])
 
 
@@ -124,7 +125,9 @@ def test_a_prompt_that_leaves_no_room_is_refused(held: int, prompt: int, fits: b
     model: Any = FakeModel(context=10)
     cache = model.make_cache()
     if held:
-        model.body(mx.zeros((1, held), mx.uint32), cache)
+        batch = cache.batch(np.zeros((1, held), np.int64))
+        model.body(batch)
+        batch.advance()
     if fits:
         assert len(list(generate_step([4] * prompt, model, cache=cache))) == 1
         return
@@ -166,9 +169,9 @@ def test_a_prompt_that_leaves_no_room_is_refused(held: int, prompt: int, fits: b
         ([3], {"logits_processors": [None]}, "logits_processors has None, expected functions"),
         ([3], {"logit_bias": {"3": 1.0}}, "a key of logit_bias is '3', expected an integer"),
         ([3], {"logit_bias": [3]}, r"logit_bias is \[3\], expected a mapping"),
-        ([3], {"cache": FakeModel().make_cache() * 2}, "cache has 2 layers, the model 1"),
-        ([3], {"prompt_cache": KVCache()}, "cache is a KVCache, expected the list"),
-        ([3], {"cache": [KVCache()]}, "cache 0 is a KVCache, expected a FakeCache"),
+        ([3], {"cache": Cache([KV(1, 1, 1)] * 2, "fake-0")}, "it has 2 layers, the model 1"),
+        ([3], {"cache": FakeModel(seed=1).make_cache()}, "the cache is of another model"),
+        ([3], {"prompt_cache": []}, r"cache is a list, expected what model\.make_cache\(\) gives"),
         ([3], {"cache": [], "prompt_cache": []}, "cache and prompt_cache are the same argument"),
     ],
 )
@@ -333,7 +336,8 @@ def test_a_cache_continues_where_it_was() -> None:
     model: Any = FakeModel()
     cache = model.make_cache()
     first = tokens_of(generate_step(PROMPT, model, max_tokens=4, cache=cache))
-    assert cache[0].offset == len(PROMPT) + 3
+    assert cache.offset == len(PROMPT) + 3
+    assert cache.tokens == [*PROMPT, *first[:-1]]
     rest = [first[-1], 30, 31]
     second = tokens_of(generate_step(rest, model, max_tokens=4, cache=cache))
     assert second == model.greedy([*PROMPT, *first[:-1], *rest], 4)
@@ -342,12 +346,8 @@ def test_a_cache_continues_where_it_was() -> None:
 def run(held: PromptCache, prompt: list[int], count: int = 3) -> tuple[list[int], int]:
     """Generate with a reused cache; the tokens, and how many prompt tokens were processed."""
     rest = held.start(prompt)
-    steps = generate_step(
-        rest, held.model, max_tokens=count, cache=held.caches, history=held.tokens
-    )
-    made = tokens_of(steps)
-    held.hold([*prompt, *made])
-    return made, len(rest)
+    steps = generate_step(rest, held.model, max_tokens=count, cache=held.cache, history=held.tokens)
+    return tokens_of(steps), len(rest)
 
 
 @pytest.mark.parametrize("fixed", [False, True])
@@ -367,34 +367,29 @@ def test_a_prompt_reuses_what_it_has_in_common(fixed: bool) -> None:
     assert (made, processed) == (model.greedy(other, 3), 6 if fixed else 1)
 
 
-@pytest.mark.parametrize("fixed", [False, True])
-@pytest.mark.parametrize("noted", [0, 1, 2])
-def test_a_cache_is_right_after_an_interruption(fixed: bool, noted: int) -> None:
-    model: Any = FakeModel(fixed_cache=fixed)
+@pytest.mark.parametrize("handed_out", [0, 1, 2, 3])
+def test_a_cache_is_right_after_an_interruption(lazy: bool, handed_out: int) -> None:
+    """It holds the prompt and the tokens handed out; the last one only where the next step is under way."""
+    model: Any = FakeModel()
     held = PromptCache(model)
-    rest = held.start(PROMPT)
-    steps = generate_step(rest, model, max_tokens=9, cache=held.caches)
+    steps = generate_step(held.start(PROMPT), model, max_tokens=9, cache=held.cache)
+    made = [next(steps)[0] for _ in range(handed_out)]
+    steps.close()
+    wanted = [*PROMPT, *(made if lazy else made[:-1])] if handed_out else []
+    assert held.tokens == wanted
+    following = [*PROMPT, *made[:1], 12]
+    assert run(held, following) == (
+        model.greedy(following, 3),
+        len(following) - min(len(wanted), len(PROMPT) + len(made[:1])),
+    )
+
+
+def test_a_cache_that_cannot_go_back_is_right_after_an_interruption() -> None:
+    model: Any = FakeModel(fixed_cache=True)
+    held = PromptCache(model)
+    steps = generate_step(held.start(PROMPT), model, max_tokens=9, cache=held.cache)
     made = [next(steps)[0] for _ in range(2)]
     steps.close()
-    held.hold([*PROMPT, *made[:noted]])  # the last ones were interrupted before they were noted
-    assert held.tokens == [*PROMPT, *made][: held.caches[0].offset]
+    assert held.tokens == [*PROMPT, *made][: held.cache.offset]
     following = [*PROMPT, *made[:1], 12]
     assert run(held, following)[0] == model.greedy(following, 3)
-
-
-@pytest.mark.parametrize("fixed", [False, True])
-def test_caches_out_of_step_go_back_to_what_all_hold(fixed: bool) -> None:
-    """An interrupted pass leaves some layers ahead of others; caches that cannot go back are made anew."""
-    model: Any = FakeModel(fixed_cache=fixed)
-    held = PromptCache(model)
-    run(held, PROMPT)
-    behind = model.make_cache()[0]
-    model.body(mx.array([PROMPT[:4]]), [behind])
-    held.caches.append(behind)
-    one = model.make_cache
-    model.make_cache = lambda: [*one(), *one()]
-    held.hold([*PROMPT, *range(12)])
-    common = 0 if fixed else 4
-    assert held.tokens == PROMPT[:common]
-    assert [cache.offset for cache in held.caches] == [common] * 2
-    assert run(held, PROMPT)[0] == model.greedy(PROMPT, 3)

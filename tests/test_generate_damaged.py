@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import mlx.core as mx
 import numpy as np
 import pytest
 import random_models
@@ -27,13 +26,15 @@ class Damaged(FakeModel):
         super().__init__(vocab_size)
         self.spoil, self.good = spoil, good
 
-    def head(self, hidden: mx.array) -> mx.array:
-        logits = super().head(hidden)
-        return logits if len(self.headed) <= self.good else self.spoil(logits)
+    def scores(self, hidden: Any) -> Any:
+        logits = super().scores(hidden)
+        if len(self.headed) <= self.good:
+            return logits
+        return self.made(self.spoil(np.asarray(logits)))
 
 
 def one_is(value: float) -> Any:
-    return lambda logits: mx.where(mx.arange(logits.shape[-1]) == 30, value, logits)
+    return lambda logits: np.where(np.arange(logits.shape[-1]) == 30, value, logits)
 
 
 FAULTS = {

@@ -13,6 +13,7 @@ from test_models import build
 
 import mlx_ferrum
 from mlx_ferrum import gguf
+from mlx_ferrum.cache import Cache
 from mlx_ferrum.models.base import LanguageModel
 
 CASES = ("llama", "qwen2", "gemma3", "qwen3moe-60-dense")
@@ -62,7 +63,7 @@ def test_pieces_with_a_cache_are_as_one(fast_backend: Any, path: Path) -> None:
     model = mlx_ferrum.load(path)[0]
     whole, cache = model.hidden_states(TOKENS), model.make_cache()
     parts = [model.hidden_states(TOKENS[:, a:b], cache=cache) for a, b in ((0, 4), (4, 6))]
-    assert cache[0].offset == 6
+    assert cache.offset == 6
     for state, *pieces in zip(whole, *parts, strict=True):
         joined = np.concatenate([np.array(piece) for piece in pieces], axis=1)
         size = max(1.0, np.abs(np.array(state)).max())
@@ -84,8 +85,8 @@ def test_bad_arguments_are_named(reference: Any, path: Path) -> None:
     model: LanguageModel = mlx_ferrum.load(path)[0]
     with pytest.raises(ValueError, match=r"tokens are .*, expected integers \(batch, length\)"):
         model.hidden_states(mx.array([1, 2]))
-    with pytest.raises(ValueError, match="the cache has 1 layers"):
-        model.hidden_states(TOKENS, cache=model.make_cache()[:1])
+    with pytest.raises(ValueError, match="of another model: it has 1 layers"):
+        model.hidden_states(TOKENS, cache=Cache(model.body.keeps[:1], model.fingerprint))
     with pytest.raises(ValueError, match=r"hidden states are a list, expected an mx\.array"):
         model.logits([[1.0]])  # type: ignore[arg-type]
     for shape in ((1, 5), (), (0, 256)):

@@ -180,11 +180,11 @@ def test_tokens_of_another_shape_or_type_are_refused(llama, tokens, found):
 
 def test_a_cache_of_another_model_is_refused(llama, gemma3):
     model, other = build(llama), build(gemma3)
-    with pytest.raises(ValueError, match="the cache has 4 layers, the model 3"):
+    with pytest.raises(ValueError, match="it has 4 layers, the model 3"):
         model(mx.array([[1, 2]]), cache=other.make_cache())
-    with pytest.raises(ValueError, match="the cache has 0 layers, the model 3"):
+    with pytest.raises(ValueError, match="the cache is a list, expected"):
         model(mx.array([[1, 2]]), cache=[])
     cache = model.make_cache()
     model(mx.array([[1, 2]]), cache=cache)
-    with pytest.raises(ValueError, match=r"holds .* \(1, 2, 64\), expected \(2, 2, 64\): .* batch"):
+    with pytest.raises(ValueError, match=r"holds 1 sequences, expected 2: .* batch"):
         model(mx.array([[1], [2]]), cache=cache)

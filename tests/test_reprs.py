@@ -78,12 +78,13 @@ def test_the_text_of_a_special_token_is_shortened(tmp_path: Path) -> None:
 def test_caches(cpu: Any, smollm2: Any, gemma3: Any) -> None:
     for (model, _), name in ((smollm2, ""), (gemma3, ", windows of 512")):
         cache, layers = model.make_cache(), model.args.num_layers
-        assert line(cache) == f"Caches({layers} layers{name}, 0 positions, 0 B)"
+        assert line(cache) == f"Cache({layers} layers{name}, 0 positions, 0 B)"
         model(mx.array([[1, 2, 3]]), cache=cache)
-        size = amounts.size(sum(c.nbytes for c in cache))
-        assert line(cache) == f"Caches({layers} layers{name}, 3 positions, {size})"
-    assert "3 positions, the last 512 in sight" in line(cache[0])
-    assert line(smollm2[0].make_cache()[0]) == "KVCache(0 positions, 0 B)"
+        size = amounts.size(sum(x.nbytes for x in cache.arrays))
+        assert line(cache) == f"Cache({layers} layers{name}, 3 positions, {size})"
+    several = smollm2[0].make_cache()
+    smollm2[0](mx.array([[1], [2]]), cache=several)
+    assert line(several).startswith("Cache(30 layers, 2 sequences, 1 positions, ")
 
 
 def test_responses_have_no_log_probabilities(smollm2: Any) -> None:
@@ -111,7 +112,7 @@ def test_conversations_and_prompt_caches(smollm2: Any) -> None:
     for _ in chat.reply("Hi").pieces:
         pass
     assert line(chat).startswith("Conversation(1 turn, a context of ")
-    assert line(PromptCache(smollm2[0])).startswith("PromptCache(0 tokens, Caches(30 layers, ")
+    assert line(PromptCache(smollm2[0])).startswith("PromptCache(0 tokens, Cache(30 layers, ")
 
 
 def test_conversions(tmp_path: Path) -> None:

@@ -71,6 +71,6 @@ def _noting(parts: list[np.ndarray]) -> Observer:
 
     def note(logits: ops.Array, ids: ops.Array, weights: ops.Array) -> None:
         found = ops.to_mlx(logits), ids, ops.to_mlx(weights)
-        parts.extend(np.array(x)[0] for x in found)
+        parts.extend(map(np.array, found))
 
     return note

@@ -270,7 +270,7 @@ class LanguageModel(LoadedModel):
         check_cache(cache, self)
         if self.check_file is not None:
             self.check_file()
-        return cache.batch(tokens)
+        return cache.batch(np.asarray(tokens))  # whose ids the cache then knows
 
     def head(self, x: ops.Array) -> mx.array:
         """x: (..., hidden) -> logits (..., vocabulary) float32"""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -33,8 +34,8 @@ class AttentionState(Paged):
         super().__init__(pool, self._copy_block, window=window, slack=slack, block=block)
         self.storages = {i: Storage(kv, block, allocate) for i, kv in layers.items()}
         self.room = self.grown = 0  # blocks of the arrays, and how often they were made anew
-        self._rows: dict[int, tuple[int, np.ndarray]] = {}  # by the identity of a part
-        self._table: tuple[list[tuple[int, int]], np.ndarray] | None = None
+        # the last table, and of which parts at which versions; it keeps them, so identities are not reused
+        self._table: tuple[list[Part], list[int], np.ndarray] | None = None
 
     def _copy_block(self, source: int, target: int) -> None:
         self.grow()
@@ -49,10 +50,6 @@ class AttentionState(Paged):
                 storage.grow(self.pool.capacity)
                 self.room = storage.blocks
 
-    def free(self, part: Part) -> None:
-        self._rows.pop(id(part), None)
-        super().free(part)
-
     def arrays(self, parts: Sequence[Part], positions: Sequence[range]) -> Paging:
         """Where the rows at `positions` of each sequence go, and where its blocks lie."""
         self.grow()
@@ -66,23 +63,25 @@ class AttentionState(Paged):
 
     def _table_of(self, parts: Sequence[Part]) -> np.ndarray:
         """The same array as long as no table changes."""
-        key = [(id(part), part.version) for part in parts]
-        if self._table is not None and self._table[0] == key:
-            return self._table[1]
+        versions = [part.version for part in parts]
+        if self._table is not None:
+            before, known, table = self._table
+            if known == versions and all(map(operator.is_, before, parts)):
+                return table
         width = WIDTH
         while width < max((len(part.blocks) for part in parts), default=0):
             width *= 2
         table = np.zeros((len(parts), width), np.int32)
         for row, part in zip(table, parts, strict=True):
-            blocks = self._row_of(part)
+            blocks = _row_of(part)
             row[: len(blocks)] = blocks
-        self._table = (key, table)
+        self._table = (list(parts), versions, table)
         return table
 
-    def _row_of(self, part: Part) -> np.ndarray:
-        """The part's blocks; those behind the window, which nothing reads, are 0."""
-        version, row = self._rows.get(id(part), (-1, None))
-        if row is None or version != part.version:
-            row = np.maximum(np.array(part.blocks, np.int32), 0)
-            self._rows[id(part)] = (part.version, row)
-        return row
+
+def _row_of(part: Part) -> np.ndarray:
+    """The part's blocks; those behind the window, which nothing reads, are 0."""
+    if part.row is None or part.row[0] != part.version:
+        part.row = part.version, np.maximum(np.array(part.blocks, np.int32), 0)
+    row: np.ndarray = part.row[1]
+    return row

@@ -67,11 +67,16 @@ class ModelStates(States):
         """The next `count` rows of each (sequence, count), once there is room for them.
 
         tokens: (n,) ids of all rows, one sequence after another
-        Raises OutOfBlocks, and nothing has changed then.
+        Raises OutOfBlocks, and ValueError for a sequence without rows or another number of tokens; nothing has
+        changed then.
         """
+        counts = np.array([count for _, count in rows], np.int32)
+        if not rows or counts.min() < 1 or counts.sum() != len(tokens):
+            raise ValueError(
+                f"{len(tokens)} tokens for {counts.tolist()} rows, expected one each, and rows of every sequence"
+            )
         self.reserve(rows)
         held = np.array([text.position for text, _ in rows], np.int32)
-        counts = np.array([count for _, count in rows], np.int32)
         if len(tokens) == len(rows):
             starts, positions = np.arange(len(rows) + 1, dtype=np.int32), held
         else:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from ..interrupts import uninterrupted
 from .pool import Pool
 
 BLOCK = 32  # positions in a block
@@ -19,6 +21,7 @@ class Part:
     version: grows with every change of `blocks`
     published: blocks below this index are published
     ready: `reserve` has nothing to do for positions below it
+    row: what a state made of `blocks`, and their version then
     """
 
     blocks: list[int]
@@ -26,6 +29,7 @@ class Part:
     version: int = 0
     published: int = 0
     ready: int = 0
+    row: tuple[int, Any] | None = None
 
 
 class Paged:
@@ -116,8 +120,11 @@ class Paged:
         if not count or position + count <= part.ready:
             return
         self.pool.check(self.needed(part, position, count))
+        with uninterrupted():
+            self._reserve(part, position, self._end(position + count))
+
+    def _reserve(self, part: Part, position: int, end: int) -> None:
         self._leave(part, self._seen(position, self.slack))
-        end = self._end(position + count)
         for index in range(position // self.block, min(end, len(part.blocks))):
             if not self.pool.is_mine(part.blocks[index]):
                 self._replace(part, index, position)

@@ -11,7 +11,7 @@ from typing import Any
 
 @dataclass(slots=True, eq=False)
 class Sequence:
-    """What `States.begin` and `States.fork` give; only States changes it.
+    """What `States.begin` and `States.fork` give; only States changes it. One that nobody holds any more is freed.
 
     tokens: the known token ids from position 0 on; at most `position`
     position: rows computed, which is also the index of the next one
@@ -27,6 +27,10 @@ class Sequence:
     keys: list[bytes]
     reserved: int
     owner: Any
+
+    def __del__(self) -> None:
+        if self.owner is not None:
+            self.owner.free(self)
 
     def __repr__(self) -> str:
         freed = "" if self.owner is not None else ", freed"

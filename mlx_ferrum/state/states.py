@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections import abc
 
+from ..interrupts import uninterrupted
 from .kinds import State
 from .paged import BLOCK
 from .sequence import Sequence, extend_keys
@@ -27,6 +28,7 @@ class States:
         self.states = list(states)
         self.block = block
 
+    @uninterrupted()
     def begin(self, tokens: abc.Sequence[int] = ()) -> Sequence:
         """A new sequence that starts with the longest prefix of `tokens` that all states hold.
 
@@ -40,6 +42,7 @@ class States:
         parts = [state.begin(keys, start) for state in self.states]
         return Sequence(list(tokens[:start]), start, parts, keys, start, self)
 
+    @uninterrupted()
     def resume(self, tokens: abc.Sequence[int], firsts: abc.Sequence[int]) -> Sequence:
         """A sequence of `tokens`, whose contents the caller writes before anything else happens.
 
@@ -121,10 +124,15 @@ class States:
         known = sequence.tokens
         known += tokens
         if len(known) // self.block > len(sequence.keys):
-            extend_keys(sequence.keys, known, self.block)
-            for state, part in zip(self.states, sequence.parts, strict=True):
-                state.publish(part, sequence.keys, len(known))
+            self._publish(sequence)
 
+    @uninterrupted()
+    def _publish(self, sequence: Sequence) -> None:
+        extend_keys(sequence.keys, sequence.tokens, self.block)
+        for state, part in zip(self.states, sequence.parts, strict=True):
+            state.publish(part, sequence.keys, len(sequence.tokens))
+
+    @uninterrupted()
     def fork(self, sequence: Sequence) -> Sequence:
         """A second sequence with the same past. Both have to reserve before they advance."""
         self._check(sequence, 0)
@@ -133,6 +141,7 @@ class States:
         tokens, keys = sequence.tokens.copy(), sequence.keys.copy()
         return Sequence(tokens, position, parts, keys, position, self)
 
+    @uninterrupted()
     def rewind(self, sequence: Sequence, position: int) -> int:
         """Go back to `position`, or to the highest position before it that all states reach; returns it.
 
@@ -154,6 +163,7 @@ class States:
         del sequence.keys[position // self.block :]
         return position
 
+    @uninterrupted()
     def free(self, sequence: Sequence) -> None:
         """End a sequence. A new one can still start with its published blocks, until they are evicted."""
         self._check(sequence, 0)
