@@ -78,8 +78,12 @@ class State(Protocol):
     def rewind(self, part: Any, keys: Sequence[bytes], position: int) -> None:
         """Go back to a position that `reach` gave."""
 
-    def arrays(self, parts: Sequence[Any], positions: Sequence[range]) -> Any:
-        """What a pass reads to find the parts of its sequences, whose new rows are at `positions`."""
-
     def free(self, part: Any) -> None:
         """Give up all blocks of the part. Published blocks can be found until they are evicted."""
+
+
+class ArrayState(State, Protocol):
+    """A State with arrays, which layers read and write."""
+
+    def arrays(self, parts: Sequence[Any], positions: Sequence[range]) -> Any:
+        """What a pass reads to find the parts of its sequences, whose new rows are at `positions`."""

@@ -87,7 +87,7 @@ class ModelStates(States):
         new = [range(text.position, text.position + count) for text, count in rows]
         arrays = [
             state.arrays([text.parts[i] for text, _ in rows], new)
-            for i, state in enumerate(self.states)
+            for i, state in enumerate(self.groups)
         ]
         grown = sum(group.grown for group in self.groups)
         return Batch(rows, tokens, positions, starts, held + counts, arrays, self._layers, grown)
