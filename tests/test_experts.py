@@ -41,7 +41,7 @@ def by_hand(model: Any, tokens: list[int]) -> dict[int, np.ndarray]:
     ids: dict[int, np.ndarray] = {}
     for i, layer in enumerate(model.body.layers):
         if isinstance(layer.mlp, Experts):
-            layer.mlp.observer = lambda _, found, __, i=i: ids.update({i: np.array(found)[0]})
+            layer.mlp.observer = lambda _, found, __, i=i: ids.update({i: np.array(found)})
     model(mx.array([tokens]))
     return ids
 
