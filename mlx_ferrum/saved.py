@@ -87,11 +87,12 @@ def load(path: str | Path, model: LanguageModel, *, kv_bits: int = 16) -> tuple[
     try:
         loaded: Any = mx.load(str(path), format="safetensors", return_metadata=True)
         arrays, metadata = loaded
-        mx.eval(arrays)  # so that another thread can use them
         cache = model.make_cache(kv_bits=kv_bits)
         _check_metadata(metadata, cache)
         vocab_size = model.args.vocab_size
-        return cache, _restore(cache, arrays, _firsts(metadata["firsts"]), vocab_size)
+        ids = _restore(cache, arrays, _firsts(metadata["firsts"]), vocab_size)
+        mx.eval(cache.arrays)  # so that another thread can use them
+        return cache, ids
     except (RuntimeError, ValueError) as error:
         raise ValueError(f"{path}: {error}") from error
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,15 +11,18 @@ import mlx.core as mx
 import numpy as np
 import pytest
 import random_models
+from backends import CPU, REFERENCE
 from jupyter_client.manager import start_new_kernel
+from test_cache import KINDS, SMALL
 
 import mlx_ferrum
 from mlx_ferrum import ops
 from mlx_ferrum.chat import Conversation
-from mlx_ferrum.generate import stream_generate
+from mlx_ferrum.generate import generate_step, stream_generate
 
 PROMPT = [3, 1, 4, 1, 5, 9, 2, 6]
 SECONDS = 120
+PACKAGE = str(Path(mlx_ferrum.__file__).parent)
 
 
 @pytest.fixture(scope="module", params=["llama", "gemma3"])
@@ -81,8 +86,7 @@ def test_ctrl_c_within_a_step(
     with pytest.raises(KeyboardInterrupt):
         responses(loaded, PROMPT, 5, cache=cache)
     said = [int(np.where(logprobs < 0, logprobs, -np.inf).argmax()) for logprobs in wanted]
-    # a lazy backend was a step ahead: that step's token was never looked at
-    held = 0 if after == 1 else len(PROMPT) + max(0, after - 2 - ops.is_lazy())
+    held = 0 if after == 1 else len(PROMPT) + after - 2
     assert cache.tokens == [*PROMPT, *said][: cache.offset] and cache.offset == held
     found = responses(loaded, [*PROMPT, *said[:3]][held:], 2, cache=cache)
     for logprobs, expected in zip(found, wanted[3:], strict=True):
@@ -153,3 +157,72 @@ def test_an_interrupted_kernel_goes_on(smollm2_path: Path) -> None:
     finally:
         client.stop_channels()
         manager.shutdown_kernel(now=True)
+
+
+# -- at any moment ---------------------------------------------------------------------------------
+
+
+class Moments:
+    """Counts the lines of the package that run, and sends SIGINT before line number `at`."""
+
+    def __init__(self, at: int = -1) -> None:
+        self.at, self.count = at, 0
+
+    def __call__(self, frame: Any, event: str, _: Any) -> Any:
+        if not frame.f_code.co_filename.startswith(PACKAGE):
+            return None
+        if event == "line":
+            if self.count == self.at:
+                signal.raise_signal(signal.SIGINT)
+            self.count += 1
+        return self
+
+
+def traced(at: int, run: Any) -> int:
+    """Run with SIGINT at a line; the lines that ran. Raises KeyboardInterrupt where the signal does."""
+    moments = Moments(at)
+    sys.settrace(moments)
+    try:
+        run()
+    finally:
+        sys.settrace(None)
+    return moments.count
+
+
+@pytest.mark.parametrize("backend", [REFERENCE, CPU], ids=str)
+@pytest.mark.parametrize("name", ["llama", "gemma3"])
+def test_ctrl_c_at_any_moment(backend: Any, name: str, tmp_path: Path) -> None:
+    """The cache holds just the tokens that went in, and goes on as one that was not interrupted.
+
+    Over block ends and window ends: a prompt of 37 tokens in chunks of 30, and 29 tokens after it.
+    """
+    path = random_models.write(
+        tmp_path / "m.gguf", seed=5, sizes=SMALL, **KINDS["full" if name == "llama" else "window"]
+    )
+    prompt, count = np.random.default_rng(1).integers(0, 250, 37).tolist(), 29
+    with backend.in_use():
+        model = mlx_ferrum.load(path)[0]
+
+        def text(cache: Any, ids: list[int], most: int) -> list[int]:
+            steps = generate_step(ids, model, max_tokens=most, cache=cache, prefill_step_size=30)
+            return [token for token, _ in steps]
+
+        made = text(model.make_cache(), prompt, count)
+        whole = [*prompt, *made]
+        lines = traced(-1, lambda: text(model.make_cache(), prompt, count))
+        assert lines > 5000
+        interrupted = 0
+        for at in np.random.default_rng(2).integers(0, lines, 60).tolist():
+            cache = model.make_cache()
+            try:
+                traced(at, lambda cache=cache: text(cache, prompt, count))  # type: ignore[misc]
+            except KeyboardInterrupt:
+                interrupted += 1
+            held = cache.tokens
+            assert held == whole[: len(held)] and cache.offset == len(held), at
+            assert all(s.position == len(held) for s in cache.sequences), at
+            rest = whole[len(held) : len(prompt) + 20]
+            if not rest:
+                rest = whole[cache.rewind(len(prompt) + 10) : len(prompt) + 20]
+            assert text(cache, rest, 5) == whole[len(prompt) + 20 :][:5], at
+        assert interrupted > 50

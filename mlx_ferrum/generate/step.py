@@ -16,6 +16,7 @@ from mlx_ferrum.models.base import LanguageModel
 from mlx_ferrum.sample import Processor, Sampler, greedy, log_softmax
 from mlx_ferrum.sample.arrays import Array, at_hand, best, tokens
 from mlx_ferrum.sample.checks import check_integer
+from mlx_ferrum.sample.processors import Own
 
 from .logits import LogitRange, logit_range
 from .wired import wired
@@ -186,7 +187,7 @@ class Chooser:
 
     def __init__(self, sampler: Sampler, processors: Sequence[Processor], seen: list[int]) -> None:
         self.sampler, self.processors = sampler, processors
-        self.seen = mx.array(seen, mx.uint32)
+        self.seen = Seen(seen) if processors else None
 
     def __call__(self, found: tuple[Array, Array, Array], position: int) -> Choice:
         """The token at `position`; found: what `forward` gives, for one sequence."""
@@ -194,10 +195,9 @@ class Chooser:
         ranges = [logit_range(extent, position, logits.shape[-1])]
         if isinstance(logits, np.ndarray):
             logits, token = logits.copy(), token.copy()  # the next step overwrites them
-        if self.processors:
-            logits = mx.array(logits)
+        if self.seen is not None:
             for process in self.processors:
-                logits = process(self.seen, logits)
+                logits = self._processed(process, self.seen, logits)
             logits = at_hand(logits)
             token, extent = best(logits)
             ranges.append(logit_range(extent, position, logits.shape[-1], processed=True))
@@ -205,12 +205,39 @@ class Chooser:
         if not is_greedy:
             logits = at_hand(log_softmax(logits))
             token = at_hand(tokens(self.sampler(mx.array(logits))))
-        if self.processors:
-            self.seen = mx.concatenate([self.seen, tokens(token)])
+        seen = () if self.seen is None else (self.seen.add(token),)
         # nothing stays lazy that the next step needs: another thread may ask for it
-        pending = (token, logits, self.seen, *(x.extent for x in ranges))
+        pending = (token, logits, *seen, *(x.extent for x in ranges))
         mx.async_eval([x for x in pending if isinstance(x, mx.array)])
         return Choice(token, logits, ranges, is_normalized=not is_greedy)
+
+    @staticmethod
+    def _processed(process: Processor, seen: Seen, logits: Array) -> Array:
+        """What a processor makes of the logits; one from outside gets MLX's arrays."""
+        if isinstance(process, Own):
+            is_ours = ops.is_lazy() or isinstance(logits, np.ndarray)
+            return process(seen.ids, logits if is_ours else np.array(logits))
+        return process(mx.array(seen.ids), mx.array(logits))
+
+
+class Seen:
+    """The tokens so far, `ids` (n,) uint32: MLX's on a lazy backend, else NumPy's."""
+
+    def __init__(self, ids: Sequence[int]) -> None:
+        self.ids: Array = mx.array(ids, mx.uint32) if ops.is_lazy() else np.array(ids, np.uint32)
+        self._room = self.ids
+
+    def add(self, token: Array) -> Array:
+        """Append a token (1,); returns all ids."""
+        if isinstance(self.ids, mx.array):
+            self.ids = mx.concatenate([self.ids, tokens(token)])
+            return self.ids
+        count = len(self.ids)
+        if count == len(self._room):
+            self._room = np.concatenate([self.ids, np.zeros(count + 64, np.uint32)])
+        self._room[count] = token[0]  # behind what earlier ids show
+        self.ids = self._room[: count + 1]
+        return self.ids
 
 
 def make_chooser(

@@ -42,8 +42,10 @@ def best(logits: Array) -> tuple[Array, Array]:
     """As `ops.choose`, also of MLX's arrays where the backend has NumPy's: (n, vocab) -> (n,), (n, 2)."""
     if not isinstance(logits, np.ndarray):
         return ops.choose(logits)
-    ranges = np.stack([logits.min(axis=-1), logits.max(axis=-1)], axis=-1)  # NaN where there is one
-    return logits.argmax(axis=-1), ranges
+    ids = logits.argmax(axis=-1)  # of a NaN where there is one
+    ranges = np.empty((len(logits), 2), np.float32)
+    ranges[:, 0], ranges[:, 1] = logits.min(axis=-1), logits[np.arange(len(logits)), ids]
+    return ids, ranges
 
 
 def log_softmax(logits: Array) -> Array:

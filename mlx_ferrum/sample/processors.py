@@ -1,6 +1,7 @@
 """Processors change logits before log-probabilities are taken: penalties and biases.
 
-A *processor* maps the tokens so far (n,) and logits (…, vocab) to logits (…, vocab).
+A *processor* maps the tokens so far (n,) and logits (…, vocab) to logits (…, vocab). It gets MLX's arrays; those of
+this package (`Own`) get NumPy's where the backend has those.
 """
 
 from __future__ import annotations
@@ -9,10 +10,22 @@ import math
 from collections.abc import Callable, Mapping
 
 import mlx.core as mx
+import numpy as np
 
+from .arrays import Array
 from .checks import check_integer, check_number
 
 Processor = Callable[[mx.array, mx.array], mx.array]
+
+
+class Own:
+    """A processor that takes NumPy's arrays too. It changes NumPy's logits in place, and returns them."""
+
+    def __init__(self, apply: Callable[[Array, Array], Array]) -> None:
+        self._apply = apply
+
+    def __call__(self, tokens: Array, logits: Array) -> Array:
+        return self._apply(tokens, logits)
 
 
 def make_processors(
@@ -54,14 +67,19 @@ def bias(values: Mapping[int, float]) -> Processor:
     ids = mx.array(list(values.keys()))
     added = mx.array(list(values.values()), mx.float32)
 
-    def apply(_: mx.array, logits: mx.array) -> mx.array:
+    here, add = np.array(list(values.keys())), np.array(list(values.values()), np.float32)
+
+    def apply(_: Array, logits: Array) -> Array:
         if largest >= logits.shape[-1]:
             raise ValueError(
                 f"logit_bias names token {largest}, the vocabulary has {logits.shape[-1]}"
             )
+        if isinstance(logits, np.ndarray):
+            logits[..., here] += add
+            return logits
         return logits.at[..., ids].add(added)
 
-    return apply
+    return Own(apply)
 
 
 def penalties(
@@ -86,11 +104,24 @@ def penalties(
     if window is not None:
         check_integer("penalty_window", window, 0)
 
-    def apply(tokens: mx.array, logits: mx.array) -> mx.array:
+    def apply(tokens: Array, logits: Array) -> Array:
         if window is not None:
             tokens = tokens[max(0, tokens.size - window) :]
+        if isinstance(logits, np.ndarray):
+            return _penalized(tokens, logits, repetition, presence, frequency)
         counts = mx.zeros(logits.shape[-1:]).at[tokens].add(1)  # (vocab,)
         scaled = mx.where(logits > 0, logits / repetition, logits * repetition)
         return mx.where(counts > 0, scaled - (presence + frequency * counts), logits)
 
-    return apply
+    return Own(apply)
+
+
+def _penalized(
+    tokens: Array, logits: np.ndarray, repetition: float, presence: float, frequency: float
+) -> np.ndarray:
+    """Only the logits of tokens that occur are computed."""
+    ids, counts = np.unique(np.asarray(tokens), return_counts=True)
+    found = logits[..., ids]
+    scaled = np.where(found > 0, found / repetition, found * repetition)
+    logits[..., ids] = scaled - (presence + frequency * counts)
+    return logits
