@@ -82,8 +82,8 @@ struct ColumnRange {
     int output_row(int c) const { return start + c; }
 };
 
-// The tiles of a step, as 8x8 blocks of halves: block (part, j) holds numbers 8 part to 8 part + 7 of rows 8 j to 8 j
-// + 7. A thread loads half of a row of w and CHUNKS chunks of 8 numbers of x; with 16 columns, only half of the threads
+// The tiles of a step, as 8x8 blocks of halves: block (part, j) holds 8 numbers from 8 part on of 8 rows from 8 j on.
+// A thread loads half of a row of w and CHUNKS chunks of 8 numbers of x; with 16 columns, only half of the threads
 // store theirs.
 template <typename B, int COLUMNS, typename X>
 struct Tiles {
@@ -149,8 +149,7 @@ METAL_FUNC Epilogue<BIAS, ADD, ACT, P, Q, G> make_epilogue(P bias, Q add, G gate
     return Epilogue<BIAS, ADD, ACT, P, Q, G>{bias, add, gate};
 }
 
-// Applies the epilogue to a sum of the tile and stores it in y. row: of the tile, from row first_row of w; column: of
-// the tile, from column first_column
+// Applies the epilogue to a sum and stores it in y. row and column count from first_row and first_column.
 template <typename C, typename E, typename T>
 struct TileStore {
     C columns;

@@ -6,9 +6,8 @@
 // Arithmetic: masks alone turn codes into numbers (runs.metal), so a weight costs one multiply-add per row of x.
 // A scale is applied to a sum of 16 products, a bias to a sum of 16 activations that all rows of w share.
 // Registers: 8 for the codes of a row, 16 for activations, one per sum. The two runs of a slice are processed one after
-// the other, so that 4 rows with 8 rows of x need fewer than the 128 registers that allow an M1 core a dozen
-// simdgroups. Norm: a simdgroup reads all of x, so it sums the squares along with the products and scales the products
-// at the end.
+// the other, so that 4 rows with 8 rows of x stay within 128 registers, where an M1 core still holds 12 simdgroups.
+// Norm: a simdgroup reads all of x, so it sums the squares along with the products, which it scales at the end.
 #pragma once
 
 #include "runs.metal"
