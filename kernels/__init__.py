@@ -1,1 +1,1 @@
-"""Kernels: one block decoder a type in blocks/, and what each processor makes of them."""
+"""Kernels: a decoder per block type in blocks/, and the kernels of each processor."""

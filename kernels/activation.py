@@ -1,4 +1,4 @@
-"""The numbers of the activation functions in activation.h, for template arguments and for the CPU's structs."""
+"""The values of the enum in activation.h, for template arguments and the structs of CPU kernels."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ from typing import get_args
 
 from mlx_ferrum.options import Activation
 
-NO_ACTIVATION = 0  # never negative: MLX makes the number a part of the kernel's name
+NO_ACTIVATION = 0  # not negative: MLX puts the value into the kernel's name
 ACTIVATIONS: dict[Activation, int] = {name: n for n, name in enumerate(get_args(Activation), 1)}

@@ -1,28 +1,28 @@
-// Stacks of experts' matrices, and pairs of a token and an expert that it chose: pair p of n a token is of token
-// p / n. An id may be anything, as nothing waits for ids to look at them: one that is no expert's reads no weights,
-// and what it leads to is NaN.
+// Stacked expert matrices and (token, expert) pairs: with n experts per token, pair p belongs to token p / n. Ids are
+// not checked before the launch, because that would wait for the GPU: an id out of range reads no weights and
+// gives NaN.
 #pragma once
 
 #include "numbers.h"
 
-// Weights (experts, rows, k); used: experts of a token.
-struct Stack {
+// Shape of the weights: (experts, rows, k). used: experts per token
+struct ExpertShape {
     int experts, rows, k, used;
 };
 
-METAL_FUNC bool is_expert(long id, Stack s) { return id >= 0 && id < s.experts; }
+METAL_FUNC bool is_expert(long id, ExpertShape s) { return id >= 0 && id < s.experts; }
 
-// Matrix `id` of a stack.
+// A pointer to the matrix of expert `id`.
 template <typename B>
-METAL_FUNC const device B* expert_matrix(const device B* w, int id, Stack s) {
+METAL_FUNC const device B* select_expert(const device B* w, int id, ExpertShape s) {
     return w + size_t(id) * s.rows * (s.k / B::WEIGHTS);
 }
 
-METAL_FUNC float not_a_number() { return as_float(0x7fc00000); }
+METAL_FUNC float quiet_nan() { return as_float(0x7fc00000); }
 
-// ROWS of y (rows,) from `first` on: what weights that are not there give.
+// Fills ROWS elements of y (rows,) from `first` on with NaN, for an id out of range.
 template <int ROWS, typename T>
-METAL_FUNC void no_rows(device T* y, int rows, int first, uint lane) {
+METAL_FUNC void fill_rows_nan(device T* y, int rows, int first, uint lane) {
     int row = first + lane;
-    if (int(lane) < ROWS && row < rows) y[row] = T(not_a_number());
+    if (int(lane) < ROWS && row < rows) y[row] = T(quiet_nan());
 }

@@ -1,43 +1,44 @@
-// act(x gate^T) * (x up^T) for up to 8 rows of x: as matvec, with rows of both matrices in one pass over x, and
-// without a trip of either product to memory.
+// act(x gate^T) * (x up^T) for up to 8 rows of x: as matvec, with rows of both matrices in one pass over x. Neither
+// product is written to memory.
 #pragma once
 
 #include "activation.metal"
 #include "matvec.metal"
 
+// Selects the sums of rows [first, first + ROWS / 2).
 template <int ROWS, int BATCH>
-METAL_FUNC Sums<ROWS / 2, BATCH> half_of(Sums<ROWS, BATCH> sums, int start) {
-    Sums<ROWS / 2, BATCH> out;
+METAL_FUNC PartialSums<ROWS / 2, BATCH> select_sums(PartialSums<ROWS, BATCH> sums, int first) {
+    PartialSums<ROWS / 2, BATCH> out;
     UNROLL for (int n = 0; n < BATCH; n++) {
         out.squares[n] = sums.squares[n];
-        UNROLL for (int r = 0; r < ROWS / 2; r++) out.v[n][r] = sums.v[n][start + r];
+        UNROLL for (int r = 0; r < ROWS / 2; r++) out.v[n][r] = sums.v[n][first + r];
     }
     return out;
 }
 
-// One simdgroup: ROWS rows of each of gate and up (rows, k) from `first` on, x (BATCH, k), which may be
-// Normed -> y (BATCH, rows).
+// One simdgroup: ROWS rows of each of gate and up (rows, k) from `first` on, x (BATCH, k) or an
+// RmsNormInput -> y (BATCH, rows).
 template <int ROWS, int BATCH, int ACT, typename G, typename U, typename X, typename T>
 METAL_FUNC void gate_up(const device G* gate, const device U* up, X x, device T* y, int rows, int k, int first,
                         uint lane) {
     if (first >= rows) return;
-    Rows<G, ROWS> gates = rows_of<ROWS>(gate, first, rows, k);
-    Rows<U, ROWS> ups = rows_of<ROWS>(up, first, rows, k);
+    RowPointers<G, ROWS> gates = select_rows<ROWS>(gate, first, rows, k);
+    RowPointers<U, ROWS> ups = select_rows<ROWS>(up, first, rows, k);
     float g, u;
     if constexpr (is_same_v<G, U>) {
-        Rows<G, 2 * ROWS> both;
+        RowPointers<G, 2 * ROWS> both;
         UNROLL for (int r = 0; r < ROWS; r++) {
-            both.at[r] = gates.at[r];
-            both.at[ROWS + r] = ups.at[r];
+            both.row[r] = gates.row[r];
+            both.row[ROWS + r] = ups.row[r];
         }
-        Sums<2 * ROWS, BATCH> sums = products<BATCH>(both, x, k, lane);
-        g = whole_product<G>(half_of(sums, 0), x, k, lane);
-        u = whole_product<U>(half_of(sums, ROWS), x, k, lane);
+        PartialSums<2 * ROWS, BATCH> sums = multiply_rows<BATCH>(both, x, k, lane);
+        g = reduce_products<G>(select_sums(sums, 0), x, k, lane);
+        u = reduce_products<U>(select_sums(sums, ROWS), x, k, lane);
     } else {
-        g = whole_product<G>(products<BATCH>(gates, x, k, lane), x, k, lane);
-        u = whole_product<U>(products<BATCH>(ups, x, k, lane), x, k, lane);
+        g = reduce_products<G>(multiply_rows<BATCH>(gates, x, k, lane), x, k, lane);
+        u = reduce_products<U>(multiply_rows<BATCH>(ups, x, k, lane), x, k, lane);
     }
     int n = lane / ROWS, row = first + lane % ROWS;
     if (n >= BATCH || row >= rows) return;
-    y[n * rows + row] = T(activation<ACT>(g) * u);
+    y[n * rows + row] = T(activate<ACT>(g) * u);
 }

@@ -30,12 +30,12 @@ def gate_up(
     norm: tuple[mx.array, float] | None = None,
     rows: int = 2,
 ) -> mx.array:
-    """One launch, as float32.
+    """Computes act(x gateᵀ) * (x upᵀ) in one launch, as float32.
 
     x: (n, k) of a float type, n at most 8; gate, up: (rows, k) of at least 8 words -> (n, rows)
-    act: of `ACTIVATIONS`
-    norm: of x, before the products: weight (k,), and epsilon
-    rows: of each matrix, that a simdgroup takes
+    act: one of `ACTIVATIONS`
+    norm: weight (k,) and epsilon of an RMS norm of x before the products
+    rows: rows of each matrix per simdgroup
     """
     check(x, gate, up)
     if gate.rows != up.rows:

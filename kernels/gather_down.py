@@ -1,4 +1,4 @@
-"""gather_down: the weighted sum of what a token's experts say, for few tokens."""
+"""gather_down: the weighted sum of the outputs of a token's experts, for few tokens."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from .header import header
 from .matvec import LANES, SIMDGROUPS
 
 BODY = """
-    Stack stack = {w_shape[0], w_shape[1], x_shape[1], USED};
+    ExpertShape shape = {w_shape[0], w_shape[1], x_shape[1], USED};
     int simdgroup = SIMDGROUPS * threadgroup_position_in_grid.x + simdgroup_index_in_threadgroup;
     int token = threadgroup_position_in_grid.y, pair = token * USED;
-    size_t row = size_t(token) * stack.rows;
-    gather_down<ROWS, ADD>((const device Weight*)w, x + size_t(pair) * stack.k, ids + pair, weights + pair,
-                           ADD ? add + row : add, y + row, stack, ROWS * simdgroup, thread_index_in_simdgroup);
+    size_t row = size_t(token) * shape.rows;
+    gather_down<ROWS, ADD>((const device Weight*)w, x + size_t(pair) * shape.k, ids + pair, weights + pair,
+                           ADD ? add + row : add, y + row, shape, ROWS * simdgroup, thread_index_in_simdgroup);
 """
 
 
@@ -32,12 +32,12 @@ def gather_down(
     add: mx.array | None = None,
     rows: int = 4,
 ) -> mx.array:
-    """Σ weights x w[id]ᵀ + add in one launch, as float32; NaN for a token with an id outside [0, e).
+    """Computes Σ weights x w[id]ᵀ + add in one launch, as float32; NaN for a token with an id outside [0, e).
 
     x: (tokens * n, k) of a float type; w: (e, rows, k) of at least 8 words; ids, weights: (tokens, n)
         -> (tokens, rows)
     add: (tokens, rows)
-    rows: of w, that a simdgroup takes
+    rows: rows of w per simdgroup
     """
     check(x, ids, w, tokens=ids.size)
     check_sum(ids, weights, add, w.shape[1])
@@ -55,7 +55,7 @@ def gather_down(
 
 
 def check_sum(ids: mx.array, weights: mx.array, add: mx.array | None, d: int) -> None:
-    """Raises ValueError unless weights are shaped as ids (tokens, n), and add is (tokens, d) or None."""
+    """Raises ValueError unless weights have the shape of ids (tokens, n), and add is (tokens, d) or None."""
     if weights.shape != ids.shape:
         raise ValueError(f"gather: weights of shape {weights.shape} for ids of {ids.shape}")
     if add is not None and add.shape != (ids.shape[0], d):

@@ -1,4 +1,4 @@
-"""gather_gate_up: act(x gate[id]ᵀ) * (x up[id]ᵀ) for few tokens, each with experts of its own."""
+"""gather_gate_up: act(x gate[id]ᵀ) * (x up[id]ᵀ) for few tokens, each with its own experts."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from .header import header
 from .matvec import LANES, SIMDGROUPS
 
 BODY = """
-    Stack stack = {gate_shape[0], gate_shape[1], x_shape[1], USED};
+    ExpertShape shape = {gate_shape[0], gate_shape[1], x_shape[1], USED};
     int simdgroup = SIMDGROUPS * threadgroup_position_in_grid.x + simdgroup_index_in_threadgroup;
-    gather_gate_up<ROWS, ACT>((const device Gate*)gate, (const device Up*)up, x, ids, y, stack,
+    gather_gate_up<ROWS, ACT>((const device Gate*)gate, (const device Up*)up, x, ids, y, shape,
                               threadgroup_position_in_grid.y, ROWS * simdgroup, thread_index_in_simdgroup);
 """
 
@@ -26,11 +26,11 @@ BODY = """
 def gather_gate_up(
     x: mx.array, gate: QTensor, up: QTensor, ids: mx.array, act: Activation, *, rows: int = 2
 ) -> mx.array:
-    """One launch, as float32; NaN for an id outside [0, e).
+    """Computes act(x gate[id]ᵀ) * (x up[id]ᵀ) in one launch, as float32; NaN for an id outside [0, e).
 
     x: (tokens, k) of a float type; gate, up: (e, rows, k) of at least 8 words; ids: (tokens, n) -> (tokens * n, rows)
-    act: of `ACTIVATIONS`
-    rows: of each matrix, that a simdgroup takes
+    act: one of `ACTIVATIONS`
+    rows: rows of each matrix per simdgroup
     """
     check(x, ids, gate, up, tokens=ids.shape[0])
     tiles = -(-gate.shape[1] // (rows * SIMDGROUPS))

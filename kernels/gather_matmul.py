@@ -1,4 +1,4 @@
-"""gather_matmul: x w[id]ᵀ for many tokens, by tiles of pairs that have the same expert."""
+"""gather_matmul: x w[id]ᵀ for many tokens, in tiles of pairs with the same expert."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from .sort_pairs import Order
 
 BODY = """
     threadgroup half4 memory[(TILE_ROWS + COLUMNS) * DEPTH / 4];
-    Stack stack = {w_shape[0], w_shape[1], x_shape[1], USED};
-    int parts = (stack.rows + TILE_ROWS - 1) / TILE_ROWS, group = threadgroup_position_in_grid.x;
-    gather_matmul<COLUMNS, BIAS, ACT>((const device Weight*)w, x, order, tiles + 3 * (group / parts), bias, gate, y,
-                                      stack, group % parts * TILE_ROWS, memory, thread_index_in_threadgroup);
+    ExpertShape shape = {w_shape[0], w_shape[1], x_shape[1], USED};
+    int row_tiles = (shape.rows + TILE_ROWS - 1) / TILE_ROWS, tile = threadgroup_position_in_grid.x;
+    gather_matmul<COLUMNS, BIAS, ACT>((const device Weight*)w, x, order, tiles + 3 * (tile / row_tiles), bias, gate, y,
+                                      shape, tile % row_tiles * TILE_ROWS, memory, thread_index_in_threadgroup);
 """
 
 
@@ -32,21 +32,21 @@ def gather_matmul(
     bias: mx.array | None = None,
     gate: tuple[mx.array, Activation] | None = None,
 ) -> mx.array:
-    """act(gate) * (x wᵀ + bias) in one launch, as float32; weights and x are rounded to float16 on the way.
+    """Computes act(gate) * (x w[id]ᵀ + bias) in one launch, as float32; weights and x are first rounded to float16.
 
-    Weights and numbers of x beyond ±65,504, the range of float16, are taken as ±65,504; NaN stays NaN.
+    Weights and values of x beyond ±65,504, the range of float16, are clamped to ±65,504; NaN stays NaN.
 
-    x: (tokens, k) of a float type, of n pairs a token; w: (e, rows, k) of at least 8 words -> (pairs, rows); NaN
+    x: (tokens, k) of a float type, with n pairs per token; w: (e, rows, k) of at least 8 words -> (pairs, rows); NaN
         for an id outside [0, e)
-    order: of the pairs, in tiles of 16, 32 or 64
+    order: the sorted pairs, in tiles of 16, 32 or 64
     bias: (e, rows); gate: (pairs, rows) and an activation
     """
     pairs, tokens = order.pairs.size, x.shape[0]
     if len(w.shape) != 3 or x.shape != (tokens, w.shape[2]) or not tokens or pairs % tokens:
         raise ValueError(f"gather_matmul: x of shape {x.shape} does not fit {w} and {pairs} pairs")
-    parts = -(-w.shape[1] // TILE_ROWS)
+    row_tiles = -(-w.shape[1] // TILE_ROWS)
     gated, act = (x, NO_ACTIVATION) if gate is None else (gate[0], ACTIVATIONS[gate[1]])
-    # neighbouring groups share rows of x
+    # adjacent threadgroups share rows of x
     (y,) = _kernel(w.block.name)(
         [x, w.array, order.pairs, order.tiles, x if bias is None else bias, gated],
         template={
@@ -55,7 +55,7 @@ def gather_matmul(
             "BIAS": bias is not None,
             "ACT": act,
         },
-        grid=(THREADS * parts * order.tiles.shape[0], 1, 1),
+        grid=(THREADS * row_tiles * order.tiles.shape[0], 1, 1),
         threadgroup=(THREADS, 1, 1),
         output_shapes=[(pairs, w.shape[1])],
         output_dtypes=[mx.float32],

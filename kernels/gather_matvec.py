@@ -1,4 +1,4 @@
-"""gather_matvec: x w[id]ᵀ for few tokens, each with experts of its own."""
+"""gather_matvec: x w[id]ᵀ for few tokens, each with its own experts."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from .header import header
 from .matvec import LANES, SIMDGROUPS
 
 BODY = """
-    Stack stack = {w_shape[0], w_shape[1], x_shape[1], USED};
+    ExpertShape shape = {w_shape[0], w_shape[1], x_shape[1], USED};
     int simdgroup = SIMDGROUPS * threadgroup_position_in_grid.x + simdgroup_index_in_threadgroup;
-    gather_matvec<ROWS, BIAS>((const device Weight*)w, x, ids, bias, y, stack, threadgroup_position_in_grid.y,
+    gather_matvec<ROWS, BIAS>((const device Weight*)w, x, ids, bias, y, shape, threadgroup_position_in_grid.y,
                               ROWS * simdgroup, thread_index_in_simdgroup);
 """
 
@@ -23,11 +23,11 @@ BODY = """
 def gather_matvec(
     x: mx.array, w: QTensor, ids: mx.array, *, bias: mx.array | None = None, rows: int = 4
 ) -> mx.array:
-    """One launch, as float32; NaN for an id outside [0, e).
+    """Computes x w[id]ᵀ + bias in one launch, as float32; NaN for an id outside [0, e).
 
     x: (tokens, k) of a float type; w: (e, rows, k) of at least 8 words; ids: (tokens, n) -> (tokens * n, rows)
     bias: (e, rows)
-    rows: of w, that a simdgroup takes
+    rows: rows of w per simdgroup
     """
     check(x, ids, w, tokens=ids.shape[0])
     if bias is not None and bias.shape != w.shape[:2]:

@@ -1,4 +1,4 @@
-"""matmul: x wᵀ for many rows of x, by tiles of halves."""
+"""matmul: x wᵀ for many rows of x, in tiles of halves."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ BODY = """
     threadgroup half4 memory[(TILE_ROWS + COLUMNS) * DEPTH / 4];
     int rows = w_shape[0], n = x_shape[0], tiles = (n + COLUMNS - 1) / COLUMNS;
     int tile = threadgroup_position_in_grid.x;
-    Neighbours taken = {tile % tiles * COLUMNS, n};
-    matmul<COLUMNS>((const device Weight*)w, x, taken, finish<BIAS, ADD, ACT>(bias, add, gate), y, rows, x_shape[1],
-                    tile / tiles * TILE_ROWS, memory, thread_index_in_threadgroup);
+    ColumnRange columns = {tile % tiles * COLUMNS, n};
+    matmul<COLUMNS>((const device Weight*)w, x, columns, make_epilogue<BIAS, ADD, ACT>(bias, add, gate), y, rows,
+                    x_shape[1], tile / tiles * TILE_ROWS, memory, thread_index_in_threadgroup);
 """
 
 
@@ -34,9 +34,9 @@ def matmul(
     gate: tuple[mx.array, Activation] | None = None,
     columns: int = 64,
 ) -> mx.array:
-    """act(gate) * (x wᵀ + bias + add), as float32; weights and x are rounded to float16 on the way.
+    """Computes act(gate) * (x wᵀ + bias + add), as float32; weights and x are first rounded to float16.
 
-    Weights and numbers of x beyond ±65,504, the range of float16, are taken as ±65,504; NaN stays NaN.
+    Weights and values of x beyond ±65,504, the range of float16, are clamped to ±65,504; NaN stays NaN.
 
     x: (n, k) of a float type; w: (rows, k) of at least 8 words -> (n, rows)
     bias: (rows,); add: (n, rows); gate: (n, rows) and an activation
@@ -47,7 +47,7 @@ def matmul(
     n = x.shape[0]
     groups = -(-w.rows // TILE_ROWS) * -(-n // columns)
     gated, act = (x, NO_ACTIVATION) if gate is None else (gate[0], ACTIVATIONS[gate[1]])
-    # neighbouring groups share rows of w, which so come from memory once
+    # adjacent threadgroups share rows of w, so that these are read from memory once
     (y,) = _kernel(w.block.name)(
         [x, w.array, x if bias is None else bias, x if add is None else add, gated],
         template={

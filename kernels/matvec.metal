@@ -1,61 +1,61 @@
-// y = x w^T for up to 8 rows of x, as a token or a few cost it: every byte of w from memory, once.
+// y = x w^T for up to 8 rows of x (decode): reads every byte of w from memory once.
 //
-// Memory: a simdgroup takes ROWS rows of w, and its 32 lanes neighbouring slices, 16 bytes each, so that an
-// access is one stretch of a row. Loads of all rows stand before their use: 2 KiB in flight for 4 rows.
-// Cache: x comes from there, 4 bytes a weight against 0.5 of w itself; with ROWS rows a lane loads it once.
-// Arithmetic: codes become numbers by masks alone (runs.metal), at one multiply-add a weight and row of x;
-// scales meet a sum of 16 products, biases the sum of 16 activations, which all rows share.
-// Registers: 8 for the codes of a row, 16 for activations, one a sum; runs follow one another, so that
-// 4 rows with 8 rows of x stay within the 128 at which an M1 core still holds a dozen simdgroups.
-// Norm: a simdgroup sees all of x, so it sums the squares beside the products, and scales these at the end.
+// Memory: a simdgroup computes ROWS rows of w. Its 32 lanes load adjacent slices of 16 bytes, so that an access is
+// contiguous in a row. The loads of all rows are issued before their first use: 2 KiB in flight for 4 rows.
+// Cache: x is read from the cache, 4 bytes per weight against 0.5 bytes of w; a lane loads it once for ROWS rows.
+// Arithmetic: masks alone turn codes into numbers (runs.metal), so a weight costs one multiply-add per row of x.
+// A scale is applied to a sum of 16 products, a bias to a sum of 16 activations that all rows of w share.
+// Registers: 8 for the codes of a row, 16 for activations, one per sum. The two runs of a slice are processed one after
+// the other, so that 4 rows with 8 rows of x stay within 128 registers, where an M1 core still holds 12 simdgroups.
+// Norm: a simdgroup reads all of x, so it sums the squares along with the products, which it scales at the end.
 #pragma once
 
 #include "runs.metal"
 
-constant constexpr int SIMDGROUPS = 2; // of a threadgroup; each for itself
+constant constexpr int SIMDGROUPS = 2; // per threadgroup; they are independent
 
 template <typename B, int ROWS>
-struct Rows {
-    const device B* at[ROWS];
+struct RowPointers {
+    const device B* row[ROWS];
 };
 
-// Rows [first, first + ROWS) of w (rows, k); past the end the last one again.
+// Pointers to rows [first, first + ROWS) of w (rows, k), clamped to the last row.
 template <int ROWS, typename B>
-METAL_FUNC Rows<B, ROWS> rows_of(const device B* w, int first, int rows, int k) {
-    Rows<B, ROWS> out;
-    UNROLL for (int r = 0; r < ROWS; r++) out.at[r] = w + size_t(min(first + r, rows - 1)) * (k / B::WEIGHTS);
+METAL_FUNC RowPointers<B, ROWS> select_rows(const device B* w, int first, int rows, int k) {
+    RowPointers<B, ROWS> out;
+    UNROLL for (int r = 0; r < ROWS; r++) out.row[r] = w + size_t(min(first + r, rows - 1)) * (k / B::WEIGHTS);
     return out;
 }
 
-// In the place of x: its RMS norm with weight (k,).
+// Input of a product with a fused RMS norm: x, the weight (k,) of the norm, and its epsilon.
 template <typename X, typename W>
-struct Normed {
+struct RmsNormInput {
     X x;
     W weight;
     float eps;
 };
 
 template <typename X, typename W>
-METAL_FUNC Normed<X, W> normed(X x, W weight, float eps) {
-    return Normed<X, W>{x, weight, eps};
+METAL_FUNC RmsNormInput<X, W> rms_norm_input(X x, W weight, float eps) {
+    return RmsNormInput<X, W>{x, weight, eps};
 }
 
-// squares: of x, if it is Normed
+// A lane's partial sums. squares: sums of squares of x, for RmsNormInput
 template <int ROWS, int BATCH>
-struct Sums {
+struct PartialSums {
     float v[BATCH][ROWS];
     float squares[BATCH];
 };
 
-// 16 numbers of the row of x that starts at `row`; of a Normed one before it is scaled.
+// Loads 16 numbers of the row of x that starts at `row`; for RmsNormInput, times the weight but not yet scaled.
 template <typename X>
-METAL_FUNC Run input_run(X x, int row, int at, thread float&) {
-    return load_run(x + row + at);
+METAL_FUNC Run load_input_run(X x, int row, int start, thread float&) {
+    return load_run(x + row + start);
 }
 
 template <typename X, typename W>
-METAL_FUNC Run input_run(Normed<X, W> x, int row, int at, thread float& squares) {
-    Run values = load_run(x.x + row + at), weights = load_run(x.weight + at);
+METAL_FUNC Run load_input_run(RmsNormInput<X, W> x, int row, int start, thread float& squares) {
+    Run values = load_run(x.x + row + start), weights = load_run(x.weight + start);
     UNROLL for (int j = 0; j < 4; j++) {
         UNROLL for (int i = 0; i < 4; i++) squares = fma(values.v[j][i], values.v[j][i], squares);
         values.v[j] *= weights.v[j];
@@ -63,38 +63,38 @@ METAL_FUNC Run input_run(Normed<X, W> x, int row, int at, thread float& squares)
     return values;
 }
 
-// Up to four of them.
+// As load_input_run, for up to four numbers.
 template <typename X>
-METAL_FUNC float4 input_4(X x, int row, int at, int count, thread float&) {
-    return load_up_to_4(x + row + at, count);
+METAL_FUNC float4 load_input_4(X x, int row, int start, int count, thread float&) {
+    return load_up_to_4(x + row + start, count);
 }
 
 template <typename X, typename W>
-METAL_FUNC float4 input_4(Normed<X, W> x, int row, int at, int count, thread float& squares) {
-    float4 values = load_up_to_4(x.x + row + at, count);
+METAL_FUNC float4 load_input_4(RmsNormInput<X, W> x, int row, int start, int count, thread float& squares) {
+    float4 values = load_up_to_4(x.x + row + start, count);
     squares += dot(values, values);
-    return values * load_up_to_4(x.weight + at, count);
+    return values * load_up_to_4(x.weight + start, count);
 }
 
-// A lane's part of the products of rows of w with x (BATCH, k), in units of product_unit.
+// A lane's partial sums of rows of w times x (BATCH, k), multiplied by product_scale.
 template <int BATCH, typename B, int ROWS, typename X>
-METAL_FUNC Sums<ROWS, BATCH> run_products(Rows<B, ROWS> row, X x, int k, uint lane) {
+METAL_FUNC PartialSums<ROWS, BATCH> multiply_runs(RowPointers<B, ROWS> w, X x, int k, uint lane) {
     constexpr int SLICES = B::WEIGHTS / 32;
     int blocks = k / B::WEIGHTS, i = first_run<B>(lane % SLICES);
-    Sums<ROWS, BATCH> sums = {};
+    PartialSums<ROWS, BATCH> sums = {};
     for (int b = lane / SLICES; b < blocks; b += 32 / SLICES) {
         Slice slice[ROWS];
-        UNROLL for (int r = 0; r < ROWS; r++) slice[r] = load_slice(row.at[r][b], i);
+        UNROLL for (int r = 0; r < ROWS; r++) slice[r] = load_slice(w.row[r][b], i);
         UNROLL for (int h = 0; h < 2; h++) {
             Codes codes[ROWS];
-            uint bits = mask(row.at[0][b], i | (h * B::APART));
-            UNROLL for (int r = 0; r < ROWS; r++) codes[r] = split(slice[r].words[h], bits);
+            uint mask = code_mask(w.row[0][b], i | (h * B::RUN_STRIDE));
+            UNROLL for (int r = 0; r < ROWS; r++) codes[r] = unpack_codes(slice[r].packed[h], mask);
             UNROLL for (int n = 0; n < BATCH; n++) {
-                Run values = input_run(x, n * k, b * B::WEIGHTS + 16 * (i + h * B::APART), sums.squares[n]);
-                float sum = run_sum(values) * CODE_UNIT;
+                Run values = load_input_run(x, n * k, b * B::WEIGHTS + 16 * (i + h * B::RUN_STRIDE), sums.squares[n]);
+                float activation_sum = sum_run(values) * CODE_SCALE;
                 UNROLL for (int r = 0; r < ROWS; r++) {
-                    sums.v[n][r] = fma(slice[r].affine[2 * h], run_dot(codes[r], values), sums.v[n][r]);
-                    sums.v[n][r] = fma(slice[r].affine[2 * h + 1], sum, sums.v[n][r]);
+                    sums.v[n][r] = fma(slice[r].affine[2 * h], dot_run(codes[r], values), sums.v[n][r]);
+                    sums.v[n][r] = fma(slice[r].affine[2 * h + 1], activation_sum, sums.v[n][r]);
                 }
             }
         }
@@ -102,16 +102,16 @@ METAL_FUNC Sums<ROWS, BATCH> run_products(Rows<B, ROWS> row, X x, int k, uint la
     return sums;
 }
 
-// The same for weights that are numbers, of which a row has any count.
+// As multiply_runs, for weights that are not quantized; k may be any number.
 template <int BATCH, typename B, int ROWS, typename X>
-METAL_FUNC Sums<ROWS, BATCH> number_products(Rows<B, ROWS> row, X x, int k, uint lane) {
-    Sums<ROWS, BATCH> sums = {};
+METAL_FUNC PartialSums<ROWS, BATCH> multiply_floats(RowPointers<B, ROWS> w, X x, int k, uint lane) {
+    PartialSums<ROWS, BATCH> sums = {};
     for (int i = 4 * lane; i < k; i += 128) {
         int count = min(k - i, 4);
         float4 weights[ROWS];
-        UNROLL for (int r = 0; r < ROWS; r++) weights[r] = load_up_to_4(&row.at[r][i].value, count);
+        UNROLL for (int r = 0; r < ROWS; r++) weights[r] = load_up_to_4(&w.row[r][i].value, count);
         UNROLL for (int n = 0; n < BATCH; n++) {
-            float4 values = input_4(x, n * k, i, count, sums.squares[n]);
+            float4 values = load_input_4(x, n * k, i, count, sums.squares[n]);
             UNROLL for (int r = 0; r < ROWS; r++) sums.v[n][r] += dot(weights[r], values);
         }
     }
@@ -119,59 +119,59 @@ METAL_FUNC Sums<ROWS, BATCH> number_products(Rows<B, ROWS> row, X x, int k, uint
 }
 
 template <int BATCH, typename B, int ROWS, typename X>
-METAL_FUNC Sums<ROWS, BATCH> products(Rows<B, ROWS> row, X x, int k, uint lane) {
+METAL_FUNC PartialSums<ROWS, BATCH> multiply_rows(RowPointers<B, ROWS> w, X x, int k, uint lane) {
     if constexpr (B::WEIGHTS == 1)
-        return number_products<BATCH>(row, x, k, lane);
+        return multiply_floats<BATCH>(w, x, k, lane);
     else
-        return run_products<BATCH>(row, x, k, lane);
+        return multiply_runs<BATCH>(w, x, k, lane);
 }
 
 template <typename B>
-METAL_FUNC float product_unit() {
-    return B::WEIGHTS == 1 ? 1 : CODE_UNIT;
+METAL_FUNC float product_scale() {
+    return B::WEIGHTS == 1 ? 1 : CODE_SCALE;
 }
 
-// In lane n * ROWS + r: the sum of v[n][r] over all lanes.
+// Sums v[n][r] over all lanes; the result is in lane n * ROWS + r.
 template <int ROWS, int BATCH>
-METAL_FUNC float whole_sum(Sums<ROWS, BATCH> sums, uint lane) {
-    float mine = 0;
+METAL_FUNC float reduce_sums(PartialSums<ROWS, BATCH> sums, uint lane) {
+    float out = 0;
     UNROLL for (int n = 0; n < BATCH; n++) {
         UNROLL for (int r = 0; r < ROWS; r++) {
             float sum = simd_sum(sums.v[n][r]);
-            if (lane == uint(n * ROWS + r)) mine = sum;
+            if (lane == uint(n * ROWS + r)) out = sum;
         }
     }
-    return mine;
+    return out;
 }
 
-// What row n of x is still to be multiplied by, in all lanes.
+// The deferred RMS-norm scale for row n of x, in all lanes.
 template <typename X, int ROWS, int BATCH>
-METAL_FUNC float input_scale(X, Sums<ROWS, BATCH>, int, int) {
+METAL_FUNC float input_scale(X, PartialSums<ROWS, BATCH>, int, int) {
     return 1;
 }
 
 template <typename X, typename W, int ROWS, int BATCH>
-METAL_FUNC float input_scale(Normed<X, W> x, Sums<ROWS, BATCH> sums, int n, int k) {
+METAL_FUNC float input_scale(RmsNormInput<X, W> x, PartialSums<ROWS, BATCH> sums, int n, int k) {
     return precise::rsqrt(simd_sum(sums.squares[n]) / k + x.eps);
 }
 
-// In lane n * ROWS + r: the product of row r of w and row n of x.
+// Reduces partial sums to products: that of row r of w and row n of x is in lane n * ROWS + r.
 template <typename B, int ROWS, int BATCH, typename X>
-METAL_FUNC float whole_product(Sums<ROWS, BATCH> sums, X x, int k, uint lane) {
+METAL_FUNC float reduce_products(PartialSums<ROWS, BATCH> sums, X x, int k, uint lane) {
     float scale = 1;
     UNROLL for (int n = 0; n < BATCH; n++) {
-        float found = input_scale(x, sums, n, k);
-        if (lane / ROWS == uint(n)) scale = found;
+        float row_scale = input_scale(x, sums, n, k);
+        if (lane / ROWS == uint(n)) scale = row_scale;
     }
-    return whole_sum(sums, lane) * scale / product_unit<B>();
+    return reduce_sums(sums, lane) * scale / product_scale<B>();
 }
 
-// One simdgroup: ROWS rows of w (rows, k) from `first` on, times x (BATCH, k), which may be Normed -> y (BATCH, rows).
-// bias: (rows,), add: (BATCH, rows); read if BIAS and ADD say so.
+// One simdgroup: ROWS rows of w (rows, k) from `first` on, times x (BATCH, k) or an RmsNormInput -> y (BATCH, rows).
+// bias: (rows,), read if BIAS; add: (BATCH, rows), read if ADD.
 template <int ROWS, int BATCH, bool BIAS, bool ADD, typename B, typename X, typename P, typename Q, typename T>
 METAL_FUNC void matvec(const device B* w, X x, P bias, Q add, device T* y, int rows, int k, int first, uint lane) {
     if (first >= rows) return;
-    float sum = whole_product<B>(products<BATCH>(rows_of<ROWS>(w, first, rows, k), x, k, lane), x, k, lane);
+    float sum = reduce_products<B>(multiply_rows<BATCH>(select_rows<ROWS>(w, first, rows, k), x, k, lane), x, k, lane);
     int n = lane / ROWS, row = first + lane % ROWS;
     if (n >= BATCH || row >= rows) return;
     if (BIAS) sum += float(bias[row]);

@@ -13,10 +13,10 @@ from .header import header
 
 MOST = 8  # rows of x
 LANES = 32
-SIMDGROUPS = 2  # of a threadgroup, as in matvec.metal
-# Of kernels whose x may have a norm before it: the names, by whether it has, and what the text calls x then.
+SIMDGROUPS = 2  # per threadgroup, as in matvec.metal
+# For kernels with an optional RMS norm of x, by whether it is there: the names of the inputs, and x in the body.
 INPUTS = {False: ("x",), True: ("x", "norm", "eps")}
-INPUT = {False: "x", True: "normed(x, norm, eps[0])"}
+INPUT = {False: "x", True: "rms_norm_input(x, norm, eps[0])"}
 BODY = """
     int simdgroup = SIMDGROUPS * threadgroup_position_in_grid.x + simdgroup_index_in_threadgroup;
     matvec<ROWS, BATCH, BIAS, ADD>((const device Weight*)w, x, bias, add, y, w_shape[0], x_shape[1],
@@ -32,11 +32,11 @@ def matvec(
     add: mx.array | None = None,
     rows: int = 4,
 ) -> mx.array:
-    """x wᵀ + bias + add in one launch, as float32.
+    """Computes x wᵀ + bias + add in one launch, as float32.
 
     x: (n, k) of a float type, n at most `MOST`; w: (rows, k) of at least 8 words -> (n, rows)
     bias: (rows,); add: (n, rows)
-    rows: of w, that a simdgroup takes: more for fewer loads of x, fewer for more simdgroups
+    rows: rows of w per simdgroup; more rows save loads of x, fewer rows give more simdgroups
     """
     check(x, w)
     tiles = -(-w.rows // (rows * SIMDGROUPS))
@@ -72,7 +72,7 @@ def check_norm(x: mx.array, weight: mx.array) -> None:
 
 
 def normed_input(x: mx.array, norm: tuple[mx.array, float] | None) -> tuple[list[mx.array], bool]:
-    """The inputs that `INPUTS` names, and whether there is a norm. Raises ValueError if it does not fit."""
+    """The inputs named by `INPUTS`, and whether there is a norm. Raises ValueError if the norm does not fit x."""
     if norm is None:
         return [x], False
     weight, eps = norm

@@ -1,12 +1,12 @@
-// Several weights of different types that share x, in one launch: each has simdgroups of its own, in the order of the
-// weights, and a simdgroup runs the code of one type.
+// Products of one x with several weights, which may differ in type, in one launch. Each weight has its own simdgroups,
+// in the order of the weights, so that a simdgroup runs the code of one type.
 #pragma once
 
 #include "matvec.metal"
 
-// w (rows, k), bias (rows,), read if BIAS says so -> y (BATCH, rows).
+// w (rows, k), bias (rows,), read if BIAS -> y (BATCH, rows).
 template <bool BIAS, typename B, typename P, typename T>
-struct Product {
+struct Projection {
     const device B* w;
     P bias;
     device T* y;
@@ -14,20 +14,20 @@ struct Product {
 };
 
 template <bool BIAS, typename B, typename P, typename T>
-METAL_FUNC Product<BIAS, B, P, T> product(const device B* w, P bias, device T* y, int rows) {
-    return Product<BIAS, B, P, T>{w, bias, y, rows};
+METAL_FUNC Projection<BIAS, B, P, T> make_projection(const device B* w, P bias, device T* y, int rows) {
+    return Projection<BIAS, B, P, T>{w, bias, y, rows};
 }
 
 template <int ROWS, int BATCH, typename X>
 METAL_FUNC void matvecs(X, int, int, uint) {}
 
-// One simdgroup, counted through all products; x may be Normed.
-template <int ROWS, int BATCH, typename X, bool BIAS, typename B, typename P, typename T, typename... Others>
-METAL_FUNC void matvecs(X x, int k, int simdgroup, uint lane, Product<BIAS, B, P, T> p, Others... others) {
+// One simdgroup, numbered across all projections. x: (BATCH, k) or an RmsNormInput
+template <int ROWS, int BATCH, typename X, bool BIAS, typename B, typename P, typename T, typename... Rest>
+METAL_FUNC void matvecs(X x, int k, int simdgroup, uint lane, Projection<BIAS, B, P, T> p, Rest... rest) {
     constexpr int TILE = ROWS * SIMDGROUPS;
     int simdgroups = (p.rows + TILE - 1) / TILE * SIMDGROUPS;
     if (simdgroup < simdgroups)
         matvec<ROWS, BATCH, BIAS, false>(p.w, x, p.bias, p.bias, p.y, p.rows, k, ROWS * simdgroup, lane);
     else
-        matvecs<ROWS, BATCH>(x, k, simdgroup - simdgroups, lane, others...);
+        matvecs<ROWS, BATCH>(x, k, simdgroup - simdgroups, lane, rest...);
 }

@@ -1,4 +1,4 @@
-"""matvecs: several weights that share a few rows of x and may differ in type, in one launch."""
+"""matvecs: products of a few rows of x with several weights, which may differ in type, in one launch."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from .matvec import INPUT, INPUTS, LANES, SIMDGROUPS, check, normed_input
 MOST = 3  # weights
 BODY = """
     int simdgroup = SIMDGROUPS * threadgroup_position_in_grid.x + simdgroup_index_in_threadgroup;
-    matvecs<ROWS, BATCH>({input}, x_shape[1], simdgroup, thread_index_in_simdgroup, {products});
+    matvecs<ROWS, BATCH>({input}, x_shape[1], simdgroup, thread_index_in_simdgroup, {projections});
 """
-PRODUCT = "product<BIAS{i}>((const device Weight{i}*)w{i}, bias{i}, y{i}, w{i}_shape[0])"
+PROJECTION = "make_projection<BIAS{i}>((const device Weight{i}*)w{i}, bias{i}, y{i}, w{i}_shape[0])"
 
 
 def matvecs(
@@ -29,12 +29,12 @@ def matvecs(
     norm: tuple[mx.array, float] | None = None,
     rows: int = 4,
 ) -> list[mx.array]:
-    """x wᵀ + bias for each w, as float32.
+    """Computes x wᵀ + bias for each w, as float32.
 
     x: (n, k) of a float type, n at most 8; ws: up to `MOST` of (rows, k), of at least 8 words -> each (n, rows)
     biases: (rows,) or None for each
-    norm: of x, before the products: weight (k,), and epsilon
-    rows: of a weight, that a simdgroup takes
+    norm: weight (k,) and epsilon of an RMS norm of x before the products
+    rows: rows of a weight per simdgroup
     """
     check(x, *ws)
     tiles = sum(-(-w.rows // (rows * SIMDGROUPS)) for w in ws)
@@ -57,7 +57,7 @@ def _kernel(has_norm: bool, *blocks: str) -> Kernel:
     return Kernel(
         name="_".join(["norm_matvecs" if has_norm else "matvecs", *blocks]),
         source=BODY.format(
-            input=INPUT[has_norm], products=", ".join(PRODUCT.format(i=i) for i in numbers)
+            input=INPUT[has_norm], projections=", ".join(PROJECTION.format(i=i) for i in numbers)
         ),
         inputs=(*INPUTS[has_norm], *(f"w{i}" for i in numbers), *(f"bias{i}" for i in numbers)),
         outputs=tuple(f"y{i}" for i in numbers),

@@ -14,19 +14,19 @@ from .matvec import LANES, SIMDGROUPS, check, check_norm
 
 BODY = """
     int simdgroup = SIMDGROUPS * threadgroup_position_in_grid.x + simdgroup_index_in_threadgroup;
-    norm_matvec<ROWS, BATCH>((const device Weight*)w, normed(x, norm, eps[0]), out, y, w_shape[0], x_shape[1],
-                             simdgroup, thread_index_in_simdgroup);
+    norm_matvec<ROWS, BATCH>((const device Weight*)w, rms_norm_input(x, norm, eps[0]), out, y, w_shape[0],
+                             x_shape[1], simdgroup, thread_index_in_simdgroup);
 """
 
 
 def norm_matvec(
     x: mx.array, w: QTensor, norm: tuple[mx.array, float], *, rows: int = 1
 ) -> tuple[mx.array, mx.array]:
-    """x normed, and that times wᵀ, in one launch, as float32.
+    """Computes the RMS norm of x, and its product with wᵀ, in one launch, as float32.
 
     x: (n, k) of a float type, n at most 8; w: (rows, k) of at least 8 words -> (n, k), (n, rows)
-    norm: weight (k,), and epsilon
-    rows: of w, that a simdgroup takes
+    norm: weight (k,) and epsilon
+    rows: rows of w per simdgroup
     """
     check(x, w)
     weight, eps = norm

@@ -1,29 +1,29 @@
-// What the block decoders in blocks/ and the kernels need of numbers and their bits.
+// Conversions between numbers and their bits, for the block decoders in blocks/ and the kernels.
 #pragma once
 
 #include "prelude.metal"
 
 inline float as_float(uint bits) { return as_type<float>(bits); }
 
-// The half whose bits are the low 16.
+// The half with the low 16 bits of `bits`, as a float.
 inline float half_float(uint bits) { return float(as_type<half>(ushort(bits))); }
 
 constant constexpr half LARGEST_HALF = 65504;
 
-// Infinity as the largest half. NaN stays NaN.
-METAL_FUNC half finite(half x) {
+// Clamps infinity to the largest half; NaN stays NaN.
+METAL_FUNC half clamp_half(half x) {
     half low = x < -LARGEST_HALF ? -LARGEST_HALF : x;
     return low > LARGEST_HALF ? LARGEST_HALF : low;
 }
 
-// The low 16 bits of `bits` as 16 bytes, each bit at position `shift` of its byte.
+// Spreads the low 16 bits of `bits` over 16 bytes: each bit becomes bit `shift` of its byte.
 inline uint4 spread16(uint bits, int shift) {
     uint4 nibbles = uint4(bits, bits >> 4, bits >> 8, bits >> 12) & 15;
-    // the four products do not overlap: bit j of a nibble lands in bit 8 j
+    // the four partial products do not overlap: bit j of a nibble moves to bit 8 j
     return ((nibbles * 0x00204081) & 0x01010101) << shift;
 }
 
-// The same, of which `count` are there.
+// Loads up to four numbers as floats and fills the rest with zeros. count: how many are readable
 template <typename P>
 METAL_FUNC float4 load_up_to_4(P p, int count) {
     if (count >= 4) return load_floats(p);

@@ -1,14 +1,14 @@
-// What Metal's standard library gives the kernels' text, for NVIDIA GPUs: a simdgroup is a warp, a threadgroup a
-// block. The launcher puts all text of a kernel into one namespace, whose vectors hide CUDA's own, and NVRTC takes
-// every function as the device's (--device-as-default-execution-space).
+// The part of Metal's standard library that the kernels use, for NVIDIA GPUs: a simdgroup is a warp, a threadgroup a
+// block. source.py puts the text of a kernel into a namespace, so that its vector types hide CUDA's, and NVRTC compiles
+// every function for the device (--device-as-default-execution-space).
 //
-// Arrays start at multiples of 16 bytes, as MLX and load.py allocate them, and so do rows of activations of which a
-// kernel reads runs of 16: those are loaded 16 bytes at a time.
+// Arrays start at multiples of 16 bytes, as MLX and load.py allocate them. So do rows of activations of which a kernel
+// reads runs of 16, so runs are loaded 16 bytes at a time.
 #pragma once
 
 #include "ptx.cuh"
 
-// A pointer's address space is found by the compiler; variables of a threadgroup are __shared__, see source.py.
+// The compiler infers the address space of a pointer; source.py declares threadgroup variables __shared__.
 #define device
 #define thread
 #define constant
@@ -42,7 +42,7 @@ constexpr bool is_same_v = false;
 template <typename A>
 constexpr bool is_same_v<A, A> = true;
 
-// The same bits as another type of the same size.
+// Reinterprets the bits as another type of the same size.
 template <typename R, typename T>
 METAL_FUNC R as_type(T x) {
     static_assert(sizeof(R) == sizeof(T), "as_type: the sizes differ");
@@ -51,10 +51,10 @@ METAL_FUNC R as_type(T x) {
     return out;
 }
 
-// ---- half and bfloat: stored as bits, and calculated with as floats
+// ---- half and bfloat: stored as bits, converted to float for arithmetic
 
-// The bits of a whole number that is a normal half.
-constexpr ushort half_of_integer(int x) {
+// The bits of the half that equals a positive integer.
+constexpr ushort int_to_half(int x) {
     int exponent = 25;
     while (x < 1024 && exponent > 0) {
         x *= 2;
@@ -71,8 +71,8 @@ struct half {
     ushort bits;
     half() = default;
     template <typename T>
-    constexpr half(T x) : bits(__builtin_is_constant_evaluated() ? half_of_integer(int(x)) : half_bits(float(x))) {}
-    METAL_FUNC operator float() const { return float_of_half(bits); }
+    constexpr half(T x) : bits(__builtin_is_constant_evaluated() ? int_to_half(int(x)) : float_to_half(float(x))) {}
+    METAL_FUNC operator float() const { return half_to_float(bits); }
 };
 
 METAL_FUNC half operator-(half x) { return as_type<half>(ushort(x.bits ^ 0x8000)); }
@@ -81,7 +81,7 @@ struct bfloat {
     ushort bits;
     bfloat() = default;
     template <typename T>
-    METAL_FUNC bfloat(T x) : bits(bfloat_bits(float(x))) {}
+    METAL_FUNC bfloat(T x) : bits(float_to_bfloat(float(x))) {}
     METAL_FUNC operator float() const { return __uint_as_float(uint(bits) << 16); }
 };
 
@@ -165,7 +165,7 @@ OPERATOR(<<)
 OPERATOR(>>)
 #undef OPERATOR
 
-// A packed vector lies anywhere that one of its elements may.
+// A packed vector needs only the alignment of its elements.
 template <typename T>
 struct packed2 {
     T x, y;
@@ -199,7 +199,7 @@ struct uint3 {
     uint x, y, z;
 };
 
-// ---- functions of numbers
+// ---- math
 
 METAL_FUNC float abs(float x) { return fabsf(x); }
 METAL_FUNC int abs(int x) { return x < 0 ? -x : x; }
@@ -213,8 +213,8 @@ METAL_FUNC int clamp(int x, int low, int high) { return min(max(x, low), high); 
 METAL_FUNC float min(float a, float b) { return fminf(a, b); }
 METAL_FUNC float max(float a, float b) { return fmaxf(a, b); }
 
-// The one that is a number, if the other is none.
-METAL_FUNC half max(half a, half b) { return as_type<half>(max_of_halves(a.bits, b.bits)); }
+// If one is NaN, the other.
+METAL_FUNC half max(half a, half b) { return as_type<half>(max_half(a.bits, b.bits)); }
 
 METAL_FUNC int ctz(uint x) { return __ffs(int(x)) - 1; }
 METAL_FUNC int popcount(uint x) { return __popc(x); }
@@ -254,7 +254,8 @@ METAL_FUNC ulong simd_ballot(bool x) { return __ballot_sync(ALL_LANES, x); }
 
 // ---- loads
 
-// 16 bytes from an address that is a multiple of ALIGNED. Of fewer than 4, the words around them, put together.
+// Loads 16 bytes from an address that is a multiple of ALIGNED; below 4, funnel shifts combine the aligned words around
+// them.
 template <int ALIGNED>
 METAL_FUNC uint4 load16(const uchar* p) {
     if constexpr (ALIGNED >= 16)
@@ -267,7 +268,7 @@ METAL_FUNC uint4 load16(const uchar* p) {
         int before = int((ulong)p & 3);
         uint shift = 8 * before;
         const uint* words = (const uint*)(p - before);
-        uint last = words[(before + 15) / 4]; // no word without a byte of the 16
+        uint last = words[(before + 15) / 4]; // never reads a word outside the 16 bytes
         uint4 w = uint4(words[0], words[1], words[2], words[3]);
         return uint4(__funnelshift_r(w.x, w.y, shift), __funnelshift_r(w.y, w.z, shift),
                      __funnelshift_r(w.z, w.w, shift), __funnelshift_r(w.w, last, shift));
@@ -282,7 +283,7 @@ METAL_FUNC uint load4(const uchar* p) {
         return ((const ushort*)p)[0] | uint(((const ushort*)p)[1]) << 16;
 }
 
-// Four numbers as floats, from an address that is a multiple of one of them; or of all four.
+// Load four numbers as floats; the address must be aligned to one of them, or to all four for load_aligned_floats.
 template <typename T>
 METAL_FUNC float4 load_floats(const T* p) {
     return float4(p[0], p[1], p[2], p[3]);
@@ -292,10 +293,10 @@ METAL_FUNC float4 load_aligned_floats(const T* p) {
     return float4(*(const vec<T, 4>*)p);
 }
 
-// ---- tables of 16 bytes, looked into by permuting the bytes of registers
+// ---- tables of 16 bytes: lookups permute bytes in registers
 
-// Four bytes below 16 as four nibbles.
-METAL_FUNC uint nibbles_of(uint bytes) {
+// Packs four bytes below 16 into four nibbles.
+METAL_FUNC uint pack_nibbles(uint bytes) {
     bytes = (bytes | bytes >> 4) & 0x00ff00ff;
     return (bytes | bytes >> 8) & 0xffff;
 }
@@ -307,9 +308,10 @@ METAL_FUNC uint4 look_up16(uint4 index, const uchar* table) {
         table[4 * i] | table[4 * i + 1] << 8 | table[4 * i + 2] << 16 | uint(table[4 * i + 3]) << 24;
     uint4 out;
     UNROLL for (int i = 0; i < 4; i++) {
-        uint at = nibbles_of(index[i]);
-        uint low = __byte_perm(words[0], words[1], at & 0x7777), high = __byte_perm(words[2], words[3], at & 0x7777);
-        out[i] = __byte_perm(low, high, 0x3210 | (at & 0x8888) >> 1);
+        uint selector = pack_nibbles(index[i]);
+        uint low = __byte_perm(words[0], words[1], selector & 0x7777),
+             high = __byte_perm(words[2], words[3], selector & 0x7777);
+        out[i] = __byte_perm(low, high, 0x3210 | (selector & 0x8888) >> 1);
     }
     return out;
 }

@@ -1,15 +1,15 @@
-// What is Metal's own in the kernels' text: its standard library, and loads that ask for no more alignment than a
-// slice of a mapped file has. On NVIDIA GPUs prelude.cuh is in its place.
+// The Metal-specific part of the kernels: the standard library, and loads that only need the alignment of a slice of a
+// mapped file. prelude.cuh replaces this file on NVIDIA GPUs.
 #pragma once
 
 #include <metal_stdlib>
 
 using namespace metal;
 
-// Loops over registers: an index that is not a constant would put them into memory.
+// Unrolls loops over arrays in registers: an index that is not constant would move the array to memory.
 #define UNROLL _Pragma("clang loop unroll(full)")
 
-// 16 bytes from an address that is a multiple of ALIGNED.
+// Loads 16 bytes from an address that is a multiple of ALIGNED.
 template <int ALIGNED>
 inline uint4 load16(const device uchar* p) {
     return uint4(*(const device packed_uint4*)p);
@@ -50,18 +50,18 @@ inline uint4 look_up16(uint4 index, constant uchar* table) {
                  look_up4(index.w, table));
 }
 
-// Four numbers as floats, from an address that is a multiple of one of them.
+// Loads four numbers as floats; the address need only be aligned to one of them.
 METAL_FUNC float4 load_floats(const device float* p) { return float4(*(const device packed_float4*)p); }
 METAL_FUNC float4 load_floats(const device half* p) { return float4(half4(*(const device packed_half4*)p)); }
 METAL_FUNC float4 load_floats(const device bfloat* p) { return float4(bfloat4(*(const device packed_bfloat4*)p)); }
 
-// Arrays of fewer than 8 elements are handed over as constants.
+// MLX passes arrays of fewer than 8 elements in the constant address space.
 template <typename T>
 METAL_FUNC float4 load_floats(const constant T* p) {
     return float4(float(p[0]), float(p[1]), float(p[2]), float(p[3]));
 }
 
-// The same from an address that is a multiple of 16 bytes where a GPU is faster with that.
+// As load_floats, for addresses aligned to four numbers on GPUs where that is faster.
 template <typename P>
 METAL_FUNC float4 load_aligned_floats(P p) {
     return load_floats(p);

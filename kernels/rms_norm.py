@@ -11,17 +11,17 @@ from mlx_ferrum.launch import Kernel
 from .header import header
 
 LANES = 32
-MOST = 1024  # threads of a threadgroup
+MOST = 1024  # threads per threadgroup
 BODY = """
-    threadgroup float part[32];
+    threadgroup float partial[32];
     int d = weight_shape[0], row = threadgroup_position_in_grid.x;
-    rms_norm(x + size_t(row) * d, weight, add + size_t(row) * d, y + size_t(row) * d, d, eps[0], part,
+    rms_norm(x + size_t(row) * d, weight, add + size_t(row) * d, y + size_t(row) * d, d, eps[0], partial,
              thread_index_in_threadgroup, threads_per_threadgroup.x);
 """
 
 
 def rms_norm(x: mx.array, weight: mx.array, eps: float, add: mx.array) -> mx.array:
-    """x / sqrt(mean(x²) + eps) * weight + add, in the type of x: x, add: (..., d), weight: (d,) -> (..., d)"""
+    """Computes x / sqrt(mean(x²) + eps) * weight + add, in the type of x: x, add: (..., d), weight: (d,) -> (..., d)"""
     d = x.shape[-1]
     if weight.shape != (d,) or add.shape != x.shape:
         raise ValueError(

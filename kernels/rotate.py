@@ -1,4 +1,4 @@
-"""rotate: norm and rotary position embedding of queries and keys, and keys and values as a cache holds them."""
+"""rotate: norm and rotary position embedding of queries and keys; keys and values in the layout of the KV cache."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from mlx_ferrum.launch import Kernel
 from .header import header
 
 LANES = 32
-SIMDGROUPS = 4  # heads of a threadgroup
+SIMDGROUPS = 4  # heads per threadgroup
 BODY = """
     int head = SIMDGROUPS * threadgroup_position_in_grid.x + simdgroup_index_in_threadgroup;
     HeadShape shape = {q_shape[0], q_shape[1],  q_shape[2],           k_shape[2],
                        q_shape[3], v_shape[3], frequencies_shape[0], offset_shape[0]};
-    if (head >= shape.batch * shape.length * (shape.heads + shape.groups)) return;
+    if (head >= shape.batch * shape.length * (shape.heads + shape.kv_heads)) return;
     HeadFactors factors = {magnitude_eps[0], magnitude_eps[1]};
-    rotate<NORM, INTERLEAVED>(q, k, v, q_weight, k_weight, frequencies, offset, turned, added, shape, factors, head,
-                              thread_index_in_simdgroup);
+    rotate<NORM, INTERLEAVED>(q, k, v, q_weight, k_weight, frequencies, offset, rotated_q, new_kv, shape, factors,
+                              head, thread_index_in_simdgroup);
 """
 
 
@@ -37,7 +37,7 @@ def rotate(
     """One launch. The arguments are those of ops.append.
 
     q: (b, l, h, d), k: (b, l, g, d), v: (b, l, g, dv) -> (b, h, l, d) and (2, b, g, l, max(d, dv)), float16
-    Results beyond ±65,504, the range of float16, become ±65,504; NaN stays NaN.
+    Results beyond ±65,504, the range of float16, are clamped to ±65,504; NaN stays NaN.
     """
     (b, length, heads, d), (groups, dv) = q.shape, v.shape[2:]
     if k.shape != (b, length, groups, d) or v.shape[:2] != (b, length):
@@ -50,7 +50,7 @@ def rotate(
     q_weight, k_weight, eps = (frequencies, frequencies, 0.0) if norms is None else norms
     factors = mx.array([magnitude, eps], mx.float32)
     blocks = -(-b * length * (heads + groups) // SIMDGROUPS)
-    turned, added = _kernel()(
+    rotated_q, new_kv = _kernel()(
         [q, k, v, q_weight, k_weight, frequencies, offsets, factors],
         template={"NORM": norms is not None, "INTERLEAVED": interleaved, "SIMDGROUPS": SIMDGROUPS},
         grid=(LANES * SIMDGROUPS * blocks, 1, 1),
@@ -58,7 +58,7 @@ def rotate(
         output_shapes=[(b, heads, length, d), (2, b, groups, length, max(d, dv))],
         output_dtypes=[mx.float16] * 2,
     )
-    return turned, added
+    return rotated_q, new_kv
 
 
 @functools.cache
@@ -67,6 +67,6 @@ def _kernel() -> Kernel:
         name="rotate",
         source=BODY,
         inputs=("q", "k", "v", "q_weight", "k_weight", "frequencies", "offset", "magnitude_eps"),
-        outputs=("turned", "added"),
+        outputs=("rotated_q", "new_kv"),
         header=header("rotate.metal"),
     )

@@ -1,55 +1,55 @@
-// Which experts a token gets and how much each counts: a simdgroup a token, whose lanes hold the scores of experts
-// lane, lane + 32, … in registers. The best is taken out as often as experts are wanted, each time by two reductions:
-// the highest score, then the lowest id that has it. Scores are compared as integers, so that NaN and zeros of
-// either sign have their place whatever a compiler makes of floats.
+// Selects the experts of each token and their weights. One simdgroup per token; its lanes hold the scores of experts
+// lane, lane + 32, … in registers. The best expert is removed `used` times, each time by two reductions: the highest
+// score, then the lowest id that has it. Scores are compared as integers, so that NaN and zeros of either sign are
+// ordered independently of the compiler's floating-point optimizations.
 #pragma once
 
 #include "numbers.h"
 
 enum { SOFTMAX, SIGMOID };
 
-constant constexpr int INFINITE = 0x7f800000;  // the bits of infinity
-constant constexpr int TAKEN = -0x7fffffff;    // below all keys
-constant constexpr float LEAST_SUM = 1e-20f;   // of weights that are divided by it; sigmoids can all be 0
-constant constexpr int NO_EXPERT = 0x7fffffff; // above all ids
+constant constexpr int INFINITY_BITS = 0x7f800000; // the bits of a float
+constant constexpr int NO_KEY = -0x7fffffff;       // lower than any key
+constant constexpr float MIN_SUM = 1e-20f;         // avoids division by 0: sigmoids can all be 0
+constant constexpr int NO_EXPERT = 0x7fffffff;     // higher than any id
 
 struct RouteShape {
     int experts, used, groups, groups_used;
 };
 
-// Integers in the order of floats, 0 for both zeros; NaN as low as -infinity.
-METAL_FUNC int key_of(float x) {
+// Maps a float to an integer key of the same order: 0 for both zeros, NaN as -infinity.
+METAL_FUNC int float_to_key(float x) {
     int bits = as_type<int>(x), size = bits & 0x7fffffff;
-    if (size > INFINITE) return -INFINITE;
+    if (size > INFINITY_BITS) return -INFINITY_BITS;
     return bits < 0 ? -size : size;
 }
 
-// Those of experts, or groups of them, lane + 32 j.
-template <int EACH>
+// Keys of experts or expert groups lane + 32 j.
+template <int PER_LANE>
 struct Keys {
-    int of[EACH];
+    int v[PER_LANE];
 };
 
-// Takes the highest key out of all lanes' keys, of equal ones that with the lowest id, which every lane gets.
-template <int EACH>
-METAL_FUNC int take_best(thread Keys<EACH>& keys, uint lane) {
-    int best = TAKEN, id = NO_EXPERT;
-    UNROLL for (int j = 0; j < EACH; j++) {
-        if (keys.of[j] > best) {
-            best = keys.of[j];
+// Removes the highest key of all lanes, of equal ones that with the lowest id, and returns its id in every lane.
+template <int PER_LANE>
+METAL_FUNC int pop_max(thread Keys<PER_LANE>& keys, uint lane) {
+    int best = NO_KEY, id = NO_EXPERT;
+    UNROLL for (int j = 0; j < PER_LANE; j++) {
+        if (keys.v[j] > best) {
+            best = keys.v[j];
             id = 32 * j + lane;
         }
     }
     id = simd_min(best == simd_max(best) ? id : NO_EXPERT);
-    UNROLL for (int j = 0; j < EACH; j++) {
-        if (id == 32 * j + int(lane)) keys.of[j] = TAKEN;
+    UNROLL for (int j = 0; j < PER_LANE; j++) {
+        if (id == 32 * j + int(lane)) keys.v[j] = NO_KEY;
     }
     return id;
 }
 
-// Scores of logits: of softmax with what all of a token's have in common.
+// Turns a logit into a score. highest, sum: the maximum and the denominator of the softmax
 template <int GATING>
-struct Gate {
+struct Scorer {
     float highest, sum;
 
     float operator()(float logit) const {
@@ -58,17 +58,17 @@ struct Gate {
 };
 
 template <int GATING, typename X>
-METAL_FUNC Gate<GATING> gate_of(X logits, int experts, uint lane) {
-    if (GATING == SIGMOID) return Gate<GATING>{0, 1};
+METAL_FUNC Scorer<GATING> make_scorer(X logits, int experts, uint lane) {
+    if (GATING == SIGMOID) return Scorer<GATING>{0, 1};
     float highest = -INFINITY, sum = 0;
     for (int e = lane; e < experts; e += 32) highest = max(highest, float(logits[e]));
     highest = simd_max(highest);
     for (int e = lane; e < experts; e += 32) sum += exp(float(logits[e]) - highest);
-    return Gate<GATING>{highest, simd_sum(sum)};
+    return Scorer<GATING>{highest, simd_sum(sum)};
 }
 
-// The sum of the two best of n scores, or the only one.
-METAL_FUNC float best_two(const threadgroup float* scores, int n) {
+// The sum of the two highest of n scores; of one score, the score.
+METAL_FUNC float sum_top_two(const threadgroup float* scores, int n) {
     float first = scores[0], second = -INFINITY;
     for (int i = 1; i < n; i++) {
         second = max(second, min(first, scores[i]));
@@ -77,59 +77,60 @@ METAL_FUNC float best_two(const threadgroup float* scores, int n) {
     return n > 1 ? first + second : first;
 }
 
-// Keys outside the best groups become those of -infinity. scores (experts,)
-template <int EACH>
-METAL_FUNC void keep_best_groups(thread Keys<EACH>& keys, const threadgroup float* scores, RouteShape s, uint lane) {
+// Sets the keys of experts outside the best groups to that of -infinity. scores: (experts,)
+template <int PER_LANE>
+METAL_FUNC void keep_best_groups(thread Keys<PER_LANE>& keys, const threadgroup float* scores, RouteShape s,
+                                 uint lane) {
     int size = s.experts / s.groups;
-    Keys<EACH> groups;
-    UNROLL for (int j = 0; j < EACH; j++) {
+    Keys<PER_LANE> groups;
+    UNROLL for (int j = 0; j < PER_LANE; j++) {
         int g = 32 * j + lane;
-        groups.of[j] = g < s.groups ? key_of(best_two(scores + g * size, size)) : TAKEN;
+        groups.v[j] = g < s.groups ? float_to_key(sum_top_two(scores + g * size, size)) : NO_KEY;
     }
-    uint kept = 0; // bit j: key j
+    uint kept = 0; // bit j: keep key j
     for (int i = 0; i < s.groups_used; i++) {
-        int first = take_best(groups, lane) * size;
-        UNROLL for (int j = 0; j < EACH; j++) {
+        int first = pop_max(groups, lane) * size;
+        UNROLL for (int j = 0; j < PER_LANE; j++) {
             int e = 32 * j + lane;
             if (e >= first && e < first + size) kept |= 1u << j;
         }
     }
-    UNROLL for (int j = 0; j < EACH; j++) {
-        if (keys.of[j] != TAKEN && !(kept >> j & 1)) keys.of[j] = -INFINITE;
+    UNROLL for (int j = 0; j < PER_LANE; j++) {
+        if (keys.v[j] != NO_KEY && !(kept >> j & 1)) keys.v[j] = -INFINITY_BITS;
     }
 }
 
-// One token: logits, bias: (experts,), bias read if BIAS says so -> ids, weights: (used,), used at most 32.
-// scores: (experts,), if GROUPED.
-template <int EACH, int GATING, bool NORMALISE, bool BIAS, bool GROUPED, typename X, typename P>
+// One token: logits, bias: (experts,), bias read if BIAS -> ids, weights: (used,), used at most 32.
+// scores: (experts,), used if GROUPED
+template <int PER_LANE, int GATING, bool NORMALISE, bool BIAS, bool GROUPED, typename X, typename P>
 METAL_FUNC void route(X logits, P bias, device int* ids, device float* weights, RouteShape s, float scale,
                       threadgroup float* scores, uint lane) {
-    Gate<GATING> gate = gate_of<GATING>(logits, s.experts, lane);
-    Keys<EACH> keys;
-    UNROLL for (int j = 0; j < EACH; j++) {
+    Scorer<GATING> scorer = make_scorer<GATING>(logits, s.experts, lane);
+    Keys<PER_LANE> keys;
+    UNROLL for (int j = 0; j < PER_LANE; j++) {
         int e = 32 * j + lane;
-        keys.of[j] = TAKEN;
+        keys.v[j] = NO_KEY;
         if (e >= s.experts) continue;
         float score = logits[e];
-        // softmax keeps the order, and logits are finer; groups are compared by sums, which it changes
-        if (GATING == SIGMOID || BIAS || GROUPED) score = gate(score);
+        // softmax keeps the order and logits are more precise; but groups compare sums of scores
+        if (GATING == SIGMOID || BIAS || GROUPED) score = scorer(score);
         if (BIAS) score += float(bias[e]);
-        keys.of[j] = key_of(score);
-        if (GROUPED) scores[e] = keys.of[j] == -INFINITE ? -INFINITY : score;
+        keys.v[j] = float_to_key(score);
+        if (GROUPED) scores[e] = keys.v[j] == -INFINITY_BITS ? -INFINITY : score;
     }
     if (GROUPED) {
         simdgroup_barrier(mem_flags::mem_threadgroup);
         keep_best_groups(keys, scores, s, lane);
     }
-    int mine = 0;
+    int expert = 0;
     for (int i = 0; i < s.used; i++) {
-        int id = take_best(keys, lane);
-        if (int(lane) == i) mine = id;
+        int id = pop_max(keys, lane);
+        if (int(lane) == i) expert = id;
     }
-    bool chose = int(lane) < s.used;
-    float weight = chose ? gate(float(logits[mine])) : 0;
-    if (NORMALISE) weight /= simd_sum(weight) + LEAST_SUM;
-    if (!chose) return;
-    ids[lane] = mine;
+    bool active = int(lane) < s.used;
+    float weight = active ? scorer(float(logits[expert])) : 0;
+    if (NORMALISE) weight /= simd_sum(weight) + MIN_SUM;
+    if (!active) return;
+    ids[lane] = expert;
     weights[lane] = weight * scale;
 }

@@ -12,24 +12,26 @@ from mlx_ferrum.options import Routing
 from .header import header
 
 LANES = 32
-SIMDGROUPS = 4  # tokens of a threadgroup
-MOST_EXPERTS = 1024  # 32 a lane, which stay in registers
+SIMDGROUPS = 4  # tokens per threadgroup
+MOST_EXPERTS = 1024  # 32 per lane, which fit in registers
 MOST_USED = LANES
 GATINGS = {"softmax": 0, "sigmoid": 1}  # as in route.metal
 BODY = """
-    threadgroup float scores[GROUPS > 1 ? SIMDGROUPS * 32 * EACH : 1];
+    threadgroup float scores[GROUPS > 1 ? SIMDGROUPS * 32 * PER_LANE : 1];
     RouteShape shape = {logits_shape[1], USED, GROUPS, GROUPS_USED};
     size_t token = thread_position_in_grid.x / 32;
-    route<EACH, GATING, NORMALISE, BIAS, (GROUPS > 1)>(
+    route<PER_LANE, GATING, NORMALISE, BIAS, (GROUPS > 1)>(
         logits + token * shape.experts, bias, ids + token * USED, weights + token * USED, shape, scale[0],
-        scores + (GROUPS > 1 ? 32 * EACH * simdgroup_index_in_threadgroup : 0), thread_index_in_simdgroup);
+        scores + (GROUPS > 1 ? 32 * PER_LANE * simdgroup_index_in_threadgroup : 0), thread_index_in_simdgroup);
 """
 
 
 def route(
     logits: mx.array, routing: Routing, *, bias: mx.array | None = None
 ) -> tuple[mx.array, mx.array]:
-    """One launch: logits: (tokens, e), bias: (e,) -> ids: (tokens, n) int32, weights: (tokens, n) float32.
+    """Selects experts in one launch.
+
+    logits: (tokens, e), bias: (e,) -> ids: (tokens, n) int32, weights: (tokens, n) float32
 
     Raises ValueError for more than `MOST_EXPERTS` experts or `MOST_USED` of them used.
     """
@@ -38,7 +40,7 @@ def route(
     ids, weights = _kernel()(
         [logits, logits if bias is None else bias, mx.array([routing.scale], mx.float32)],
         template={
-            "EACH": -(-experts // LANES),
+            "PER_LANE": -(-experts // LANES),
             "GATING": GATINGS[routing.gating],
             "NORMALISE": routing.normalise,
             "BIAS": bias is not None,

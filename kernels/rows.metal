@@ -1,11 +1,12 @@
-// Rows of a matrix by their number, as floats, each weight with the bits of its definition: embeddings, and whole
-// small tensors. A thread takes a run of 16, of which it stores four times four.
+// Gathers rows of a matrix by their ids as floats, for embeddings and small tensors. Each weight has exactly the bits
+// that the block format defines. A thread dequantizes a run of 16 and stores it as four vectors.
 #pragma once
 
 #include "runs.metal"
 
+// Stores a run of a row, times scale, at its place in y (k,).
 template <typename B>
-METAL_FUNC void row_run(const device B* row, device float* y, int run, float scale) {
+METAL_FUNC void store_run(const device B* row, device float* y, int run, float scale) {
     constexpr int RUNS = B::WEIGHTS / 16;
     const device B& b = row[run / RUNS];
     int i = run % RUNS;
@@ -14,24 +15,25 @@ METAL_FUNC void row_run(const device B* row, device float* y, int run, float sca
     device float4* out = (device float4*)y + 4 * run;
     UNROLL for (int j = 0; j < 4; j++) {
         float4 code = float4(as_type<uchar4>(words[j]));
-        out[j] = scale * fma(float4(a.x), code, float4(a.y)); // with one rounding, as products are exact
+        out[j] = scale * fma(float4(a.x), code, float4(a.y)); // rounds once, as the product is exact
     }
 }
 
-// Thread i of n ids and their runs, or numbers: w (rows, k), ids (n,) -> y (n, k); of an id that is none, NaN.
+// Thread i, numbered across the ids and the chunks of their rows: w (rows, k), ids (n,) -> y (n, k); NaN for an id out
+// of range.
 template <typename B, typename I>
-METAL_FUNC void take_rows(const device B* w, I ids, device float* y, int rows, int k, float scale, uint i) {
-    constexpr int PART = B::WEIGHTS == 1 ? 1 : 16;
-    int parts = k / PART, part = i % parts, n = i / parts;
+METAL_FUNC void gather_rows(const device B* w, I ids, device float* y, int rows, int k, float scale, uint i) {
+    constexpr int CHUNK = B::WEIGHTS == 1 ? 1 : 16;
+    int chunks = k / CHUNK, chunk = i % chunks, n = i / chunks;
     long id = ids[n];
     device float* out = y + size_t(n) * k;
     if (id < 0 || id >= rows) {
-        for (int j = part * PART; j < (part + 1) * PART; j++) out[j] = as_float(0x7fc00000);
+        for (int j = chunk * CHUNK; j < (chunk + 1) * CHUNK; j++) out[j] = as_float(0x7fc00000);
         return;
     }
     const device B* row = w + size_t(id) * (k / B::WEIGHTS);
     if constexpr (B::WEIGHTS == 1)
-        out[part] = scale * float(row[part].value);
+        out[chunk] = scale * float(row[chunk].value);
     else
-        row_run(row, out, part, scale);
+        store_run(row, out, chunk, scale);
 }

@@ -1,4 +1,4 @@
-"""rows: rows of a matrix by their number, as float32."""
+"""rows: gathers rows of a matrix by their ids, as float32."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from .header import header
 THREADS = 64
 BODY = """
     int k = w_shape[1] * int(sizeof(*w)) / int(sizeof(Weight)) * Weight::WEIGHTS;
-    take_rows((const device Weight*)w, ids, y, w_shape[0], k, scale[0], thread_position_in_grid.x);
+    gather_rows((const device Weight*)w, ids, y, w_shape[0], k, scale[0], thread_position_in_grid.x);
 """
 
 
 def rows(w: QTensor, ids: mx.array, scale: float = 1.0) -> mx.array:
-    """The rows of w times scale: w: (rows, k) of at least 8 words, ids: (n,) integers -> (n, k) float32.
+    """Gathers rows of w, times scale: w: (rows, k) of at least 8 words, ids: (n,) integers -> (n, k) float32.
 
-    Nothing waits for the ids, so none is looked at: the row of an id outside [0, rows) is NaN.
+    Ids are not checked, which would wait for them: an id outside [0, rows) gives a row of NaN.
     """
     if ids.ndim != 1 or not mx.issubdtype(ids.dtype, mx.integer):
         raise ValueError(f"rows: ids are {ids.dtype} {ids.shape}, expected integers (n,)")
     k = w.shape[-1]
-    part = 1 if w.block.weights == 1 else 16
+    chunk = 1 if w.block.weights == 1 else 16
     (y,) = _kernel(w.block.name)(
         [w.array.reshape(w.rows, -1), ids, mx.array([scale], mx.float32)],
-        grid=(ids.size * (k // part), 1, 1),
+        grid=(ids.size * (k // chunk), 1, 1),
         threadgroup=(THREADS, 1, 1),
         output_shapes=[(ids.size, k)],
         output_dtypes=[mx.float32],

@@ -1,70 +1,70 @@
-// Weights by runs: 16 of them, and how two runs that share bytes make a slice, the 32 weights that a lane
-// takes from a block.
+// Runs and slices of a block. A run is 16 consecutive weights; a slice is two runs that share bytes, the 32 weights
+// that a lane loads from a block at a time.
 //
-// A code becomes a number without a conversion, which costs an Apple GPU as much as four multiply-adds: as
-// the bits of a half, a code below 1,024 is code * 2^-24, a subnormal number. So one mask makes two halves,
-// which multiply-adds take as they are, and sums are in units of 2^-24. Subnormal halves are exact on
-// these GPUs (block scales of real files are such numbers).
+// Codes are not converted to floats, because a conversion costs an Apple GPU as much as four multiply-adds. Read as the
+// bits of a half, a code below 1,024 is the subnormal number code * 2^-24. So one mask gives two halves for the
+// multiply-adds, and sums are scaled by 2^-24. These GPUs compute exactly with subnormal halves.
 #pragma once
 
 #include "numbers.h"
 
-constant constexpr float CODE_UNIT = 1.0f / 16777216; // 2^-24
+constant constexpr float CODE_SCALE = 1.0f / 16777216; // 2^-24
 
 // Sixteen weights, activations or codes.
 struct Run {
     float4 v[4];
 };
 
-// 16 codes, each times 2^-24, in fours: the first and the third of them, the second and the last.
+// 16 codes, each times 2^-24. Element j holds codes 4 j and 4 j + 2 in even, 4 j + 1 and 4 j + 3 in odd.
 struct Codes {
     half2 even[4], odd[4];
 };
 
-// What a block type may say better: bytes of both runs of the slice from run i, loaded once, with the bits where
-// the codes of run h lie, so that a mask takes them without a shift; and the affines of both runs together.
+// Defaults that a block type may overload. packed_codes loads bytes that hold the codes of run h of the slice from run
+// i, or of both runs; code_mask gives the bits of run i in them, so that a mask selects codes without a shift;
+// slice_affines gives the scales and biases of both runs.
 template <typename B>
-METAL_FUNC uint4 words(const device B& b, int i, int h) {
-    return codes(b, i | (h * B::APART));
+METAL_FUNC uint4 packed_codes(const device B& b, int i, int h) {
+    return codes(b, i | (h * B::RUN_STRIDE));
 }
 
 template <typename B>
-METAL_FUNC uint mask(const device B&, int) {
+METAL_FUNC uint code_mask(const device B&, int) {
     return 0xffffffff;
 }
 
 template <typename B>
-METAL_FUNC float4 affines(const device B& b, int i) {
+METAL_FUNC float4 slice_affines(const device B& b, int i) {
     float2 a = affine(b, i * 16 / B::GROUP);
-    if constexpr (B::APART * 16 < B::GROUP)
-        return float4(a, a); // of one group
+    if constexpr (B::RUN_STRIDE * 16 < B::GROUP)
+        return float4(a, a); // both runs are in one group
     else
-        return float4(a, affine(b, (i | B::APART) * 16 / B::GROUP));
+        return float4(a, affine(b, (i | B::RUN_STRIDE) * 16 / B::GROUP));
 }
 
-// What codes in place are to be multiplied by.
+// The scale that undoes the shift of codes that a mask alone selects: 2^-shift.
 template <typename B>
-METAL_FUNC float place(const device B& b, int i) {
-    return as_float((127 - ctz(mask(b, i))) << 23);
+METAL_FUNC float shift_scale(const device B& b, int i) {
+    return as_float((127 - ctz(code_mask(b, i))) << 23);
 }
 
-// The slice of a block from run i: scales and biases of its runs, for codes in place, and their words.
+// A slice: the scale and bias of each run, with shift_scale in the scales, and the packed codes of each run.
 struct Slice {
     float4 affine;
-    uint4 words[2];
+    uint4 packed[2];
 };
 
 template <typename B>
 METAL_FUNC Slice load_slice(const device B& b, int i) {
-    float4 a = affines(b, i);
-    a.x *= place(b, i);
-    a.z *= place(b, i | B::APART);
-    return Slice{a, {words(b, i, 0), words(b, i, 1)}};
+    float4 a = slice_affines(b, i);
+    a.x *= shift_scale(b, i);
+    a.z *= shift_scale(b, i | B::RUN_STRIDE);
+    return Slice{a, {packed_codes(b, i, 0), packed_codes(b, i, 1)}};
 }
 
-// Codes from their words; bits: the mask of the run.
-METAL_FUNC Codes split(uint4 words, uint bits) {
-    uint4 even = words & (bits & 0x00ff00ff), odd = (words >> 8) & (bits & 0x00ff00ff);
+// Unpacks codes of a run. mask: the run's code_mask
+METAL_FUNC Codes unpack_codes(uint4 packed, uint mask) {
+    uint4 even = packed & (mask & 0x00ff00ff), odd = (packed >> 8) & (mask & 0x00ff00ff);
     Codes c;
     UNROLL for (int j = 0; j < 4; j++) {
         c.even[j] = as_type<half2>(even[j]);
@@ -73,25 +73,25 @@ METAL_FUNC Codes split(uint4 words, uint bits) {
     return c;
 }
 
-// The first run of slice t of a block; the other is that | B::APART.
+// The first run of slice t of a block; the second is that | B::RUN_STRIDE.
 template <typename B>
 METAL_FUNC int first_run(int t) {
-    return ((t & -B::APART) << 1) | (t & (B::APART - 1));
+    return ((t & -B::RUN_STRIDE) << 1) | (t & (B::RUN_STRIDE - 1));
 }
 
-// 16 activations.
+// Loads 16 activations.
 template <typename X>
 METAL_FUNC Run load_run(X x) {
     return Run{
         {load_aligned_floats(x), load_aligned_floats(x + 4), load_aligned_floats(x + 8), load_aligned_floats(x + 12)}};
 }
 
-METAL_FUNC float run_sum(Run x) {
+METAL_FUNC float sum_run(Run x) {
     float4 s = (x.v[0] + x.v[1]) + (x.v[2] + x.v[3]);
     return (s.x + s.y) + (s.z + s.w);
 }
 
-METAL_FUNC float run_dot(Codes c, Run x) {
+METAL_FUNC float dot_run(Codes c, Run x) {
     float s = 0;
     UNROLL for (int j = 0; j < 4; j++) {
         s = fma(float(c.even[j].x), x.v[j].x, s);

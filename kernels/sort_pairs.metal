@@ -1,57 +1,57 @@
-// Pairs of a token and an expert by expert, each expert's in their order, and the tiles of the grouped product. A
-// simdgroup an expert goes through all ids twice, from the cache: to count the lower ones, after which its pairs
-// start, then to list its own. No other knows or waits, so there is one launch and no atomic.
+// Sorts (token, expert) pairs by expert, stably, and lists the tiles of the grouped product. One simdgroup per expert
+// reads all ids twice, from the cache: first to count the pairs of lower experts, which gives the start of its own,
+// then to list its own. Simdgroups do not communicate, so there is one launch and there are no atomics.
 //
-// Tiles: those of an expert stand from start / SIZE + expert on, which leaves room for all before the next expert's
-// and fills n / SIZE + experts + 1 places with at most one empty one behind each expert's. Ids that are no expert's
-// are of expert `experts`.
+// The tiles of an expert are stored from index start / SIZE + expert on, which is past those of the previous expert.
+// All n / SIZE + experts + 1 entries are written; at most one tile per expert has no pairs. Ids out of range are
+// treated as expert `experts`.
 #pragma once
 
 #include "numbers.h"
 
-// Experts of pairs p, p + 32, p + 64 and p + 96 of n; of what is past the end, a number that none has. Four loads are
-// under way at once.
-struct Four {
-    int of[4];
+// Expert ids of pairs p, p + 32, p + 64 and p + 96 of n; past the end, experts + 1, which matches none. The four loads
+// are in flight together.
+struct ExpertIds4 {
+    int v[4];
 };
 
 template <typename I>
-METAL_FUNC Four experts_of(I ids, int p, int n, int experts) {
-    Four out;
+METAL_FUNC ExpertIds4 load_expert_ids(I ids, int p, int n, int experts) {
+    ExpertIds4 out;
     UNROLL for (int j = 0; j < 4; j++) {
         long id = p + 32 * j < n ? long(ids[p + 32 * j]) : -1;
-        out.of[j] = p + 32 * j >= n ? experts + 1 : id < 0 || id >= experts ? experts : int(id);
+        out.v[j] = p + 32 * j >= n ? experts + 1 : id < 0 || id >= experts ? experts : int(id);
     }
     return out;
 }
 
-// One simdgroup: ids (n,) -> its part of order (n,), and of tiles (most, 3): an expert, and the place in the order of
-// the first of its pairs and how many there are.
+// One simdgroup: ids (n,) -> its share of order (n,) and of tiles (n / SIZE + experts + 1, 3): an expert, the index in
+// order of its first pair, and the number of pairs.
 template <int SIZE, typename I>
 METAL_FUNC void sort_pairs(I ids, device int* order, device int* tiles, int n, int experts, int expert, uint lane) {
-    int before = 0, own = 0;
+    int lower = 0, equal = 0;
     for (int p = 0; p < n; p += 128) {
-        Four four = experts_of(ids, p + int(lane), n, experts);
+        ExpertIds4 expert_ids = load_expert_ids(ids, p + int(lane), n, experts);
         UNROLL for (int j = 0; j < 4; j++) {
-            before += four.of[j] < expert;
-            own += four.of[j] == expert;
+            lower += expert_ids.v[j] < expert;
+            equal += expert_ids.v[j] == expert;
         }
     }
-    int start = simd_sum(before), count = simd_sum(own), listed = start;
+    int start = simd_sum(lower), count = simd_sum(equal), next = start;
     for (int p = 0; p < n; p += 128) {
-        Four four = experts_of(ids, p + int(lane), n, experts);
+        ExpertIds4 expert_ids = load_expert_ids(ids, p + int(lane), n, experts);
         UNROLL for (int j = 0; j < 4; j++) {
-            bool mine = four.of[j] == expert;
-            uint votes = uint(ulong(simd_ballot(mine)));
-            if (mine) order[listed + popcount(votes & ((1u << lane) - 1))] = p + 32 * j + int(lane);
-            listed += popcount(votes);
+            bool match = expert_ids.v[j] == expert;
+            uint votes = uint(ulong(simd_ballot(match)));
+            if (match) order[next + popcount(votes & ((1u << lane) - 1))] = p + 32 * j + int(lane);
+            next += popcount(votes);
         }
     }
-    int tile = start / SIZE + expert, next = (start + count) / SIZE + expert + 1;
-    for (int t = tile + int(lane); t < next; t += 32) {
-        int done = (t - tile) * SIZE;
+    int tile = start / SIZE + expert, end = (start + count) / SIZE + expert + 1;
+    for (int t = tile + int(lane); t < end; t += 32) {
+        int skipped = (t - tile) * SIZE;
         tiles[3 * t] = expert;
-        tiles[3 * t + 1] = start + done;
-        tiles[3 * t + 2] = clamp(count - done, 0, SIZE);
+        tiles[3 * t + 1] = start + skipped;
+        tiles[3 * t + 2] = clamp(count - skipped, 0, SIZE);
     }
 }

@@ -1,4 +1,4 @@
-"""sort_pairs: pairs of a token and an expert by expert, and the tiles of the grouped product."""
+"""sort_pairs: sorts (token, expert) pairs by expert and lists the tiles of the grouped product."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mlx_ferrum.launch import Kernel
 from .header import header
 
 LANES = 32
-SIMDGROUPS = 4  # experts of a threadgroup
+SIMDGROUPS = 4  # experts per threadgroup
 BODY = """
     sort_pairs<SIZE>(ids, order, tiles, PAIRS, EXPERTS, thread_position_in_grid.x / 32,
                      thread_index_in_simdgroup);
@@ -20,12 +20,12 @@ BODY = """
 
 
 class Order(NamedTuple):
-    """Pairs by expert, those of an expert in their order; pairs of ids that are no expert's come last.
+    """Pairs sorted by expert, stably; pairs with ids out of range come last.
 
-    pairs: (n,) int32, numbers of pairs
-    tiles: (most tiles, 3) int32: expert, where its pairs start in `pairs`, and how many there are: none where a
-        tile is not needed
-    size: pairs of a tile, at most
+    pairs: (n,) int32, indices of pairs
+    tiles: (n // size + experts + 1, 3) int32: the expert, the index of its first pair in `pairs`, and the number of
+        pairs, 0 for an unused tile
+    size: the largest number of pairs in a tile
     """
 
     pairs: mx.array
@@ -34,10 +34,10 @@ class Order(NamedTuple):
 
 
 def sort_pairs(ids: mx.array, experts: int, *, size: int) -> Order:
-    """One launch. ids: (n,) integers; size: pairs of a tile"""
+    """Sorts pairs in one launch. ids: (n,) integers; size: pairs per tile"""
     if ids.ndim != 1 or not ids.size or not mx.issubdtype(ids.dtype, mx.integer):
         raise ValueError(f"sort_pairs: ids are {ids.dtype} {ids.shape}, expected integers (n,)")
-    most = ids.size // size + experts + 1  # one more for ids that are no expert's
+    most = ids.size // size + experts + 1  # one more for ids out of range
     pairs, tiles = _kernel()(
         [ids],
         template={"PAIRS": ids.size, "EXPERTS": experts, "SIZE": size},

@@ -1,11 +1,11 @@
-// The products of a tile, as simdgroups have them: each 32 rows of w with COLUMNS / 2 rows of x, sums in registers.
-// On NVIDIA GPUs tiles.cuh is in its place.
+// Multiplies tiles with simdgroup matrices: each simdgroup computes 32 rows of w by COLUMNS / 2 rows of x and keeps the
+// sums in registers. tiles.cuh replaces this file on NVIDIA GPUs.
 #pragma once
 
 #include "prelude.metal"
 
 constant constexpr int TILE_ROWS = 64;
-constant constexpr int DEPTH = 32; // weights of a row in a step
+constant constexpr int DEPTH = 32; // weights per row and step
 
 template <int COLUMNS>
 struct Accumulators {
@@ -34,14 +34,14 @@ METAL_FUNC void clear(thread Accumulators<COLUMNS>& sums) {
     }
 }
 
-// put(row of w, row of x, sum) for all of a simdgroup's, whose own are the 1 KiB of `memory`: eight rows of x at a
-// time.
-template <int COLUMNS, typename P>
-METAL_FUNC void put_sums(thread Accumulators<COLUMNS>& sums, threadgroup float* memory, P put, uint lane) {
+// Calls store(row of w, row of x, sum) for each sum of a simdgroup, eight rows of x at a time.
+// scratch: 1 KiB per simdgroup
+template <int COLUMNS, typename S>
+METAL_FUNC void store_sums(thread Accumulators<COLUMNS>& sums, threadgroup float* scratch, S store, uint lane) {
     UNROLL for (int j = 0; j < COLUMNS / 16; j++) {
-        UNROLL for (int i = 0; i < 4; i++) simdgroup_store(sums.v[j][i], memory + 8 * i, 32);
+        UNROLL for (int i = 0; i < 4; i++) simdgroup_store(sums.v[j][i], scratch + 8 * i, 32);
         simdgroup_barrier(mem_flags::mem_threadgroup);
-        for (int i = 0; i < 8; i++) put(lane, 8 * j + i, memory[32 * i + lane]);
+        for (int i = 0; i < 8; i++) store(lane, 8 * j + i, scratch[32 * i + lane]);
         simdgroup_barrier(mem_flags::mem_threadgroup);
     }
 }

@@ -1,10 +1,10 @@
-// The weighted sum over a token's experts of what each of them has given, in the experts' order; a thread takes four
-// neighbours of a row. SIGMOID: weights are those of the sigmoid, as for an expert that every token has.
+// The weighted sum of the outputs of a token's experts, in the order of the experts. A thread computes four adjacent
+// elements of a row. SIGMOID: applies a sigmoid to the weights, as for a shared expert.
 #pragma once
 
 #include "numbers.h"
 
-// Numbers [i, i + 4) of one token: x (used, d), weights (used,), add (d,), read if ADD says so -> y (d,).
+// Elements [i, i + 4) of one token: x (used, d), weights (used,), add (d,), read if ADD -> y (d,).
 template <bool ADD, bool SIGMOID, typename X, typename W, typename Q, typename T>
 METAL_FUNC void weighted_sum(X x, W weights, Q add, device T* y, int used, int d, int i) {
     int count = min(d - i, 4);

@@ -1,4 +1,4 @@
-"""weighted_sum: of what each of a token's experts has given, plus a residual."""
+"""weighted_sum: the weighted sum of the outputs of a token's experts, plus a residual."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from .header import header
 
 THREADS = 64
 BODY = """
-    int d = x_shape[1], parts = (d + 3) / 4, token = thread_position_in_grid.x / parts;
-    int i = 4 * (thread_position_in_grid.x % parts);
+    int d = x_shape[1], chunks = (d + 3) / 4, token = thread_position_in_grid.x / chunks;
+    int i = 4 * (thread_position_in_grid.x % chunks);
     size_t row = size_t(token) * d;
     weighted_sum<ADD, SIGMOID>(x + row * USED, weights + token * USED, ADD ? add + row : add, y + row, USED, d, i);
 """
@@ -23,10 +23,10 @@ BODY = """
 def weighted_sum(
     x: mx.array, weights: mx.array, *, add: mx.array | None = None, sigmoid: bool = False
 ) -> mx.array:
-    """Σ weights x + add in one launch, as float32.
+    """Computes Σ weights x + add in one launch, as float32.
 
     x: (tokens * n, d) of a float type; weights: (tokens, n), add: (tokens, d) -> (tokens, d)
-    sigmoid: of the weights, in their place
+    sigmoid: apply a sigmoid to the weights first
     """
     (tokens, used), d = weights.shape, x.shape[-1]
     if x.shape != (tokens * used, d):

@@ -5,7 +5,7 @@
 #pragma once
 
 struct IQ4_NL {
-    enum { WEIGHTS = 32, GROUP = 32, APART = 1 };
+    enum { WEIGHTS = 32, GROUP = 32, RUN_STRIDE = 1 };
     half d;
     uchar qs[16];
 };

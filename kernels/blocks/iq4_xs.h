@@ -9,7 +9,7 @@
 #include "iq4_nl.h"
 
 struct IQ4_XS {
-    enum { WEIGHTS = 256, GROUP = 32, APART = 1 };
+    enum { WEIGHTS = 256, GROUP = 32, RUN_STRIDE = 1 };
     half d;
     uchar scales_h[2];
     uchar scales_l[4];

@@ -6,7 +6,7 @@
 #pragma once
 
 struct MXFP4 {
-    enum { WEIGHTS = 32, GROUP = 32, APART = 1 };
+    enum { WEIGHTS = 32, GROUP = 32, RUN_STRIDE = 1 };
     uchar e;
     uchar qs[16];
 };
@@ -18,7 +18,7 @@ inline uint4 codes(const device MXFP4& b, int i) {
 }
 
 inline float2 affine(const device MXFP4& b, int) {
-    // 2^(e - 128) in bits; the two smallest are subnormal
+    // the bits of 2^(e - 128); the two smallest are subnormal
     float scale = as_float(b.e < 2 ? 0x00200000u << b.e : uint(b.e - 1) << 23);
     return float2{scale, -12 * scale};
 }

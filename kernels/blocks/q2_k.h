@@ -7,7 +7,7 @@
 #pragma once
 
 struct Q2_K {
-    enum { WEIGHTS = 256, GROUP = 16, APART = 2 };
+    enum { WEIGHTS = 256, GROUP = 16, RUN_STRIDE = 2 };
     uchar scales[16];
     uchar qs[64];
     half d, dmin;
@@ -21,7 +21,7 @@ inline float2 affine(const device Q2_K& b, int g) {
     return float2{float(b.d) * (b.scales[g] & 15), -(float(b.dmin) * (b.scales[g] >> 4))};
 }
 
-// Bytes with the codes of both runs of the slice from run i, and the bits where those of run i lie.
-inline uint4 words(const device Q2_K& b, int i, int) { return load16<4>(b.qs + 4 * (i & 8) + 16 * (i & 1)); }
+// Bytes that hold the codes of both runs of the slice from run i, and the mask of those of run i.
+inline uint4 packed_codes(const device Q2_K& b, int i, int) { return load16<4>(b.qs + 4 * (i & 8) + 16 * (i & 1)); }
 
-inline uint mask(const device Q2_K&, int i) { return 0x03030303u << (i & 6); }
+inline uint code_mask(const device Q2_K&, int i) { return 0x03030303u << (i & 6); }

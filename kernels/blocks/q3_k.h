@@ -9,21 +9,21 @@
 #pragma once
 
 struct Q3_K {
-    enum { WEIGHTS = 256, GROUP = 16, APART = 2 };
+    enum { WEIGHTS = 256, GROUP = 16, RUN_STRIDE = 2 };
     uchar hmask[32];
     uchar qs[64];
     uchar scales[12];
     half d;
 };
 
-// Codes of run i + APART h, where i is the first of a slice: both runs from the same bytes.
-inline uint4 words(const device Q3_K& b, int i, int h) {
+// The codes of run i | RUN_STRIDE h, where i is the first run of a slice; both runs load the same bytes.
+inline uint4 packed_codes(const device Q3_K& b, int i, int h) {
     uint4 low = (load16<2>(b.qs + 4 * (i & 8) + 16 * (i & 1)) >> ((i & 4) + 2 * h)) & 0x03030303;
     uint4 high = (load16<2>(b.hmask + 16 * (i & 1)) >> ((i >> 1) + h)) & 0x01010101;
     return low | (high << 2);
 }
 
-inline uint4 codes(const device Q3_K& b, int i) { return words(b, i & ~2, (i >> 1) & 1); }
+inline uint4 codes(const device Q3_K& b, int i) { return packed_codes(b, i & ~2, (i >> 1) & 1); }
 
 inline float2 affine(const device Q3_K& b, int g) {
     int low = (b.scales[g & 7] >> (4 * (g >> 3))) & 15;

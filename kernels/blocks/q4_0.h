@@ -5,21 +5,21 @@
 #pragma once
 
 struct Q4_0 {
-    enum { WEIGHTS = 32, GROUP = 32, APART = 1 };
+    enum { WEIGHTS = 32, GROUP = 32, RUN_STRIDE = 1 };
     half d;
     uchar qs[16];
 };
 
-// 16 codes from weight 16 i, one a byte.
+// The codes of run i, weights 16 i to 16 i + 15, one per byte.
 inline uint4 codes(const device Q4_0& b, int i) { return (load16<2>(b.qs) >> (4 * i)) & 0x0f0f0f0f; }
 
-// (scale, bias) of group g: w = scale * q + bias.
+// (scale, bias) of group g: w = scale * code + bias.
 inline float2 affine(const device Q4_0& b, int) {
     float d = b.d;
     return float2{d, -8 * d};
 }
 
-// Bytes with the codes of both runs of the slice from run i, and the bits where those of run i lie.
-inline uint4 words(const device Q4_0& b, int, int) { return load16<2>(b.qs); }
+// Bytes that hold the codes of both runs of the slice from run i, and the mask of those of run i.
+inline uint4 packed_codes(const device Q4_0& b, int, int) { return load16<2>(b.qs); }
 
-inline uint mask(const device Q4_0&, int i) { return 0x0f0f0f0fu << (4 * i); }
+inline uint code_mask(const device Q4_0&, int i) { return 0x0f0f0f0fu << (4 * i); }

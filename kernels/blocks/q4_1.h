@@ -5,7 +5,7 @@
 #pragma once
 
 struct Q4_1 {
-    enum { WEIGHTS = 32, GROUP = 32, APART = 1 };
+    enum { WEIGHTS = 32, GROUP = 32, RUN_STRIDE = 1 };
     half d, m;
     uchar qs[16];
 };
@@ -14,7 +14,7 @@ inline uint4 codes(const device Q4_1& b, int i) { return (load16<4>(b.qs) >> (4 
 
 inline float2 affine(const device Q4_1& b, int) { return float2{b.d, b.m}; }
 
-// Bytes with the codes of both runs of the slice from run i, and the bits where those of run i lie.
-inline uint4 words(const device Q4_1& b, int, int) { return load16<4>(b.qs); }
+// Bytes that hold the codes of both runs of the slice from run i, and the mask of those of run i.
+inline uint4 packed_codes(const device Q4_1& b, int, int) { return load16<4>(b.qs); }
 
-inline uint mask(const device Q4_1&, int i) { return 0x0f0f0f0fu << (4 * i); }
+inline uint code_mask(const device Q4_1&, int i) { return 0x0f0f0f0fu << (4 * i); }

@@ -9,7 +9,7 @@
 #pragma once
 
 struct Q4_K {
-    enum { WEIGHTS = 256, GROUP = 32, APART = 2 };
+    enum { WEIGHTS = 256, GROUP = 32, RUN_STRIDE = 2 };
     half d, dmin;
     uchar scales[12];
     uchar qs[128];
@@ -19,37 +19,38 @@ inline uint4 codes(const device Q4_K& b, int i) {
     return (load16<16>(b.qs + 8 * (i & 12) + 16 * (i & 1)) >> (2 * (i & 2))) & 0x0f0f0f0f;
 }
 
-// d s and -dmin m of group g; Q5_K begins in the same way. One load, no branch, and much that depends on g alone.
+// Unpacks (scale, bias) of group g, which are (d s, -dmin m); Q5_K begins with the same bytes. One load, no branches,
+// and most of the arithmetic depends on g alone.
 template <typename B>
-inline float2 packed_affine(const device B& b, int g) {
+inline float2 unpack_affine(const device B& b, int g) {
     uint4 head = load16<16>((const device uchar*)&b);
     uint s = head[1], m = head[2], low = head[3];
-    int at = 8 * (g & 3);
+    int shift = 8 * (g & 3);
     uint mask = g < 4 ? 63 : 15, top = g < 4 ? 0 : 48;
-    uint scale = (((g < 4 ? s : low) >> at) & mask) | ((s >> (at + 2)) & top);
-    uint minimum = (((g < 4 ? m : low >> 4) >> at) & mask) | ((m >> (at + 2)) & top);
+    uint scale = (((g < 4 ? s : low) >> shift) & mask) | ((s >> (shift + 2)) & top);
+    uint minimum = (((g < 4 ? m : low >> 4) >> shift) & mask) | ((m >> (shift + 2)) & top);
     return float2{half_float(head[0]) * float(scale), -(half_float(head[0] >> 16) * float(minimum))};
 }
 
-inline float2 affine(const device Q4_K& b, int g) { return packed_affine(b, g); }
+inline float2 affine(const device Q4_K& b, int g) { return unpack_affine(b, g); }
 
-// (scale, bias) of the groups of runs i and i + APART, which are neighbours: g and g + 1, g even.
+// Unpacks (scale, bias) of the groups of runs i and i + RUN_STRIDE, which are g and g + 1 with g even.
 template <typename B>
-inline float4 packed_affines(const device B& b, int i) {
+inline float4 unpack_affines(const device B& b, int i) {
     uint4 head = load16<16>((const device uchar*)&b);
     uint s = head[1], m = head[2], low = head[3];
-    int g = i >> 1, at = 8 * (g & 2);
+    int g = i >> 1, shift = 8 * (g & 2);
     uint mask = g < 4 ? 0x3f3f : 0x0f0f, top = g < 4 ? 0 : 0x3030;
-    uint scale = (((g < 4 ? s : low) >> at) & mask) | ((s >> (at + 2)) & top);
-    uint minimum = (((g < 4 ? m : low >> 4) >> at) & mask) | ((m >> (at + 2)) & top);
+    uint scale = (((g < 4 ? s : low) >> shift) & mask) | ((s >> (shift + 2)) & top);
+    uint minimum = (((g < 4 ? m : low >> 4) >> shift) & mask) | ((m >> (shift + 2)) & top);
     float d = half_float(head[0]), dmin = half_float(head[0] >> 16);
     return float4{d * float(scale & 255), -(dmin * float(minimum & 255)), d * float(scale >> 8),
                   -(dmin * float(minimum >> 8))};
 }
 
-inline float4 affines(const device Q4_K& b, int i) { return packed_affines(b, i); }
+inline float4 slice_affines(const device Q4_K& b, int i) { return unpack_affines(b, i); }
 
-// Bytes with the codes of both runs of the slice from run i, and the bits where those of run i lie.
-inline uint4 words(const device Q4_K& b, int i, int) { return load16<16>(b.qs + 8 * (i & 12) + 16 * (i & 1)); }
+// Bytes that hold the codes of both runs of the slice from run i, and the mask of those of run i.
+inline uint4 packed_codes(const device Q4_K& b, int i, int) { return load16<16>(b.qs + 8 * (i & 12) + 16 * (i & 1)); }
 
-inline uint mask(const device Q4_K&, int i) { return 0x0f0f0f0fu << (2 * (i & 2)); }
+inline uint code_mask(const device Q4_K&, int i) { return 0x0f0f0f0fu << (2 * (i & 2)); }

@@ -6,7 +6,7 @@
 #pragma once
 
 struct Q5_0 {
-    enum { WEIGHTS = 32, GROUP = 32, APART = 1 };
+    enum { WEIGHTS = 32, GROUP = 32, RUN_STRIDE = 1 };
     half d;
     uchar qh[4];
     uchar qs[16];

@@ -8,22 +8,22 @@
 #include "q4_k.h"
 
 struct Q5_K {
-    enum { WEIGHTS = 256, GROUP = 32, APART = 2 };
+    enum { WEIGHTS = 256, GROUP = 32, RUN_STRIDE = 2 };
     half d, dmin;
     uchar scales[12];
     uchar qh[32];
     uchar qs[128];
 };
 
-// Codes of run i + APART h, where i is the first of a slice: both runs from the same bytes.
-inline uint4 words(const device Q5_K& b, int i, int h) {
+// The codes of run i | RUN_STRIDE h, where i is the first run of a slice; both runs load the same bytes.
+inline uint4 packed_codes(const device Q5_K& b, int i, int h) {
     uint4 low = (load16<16>(b.qs + 8 * (i & 12) + 16 * (i & 1)) >> (4 * h)) & 0x0f0f0f0f;
     uint4 high = (load16<16>(b.qh + 16 * (i & 1)) >> ((i >> 1) + h)) & 0x01010101;
     return low | (high << 4);
 }
 
-inline uint4 codes(const device Q5_K& b, int i) { return words(b, i & ~2, (i >> 1) & 1); }
+inline uint4 codes(const device Q5_K& b, int i) { return packed_codes(b, i & ~2, (i >> 1) & 1); }
 
-inline float2 affine(const device Q5_K& b, int g) { return packed_affine(b, g); }
+inline float2 affine(const device Q5_K& b, int g) { return unpack_affine(b, g); }
 
-inline float4 affines(const device Q5_K& b, int i) { return packed_affines(b, i); }
+inline float4 slice_affines(const device Q5_K& b, int i) { return unpack_affines(b, i); }

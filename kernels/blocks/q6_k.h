@@ -7,22 +7,22 @@
 #pragma once
 
 struct Q6_K {
-    enum { WEIGHTS = 256, GROUP = 16, APART = 4 };
+    enum { WEIGHTS = 256, GROUP = 16, RUN_STRIDE = 4 };
     uchar ql[128];
     uchar qh[64];
     char scales[16];
     half d;
 };
 
-// Codes of run i + APART h, where i is the first of a slice: both runs from the same bytes.
-inline uint4 words(const device Q6_K& b, int i, int h) {
+// The codes of run i | RUN_STRIDE h, where i is the first run of a slice; both runs load the same bytes.
+inline uint4 packed_codes(const device Q6_K& b, int i, int h) {
     uint4 low = (load16<2>(b.ql + 8 * (i & 8) + 16 * (i & 3)) >> (4 * h)) & 0x0f0f0f0f;
     uint4 high = load16<2>(b.qh + 4 * (i & 8) + 16 * (i & 1));
     high = h ? high >> (i & 2) : high << (4 - (i & 2)); // to bits 4 and 5
     return low | (high & 0x30303030);
 }
 
-inline uint4 codes(const device Q6_K& b, int i) { return words(b, i & ~4, (i >> 2) & 1); }
+inline uint4 codes(const device Q6_K& b, int i) { return packed_codes(b, i & ~4, (i >> 2) & 1); }
 
 inline float2 affine(const device Q6_K& b, int g) {
     float scale = float(b.d) * (signed char)b.scales[g];

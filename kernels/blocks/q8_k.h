@@ -5,7 +5,7 @@
 #pragma once
 
 struct Q8_K {
-    enum { WEIGHTS = 256, GROUP = 256, APART = 1 };
+    enum { WEIGHTS = 256, GROUP = 256, RUN_STRIDE = 1 };
     float d;
     uchar q[256];
     uchar sums[32];

@@ -15,7 +15,7 @@ from .runner import run
 
 _PRELUDE = Header(("prelude.metal",))
 ADDRESS = Kernel("address", "address[0] = (uint64_t)x;", ("x",), ("address",), _PRELUDE)
-PLACE = Kernel("place", "address[0] = (uint64_t)y;", (), ("y", "address"), _PRELUDE)
+ALLOCATE = Kernel("allocate", "address[0] = (uint64_t)y;", (), ("y", "address"), _PRELUDE)
 _ONE = (1, 1, 1)
 _NON_BLOCKING, _CAPTURE_THREAD = 1, 1
 
@@ -30,7 +30,7 @@ def upload(words: np.ndarray, shape: Sequence[int], dtype: mx.Dtype) -> mx.array
     Raises DriverError, RuntimeError if the memory is not to be had.
     """
     # not the runner in use, which may be another one
-    y, address = run(PLACE, Launch([], {}, _ONE, _ONE, [shape, (1,)], [dtype, mx.uint64], None))
+    y, address = run(ALLOCATE, Launch([], {}, _ONE, _ONE, [shape, (1,)], [dtype, mx.uint64], None))
     mx.eval(y, address)
     cuda = _driver()
     _check(cuda, cuda.cuCtxSetCurrent(_context(cuda)))

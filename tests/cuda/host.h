@@ -128,15 +128,15 @@ inline void __syncwarp() { msl_simdgroup_barrier(2); }
 
 // ---- kernels/ptx.cuh
 
-inline float float_of_half(unsigned short bits) { return float(same_bits<_Float16>(bits)); }
-inline unsigned short half_bits(float x) { return same_bits<unsigned short>(_Float16(x)); }
-inline unsigned short bfloat_bits(float x) { return same_bits<unsigned short>(__bf16(x)); }
-inline unsigned short max_of_halves(unsigned short a, unsigned short b) {
-    return half_bits(fmaxf(float_of_half(a), float_of_half(b)));
+inline float half_to_float(unsigned short bits) { return float(same_bits<_Float16>(bits)); }
+inline unsigned short float_to_half(float x) { return same_bits<unsigned short>(_Float16(x)); }
+inline unsigned short float_to_bfloat(float x) { return same_bits<unsigned short>(__bf16(x)); }
+inline unsigned short max_half(unsigned short a, unsigned short b) {
+    return float_to_half(fmaxf(half_to_float(a), half_to_float(b)));
 }
 
 template <int COUNT>
-struct Blocks {
+struct Matrices {
     const unsigned short* row;
     unsigned* out;
 
@@ -144,24 +144,24 @@ struct Blocks {
         for (int i = 0; i < 32; i++) {
             if (!(mask >> i & 1)) continue;
             for (int m = 0; m < COUNT; m++) {
-                const unsigned short* row = ((Blocks*)p[8 * m + i / 4])->row;
-                memcpy(((Blocks*)p[i])->out + m, row + i % 4 * 2, 4);
+                const unsigned short* row = ((Matrices*)p[8 * m + i / 4])->row;
+                memcpy(((Matrices*)p[i])->out + m, row + i % 4 * 2, 4);
             }
         }
     }
 };
 
 template <int COUNT>
-void load_blocks(unsigned (&out)[COUNT], const void* row) {
-    Blocks<COUNT> record = {(const unsigned short*)row, out};
-    msl_collective((unsigned long)&Blocks<COUNT>::run, &record);
+void load_matrices(unsigned (&out)[COUNT], const void* row) {
+    Matrices<COUNT> record = {(const unsigned short*)row, out};
+    msl_collective((unsigned long)&Matrices<COUNT>::run, &record);
 }
 
 struct Fragments {
     float* sum;
     const unsigned *w, *x;
 
-    static float number(unsigned pair, int i) { return float_of_half((unsigned short)(pair >> (16 * i))); }
+    static float number(unsigned pair, int i) { return half_to_float((unsigned short)(pair >> (16 * i))); }
 
     static void run(void** p, unsigned) {
         float w[16][16], x[8][16];
