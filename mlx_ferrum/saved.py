@@ -125,9 +125,7 @@ def _firsts(text: str) -> Any:
         raise ValueError(f"expected the first blocks as JSON, found {text[:60]!r}") from None
 
 
-def _restore(
-    cache: Cache, arrays: dict[str, mx.array], firsts: Any, vocab_size: int
-) -> list[int]:
+def _restore(cache: Cache, arrays: dict[str, mx.array], firsts: Any, vocab_size: int) -> list[int]:
     """Fill an empty cache; the tokens that it holds."""
     tokens = arrays.get("tokens")
     if tokens is None or tokens.ndim != 1 or tokens.dtype != mx.int32:

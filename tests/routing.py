@@ -24,7 +24,9 @@ class Routed:
         layers = [layer.mlp for layer in model.body.layers if isinstance(layer.mlp, Experts)]
         self._ids: list[list[np.ndarray]] = [[] for _ in layers]
         for layer, ids in zip(layers, self._ids, strict=True):
-            layer.observer = lambda _, found, __, ids=ids: ids.append(np.array(found)[: self._count])
+            layer.observer = lambda _, found, __, ids=ids: ids.append(
+                np.array(found)[: self._count]
+            )
 
     def differs(self, router_logits: np.ndarray) -> np.ndarray:
         """Where experts are not the oracle's: (layers, length, experts) -> (layers, length)"""

@@ -100,6 +100,7 @@ def test_a_window_frees_blocks_behind_it(each_backend: Backend, files: dict[str,
     ids = random_ids(1500, seed=4)
     for start in range(0, 1500, 100):
         logits(model, ids[start : start + 100], cache)
+    assert cache.states is not None
     (group,) = cache.states.groups
     assert group.pool.capacity <= -(-(caches.SLACK + WINDOW + 100) // 32) + 2
     assert close(logits(model, [7], cache), logits(model, [*ids, 7])[-1:], each_backend)
@@ -122,19 +123,22 @@ def test_sequences_of_a_cache_go_back_to_one_position(
     model = mlx_ferrum.load(files["window"])[0]
     rows = np.array([random_ids(100, seed=5), random_ids(100, seed=6)])
     for far in (0, 1):
-        cache = model.make_cache()
+        cache: Cache = model.make_cache()
         for a, b in itertools.pairwise([0, 40, *range(45, 101, 5)]):
             model(mx.array(rows[:, a:b]), cache=cache)
-        rewind = cache.states.rewind
-        farther = cache.sequences[far]
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(
-                cache.states, "rewind", lambda s, p: rewind(s, p if s is farther else min(p, 32))
-            )
+            rewind_less(cache, cache.sequences[1 - far], patch)
             reached = cache.rewind(99)
         assert [s.position for s in cache.sequences] == [reached] * 2
         found = np.array(model(mx.array(rows[:, reached:]), cache=cache))
         assert close(found, np.array(model(mx.array(rows)))[:, reached:], each_backend)
+
+
+def rewind_less(cache: Cache, near: Any, patch: pytest.MonkeyPatch) -> None:
+    """The sequence `near` reaches only position 32, as where blocks of its are gone."""
+    states: Any = cache.states
+    rewind = states.rewind
+    patch.setattr(states, "rewind", lambda s, p: rewind(s, min(p, 32) if s is near else p))
 
 
 @pytest.mark.parametrize("at", [5, 31, 32, 40, 64])
@@ -184,7 +188,7 @@ def test_rows_that_are_no_batch_are_refused(model: Any) -> None:
     states = ModelStates(model.body.keeps, ops.allocate)
     one, two = states.begin(), states.begin()
     for rows in ([(one, 2), (two, 0)], [(one, 1), (two, 2)], [(one, 2), (two, -1)], []):
-        with pytest.raises(ValueError, match="2 tokens for .* rows, expected one each"):
+        with pytest.raises(ValueError, match=r"2 tokens for .* rows, expected one each"):
             states.batch(rows, np.array([1, 2]))
     assert one.position == two.position == 0 and states.nbytes == 0
 
@@ -195,9 +199,10 @@ def test_a_cache_of_another_model_or_batch_is_refused(
     model, other = (mlx_ferrum.load(files[name])[0] for name in ("full", "window"))
     with pytest.raises(ValueError, match="the cache is of another model: it has 3 layers"):
         logits(model, [1], other.make_cache())
-    for wrong in ([], "text", 5):
+    given: list[Any] = [[], "text", 5]
+    for wrong in given:
         with pytest.raises(ValueError, match=r"expected what model\.make_cache\(\) gives"):
-            logits(model, [1], wrong)  # type: ignore[arg-type]
+            logits(model, [1], wrong)
     cache = model.make_cache()
     with pytest.raises(ValueError, match="row ids"):
         model(mx.array([[1], [999]]), cache=cache)

@@ -215,7 +215,7 @@ def test_ctrl_c_at_any_moment(backend: Any, name: str, tmp_path: Path) -> None:
         for at in np.random.default_rng(2).integers(0, lines, 60).tolist():
             cache = model.make_cache()
             try:
-                traced(at, lambda cache=cache: text(cache, prompt, count))  # type: ignore[misc]
+                traced(at, lambda cache=cache: text(cache, prompt, count))
             except KeyboardInterrupt:
                 interrupted += 1
             held = cache.tokens

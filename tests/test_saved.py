@@ -143,7 +143,9 @@ def test_truncated_files_are_refused(models: Any, file: Path) -> None:
 def test_files_of_others_are_refused(models: Any, file: Path) -> None:
     with pytest.raises(ValueError, match="not a cache of this model: model is "):
         saved.load(file, models["full"])
-    with pytest.raises(ValueError, match="not a cache of this model: kv_bits is '16', expected '8'"):
+    with pytest.raises(
+        ValueError, match="not a cache of this model: kv_bits is '16', expected '8'"
+    ):
         saved.load(file, models["window"], kv_bits=8)
 
 
@@ -172,7 +174,10 @@ def spoilt(value: float) -> Callable[[mx.array], mx.array]:
 
 TAMPERED = {
     "no tokens": (drop("tokens"), "the list of tokens is missing"),
-    "tokens of floats": (put("tokens", lambda x: x.astype(mx.float32)), "list of tokens is missing"),
+    "tokens of floats": (
+        put("tokens", lambda x: x.astype(mx.float32)),
+        "list of tokens is missing",
+    ),
     "tokens in rows": (put("tokens", lambda x: x[None]), "list of tokens is missing"),
     "fewer tokens": (put("tokens", lambda x: x[:10]), "blocks from 1 on, expected from 0"),
     "more tokens": (put("tokens", lambda x: mx.concatenate([x, x])), "expected shape"),
@@ -185,8 +190,14 @@ TAMPERED = {
     "integers": (put("0.keys", lambda x: x.astype(mx.int8)), "expected float16 or float32, found"),
     "NaN": (put("1.values", spoilt(np.nan)), "values of layer 1: expected finite numbers"),
     "infinite": (put("1.values", spoilt(np.inf)), "values of layer 1: expected finite numbers"),
-    "format 1": (say("format", "mlx_ferrum cache 1"), "of an earlier version, .*make the file again"),
-    "format 2": (say("format", "mlx_ferrum cache 2"), "of an earlier version, .*make the file again"),
+    "format 1": (
+        say("format", "mlx_ferrum cache 1"),
+        "of an earlier version, .*make the file again",
+    ),
+    "format 2": (
+        say("format", "mlx_ferrum cache 2"),
+        "of an earlier version, .*make the file again",
+    ),
     "another format": (say("format", "other"), "format is 'other', expected 'mlx_ferrum cache 3'"),
     "no format": (say("format", None), "format is None"),
     "other layers": (say("layers", "[]"), r"layers is '\[\]'"),
