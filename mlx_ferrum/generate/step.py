@@ -222,7 +222,9 @@ class Seen:
     """The tokens so far, `ids` (n,) uint32: MLX's on a lazy backend, else NumPy's."""
 
     def __init__(self, ids: Sequence[int]) -> None:
-        self.ids: Array = mx.array(list(ids), mx.uint32) if ops.is_lazy() else np.array(ids, np.uint32)
+        self.ids: Array = (
+            mx.array(list(ids), mx.uint32) if ops.is_lazy() else np.array(ids, np.uint32)
+        )
         self._room = self.ids
 
     def add(self, token: Array) -> Array:
