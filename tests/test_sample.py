@@ -295,7 +295,7 @@ def test_processors_of_the_package_do_the_same_to_either_kind_of_array(window: i
     )
     found, wanted = logits.copy(), mx.array(logits)
     for process in processors:
-        found = process(seen.astype(np.uint32), found)  # type: ignore[arg-type, assignment]
+        found = process(seen.astype(np.uint32), found)  # type: ignore[arg-type]
         wanted = process(mx.array(seen), wanted)
     assert isinstance(found, np.ndarray) and isinstance(wanted, mx.array)
     np.testing.assert_allclose(found, wanted, rtol=1e-6)
