@@ -85,7 +85,7 @@ def test_it_is_restored_when_generation_fails(limit):
     with pytest.raises(ZeroDivisionError):
         running.throw(ZeroDivisionError())
     assert limit.now == BEFORE
-    model.head = lambda hidden: 1 / 0
+    model.scores = lambda hidden: 1 / 0
     with pytest.raises(ZeroDivisionError):
         next(steps(model))
     assert limit.asked == [LIMIT, "synchronize", BEFORE] * 2
