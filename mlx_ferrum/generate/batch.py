@@ -11,7 +11,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from mlx_ferrum import progress
+from mlx_ferrum import ops, progress
 from mlx_ferrum.models.base import LanguageModel
 from mlx_ferrum.sample import Processor, Sampler, greedy, log_softmax
 from mlx_ferrum.sample.arrays import Array, at_hand, best, tokens
@@ -22,7 +22,14 @@ from mlx_ferrum.tokenizer import Tokenizer
 
 from .logits import logit_range
 from .prompt import Prompt, encode_prompt
-from .step import Forward, check_sampler, forward, given_processors, token_limit
+from .step import (
+    Forward,
+    check_sampler,
+    forward,
+    given_processors,
+    processed,
+    token_limit,
+)
 from .stops import StopStrings
 from .stream import Text, biases, check_ids, peak_memory
 from .wired import resident
@@ -260,6 +267,12 @@ class _Run:
             text.past = None
 
 
+def _seen(text: _Text) -> Array:
+    """The tokens so far (n,), as processors of the package take them."""
+    ids = np.array([*text.prompt, *text.tokens], np.uint32)
+    return mx.array(ids) if ops.is_lazy() else ids
+
+
 class _Chooser:
     """Picks the next token of each text."""
 
@@ -285,15 +298,15 @@ class _Chooser:
         return found
 
     def _processed(self, texts: list[_Text], logits: Array) -> Array:
-        logits = mx.array(logits)
+        if isinstance(logits, np.ndarray):
+            logits = logits.copy()  # the next step overwrites them
         for process in self._biases:
-            logits = process(mx.array([], mx.uint32), logits)
+            logits = processed(process, np.array([], np.uint32), logits)
         for process in self._processors:
             rows = [
-                process(mx.array([*text.prompt, *text.tokens], mx.uint32), logits[i : i + 1])
-                for i, text in enumerate(texts)
+                processed(process, _seen(text), logits[i : i + 1]) for i, text in enumerate(texts)
             ]
-            logits = mx.concatenate(rows)
+            logits = mx.concatenate(rows) if ops.is_lazy() else np.concatenate(rows)
         return at_hand(logits)
 
     @staticmethod

@@ -197,7 +197,7 @@ class Chooser:
             logits, token = logits.copy(), token.copy()  # the next step overwrites them
         if self.seen is not None:
             for process in self.processors:
-                logits = self._processed(process, self.seen, logits)
+                logits = processed(process, self.seen.ids, logits)
             logits = at_hand(logits)
             token, extent = best(logits)
             ranges.append(logit_range(extent, position, logits.shape[-1], processed=True))
@@ -211,13 +211,13 @@ class Chooser:
         mx.async_eval([x for x in pending if isinstance(x, mx.array)])
         return Choice(token, logits, ranges, is_normalized=not is_greedy)
 
-    @staticmethod
-    def _processed(process: Processor, seen: Seen, logits: Array) -> Array:
-        """What a processor makes of the logits; one from outside gets MLX's arrays."""
-        if isinstance(process, Own):
-            is_ours = ops.is_lazy() or isinstance(logits, np.ndarray)
-            return process(seen.ids, logits if is_ours else np.array(logits))
-        return process(mx.array(seen.ids), mx.array(logits))
+
+def processed(process: Processor, seen: Array, logits: Array) -> Array:
+    """What a processor makes of logits (n, vocab) after the tokens `seen`; one from outside gets MLX's arrays."""
+    if isinstance(process, Own):
+        is_ours = ops.is_lazy() or isinstance(logits, np.ndarray)
+        return process(seen, logits if is_ours else np.array(logits))
+    return process(mx.array(seen), mx.array(logits))
 
 
 class Seen:
