@@ -25,7 +25,7 @@ class Backend:
     level: the instruction set, of build.LEVELS
     integers: whether products take activations as integers, 32 of them with a scale
     logit: how far a logit of a small random model may lie from float32's
-    pieces: how far it may lie from itself when the same text comes in other pieces
+    pieces: how far it may lie from itself when the same text comes in other pieces: sums have another order then
     attention: how far attention may lie from float32's, of keys and values that half precision holds
     tiles: how far products of many rows may lie from float32's, of the largest, besides
     """
@@ -34,7 +34,7 @@ class Backend:
     level: str = "native"
     integers: bool = True
     logit: float = 2e-2
-    pieces: float = 2e-3
+    pieces: float = 5e-3
     attention: float = 1e-6
     tiles: float = 0
 

@@ -60,9 +60,9 @@ class FakeModel:
         self.headed: list[int] = []
         self._kept: list[Any] = []
 
-    def make_cache(self) -> Cache:
+    def make_cache(self, *, kv_bits: int = 16) -> Cache:
         kind = FixedCache if self.fixed_cache else Cache
-        return kind([KV(1, 1, 1)], self.fingerprint)
+        return kind([KV(1, 1, 1, bits=kv_bits)], self.fingerprint)
 
     def run(self, batch: Batch) -> Any:
         self.fed.append(len(batch.positions))

@@ -64,7 +64,7 @@ def test_a_file_cut_short_within_a_step_ends_with_a_line(model: bytes, tmp_path:
     """Nothing looks at the file between the kernels of a step: the signal is caught."""
     path = tmp_path / "m.gguf"
     path.write_bytes(model)
-    done = run(path, "cpu", "    cut()\n    model.body(mx.array([[32]]), model.make_cache())")
+    done = run(path, "cpu", "    cut()\n    model.body(model.make_cache().batch(mx.array([[32]])))")
     message = "error: a mapped file was cut short while in use, or its disk cannot be read (SIGBUS)"
     assert (done.returncode, done.stderr) == (1, f"{message}\n")
 
@@ -73,7 +73,7 @@ def test_a_handler_of_the_program_stays(model: bytes, tmp_path: Path) -> None:
     path = tmp_path / "m.gguf"
     path.write_bytes(model)
     program = "import faulthandler; faulthandler.enable()\n" + PROGRAM.format(
-        when="    cut()\n    model.body(mx.array([[32]]), model.make_cache())"
+        when="    cut()\n    model.body(model.make_cache().batch(mx.array([[32]])))"
     )
     command = [sys.executable, "-c", program, str(path), "cpu"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)

@@ -12,11 +12,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from . import build, calls
 
 DONE, REFUSED = 0, 1  # of the statuses in api.cpp
+NUMBERS = (int, float, type(None))  # what goes into a struct as it is
 
 
 class Call(Structure):
@@ -112,8 +111,7 @@ def run(kind: str, **fields: Any) -> None:
     arguments = struct()
     assert len(fields) == len(struct._fields_), f"{kind}: found {list(fields)}"
     for name, value in fields.items():
-        is_array = isinstance(value, np.ndarray | ctypes.Array)
-        setattr(arguments, name, address(value) if is_array else value)
+        setattr(arguments, name, value if isinstance(value, NUMBERS) else address(value))
     _run(ctypes.pointer(Call(number, ctypes.addressof(arguments))), 1)
     if (recording := _thread.recording) is not None:
         recording.append(number, arguments)

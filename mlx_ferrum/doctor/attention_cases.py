@@ -45,7 +45,7 @@ def _attend(rng: np.random.Generator, type: str, rows: Sequence[tuple[int, int]]
     def compute(run: Operations, array: Convert) -> Any:
         batch = _batch(run, kv, [held for _, held in rows], [count for count, _ in rows])
         for part, drawn in zip(batch, (past, new), strict=True):
-            if len(drawn[0]):
+            if part is not None:
                 q = run.append(*map(array, drawn), part, array(frequencies), interleaved=False)
         return run.attend(q, part, scale=0.125)
 
@@ -94,15 +94,17 @@ def _drawn(rng: np.random.Generator, n: int) -> list[np.ndarray]:
     return [x.astype(np.float16).astype(np.float32) for x in drawn]
 
 
-def _batch(run: Operations, kv: KV, held: list[int], new: list[int]) -> tuple[Place, Place]:
-    """The positions that the sequences hold, and the new ones after them, for a model of one layer."""
+def _batch(run: Operations, kv: KV, held: list[int], new: list[int]) -> tuple[Place | None, Place]:
+    """The positions that the sequences hold, if any, and the new ones after them, for a model of one layer."""
     states = ModelStates([kv], run.allocate)
     texts = [states.begin() for _ in held]
 
     def batch(counts: list[int]) -> Batch:
-        rows = list(zip(texts, counts, strict=True))
+        rows = [(text, count) for text, count in zip(texts, counts, strict=True) if count]
         return states.batch(rows, np.arange(sum(counts)))  # blocks of equal tokens would be shared
 
+    if not any(held):
+        return None, batch(new).layer(0)
     past = batch(held)
     past.advance()
     return past.layer(0), batch(new).layer(0)

@@ -308,6 +308,7 @@ def _steps(
         if ahead is not None:
             choice = ahead
         elif count < limit:
+            check(thorough=False)  # the caller may have taken its time
             choice = choose(_advanced(step, cache, np.array([[value]])), cache.offset)
 
 

@@ -227,11 +227,12 @@ def biases(
     tokenizer: Tokenizer, logit_bias: Mapping[int, float] | None, ignore_eos: bool
 ) -> list[Processor]:
     """The processors for these arguments of `stream_generate`. Raises ValueError for ids outside the vocabulary."""
-    check_ids("logit_bias", logit_bias or {}, tokenizer.vocab_size)
     found = [logit_bias] if logit_bias else []
     if ignore_eos:
         found.append(dict.fromkeys(tokenizer.eos_token_ids, -mx.inf))
-    return [*map(bias, found)]
+    made = [*map(bias, found)]  # which checks their types
+    check_ids("logit_bias", logit_bias or {}, tokenizer.vocab_size)
+    return made
 
 
 def check_ids(what: str, ids: Iterable[int], vocab_size: int) -> None:

@@ -51,8 +51,20 @@ struct Ragged {
     int rows() const { return int(positions.size()); }
 };
 
-Arguments append(Random& random, Pool& p, const Ragged& batch, int heads, const Floats& x, const void* turned) {
-    int pairs = 1 + int(random() % (p.d / 2)), normed = random() % 2;
+// The angles of a batch's rows, in `pairs` pairs: out (rows, 2, pairs).
+Arguments turn(const Ragged& batch, int pairs, const Floats& frequencies, const void* out) {
+    return {"Angles",
+            {{"frequencies", frequencies.data()},
+             {"positions", batch.positions.data()},
+             {"out", out},
+             {"rows", batch.rows()},
+             {"pairs", pairs},
+             {"magnitude", 1.0}}};
+}
+
+Arguments append(Random& random, Pool& p, const Ragged& batch, int heads, const Floats& x, int pairs,
+                 const void* angles, const void* turned) {
+    int normed = random() % 2;
     const void* weight = normed ? x.data() : nullptr;
     return {"Append",
             {{"q", x.data()},
@@ -60,8 +72,7 @@ Arguments append(Random& random, Pool& p, const Ragged& batch, int heads, const 
              {"v", x.data()},
              {"q_weight", weight},
              {"k_weight", weight},
-             {"frequencies", x.data()},
-             {"positions", batch.positions.data()},
+             {"angles", angles},
              {"slots", batch.slots.data()},
              {"turned", turned},
              {"keys", p.keys.data()},
@@ -77,7 +88,6 @@ Arguments append(Random& random, Pool& p, const Ragged& batch, int heads, const 
              {"interleaved", int(random() % 2)},
              {"size", p.size},
              {"bits", p.bits},
-             {"magnitude", 1.0},
              {"eps", 1e-5}}};
 }
 
@@ -120,8 +130,10 @@ void attention(Random& random, int bits, int groups, int per_group, std::vector<
     Ragged batch(random, rows, pool);
     Floats q = floats(random, size_t(batch.rows()) * heads * std::max(d, dv) + heads);
     if (bits != 32) { // keys and values that come from outside of a pool are not appended
-        Output turned(size_t(batch.rows()) * heads * d);
-        run({append(random, pool, batch, heads, q, turned).call()});
+        int pairs = 1 + int(random() % (d / 2));
+        Output turned(size_t(batch.rows()) * heads * d), angles(size_t(batch.rows()) * 2 * pairs);
+        run({turn(batch, pairs, q, angles).call(),
+             append(random, pool, batch, heads, q, pairs, angles, turned).call()});
     }
     Output out(size_t(batch.rows()) * heads * dv);
     run({attend(random, pool, batch, heads, q, out, window, both_ways).call()});
@@ -143,11 +155,13 @@ void all_attention(Random& random) {
 void steps(Random& random, int bits, int window, int room) {
     constexpr int groups = 2, heads = 6, d = 20;
     Pool pool(bits, groups, 4, d, d, room);
-    Floats x = floats(random, 2 * heads * d), turned(x.size()), out(x.size());
+    constexpr int pairs = d / 2;
+    Floats x = floats(random, 2 * heads * d), turned(x.size()), out(x.size()), angles(2 * 2 * pairs);
     Ragged batch(random, {{1, 0}, {1, 3}}, pool);
     batch.width = room;
     batch.table.assign(2 * room, 0);
-    Arguments first = append(random, pool, batch, heads, x, turned.data());
+    Arguments angle = turn(batch, pairs, x, angles.data());
+    Arguments first = append(random, pool, batch, heads, x, pairs, angles.data(), turned.data());
     Arguments second = attend(random, pool, batch, heads, turned, out.data(), window, false);
     for (int step = 0; step < 2 * room - 4; step++) {
         for (int i : {0, 1}) {
@@ -156,7 +170,7 @@ void steps(Random& random, int bits, int window, int room) {
             batch.table[i * room + p / 4] = (2 * (p / 4) + i) % room;
             batch.slots[i] = 4L * batch.table[i * room + p / 4] + p % 4;
         }
-        run({first.call(), second.call()});
+        run({angle.call(), first.call(), second.call()});
     }
 }
 
