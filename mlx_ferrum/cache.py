@@ -83,7 +83,7 @@ class Cache:
             )
         rows = [(sequence, tokens.shape[1]) for sequence in self.sequences]
         if not (ops.is_lazy() and isinstance(tokens, mx.array)):
-            tokens = np.asarray(tokens).astype(np.int64)
+            tokens = np.asarray(tokens, np.int64)
         return states.batch(rows, tokens.reshape(-1))
 
     def start(self) -> ModelStates:

@@ -173,7 +173,8 @@ class Choice:
     def value(self) -> int:
         """The token's id. Raises ValueError if the logits were not such that one could be chosen."""
         for found in self._ranges:
-            found.check()
+            if not isinstance(found.extent, np.ndarray):  # others are checked
+                found.check()
         return int(np.asarray(self.token)[0])
 
     def logprobs(self) -> mx.array:
@@ -208,7 +209,8 @@ class Chooser:
         seen = () if self.seen is None else (self.seen.add(token),)
         # nothing stays lazy that the next step needs: another thread may ask for it
         pending = (token, logits, *seen, *(x.extent for x in ranges))
-        mx.async_eval([x for x in pending if isinstance(x, mx.array)])
+        if lazy := [x for x in pending if isinstance(x, mx.array)]:
+            mx.async_eval(lazy)
         return Choice(token, logits, ranges, is_normalized=not is_greedy)
 
 

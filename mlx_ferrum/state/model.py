@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -70,24 +71,35 @@ class ModelStates(States):
         Raises OutOfBlocks, and ValueError for a sequence without rows or another number of tokens; nothing has
         changed then.
         """
-        counts = np.array([count for _, count in rows], np.int32)
-        if not rows or counts.min() < 1 or counts.sum() != len(tokens):
+        counts = [count for _, count in rows]
+        if not rows or min(counts) < 1 or sum(counts) != len(tokens):
             raise ValueError(
-                f"{len(tokens)} tokens for {counts.tolist()} rows, expected one each, and rows of every sequence"
+                f"{len(tokens)} tokens for {counts} rows, expected one each, and rows of every sequence"
             )
         self.reserve(rows)
-        held = np.array([text.position for text, _ in rows], np.int32)
-        if len(tokens) == len(rows):
-            starts, positions = np.arange(len(rows) + 1, dtype=np.int32), held
-        else:
-            starts = np.zeros(len(rows) + 1, np.int32)
-            np.cumsum(counts, out=starts[1:])
-            positions = np.arange(starts[-1], dtype=np.int32)
-            positions += np.repeat(held - starts[:-1], counts)
         new = [range(text.position, text.position + count) for text, count in rows]
+        starts, positions = _rows(new)
         arrays = [
             state.arrays([text.parts[i] for text, _ in rows], new)
             for i, state in enumerate(self.groups)
         ]
+        lengths = np.array([positions.stop for positions in new], np.int32)
         grown = sum(group.grown for group in self.groups)
-        return Batch(rows, tokens, positions, starts, held + counts, arrays, self._layers, grown)
+        return Batch(rows, tokens, positions, starts, lengths, arrays, self._layers, grown)
+
+
+def _rows(new: Sequence[range]) -> tuple[np.ndarray, np.ndarray]:
+    """The first row of each sequence, then n: (sequences + 1,); and the position of each row: (n,)."""
+    firsts = np.array([positions.start for positions in new], np.int32)
+    if all(len(positions) == 1 for positions in new):  # Python's share of a token counts here
+        return _starts_of_one(len(new)), firsts
+    counts = [len(positions) for positions in new]
+    starts = np.zeros(len(new) + 1, np.int32)
+    np.cumsum(counts, out=starts[1:])
+    return starts, np.arange(starts[-1], dtype=np.int32) + np.repeat(firsts - starts[:-1], counts)
+
+
+@cache
+def _starts_of_one(sequences: int) -> np.ndarray:
+    """The first row of each sequence that has one row. Nobody writes to it."""
+    return np.arange(sequences + 1, dtype=np.int32)
