@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import random_models
 from backends import CPU, CPU_PORTABLE
-from twins import VOCABULARY, Twins
+from twins import VOCABULARY, Twins, load
 
 import mlx_ferrum
 from mlx_ferrum.backends.cpu import step as steps
@@ -21,11 +20,6 @@ def native() -> Iterator[None]:
     """The cpu backend, in use."""
     with CPU.in_use():
         yield
-
-
-def load(folder: Path, case: str = "llama") -> Any:
-    model, _ = mlx_ferrum.load(random_models.write_case(folder / "m.gguf", case, seed=3))
-    return model
 
 
 @pytest.mark.parametrize("case", random_models.CASES)

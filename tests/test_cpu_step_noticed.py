@@ -10,11 +10,9 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
-import random_models
 from backends import CPU, REFERENCE
-from twins import Twins
+from twins import Twins, load
 
-import mlx_ferrum
 from mlx_ferrum import blocks, ops, profile
 from mlx_ferrum.batch import Batch
 from mlx_ferrum.experts import observe
@@ -28,11 +26,6 @@ def native() -> Iterator[None]:
     """The cpu backend, in use."""
     with CPU.in_use():
         yield
-
-
-def load(folder: Path, case: str = "llama") -> Any:
-    model, _ = mlx_ferrum.load(random_models.write_case(folder / "m.gguf", case, seed=3))
-    return model
 
 
 def stack_of(model: Any) -> QTensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import pytest
 import random_models
 from backends import CPU, REFERENCE
 from jupyter_client.manager import start_new_kernel
+from moments import Moments
 from test_cache import KINDS, SMALL
 
 import mlx_ferrum
@@ -22,7 +22,6 @@ from mlx_ferrum.generate import generate_step, stream_generate
 
 PROMPT = [3, 1, 4, 1, 5, 9, 2, 6]
 SECONDS = 120
-PACKAGE = str(Path(mlx_ferrum.__file__).parent)
 
 
 @pytest.fixture(scope="module", params=["llama", "gemma3"])
@@ -160,22 +159,6 @@ def test_an_interrupted_kernel_goes_on(smollm2_path: Path) -> None:
 
 
 # -- at any moment ---------------------------------------------------------------------------------
-
-
-class Moments:
-    """Counts the lines of the package that run, and sends SIGINT before line number `at`."""
-
-    def __init__(self, at: int = -1) -> None:
-        self.at, self.count = at, 0
-
-    def __call__(self, frame: Any, event: str, _: Any) -> Any:
-        if not frame.f_code.co_filename.startswith(PACKAGE):
-            return None
-        if event == "line":
-            if self.count == self.at:
-                signal.raise_signal(signal.SIGINT)
-            self.count += 1
-        return self
 
 
 def traced(at: int, run: Any) -> int:

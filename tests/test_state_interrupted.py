@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import signal
 import sys
-from pathlib import Path
-from typing import Any
 
 import numpy as np
+from moments import Moments
 
-import mlx_ferrum
 from mlx_ferrum.state.kinds import KV
 from mlx_ferrum.state.model import ModelStates
 from mlx_ferrum.state.sequence import Sequence
 
-FOLDER = str(Path(mlx_ferrum.__file__).parent / "state")
 TEXT = list(range(60))
 
 
@@ -44,27 +40,11 @@ def live(states: ModelStates, sequences: list[Sequence]) -> None:
     read(states, sequences[1], 5)
 
 
-class Interrupt:
-    """A tracer: SIGINT before line number `at` of the state folder."""
-
-    def __init__(self, at: int) -> None:
-        self.at, self.count = at, 0
-
-    def __call__(self, frame: Any, event: str, _: Any) -> Any:
-        if not frame.f_code.co_filename.startswith(FOLDER):
-            return None
-        if event == "line":
-            if self.count == self.at:
-                signal.raise_signal(signal.SIGINT)
-            self.count += 1
-        return self
-
-
 def interrupted(at: int) -> tuple[ModelStates, list[Sequence], bool]:
     """What is left, and whether the interruption came before the end."""
     states = ModelStates([KV(1, 1, 1), KV(1, 1, 1, window=4)], allocate, block=2, slack=1)
     sequences: list[Sequence] = []
-    sys.settrace(Interrupt(at))
+    sys.settrace(Moments(at, "state"))
     try:
         live(states, sequences)
     except KeyboardInterrupt:

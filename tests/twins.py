@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import random_models
 
+import mlx_ferrum
 from mlx_ferrum import ops
 from mlx_ferrum.batch import Batch
 from mlx_ferrum.state.model import ModelStates
@@ -14,6 +17,12 @@ from mlx_ferrum.state.sequence import Sequence as Text
 
 VOCABULARY = 300
 Run = Callable[[Batch], Any]
+
+
+def load(folder: Path, case: str = "llama") -> Any:
+    """A small random model of an architecture."""
+    model, _ = mlx_ferrum.load(random_models.write_case(folder / "m.gguf", case, seed=3))
+    return model
 
 
 class Twins:
