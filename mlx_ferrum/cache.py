@@ -122,7 +122,7 @@ class Cache:
             self.rewind(known)
 
     def fork(self) -> Cache:
-        """A cache with the same past, which shares its blocks."""
+        """A cache with the same past, which shares its blocks: use both in one thread, or in turn."""
         other = Cache(self.keeps, self.fingerprint)
         other.states, other._backend = self.states, self._backend
         if self.states is not None:

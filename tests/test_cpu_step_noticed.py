@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -207,6 +209,18 @@ def test_other_tensors_are_used_in_every_step(tmp_path: Path) -> None:
     assert not np.asarray(logits).any()
     logits, *_ = twins(which)
     assert np.asarray(logits).any()
+
+
+def test_weights_live_as_long_as_the_step_that_reads_them(tmp_path: Path) -> None:
+    model = load(tmp_path)
+    twins, _ = settled(model)
+    weight = weakref.ref(model.body.layers[0].mlp.down_proj.weight)
+    model.body.layers = []
+    gc.collect()
+    assert weight() is not None
+    del twins
+    gc.collect()
+    assert weight() is None
 
 
 def test_choices_of_experts_are_observed_in_every_step(tmp_path: Path) -> None:
