@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, SupportsIndex
 
 import mlx.core as mx
 import numpy as np
@@ -30,7 +31,6 @@ class Model(Protocol):
 class Cache:
     """Keys and values of sequences that grow in step, in blocks of their own.
 
-    offset: positions that each sequence holds
     states: the blocks of all layers; None until the first tokens come
     """
 
@@ -100,8 +100,11 @@ class Cache:
     def rewind(self, position: int) -> int:
         """Forget all positions from `position` on; more of them, where a window's blocks are gone.
 
-        Returns the positions that are held now. Raises ValueError for more than are held.
+        Returns the positions that are held now. Raises ValueError for more than are held, or no whole number.
         """
+        if type(position) is bool or not isinstance(position, SupportsIndex):
+            raise ValueError(f"rewind to {position!r}, expected a whole number")
+        position = operator.index(position)
         if not 0 <= position <= self.offset:
             raise ValueError(f"rewind to {position}, expected 0 to {self.offset}")
         while self.states is not None and any(x.position != position for x in self.sequences):

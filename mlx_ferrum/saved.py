@@ -77,8 +77,8 @@ def _write(path: Path, arrays: dict[str, mx.array], metadata: dict[str, str]) ->
         temporary.replace(path)
 
 
-def load(path: str | Path, model: LanguageModel, *, kv_bits: int = 16) -> tuple[Cache, list[int]]:
-    """Read a cache that `save` wrote for the same model and `kv_bits`: the cache and the tokens that it holds.
+def load(path: str | Path, model: LanguageModel, *, kv_bits: int = 16) -> Cache:
+    """Read a cache that `save` wrote for the same model and `kv_bits`.
 
     Raises ValueError if the file is of another kind or of another model, FileNotFoundError if there is none.
     """
@@ -89,10 +89,9 @@ def load(path: str | Path, model: LanguageModel, *, kv_bits: int = 16) -> tuple[
         arrays, metadata = loaded
         cache = model.make_cache(kv_bits=kv_bits)
         _check_metadata(metadata, cache)
-        vocab_size = model.args.vocab_size
-        ids = _restore(cache, arrays, _firsts(metadata["firsts"]), vocab_size)
+        _restore(cache, arrays, _firsts(metadata["firsts"]), model.args.vocab_size)
         mx.eval(cache.arrays)  # so that another thread can use them
-        return cache, ids
+        return cache
     except (RuntimeError, ValueError) as error:
         raise ValueError(f"{path}: {error}") from error
 
@@ -121,18 +120,18 @@ def _check_metadata(metadata: dict[str, str], cache: Cache) -> None:
 def _firsts(text: str) -> Any:
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise ValueError(f"expected the first blocks as JSON, found {text[:60]!r}") from None
 
 
-def _restore(cache: Cache, arrays: dict[str, mx.array], firsts: Any, vocab_size: int) -> list[int]:
-    """Fill an empty cache; the tokens that it holds."""
+def _restore(cache: Cache, arrays: dict[str, mx.array], firsts: Any, vocab_size: int) -> None:
+    """Fill an empty cache."""
     tokens = arrays.get("tokens")
     if tokens is None or tokens.ndim != 1 or tokens.dtype != mx.int32:
         raise ValueError("the list of tokens is missing")
     ids = np.asarray(tokens).tolist()
     if not ids:
-        return []
+        return
     for token in (min(ids), max(ids)):
         if not 0 <= token < vocab_size:
             raise ValueError(f"token {token}, expected 0 to {vocab_size - 1}")
@@ -148,7 +147,6 @@ def _restore(cache: Cache, arrays: dict[str, mx.array], firsts: Any, vocab_size:
         for layer, storage in group.storages.items():
             _fill(storage, part.blocks[part.first :], arrays, layer)
     cache.sequences = [sequence]
-    return ids
 
 
 def _fill(storage: Storage, blocks: list[int], arrays: dict[str, mx.array], layer: int) -> None:

@@ -90,6 +90,28 @@ def test_what_prompts_have_in_common_is_computed_once(
     assert sum(rows) <= len(ids) + again
 
 
+def test_prompts_wait_only_for_what_another_one_computes(
+    loaded: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of many prompts with the same start the first is read alone, then the others together."""
+    model, tokenizer = loaded
+    passes: list[int] = []
+    states = type(model.make_states())
+    plain = states.batch
+
+    def noted(self: Any, rows: Any, ids: Any) -> Any:
+        passes.append(len(rows))
+        return plain(self, rows, ids)
+
+    monkeypatch.setattr(states, "batch", noted)
+    start = tokenizer.encode(LONG)[:40]
+    prompts = [[*start, token, 7, 9] for token in range(10, 22)]
+    found = batch_generate(model, tokenizer, prompts, max_tokens=1)
+    assert passes == [1, 11]
+    monkeypatch.undo()
+    assert found.texts == alone(loaded, prompts, max_tokens=1)
+
+
 def test_stop_strings_and_end_tokens_end_a_text_alone(loaded: tuple[Any, Any]) -> None:
     texts = alone(loaded, PROMPTS, max_tokens=20)
     stop = texts[0][5:9]
@@ -140,7 +162,19 @@ def test_no_prompts_give_no_texts(loaded: tuple[Any, Any]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ({"prompts": [[1], []]}, "the prompt is empty"),
+        ({"prompts": [[1], []]}, "prompt 1: the prompt is empty"),
+        ({"prompts": "abc"}, "prompts is a str, expected a list of prompts"),
+        ({"prompts": 5}, "prompts is a int, expected a list of prompts"),
+        ({"prompts": [[1]], "max_tokens": 1.5}, "prompt 0: max_tokens"),
+        ({"prompts": [[1]], "kv_bits": 8.0}, "bits is 8.0, expected 8 or 16"),
+        (
+            {"prompts": [[1], [2]], "sampler": lambda logprobs: mx.array([1])},
+            "the sampler gave 1 tokens for 2 texts",
+        ),
+        (
+            {"prompts": [[1]], "logits_processors": [lambda _, logits: logits[0]]},
+            "a processor gave .*, expected",
+        ),
         ({"prompts": [[1], [10**6]]}, "prompt 1: the prompt has token 1000000"),
         ({"prompts": [[1] * 5000]}, "prompt 0: .*no room for a reply"),
         ({"prompts": [[1], [2]], "max_tokens": [1]}, "max_tokens has 1 numbers for 2 prompts"),

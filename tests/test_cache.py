@@ -234,3 +234,13 @@ def test_bits_of_a_cache(model: Any) -> None:
         logits(model, random_ids(20, seed=1), cache)
     assert narrow.nbytes < wide.nbytes
     assert {keeps.bits for keeps in narrow.keeps} == {8} != {KV(1, 1, 1).bits}
+
+
+@pytest.mark.parametrize("position", [1.0, True, None, "1"])
+def test_rewind_takes_whole_numbers_only(files: Any, position: Any) -> None:
+    model = mlx_ferrum.load(files["full"])[0]
+    cache = model.make_cache()
+    logits(model, [1, 2, 3], cache)
+    with pytest.raises(ValueError, match="expected a whole number"):
+        cache.rewind(position)
+    assert cache.offset == 3 and cache.rewind(np.int64(2)) == 2

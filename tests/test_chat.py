@@ -145,7 +145,9 @@ def test_an_unfinished_message_ends_the_session() -> None:
 
 
 @pytest.mark.parametrize("at", [1, 2, 4])
-def test_ctrl_c_stops_the_reply_and_keeps_the_session(talk: Chat, lazy: bool, at: int) -> None:
+def test_ctrl_c_stops_the_reply_and_keeps_the_session(
+    talk: Chat, lazy: bool, at: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The signal comes while the model works on its `at`-th call: that is what Ctrl-C does."""
     run: Callable[[Batch], Any] = talk.model.run
     calls = iter(range(1, 1000))
@@ -155,7 +157,7 @@ def test_ctrl_c_stops_the_reply_and_keeps_the_session(talk: Chat, lazy: bool, at
             signal.raise_signal(signal.SIGINT)
         return run(batch)
 
-    talk.model.run = interrupted  # type: ignore[method-assign]
+    monkeypatch.setattr(talk.model, "run", interrupted)
     assert talk("hello", "bye") == 0
     # a token is handed out when the model is done with it, or when the next one is under way
     said = max(at - 1 - lazy, 0)

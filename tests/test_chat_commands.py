@@ -41,16 +41,18 @@ def test_retry_processes_only_the_last_token_again(talk: Chat) -> None:
     assert talk.model.fed == [first, 1, 1, 1, 1, 1, 1, 1, 1, 1, second, 1, 1, 1, 1]
 
 
-def test_an_interrupted_retry_keeps_the_old_reply(talk: Chat) -> None:
+def test_an_interrupted_retry_keeps_the_old_reply(
+    talk: Chat, monkeypatch: pytest.MonkeyPatch
+) -> None:
     compute = talk.model.run
 
     def interrupted(batch: Any) -> Any:
         if len(talk.model.fed) == 5:  # the retry's first pass
-            talk.model.run = compute  # type: ignore[method-assign]
+            monkeypatch.setattr(talk.model, "run", compute)
             raise KeyboardInterrupt
         return compute(batch)
 
-    talk.model.run = interrupted  # type: ignore[method-assign]
+    monkeypatch.setattr(talk.model, "run", interrupted)
     talk("hello", "/retry", "bye", flags=GREEDY)
     assert "(stopped: the conversation is as it was)" in talk.told
     hello, bye = talk.expected("hello", "bye")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import mlx.core as mx
 import numpy as np
 import pytest
 from backends import Backend
@@ -78,9 +79,32 @@ def test_activations_need_not_be_contiguous(native: Backend) -> None:
     batch = layer.states.batch([(layer.texts[0], 3)], np.arange(3))
     at = batch.layer(0)
     q, k, v = product[:, :2], product[:, 2:3], product[:, 3:]
-    turned = ops.append(q, k, v, at, np.zeros(1, np.float32), interleaved=False)  # type: ignore[arg-type]
+    turned = ops.append(q, k, v, at, mx.zeros(1), interleaved=False)
     assert np.array_equal(turned, q)
     halves = [x.astype(np.float16).astype(np.float64) for x in (k, v)]
     past = (np.concatenate(pair) for pair in zip(layer.past[0], halves, strict=True))
     wanted = attention(q, *past, scale=0.3)
     assert np.allclose(ops.attend(turned[:, :, :], at, scale=0.3), wanted, atol=1e-5)
+
+
+def test_blocks_outside_the_pool_are_refused(native: Backend) -> None:
+    """A slot, a table entry or a length that does not fit the storage never becomes an address."""
+    layer = layer_of(native, 20)
+    batch = layer.states.batch([(layer.texts[0], 3)], np.arange(3))
+    at = batch.layer(0)
+    q, k, v = normal(3, 2, 16), normal(3, 1, 16), normal(3, 1, 16)
+    paging, blocks, size = at.paging, at.storage.blocks, at.storage.size
+    for array, wrong, said in (
+        (paging.slots, blocks * size, f"slot {blocks * size}, expected 0 to {blocks * size - 1}"),
+        (paging.slots, -1, "slot -1, expected 0"),
+        (paging.table, blocks, f"block {blocks}, expected 0 to {blocks - 1}"),
+        (paging.table, -1, "block -1, expected 0"),
+        (batch.lengths, 10**6, "1000000 positions, expected at most"),
+    ):
+        kept = array.copy()
+        array.reshape(-1)[0] = wrong
+        with pytest.raises(ValueError, match=said):
+            turned = ops.append(q, k, v, at, mx.zeros(1), interleaved=False)
+            ops.attend(turned, at, scale=1.0)
+        array[:] = kept
+    ops.attend(ops.append(q, k, v, at, mx.zeros(1), interleaved=False), at, scale=1.0)

@@ -81,7 +81,8 @@ def test_a_saved_cache_continues(case: str, reader: Backend, tmp_path: Path) -> 
         run(model, tokens[:, :30], held)
         saved.save(tmp_path / "saved", held)
     with reader.in_use():
-        loaded, ids = saved.load(tmp_path / "saved", model)
+        loaded = saved.load(tmp_path / "saved", model)
+        ids = loaded.tokens
         found = run(model, tokens[:, 30:], loaded)
     assert ids == tokens[0, :30].tolist()
     assert np.abs(found - whole[:, 30:]).max() < CPU.logit

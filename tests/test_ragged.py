@@ -17,7 +17,7 @@ from ragged import Alone, Reading, small_states
 import mlx_ferrum
 from mlx_ferrum.generate import generate_step
 from mlx_ferrum.generate.step import forward
-from mlx_ferrum.state.pool import OutOfBlocks
+from mlx_ferrum.state.pool import OutOfBlocksError
 
 CASES = [
     *((backend, name) for backend in (REFERENCE, CPU) for name in random_models.CASES),
@@ -132,7 +132,7 @@ def test_out_of_blocks_changes_nothing(backend: Backend, name: str, tmp_path: Pa
         read((first, one))
         room = states.room()
         for _ in range(2):
-            with pytest.raises(OutOfBlocks):
+            with pytest.raises(OutOfBlocksError):
                 read((first, [1]), (second, [*two, *two]))
             assert (first.position, second.position, states.room()) == (8, 0, room)
         found = read((first, [1]), (second, two))

@@ -286,7 +286,7 @@ def test_processors_of_the_package_do_the_same_to_either_kind_of_array(window: i
     """The two in turn, as a generation has them."""
     rng = np.random.default_rng(4)
     logits, seen = rng.normal(size=(1, 20)).astype(np.float32), rng.integers(0, 20, 9)
-    processors = sample.make_processors(
+    processors: list[Any] = sample.make_processors(
         logit_bias={3: -np.inf, 5: 2.5},
         repetition_penalty=1.3,
         presence_penalty=0.5,
@@ -295,7 +295,7 @@ def test_processors_of_the_package_do_the_same_to_either_kind_of_array(window: i
     )
     found, wanted = logits.copy(), mx.array(logits)
     for process in processors:
-        found = process(seen.astype(np.uint32), found)  # type: ignore[arg-type]
+        found = process(seen.astype(np.uint32), found)
         wanted = process(mx.array(seen), wanted)
     assert isinstance(found, np.ndarray) and isinstance(wanted, mx.array)
     np.testing.assert_allclose(found, wanted, rtol=1e-6)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from mlx_ferrum.state.paged import Paged, Part
-from mlx_ferrum.state.pool import OutOfBlocks, Pool
+from mlx_ferrum.state.pool import OutOfBlocksError, Pool
 from mlx_ferrum.state.sequence import Sequence
 from mlx_ferrum.state.states import States
 
@@ -183,7 +183,7 @@ class StatesModel(RuleBasedStateMachine):
         before = self.photograph()
         try:
             self.states.reserve(wanted)
-        except OutOfBlocks:
+        except OutOfBlocksError:
             assert not fits
             assert self.photograph() == before
             return
@@ -231,7 +231,7 @@ class StatesModel(RuleBasedStateMachine):
             group.peak = max(group.peak, len(self.held(group, index)) + needed)
         try:
             self.states.reserve([(live.sequence, count)])
-        except OutOfBlocks:
+        except OutOfBlocksError:
             return
         self.raise_floor(live)
 

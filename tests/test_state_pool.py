@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from mlx_ferrum.state.kinds import KV
-from mlx_ferrum.state.pool import OutOfBlocks, Pool
+from mlx_ferrum.state.pool import OutOfBlocksError, Pool
 
 
 def test_ids_grow_from_0_and_a_released_block_is_taken_before_a_new_one() -> None:
@@ -29,7 +29,7 @@ def test_new_blocks_are_taken_before_cached_ones_are_evicted_in_order_of_release
     assert pool.take() == second
     assert (pool.find(bytes([second])), pool.find(bytes([first]))) == (None, first)
     assert pool.take() == first
-    with pytest.raises(OutOfBlocks, match="1 wanted, 0 of 3 free"):
+    with pytest.raises(OutOfBlocksError, match="1 wanted, 0 of 3 free"):
         pool.take()
 
 

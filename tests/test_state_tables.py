@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from mlx_ferrum.state.paged import Paged
-from mlx_ferrum.state.pool import OutOfBlocks, Pool
+from mlx_ferrum.state.pool import OutOfBlocksError, Pool
 from mlx_ferrum.state.sequence import Sequence, extend_keys
 from mlx_ferrum.state.states import States
 
@@ -229,7 +229,7 @@ def test_blocks_are_found_once_their_ids_are_known() -> None:
 def test_a_batch_that_does_not_fit_changes_nothing() -> None:
     states, paged = make(3)
     one, two = states.begin(), states.begin()
-    with pytest.raises(OutOfBlocks, match="out of blocks: 4 wanted, 3 of 3 free") as caught:
+    with pytest.raises(OutOfBlocksError, match="out of blocks: 4 wanted, 3 of 3 free") as caught:
         states.reserve([(one, 5), (two, 5)])
     assert (caught.value.wanted, caught.value.free, caught.value.size) == (4, 3, 3)
     assert (one.parts[0].blocks, two.parts[0].blocks, paged.pool.free) == ([], [], 3)
@@ -241,7 +241,7 @@ def test_blocks_that_one_sequence_frees_do_not_count_for_another() -> None:
     states, paged = make(6, window=4)
     one, two, three = states.begin(), states.begin(), states.begin()
     write(states, one, list(range(20)))  # the next row frees four of its five blocks
-    with pytest.raises(OutOfBlocks, match="3 wanted, 1 of 6 free"):
+    with pytest.raises(OutOfBlocksError, match="3 wanted, 1 of 6 free"):
         states.reserve([(three, 1), (two, 5), (one, 1)])
     assert (two.parts[0].blocks, three.parts[0].blocks, paged.pool.free) == ([], [], 1)
     states.reserve([(one, 1)])

@@ -130,7 +130,8 @@ def test_a_conversation_goes_on_in_another_thread(path, tmp_path):
     assert in_thread(lambda: held.rewind(len(PROMPT))) == len(PROMPT)
     file = tmp_path / "cache.safetensors"
     in_thread(lambda: saved.save(file, held))
-    restored, tokens = in_thread(lambda: saved.load(file, model))
+    restored = in_thread(lambda: saved.load(file, model))
+    tokens = restored.tokens
     assert tokens == PROMPT
     wanted = text(model, [*PROMPT, token, 8])
     assert in_thread(lambda: text(model, [token, 8], cache=held)) == wanted

@@ -71,7 +71,7 @@ void ferrum_set_threads(int n) {
 
 // Makes calls one after another, up to the first that fails; ferrum_error says why. A Status.
 int ferrum_run(const Call* calls, int count) {
-    return guarded([&] { replay(calls, count); });
+    return guarded([&] { run_calls(calls, count); });
 }
 
 // Why the last call of this thread failed.

@@ -1,6 +1,8 @@
 // What becomes of queries, keys and values before attention: norm of heads, rotation, and storing in the pool.
 #include <algorithm>
 #include <cmath>
+#include <stdexcept>
+#include <string>
 #include <vector>
 
 #include "calls.h"
@@ -20,7 +22,7 @@ struct Append {
     float* turned;
     void *keys, *values;
     float *key_scales, *value_scales; // (blocks, groups, size), or null
-    int rows, heads, groups, d, dv, pairs, interleaved, size, bits;
+    int rows, heads, groups, d, dv, pairs, interleaved, blocks, size, bits;
     float eps;
 };
 
@@ -96,7 +98,16 @@ void append_row(const Append& a, int row, Turn turn) {
     }
 }
 
+void check(const Append& a) {
+    for (int row = 0; row < a.rows; row++)
+        if (a.slots[row] < 0 || a.slots[row] >= long(a.blocks) * a.size)
+            throw std::out_of_range("append: row " + std::to_string(row) + " goes to slot " +
+                                    std::to_string(a.slots[row]) + ", expected 0 to " +
+                                    std::to_string(long(a.blocks) * a.size - 1));
+}
+
 void append(const Append& a) {
+    check(a);
     bool is_shared = long(a.rows) * (a.heads + a.groups) * a.d >= SMALL;
     share(is_shared, a.rows, [&](int row) {
         thread_local std::vector<float> scratch;
@@ -108,7 +119,7 @@ void append(const Append& a) {
 
 CALL(Angles, angles, F(frequencies), F(positions), F(out), F(rows), F(pairs), F(magnitude))
 CALL(Append, append, F(q), F(k), F(v), F(q_weight), F(k_weight), F(angles), F(slots), F(turned), F(keys), F(values),
-     F(key_scales), F(value_scales), F(rows), F(heads), F(groups), F(d), F(dv), F(pairs), F(interleaved), F(size),
-     F(bits), F(eps))
+     F(key_scales), F(value_scales), F(rows), F(heads), F(groups), F(d), F(dv), F(pairs), F(interleaved), F(blocks),
+     F(size), F(bits), F(eps))
 
 } // namespace

@@ -4,6 +4,8 @@
 // eight rows are multiplied at a time, with all sums in registers. Sequences with few rows: transposing would cost more
 // than it saves; their keys are split into runs instead, so that one long sequence and many short ones both use all
 // threads, and the softmaxes of the runs are merged.
+#include <stdexcept>
+#include <string>
 #include <vector>
 
 #include "attention_rows.h"
@@ -122,12 +124,26 @@ void attend_as(const Attention& a) {
             merge(r.head, i, plan.parts.data() + r.at + i * (a.dv + 2), r.count, r.head.rows() * (a.dv + 2));
 }
 
+// The blocks that a sequence sees lie in the pool.
+void check(const Attention& a, int sequence) {
+    Head h{a, sequence, 0};
+    int first = h.length() > 0 ? h.begin() / a.size : 0, end = (h.held() + a.size - 1) / a.size;
+    if (h.length() > 0 && (end > a.width || h.length() > h.held()))
+        throw std::out_of_range("attend: a sequence of " + std::to_string(h.held()) + " positions, expected at most " +
+                                std::to_string(long(a.width) * a.size));
+    for (int i = first; h.length() > 0 && i < end; i++)
+        if (h.table()[i] < 0 || h.table()[i] >= a.blocks)
+            throw std::out_of_range("attend: block " + std::to_string(h.table()[i]) + ", expected 0 to " +
+                                    std::to_string(a.blocks - 1));
+}
+
 void attend(const Attention& a) {
+    for (int s = 0; s < a.sequences; s++) check(a, s);
     with_stored(a.bits, [&](auto* stored) { attend_as<std::remove_pointer_t<decltype(stored)>>(a); });
 }
 
 CALL(Attention, attend, F(q), F(keys), F(values), F(key_scales), F(value_scales), F(sinks), F(starts), F(lengths),
-     F(table), F(out), F(sequences), F(width), F(size), F(heads), F(groups), F(d), F(dv), F(window), F(bits),
+     F(table), F(out), F(sequences), F(width), F(blocks), F(size), F(heads), F(groups), F(d), F(dv), F(window), F(bits),
      F(both_ways), F(scale), F(softcap))
 
 } // namespace

@@ -15,7 +15,7 @@ struct Attention {
     const int* lengths;                     // (sequences,), positions held; the rows are the last of them
     const int* table;                       // (sequences, width), blocks
     float* out;
-    int sequences, width, size, heads, groups, d, dv, window, bits, both_ways;
+    int sequences, width, blocks, size, heads, groups, d, dv, window, bits, both_ways;
     float scale;   // multiplies scores
     float softcap; // bounds scores: c tanh(score / c); or 0
 

@@ -7,7 +7,7 @@ std::vector<Kind>& kinds() {
     return all;
 }
 
-void replay(const Call* calls, int count) {
+void run_calls(const Call* calls, int count) {
     const std::vector<Kind>& all = kinds();
     for (int i = 0; i < count; i++) all[calls[i].kind].run(calls[i].arguments);
 }

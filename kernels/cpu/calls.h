@@ -34,8 +34,8 @@ struct Call {
     const void* arguments;
 };
 
-// A recorded step: the same calls again, over memory whose contents have changed.
-void replay(const Call* calls, int count);
+// Makes calls one after another: a single one, or a recorded step over memory whose contents have changed.
+void run_calls(const Call* calls, int count);
 
 // The structs as text, see describe.h: Weight, then the kinds in the order of their numbers.
 const char* layout();

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import operator
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import Any
 
 import mlx.core as mx
@@ -111,8 +114,8 @@ def batch_generate(
         biases(tokenizer, logit_bias, ignore_eos),
         given_processors(logits_processors),
     )
-    ids = [encode_prompt(tokenizer, prompt) for prompt in prompts]
-    limits = _limits(model, tokenizer, ids, max_tokens)
+    ids = _encoded(tokenizer, prompts)
+    limits = _limits(model, ids, max_tokens)
     texts = [
         _Text(prompt, limit, Text(tokenizer, StopStrings(stop), prompt))
         for prompt, limit in zip(ids, limits, strict=True)
@@ -126,24 +129,40 @@ def batch_generate(
     return BatchResponse([text.text for text in texts], [t.tokens for t in texts], reasons, stats)
 
 
+def _encoded(tokenizer: Tokenizer, prompts: Iterable[Prompt]) -> list[list[int]]:
+    """The ids of each prompt."""
+    if isinstance(prompts, str | bytes) or not isinstance(prompts, Iterable):
+        raise ValueError(f"prompts is a {type(prompts).__name__}, expected a list of prompts")
+    found = []
+    for i, prompt in enumerate(prompts):
+        with _naming(f"prompt {i}"):
+            ids = encode_prompt(tokenizer, prompt)
+            check_ids("the prompt", ids, tokenizer.vocab_size)
+            found.append(ids)
+    return found
+
+
 def _limits(
-    model: LanguageModel,
-    tokenizer: Tokenizer,
-    prompts: list[list[int]],
-    max_tokens: int | Sequence[int],
+    model: LanguageModel, prompts: list[list[int]], max_tokens: int | Sequence[int]
 ) -> list[int]:
     """How many tokens each text may have."""
-    most = [max_tokens] * len(prompts) if isinstance(max_tokens, int) else list(max_tokens)
+    most = list(max_tokens) if isinstance(max_tokens, Sequence) else [max_tokens] * len(prompts)
     if len(most) != len(prompts):
         raise ValueError(f"max_tokens has {len(most)} numbers for {len(prompts)} prompts")
     limits = []
     for i, (prompt, each) in enumerate(zip(prompts, most, strict=True)):
-        try:
-            check_ids("the prompt", prompt, tokenizer.vocab_size)
+        with _naming(f"prompt {i}"):
             limits.append(token_limit(model, 0, prompt, each))
-        except ValueError as error:
-            raise ValueError(f"prompt {i}: {error}") from None
     return limits
+
+
+@contextmanager
+def _naming(what: str) -> Iterator[None]:
+    """Errors within say what they are about."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{what}: {error}") from None
 
 
 def _figures(stats: BatchStats) -> list[str]:
@@ -219,15 +238,19 @@ class _Run:
         )
 
     def _begin(self, waiting: deque[_Text], reading: list[_Text], size: int) -> None:
-        """Begin to read further prompts until a pass is full, but none whose first block another one will give it."""
-        block = self._states.block
+        """Begin to read further prompts until a pass is full, but none before its blocks that another one computes."""
         while waiting and sum(len(text.unread()) for text in reading) < size:
-            first = waiting[0].prompt[:block]
-            if len(first) == block and any(text.prompt[:block] == first for text in reading):
+            if any(self._computes(text, waiting[0].prompt) for text in reading):
                 return
             text = waiting.popleft()
             text.past = self._states.begin(text.prompt)
             reading.append(text)
+
+    def _computes(self, text: _Text, prompt: list[int]) -> bool:
+        """Whether `text`, which is being read, has yet to compute full blocks that `prompt` begins with too."""
+        common = sum(1 for _ in takewhile(bool, map(operator.eq, text.prompt, prompt[:-1])))
+        held = 0 if text.past is None else text.past.position
+        return common // self._states.block > held // self._states.block
 
     def _read(self, reading: list[_Text], size: int) -> int:
         """One pass over at most `size` tokens of prompts; the number of texts that have their first token now."""
@@ -294,7 +317,9 @@ class _Chooser:
             self._check(texts, logits, ranges, processed=True)
         if self._sampler is not greedy:
             likeliest = tokens(self._sampler(mx.array(log_softmax(logits))))
-        found: list[int] = np.asarray(likeliest).tolist()
+        found: list[int] = np.asarray(likeliest).reshape(-1).tolist()
+        if len(found) != len(texts):
+            raise ValueError(f"the sampler gave {len(found)} tokens for {len(texts)} texts")
         return found
 
     def _processed(self, texts: list[_Text], logits: Array) -> Array:
@@ -306,6 +331,9 @@ class _Chooser:
             rows = [
                 processed(process, _seen(text), logits[i : i + 1]) for i, text in enumerate(texts)
             ]
+            if any(row.shape != (1, logits.shape[-1]) for row in rows):
+                shapes = {row.shape for row in rows}
+                raise ValueError(f"a processor gave {shapes}, expected (1, {logits.shape[-1]})")
             logits = mx.concatenate(rows) if ops.is_lazy() else np.concatenate(rows)
         return at_hand(logits)
 
@@ -313,8 +341,6 @@ class _Chooser:
     def _check(texts: list[_Text], logits: Array, ranges: Array, *, processed: bool) -> None:
         """Raises ValueError if no token can be chosen for one of the texts."""
         for i, (text, extent) in enumerate(zip(texts, np.asarray(ranges), strict=True)):
-            read = len(text.prompt) + len(text.tokens)
-            try:
+            with _naming(f"text {i}"):
+                read = len(text.prompt) + len(text.tokens)
                 logit_range(extent[None], read, logits.shape[-1], processed)
-            except ValueError as error:
-                raise ValueError(f"text {i}: {error}") from None

@@ -94,5 +94,5 @@ class PromptCache:
             ValueError: the file is no prompt cache, or one of another model.
         """
         held = cls(model, kv_bits=kv_bits)
-        held.cache, _ = saved.load(path, model, kv_bits=kv_bits)
+        held.cache = saved.load(path, model, kv_bits=kv_bits)
         return held

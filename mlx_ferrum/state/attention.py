@@ -13,9 +13,7 @@ from .paged import Paged, Part
 from .pool import Pool
 from .storage import Allocate, Storage
 
-WIDTH = (
-    16  # the least width of a table, which grows by doubling: a recorded step is made for one width
-)
+WIDTH = 16  # of a table at least; it grows by doubling, as a recorded step is made for one width
 
 
 class AttentionState(Paged):

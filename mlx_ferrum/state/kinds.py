@@ -32,8 +32,8 @@ class KV:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"KV: {name} is {value}, expected at least 1")
-        if self.bits not in (8, 16):
-            raise ValueError(f"KV: bits is {self.bits}, expected 8 or 16")
+        if type(self.bits) is not int or self.bits not in (8, 16):
+            raise ValueError(f"KV: bits is {self.bits!r}, expected 8 or 16")
         if self.shares is not None and self.shares < 0:
             raise ValueError(f"KV: shares is {self.shares}, expected the index of a layer")
 
@@ -64,7 +64,7 @@ class State(Protocol):
         """The free blocks that `reserve` needs."""
 
     def reserve(self, part: Any, position: int, count: int) -> None:
-        """Make positions position ... position + count - 1 writable. Raises OutOfBlocks."""
+        """Make positions position ... position + count - 1 writable. Raises OutOfBlocksError."""
 
     def publish(self, part: Any, keys: Sequence[bytes], known: int) -> None:
         """Make the full blocks below position `known` findable: their contents are final."""

@@ -68,7 +68,7 @@ class ModelStates(States):
         """The next `count` rows of each (sequence, count), once there is room for them.
 
         tokens: (n,) ids of all rows, one sequence after another
-        Raises OutOfBlocks, and ValueError for a sequence without rows or another number of tokens; nothing has
+        Raises OutOfBlocksError, and ValueError for a sequence without rows or another number of tokens; nothing has
         changed then.
         """
         counts = [count for _, count in rows]

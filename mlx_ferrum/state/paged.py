@@ -115,7 +115,7 @@ class Paged:
     def reserve(self, part: Part, position: int, count: int) -> None:
         """Frees blocks behind the window, copies those that are not the part's own, and takes new ones.
 
-        Raises OutOfBlocks if the pool has fewer than `needed`; nothing has changed then.
+        Raises OutOfBlocksError if the pool has fewer than `needed`; nothing has changed then.
         """
         if not count or position + count <= part.ready:
             return

@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 
 
-class OutOfBlocks(RuntimeError):  # noqa: N818 -- a state of the pool, not a fault
+class OutOfBlocksError(RuntimeError):
     """A pool has too few free blocks. `wanted`, `free` and `size` are numbers of blocks."""
 
     def __init__(self, wanted: int, free: int, size: int) -> None:
@@ -57,15 +57,15 @@ class Pool:
         return self.size - self.capacity + len(self._released) + len(self._cached)
 
     def check(self, wanted: int) -> None:
-        """Raise OutOfBlocks unless `wanted` blocks can be taken now."""
+        """Raise OutOfBlocksError unless `wanted` blocks can be taken now."""
         if self.size is not None and wanted > self.free:
-            raise OutOfBlocks(wanted, self.free, self.size)
+            raise OutOfBlocksError(wanted, self.free, self.size)
 
     def take(self) -> int:
         """A block with one reference and no hash.
 
         Released blocks come first, then new ids, then the least recently used cached block, which loses its hash.
-        Raises OutOfBlocks.
+        Raises OutOfBlocksError.
         """
         self.check(1)
         if self._released:

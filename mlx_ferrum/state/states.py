@@ -47,7 +47,7 @@ class States:
         """A sequence of `tokens`, whose contents the caller writes before anything else happens.
 
         firsts: for each state the index of the first block that has contents
-        Raises ValueError if a state needs earlier blocks, OutOfBlocks.
+        Raises ValueError if a state needs earlier blocks, OutOfBlocksError.
         """
         keys: list[bytes] = []
         extend_keys(keys, tokens, self.block)
@@ -72,7 +72,8 @@ class States:
         """Make the next `count` positions of each (sequence, count) writable, or change nothing.
 
         What sequences need is added up as if each were alone, so blocks that one of them frees do not count for
-        another. Raises OutOfBlocks, and ValueError for a freed sequence, one that is named twice, or a negative count.
+        another. Raises OutOfBlocksError, and ValueError for a freed sequence, one that is named twice, or a negative
+        count.
         """
         for sequence, count in wanted:
             self._check(sequence, count)

@@ -86,6 +86,7 @@ Arguments append(Random& random, Pool& p, const Ragged& batch, int heads, const 
              {"dv", p.dv},
              {"pairs", pairs},
              {"interleaved", int(random() % 2)},
+             {"blocks", p.blocks},
              {"size", p.size},
              {"bits", p.bits},
              {"eps", 1e-5}}};
@@ -107,6 +108,7 @@ Arguments attend(Random& random, Pool& p, const Ragged& batch, int heads, const 
              {"out", out},
              {"sequences", int(batch.lengths.size())},
              {"width", batch.width},
+             {"blocks", p.blocks},
              {"size", p.size},
              {"heads", heads},
              {"groups", p.groups},

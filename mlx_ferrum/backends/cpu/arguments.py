@@ -55,7 +55,5 @@ def places(ws: Sequence[QTensor], biases: Sequence[mx.array | None]) -> ctypes.A
         ]
         found = native.weights(fields)
         kept = ws[0].kept[key] = (found, list(ws), list(biases), added)
-    native.keep(
-        kept
-    )  # a model whose layers are replaced must not leave a recorded call without weights
+    native.keep(kept)  # a recorded call reads the weights even if the model's layers are replaced
     return kept[0]

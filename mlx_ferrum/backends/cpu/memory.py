@@ -130,8 +130,8 @@ _thread = _Thread()
 def within(arena: Arena) -> Iterator[None]:
     """Let results of this thread lie in `arena` meanwhile, handed out anew."""
     arena.start()
-    _thread.arena = arena
     try:
+        _thread.arena = arena
         yield
     finally:
         _thread.arena = None
