@@ -14,7 +14,6 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from .interrupts import uninterrupted
 from .state.sequence import Sequence as Text
 from .state.storage import Storage
 
@@ -92,7 +91,6 @@ class Batch:
         state, storage = self.layers[index]
         return Place(self, self.states[state], storage)
 
-    @uninterrupted()
     def advance(self) -> None:
         """Say that the rows are computed. Ids of tokens that are not computed yet have to be noted later."""
         ids = self.tokens.tolist() if isinstance(self.tokens, np.ndarray) else None

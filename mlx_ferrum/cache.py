@@ -42,8 +42,8 @@ class Cache:
 
     @property
     def offset(self) -> int:
-        """Positions that each sequence holds."""
-        return self.sequences[0].position if self.sequences else 0
+        """Positions that all sequences hold."""
+        return min((sequence.position for sequence in self.sequences), default=0)
 
     @property
     def tokens(self) -> list[int]:
@@ -81,6 +81,8 @@ class Cache:
             raise ValueError(
                 f"the cache holds {len(self.sequences)} sequences, expected {count}: it is of another batch"
             )
+        if count > 1:
+            self.rewind(self.offset)  # an interruption may have kept some of them from moving on
         rows = [(sequence, tokens.shape[1]) for sequence in self.sequences]
         if not (ops.is_lazy() and isinstance(tokens, mx.array)):
             tokens = np.asarray(tokens, np.int64)

@@ -143,6 +143,21 @@ def test_sequences_of_a_cache_go_back_to_one_position(
         assert close(found, np.array(model(mx.array(rows)))[:, reached:], each_backend)
 
 
+@pytest.mark.parametrize("ahead", [0, 1])
+def test_sequences_that_an_interruption_left_apart_go_on_together(model: Any, ahead: int) -> None:
+    rows = np.array([random_ids(42, seed=7), random_ids(42, seed=8)])
+    whole = np.array(model(mx.array(rows)))
+    cache = model.make_cache()
+    model(mx.array(rows[:, :40]), cache=cache)
+    batch = cache.batch(rows[:, 40:41])
+    assert cache.states is not None
+    cache.states.advance(cache.sequences[ahead], 1, batch.tokens[ahead : ahead + 1].tolist())
+    assert cache.offset == 40
+    found = np.array(model(mx.array(rows[:, 40:]), cache=cache))
+    assert [sequence.position for sequence in cache.sequences] == [42, 42]
+    assert np.allclose(found, whole[:, 40:], atol=1e-3)
+
+
 @pytest.mark.parametrize("at", [5, 31, 32, 40, 64])
 def test_a_fork_and_its_source_go_on_as_if_alone(
     model: Any, at: int, each_backend: Backend
