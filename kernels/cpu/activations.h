@@ -105,20 +105,30 @@ private:
 
     template <bool IN_PANEL>
     static void quantize_chunk(const float* x, Whole& out) {
-        float sizes[GROUPS], factors[GROUPS];
-        for (int g = 0; g < GROUPS; g++) sizes[g] = largest_size(x + g / 2 * SHARED);
-        for (int g = 0; g < GROUPS; g += LANES) {
-            Floats most = load_floats(sizes + g), poison = most * 0.0f; // NaN if a value is infinite or NaN
-            store_floats(out.scale + g, most / LARGEST + poison);
-            store_floats(factors + g, most > SMALLEST ? LARGEST / most : Floats{});
+        constexpr int COUNT = std::max(RUNS, LANES);
+        float sizes[COUNT] = {}, scales[COUNT], factors[COUNT], sums[GROUPS];
+        for (int run = 0; run < RUNS; run++) sizes[run] = largest_size(x + run * SHARED);
+        for (int run = 0; run < RUNS; run += LANES) {
+            Floats most = load_floats(sizes + run), poison = most * 0.0f; // NaN if a value is infinite or NaN
+            store_floats(scales + run, most / LARGEST + poison);
+            store_floats(factors + run, most > SMALLEST ? LARGEST / most : Floats{});
         }
         for (int i = 0; i < CHUNK; i += LANES) {
-            Floats scaled = load_floats(x + i) * factors[i / GROUP];
+            Floats scaled = load_floats(x + i) * factors[i / SHARED];
             Floats half = scaled < 0 ? Floats{} - 0.5f : Floats{} + 0.5f;
             exact::split<IN_PANEL>(__builtin_convertvector(scaled + half, Ints), out.first + i / 4, out.second + i / 4);
         }
-        for (int g = 0; g < GROUPS; g += LANES)
-            store_floats(out.sum + g, load_floats(out.scale + g) * totals<IN_PANEL>(out, g));
+        for (int g = 0; g < GROUPS; g += LANES) store_floats(sums + g, totals<IN_PANEL>(out, g));
+        for (int run = 0; run < RUNS; run++) {
+            const float* halves = sums + 2 * run;
+            for (int h = 0; h < 2; h++) {
+                int at = IN_PANEL ? 2 * run + h : lane_of(run, h);
+                out.scale[at] = scales[run];
+                out.sum[at] = scales[run] * halves[h];
+            }
+            out.run_scale[run] = scales[run];
+            out.run_sum[run] = scales[run] * (halves[0] + halves[1]);
+        }
     }
 
     // Sums of 16 values each, of LANES groups from g on.

@@ -53,7 +53,7 @@ FERRUM_INLINE __m128i pairs(const B* b) {
 
 // Two pairs of halves a vector of codes: each d twice, each m twice.
 template <int J, typename B>
-FERRUM_INLINE void half_pairs(const B* b, Registers& out) {
+FERRUM_INLINE void half_pairs(const B* b, Registers<GROUP>& out) {
     __m128i low = pairs<2 * J>(b), high = pairs<2 * J - 4>(b + 4);
     __m512 pairs = _mm512_cvtph_ps(_mm256_set_m128i(high, low));
     out.scale[0] = (Floats)_mm512_moveldup_ps(pairs);
@@ -68,7 +68,7 @@ FERRUM_INLINE __m512i fifth_bits(const uchar* a, const uchar* b) {
 
 // The packed scales of Q4_K and Q5_K, as floats: scales and minimums of 8 groups, each twice.
 template <typename B>
-FERRUM_INLINE void packed_scales(const B& b, Registers& out) {
+FERRUM_INLINE void packed_scales(const B& b, Registers<GROUP>& out) {
     uint s = load4(b.scales), m = load4(b.scales + 4), low = load4(b.scales + 8);
     uint4 bytes = {s & 0x3f3f3f3f, (low & 0x0f0f0f0f) | (s >> 6 & 0x03030303) << 4, m & 0x3f3f3f3f,
                    (low >> 4 & 0x0f0f0f0f) | (m >> 6 & 0x03030303) << 4};
@@ -80,20 +80,20 @@ FERRUM_INLINE void packed_scales(const B& b, Registers& out) {
 
 // The first J vectors of a chunk; K types know only whole ones.
 template <int J>
-FERRUM_INLINE void unpack(const Q4_0* b, Registers& out) {
+FERRUM_INLINE void unpack(const Q4_0* b, Registers<GROUP>& out) {
     for (int j = 0; j < J; j++) out.code[j] = (Ints)nibbles(b[2 * j].qs, b[2 * j + 1].qs);
     out.scale[0] = halves<J>(b);
     out.bias[0] = out.scale[0] * -8.0f;
 }
 
 template <int J>
-FERRUM_INLINE void unpack(const Q4_1* b, Registers& out) {
+FERRUM_INLINE void unpack(const Q4_1* b, Registers<GROUP>& out) {
     for (int j = 0; j < J; j++) out.code[j] = (Ints)nibbles(b[2 * j].qs, b[2 * j + 1].qs);
     half_pairs<J>(b, out);
 }
 
 template <int J>
-FERRUM_INLINE void unpack(const Q5_0* b, Registers& out) {
+FERRUM_INLINE void unpack(const Q5_0* b, Registers<GROUP>& out) {
     for (int j = 0; j < J; j++)
         out.code[j] =
             (Ints)_mm512_or_si512(nibbles(b[2 * j].qs, b[2 * j + 1].qs), fifth_bits(b[2 * j].qh, b[2 * j + 1].qh));
@@ -102,7 +102,7 @@ FERRUM_INLINE void unpack(const Q5_0* b, Registers& out) {
 }
 
 template <int J>
-FERRUM_INLINE void unpack(const Q5_1* b, Registers& out) {
+FERRUM_INLINE void unpack(const Q5_1* b, Registers<GROUP>& out) {
     for (int j = 0; j < J; j++)
         out.code[j] =
             (Ints)_mm512_or_si512(nibbles(b[2 * j].qs, b[2 * j + 1].qs), fifth_bits(b[2 * j].qh, b[2 * j + 1].qh));
@@ -110,7 +110,7 @@ FERRUM_INLINE void unpack(const Q5_1* b, Registers& out) {
 }
 
 template <int J>
-FERRUM_INLINE void unpack(const Q8_0* b, Registers& out) {
+FERRUM_INLINE void unpack(const Q8_0* b, Registers<GROUP>& out) {
     for (int j = 0; j < J; j++) {
         __m512i q = _mm512_castsi256_si512(load256(b[2 * j].q));
         q = _mm512_inserti64x4(q, load256(b[2 * j + 1].q), 1);
@@ -121,13 +121,13 @@ FERRUM_INLINE void unpack(const Q8_0* b, Registers& out) {
 }
 
 template <int J>
-FERRUM_INLINE void unpack(const Q4_K* b, Registers& out) {
+FERRUM_INLINE void unpack(const Q4_K* b, Registers<GROUP>& out) {
     for (int j = 0; j < 4; j++) out.code[j] = (Ints)nibbles32(b->qs + 32 * j);
     packed_scales(*b, out);
 }
 
 template <int J>
-FERRUM_INLINE void unpack(const Q5_K* b, Registers& out) {
+FERRUM_INLINE void unpack(const Q5_K* b, Registers<GROUP>& out) {
     __m512i high = _mm512_broadcast_i64x4(load256(b->qh));
     for (int j = 0; j < 4; j++) {
         // bits 2 j and 2 j + 1, moved to bit 4
@@ -139,7 +139,7 @@ FERRUM_INLINE void unpack(const Q5_K* b, Registers& out) {
 }
 
 template <int J>
-FERRUM_INLINE void unpack(const Q6_K* b, Registers& out) {
+FERRUM_INLINE void unpack(const Q6_K* b, Registers<GROUP>& out) {
     const __m512i low_bits = _mm512_set1_epi8(15), high_bits = _mm512_set1_epi8(48);
     const __m512i near = _mm512_set_epi64(2, 2, 2, 2, 4, 4, 4, 4);
     const __m512i far = _mm512_set_epi64(2, 2, 2, 2, 0, 0, 0, 0);

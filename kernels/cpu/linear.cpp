@@ -63,15 +63,17 @@ void multiply_some(const Stretch<B>& s, int row, int at, long ahead) {
     int k = s.in.k;
     long blocks = k / B::WEIGHTS;
     Floats sums[ROWS][N] = {};
-    Registers chunk;
-    for (int c = 0; c < k / CHUNK; c++)
+    for (int c = 0; c < k / CHUNK; c++) {
+        const B* w[ROWS];
+        const Whole* part[N];
+        for (int i = 0; i < N; i++) part[i] = x[i] + c;
 #pragma GCC unroll 4
         for (int r = 0; r < ROWS; r++) {
             prefetch_chunk<3>(rows + r * blocks, c, ahead);
-            registers::unpack<CHUNK / CODES>(rows + r * blocks + c * (CHUNK / B::WEIGHTS), chunk);
-#pragma GCC unroll 4
-            for (int i = 0; i < N; i++) add_product(chunk, x[i][c], sums[r][i]);
+            w[r] = rows + r * blocks + c * (CHUNK / B::WEIGHTS);
         }
+        add_products<ROWS, N>(w, part, sums);
+    }
     Finish<B> finish = finish_of<B>(k);
     float* out = s.out + at * s.stride + row;
 #pragma GCC unroll 4

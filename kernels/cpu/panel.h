@@ -7,7 +7,7 @@
 #include "exact.h"
 #include "registers.h"
 
-constexpr int SHARED = 32;                   // values that share a scale: a run
+constexpr int SHARED = RUN;                  // values that share a scale
 constexpr int RUNS = CHUNK / SHARED;         // of a chunk
 constexpr int QUADS = SHARED / 4;            // fours of a run
 constexpr int HALVES = exact::BYTES ? 2 : 1; // lanes that a word takes
@@ -17,11 +17,22 @@ constexpr int SETS = RUNS / INTERLEAVED;
 constexpr int MOST_ROWS = LANES / HALVES / INTERLEAVED; // of a panel
 constexpr int MOST_WIDE = INTERLEAVED == 1 && MOST_ROWS > 2 ? 2 : 1;
 
-// A chunk of a row of activations, as words for each four; see exact.h.
+// A chunk of a row of activations, as words for each four; see exact.h. Numbers of groups lie as in registers; in
+// chunks for panels, as in the row.
 struct Whole {
     alignas(64) int first[CHUNK / 4], second[CHUNK / 4];
-    float scale[GROUPS]; // of each 16 values
-    float sum[GROUPS];   // scale times the sum of the 16
+    float scale[GROUPS], run_scale[RUNS]; // of each 16 values, and of each run of 32
+    float sum[GROUPS], run_sum[RUNS];     // scale times the sum of the values
+
+    // Of each so many values.
+    template <int EACH>
+    const float* scales() const {
+        return EACH == GROUP ? scale : run_scale;
+    }
+    template <int EACH>
+    const float* sums() const {
+        return EACH == GROUP ? sum : run_sum;
+    }
 };
 
 // A chunk of the rows of a panel. Lanes: row, then high and low bytes, then words of runs.
@@ -30,8 +41,8 @@ struct Panel {
     static constexpr int ROWS = MOST_ROWS / WIDE, EACH = INTERLEAVED * WIDE; // lanes of a half of a row
 
     Ints word[SETS][QUADS / WIDE][KINDS];
-    Floats scale[SETS];  // of each row
-    Floats sum[SETS][2]; // scale times the sum of 16 values, the first and the second ones of a run, in one lane
+    Floats scale[SETS];   // of each row
+    Floats sum[2 * SETS]; // scale times the sum of 16 values, the first and the second ones of a run, in one lane
 
     // Take over chunks of `count` rows.
     void fill(const Whole* rows, int count) {
@@ -45,9 +56,9 @@ private:
     void turn(const Whole* rows, int count) {
         turn(rows, count, CHUNK / 4, [](const Whole& row) { return row.first; }, &word[0][0][0], KINDS);
         turn(rows, count, CHUNK / 4, [](const Whole& row) { return row.second; }, &word[0][0][KINDS - 1], KINDS);
-        turn(rows, count, GROUPS, [](const Whole& row) { return row.sum; }, &sum[0][0], 1);
+        turn(rows, count, GROUPS, [](const Whole& row) { return row.sum; }, sum, 1);
         for (int i = 0; i < count; i++)
-            for (int run = 0; run < RUNS; run++) scale[run][i] = rows[i].scale[2 * run];
+            for (int run = 0; run < RUNS; run++) scale[run][i] = rows[i].run_scale[run];
     }
 
     // Number j of each row goes to out[j * step].
@@ -67,10 +78,10 @@ private:
         for (int run = 0; run < RUNS; run++) {
             int set = run / INTERLEAVED, at = lane + run % INTERLEAVED;
             for (int w = 0; w < WIDE; w++) {
-                scale[set][at + w] = row.scale[2 * run] * (exact::BYTES ? 128 : 1);
-                if (exact::BYTES) scale[set][at + EACH + w] = row.scale[2 * run];
+                scale[set][at + w] = row.run_scale[run] * (exact::BYTES ? 128 : 1);
+                if (exact::BYTES) scale[set][at + EACH + w] = row.run_scale[run];
             }
-            for (int h = 0; h < 2; h++) sum[set][h][at] = row.sum[2 * run + h];
+            for (int h = 0; h < 2; h++) sum[2 * set + h][at] = row.sum[2 * run + h];
         }
     }
 

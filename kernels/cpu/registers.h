@@ -1,6 +1,5 @@
-// Chunks in registers: vectors of four codes a lane, scales and biases. The decoders of blocks/ serve any
-// type, through memory; those of avx512.h and avx2.h do the same with fewer instructions for the types that
-// most files are made of.
+// Chunks in registers: vectors of four codes a lane, scales and biases. The decoders of blocks/ serve any type, through
+// memory; those of avx512.h and avx2.h do the same with fewer instructions, the latter vector by vector.
 #pragma once
 
 #include <algorithm>
@@ -9,16 +8,35 @@
 #include "vectors.h"
 
 constexpr int CODES = 4 * LANES; // a vector's
+constexpr int RUN = 32;          // codes that share scale and bias in most types
 
+// Codes that share scale and bias in registers, if `group` do in blocks: 16, or a run where a chunk's runs fill a
+// vector.
+constexpr int each(int group) { return group >= RUN && CHUNK / RUN == LANES ? RUN : GROUP; }
+
+// Where the scale of half h of a run lies among those of a chunk's groups. First halves fill the lower halves of AVX2's
+// vectors, as their codes do, so that spreading a scale over its codes' lanes stays within halves.
+constexpr int lane_of(int run, int h) { return LANES == 8 ? run + (run & 4) + 4 * h : 2 * run + h; }
+
+template <int EACH>
 struct Registers {
+    static constexpr int SPANS = CHUNK / EACH;
+
     Ints code[CHUNK / CODES];
-    Floats scale[GROUPS / LANES], bias[GROUPS / LANES];
+    Floats scale[SPANS / LANES], bias[SPANS / LANES];
 };
+
+template <typename B>
+using RegistersOf = Registers<each(B::GROUP)>;
+
+#ifdef FERRUM_AVX2
+#include "avx2.h"
+#else
 
 namespace registers {
 
 // The codes of the first `count` vectors of a chunk; all of its scales and biases.
-FERRUM_INLINE void load(const Chunk& chunk, int count, Registers& out) {
+FERRUM_INLINE void load(const Chunk& chunk, int count, Registers<GROUP>& out) {
     for (int j = 0; j < count; j++) out.code[j] = load_ints(chunk.code + CODES * j);
     for (int i = 0; i < GROUPS / LANES; i++) {
         out.scale[i] = load_floats(chunk.scale + LANES * i);
@@ -28,7 +46,7 @@ FERRUM_INLINE void load(const Chunk& chunk, int count, Registers& out) {
 
 // The first J vectors of a chunk.
 template <int J, typename B>
-FERRUM_INLINE void unpack(const B* b, Registers& out) {
+FERRUM_INLINE void unpack(const B* b, RegistersOf<B>& out) {
     Chunk chunk;
     ::unpack(b, J * CODES / B::WEIGHTS, chunk);
     load(chunk, J, out);
@@ -36,10 +54,9 @@ FERRUM_INLINE void unpack(const B* b, Registers& out) {
 
 } // namespace registers
 
-#if defined(FERRUM_AVX512)
+#ifdef FERRUM_AVX512
 #include "avx512.h"
-#elif defined(FERRUM_AVX2)
-#include "avx2.h"
+#endif
 #endif
 
 namespace registers {

@@ -5,18 +5,21 @@
 
 #include "dot.h"
 
-// A chunk of a row of weights: words in the order of those of panels, scales and biases of 16.
+// A chunk of a row of weights: words in the order of those of panels, scales and biases of so many codes each.
+template <int EACH>
 struct Coded {
-    alignas(64) int word[KINDS][CHUNK / 4];
-    alignas(64) float scale[GROUPS], bias[GROUPS];
+    static constexpr int SPANS = CHUNK / EACH, IN_RUN = RUN / EACH;
 
-    // Where the scale of half h of a run lies: as in the row, or the first halves of all runs before the second ones.
-    static constexpr int at(int run, int h) { return INTERLEAVED > 1 ? h * RUNS + run : 2 * run + h; }
+    alignas(64) int word[KINDS][CHUNK / 4];
+    alignas(64) float scale[SPANS], bias[SPANS];
+
+    // Where the scale of part h of a run lies: as in the row, or the first halves of all runs before the second ones.
+    static constexpr int at(int run, int h) { return INTERLEAVED > 1 ? h * RUNS + run : IN_RUN * run + h; }
 
     template <typename B>
     FERRUM_INLINE void unpack(const B* blocks) {
         constexpr int STEP = INTERLEAVED > 1 ? 2 : 1; // vectors
-        Registers chunk;
+        Registers<EACH> chunk;
         registers::unpack<CHUNK / CODES>(blocks, chunk);
 #pragma GCC unroll 16
         for (int j = 0; j < CHUNK / CODES; j += STEP)
@@ -27,24 +30,27 @@ struct Coded {
                 store_ints(word[kind] + LANES * j, first);
                 if (STEP > 1) store_ints(word[kind] + LANES * (j + 1), second);
             }
-        for (int i = 0; i < GROUPS / LANES; i++) {
-            store_floats(scale + LANES * i, halves(chunk.scale[i]));
-            store_floats(bias + LANES * i, halves(chunk.bias[i]));
+        for (int i = 0; i < SPANS / LANES; i++) {
+            store_floats(scale + LANES * i, ordered(chunk.scale[i]));
+            store_floats(bias + LANES * i, ordered(chunk.bias[i]));
         }
     }
 
     // What lies behind the end of a row must not poison the lanes that none of its runs fills.
     void clear(int first) {
         for (int run = first; run < RUNS; run++)
-            for (int h = 0; h < 2; h++) scale[at(run, h)] = bias[at(run, h)] = 0;
+            for (int h = 0; h < IN_RUN; h++) scale[at(run, h)] = bias[at(run, h)] = 0;
     }
 
 private:
     // Numbers of groups, in the order of `at`.
-    static FERRUM_INLINE Floats halves(Floats groups) {
+    static FERRUM_INLINE Floats ordered(Floats groups) {
 #if defined(FERRUM_AVX512)
         const __m512i lanes = _mm512_set_epi32(15, 13, 11, 9, 7, 5, 3, 1, 14, 12, 10, 8, 6, 4, 2, 0);
         return (Floats)_mm512_permutexvar_ps(lanes, (__m512)groups);
+#elif defined(FERRUM_AVX2)
+        if (EACH == RUN) return groups;
+        return (Floats)_mm256_permutevar8x32_ps((__m256)groups, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
 #else
         return groups;
 #endif
@@ -57,6 +63,7 @@ class Tile {
     static constexpr int SUMS = REGISTERS / 2 * sizeof(Ints) / sizeof(exact::Sum); // that registers hold
     static constexpr int TOGETHER = std::min(4, SUMS / 4);                         // panels that share codes
     static constexpr int SPANS = SHARED / SPAN;                                    // of a run
+    using Codes = Coded<each(SPAN)>;
 
 public:
     static constexpr int ROWS = 16;
@@ -127,7 +134,7 @@ private:
     }
 
     template <int WIDE, int N, int SIDE>
-    __attribute__((noinline)) static void multiply_some(const Coded* codes, const Panel<WIDE>* const* x, int sets,
+    __attribute__((noinline)) static void multiply_some(const Codes* codes, const Panel<WIDE>* const* x, int sets,
                                                         Floats* sums) {
         constexpr int STEPS = QUADS / WIDE / SPANS;
         for (int s = 0; s < sets; s++)
@@ -145,9 +152,9 @@ private:
                     }
 #pragma GCC unroll 4
                 for (int i = 0; i < N; i++) {
-                    Floats shift = x[i]->sum[s][h];
-                    if (SPANS == 1) shift += x[i]->sum[s][1];
-                    add_scaled<N, SIDE>(codes, Coded::at(s * INTERLEAVED, h), x[i]->scale[s], shift, &exact[0][i],
+                    Floats shift = x[i]->sum[2 * s + h];
+                    if (SPANS == 1) shift += x[i]->sum[2 * s + 1];
+                    add_scaled<N, SIDE>(codes, Codes::at(s * INTERLEAVED, h), x[i]->scale[s], shift, &exact[0][i],
                                         sums + i * ROWS);
                 }
             }
@@ -155,7 +162,7 @@ private:
 
     // Words of SIDE rows of weights, at `at`, times those of N panels.
     template <int WIDE, int N, int SIDE>
-    static FERRUM_INLINE void add(const Coded* codes, int kind, int at, const Ints* x, exact::Sum (*sums)[N]) {
+    static FERRUM_INLINE void add(const Codes* codes, int kind, int at, const Ints* x, exact::Sum (*sums)[N]) {
 #pragma GCC unroll 8
         for (int r = 0; r < SIDE; r++) {
             Ints code = repeat_words<INTERLEAVED * WIDE>(codes[r].word[kind] + at);
@@ -166,7 +173,7 @@ private:
 
     // Every N-th exact sum as float, times the scales at `at`.
     template <int N, int SIDE>
-    static FERRUM_INLINE void add_scaled(const Coded* codes, int at, Floats step, Floats shift, const exact::Sum* exact,
+    static FERRUM_INLINE void add_scaled(const Codes* codes, int at, Floats step, Floats shift, const exact::Sum* exact,
                                          Floats* sums) {
 #pragma GCC unroll 8
         for (int r = 0; r < SIDE; r++) {
@@ -191,6 +198,6 @@ private:
         }
     }
 
-    Coded codes_[ROWS];
+    Codes codes_[ROWS];
     std::vector<Floats> sums_; // of each panel, for each row of weights
 };
