@@ -259,3 +259,25 @@ def test_rewind_takes_whole_numbers_only(files: Any, position: Any) -> None:
     with pytest.raises(ValueError, match="expected a whole number"):
         cache.rewind(position)
     assert cache.offset == 3 and cache.rewind(np.int64(2)) == 2
+
+
+def test_an_interrupted_growth_is_finished_by_the_next_batch() -> None:
+    """Layers whose storage was not made yet must not be written to."""
+    made = 0
+
+    def allocate(shape: tuple[int, ...], bits: int) -> np.ndarray:
+        nonlocal made
+        made += 1
+        if made == 4:  # of the second layer
+            raise KeyboardInterrupt
+        return np.zeros(shape, np.float16)
+
+    states = ModelStates([KV(1, 4, 4)] * 3, allocate)
+    rows = [(states.begin(), 2)]
+    with pytest.raises(KeyboardInterrupt):
+        states.batch(rows, np.arange(2))
+    batch = states.batch(rows, np.arange(2))
+    for i in range(3):
+        at = batch.layer(i)
+        assert at.storage.blocks > 0
+        assert at.paging.slots.max() < at.storage.blocks * at.storage.size

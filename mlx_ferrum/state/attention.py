@@ -46,7 +46,8 @@ class AttentionState(Paged):
             self.grown += 1
             for storage in self.storages.values():
                 storage.grow(self.pool.capacity)
-                self.room = storage.blocks
+            # last: an interruption before it lets all of them grow again
+            self.room = min(storage.blocks for storage in self.storages.values())
 
     def arrays(self, parts: Sequence[Part], positions: Sequence[range]) -> Paging:
         """Where the rows at `positions` of each sequence go, and where its blocks lie."""
