@@ -134,6 +134,12 @@ class Cache:
             other.sequences = [self.states.fork(each) for each in self.sequences]
         return other
 
+    def __copy__(self) -> Cache:
+        return self.fork()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Cache:
+        return self.fork()  # which goes on as if alone, as a copy of the memory would
+
 
 def check_cache(cache: Any, model: Model) -> None:
     """Raises ValueError unless `cache` is what `model.make_cache()` gives."""

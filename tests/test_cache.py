@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -158,13 +159,14 @@ def test_sequences_that_an_interruption_left_apart_go_on_together(model: Any, ah
     assert np.allclose(found, whole[:, 40:], atol=1e-3)
 
 
+@pytest.mark.parametrize("copied", [Cache.fork, copy.copy, copy.deepcopy])
 @pytest.mark.parametrize("at", [5, 31, 32, 40, 64])
 def test_a_fork_and_its_source_go_on_as_if_alone(
-    model: Any, at: int, each_backend: Backend
+    model: Any, at: int, copied: Callable[[Cache], Cache], each_backend: Backend
 ) -> None:
     ids, cache = random_ids(at, seed=7), model.make_cache()
     logits(model, ids, cache)
-    fork = cache.fork()
+    fork = copied(cache)
     first, second = random_ids(40, seed=8), random_ids(40, seed=9)
     found: dict[int, list[np.ndarray]] = {0: [], 1: []}
     for a, b in itertools.pairwise([0, 1, 2, 20, 40]):
