@@ -173,6 +173,8 @@ METAL_FUNC float to_score(float product, float2 factors) {
 template <int D, int DV, bool SOFTCAP>
 struct QueryRows {
     static constexpr constant int KEYS = HeadTile<D, DV>::KEYS;
+    static constexpr constant int KEY_STRIDE = 8 * HeadTile<D, DV>::KEY_STRIDE; // in halves
+    static constexpr constant int VALUE_STRIDE = 8 * HeadTile<D, DV>::VALUE_STRIDE;
     simdgroup_half8x8 q[D / 8], weights[KEYS / 8];
     simdgroup_float8x8 scores[KEYS / 8], out[DV / 8];
     int first, last;
@@ -232,22 +234,21 @@ struct QueryRows {
         UNROLL for (int part = 0; part < D / 8; part++) {
             simdgroup_barrier(mem_flags::mem_none); // keeps the compiler from loading all matrices first
             UNROLL for (int j = 0; j < KEYS / 8; j++) {
-                constexpr int STRIDE = 8 * HeadTile<D, DV>::KEY_STRIDE;
                 simdgroup_half8x8 k;
-                simdgroup_load(k, keys + 8 * j * STRIDE + 8 * part, STRIDE, ulong2(0, 0), true);
+                simdgroup_load(k, keys + 8 * j * KEY_STRIDE + 8 * part, KEY_STRIDE, ulong2(0, 0), true);
                 simdgroup_multiply_accumulate(scores[j], q[part], k, scores[j]);
             }
         }
         update_weights(position, masked, factors, lane);
     }
 
+    // Neighbouring products add to different sums, so that none waits for the last.
     void add_values(const threadgroup half* values) {
-        UNROLL for (int part = 0; part < DV / 8; part++) {
-            simdgroup_barrier(mem_flags::mem_none);
-            UNROLL for (int j = 0; j < KEYS / 8; j++) {
-                constexpr int STRIDE = 8 * HeadTile<D, DV>::VALUE_STRIDE;
+        UNROLL for (int j = 0; j < KEYS / 8; j++) {
+            UNROLL for (int part = 0; part < DV / 8; part++) {
+                if (part % 4 == 0) simdgroup_barrier(mem_flags::mem_none);
                 simdgroup_half8x8 v;
-                simdgroup_load(v, values + 8 * j * STRIDE + 8 * part, STRIDE);
+                simdgroup_load(v, values + 8 * j * VALUE_STRIDE + 8 * part, VALUE_STRIDE);
                 simdgroup_multiply_accumulate(out[part], weights[j], v, out[part]);
             }
         }

@@ -19,7 +19,7 @@ from mlx_ferrum.kernels.attend_rows import attend_rows
 ROUNDING = 2.0**-11  # of a half
 # Of the values' magnitudes by their weights: weights and results are rounded to halves, and of 8 bits also values.
 # Rounded queries and keys move scores of a few units.
-ERROR = {(16, np.float16): 2, (16, np.float32): 5, (8, np.float16): 6, (8, np.float32): 8}
+ERROR = {(16, "float16"): 2, (16, "float32"): 5, (8, "float16"): 6, (8, "float32"): 8}
 NOWHERE = 1 << 20  # a block far beyond all others
 
 
@@ -32,7 +32,7 @@ class Kind:
     d: int
     dv: int
     bits: int = 16
-    queries: type = np.float16
+    queries: str = "float16"
     softcap: float = 0.0
     sinks: bool = False
 
@@ -40,10 +40,10 @@ class Kind:
 PLAIN = Kind(6, 2, 64, 64)
 KINDS = [
     PLAIN,
-    Kind(4, 4, 128, 128, queries=np.float32, softcap=3.0),
+    Kind(4, 4, 128, 128, queries="float32", softcap=3.0),
     Kind(8, 1, 72, 40, sinks=True),
     Kind(5, 1, 256, 256, bits=8),
-    Kind(9, 3, 8, 192, bits=8, queries=np.float32, softcap=2.0, sinks=True),
+    Kind(9, 3, 8, 192, bits=8, queries="float32", softcap=2.0, sinks=True),
 ]
 
 
@@ -216,7 +216,7 @@ def test_many_small_weights_are_not_lost(host):
 
 
 def test_queries_and_results_are_clamped_to_halves(host):
-    pool = Pool(Kind(4, 4, 128, 128, queries=np.float32, softcap=3.0), [3], [3])
+    pool = Pool(Kind(4, 4, 128, 128, queries="float32", softcap=3.0), [3], [3])
     pool.q[0], pool.values[pool.table[0, 0], :, 0, 0] = 1e6, np.inf
     found = np.array(pool.found())
     assert (found[:, :, 0] == 65504).all()
@@ -234,7 +234,7 @@ def test_sinks_far_from_scores(host, size):
     """Far below, they take no part; far above, they take all."""
     kind = Kind(8, 1, 72, 40, sinks=True)
     pool = Pool(kind, [9, 3], [9, 5])
-    pool.sinks[:] = size
+    pool.sinks = np.full(8, size, np.float32)
     if size > 0:
         np.testing.assert_array_equal(np.array(pool.found()), 0)
     else:
