@@ -274,7 +274,7 @@ METAL_FUNC void attend_keys(thread QueryRows<D, DV, SOFTCAP>& rows, const device
     constexpr int KEYS = HeadTile<D, DV>::KEYS;
     threadgroup uint4* value_memory = memory + KEYS * HeadTile<D, DV>::KEY_STRIDE;
     KeyRange range = find_keys(tile, s);
-    bool looks_up = thread_index < KEYS;
+    bool looks_up = thread_index < KEYS, has_rows = tile.row + thread_index / 32 * 8 < tile.rows;
     int next = range.begin + thread_index, slot = -1;
     if (looks_up) {
         slots[thread_index] = find_slot(table, tile, range, s, group, next);
@@ -291,13 +291,13 @@ METAL_FUNC void attend_keys(thread QueryRows<D, DV, SOFTCAP>& rows, const device
         threadgroup_barrier(mem_flags::mem_threadgroup);
         staged_values.load(values, value_scales, slots + turn * KEYS, thread_index);
         bool masked = position < range.common_begin || position + KEYS > range.common_end;
-        rows.add_keys((const threadgroup half*)memory, position, masked, factors, thread_index % 32);
+        if (has_rows) rows.add_keys((const threadgroup half*)memory, position, masked, factors, thread_index % 32);
         staged_values.store(value_memory, thread_index);
         threadgroup_barrier(mem_flags::mem_threadgroup);
         staged_keys.load(keys, key_scales, slots + (1 - turn) * KEYS, thread_index);
         next += KEYS;
         if (looks_up) slot = find_slot(table, tile, range, s, group, next + KEYS);
-        rows.add_values((const threadgroup half*)value_memory);
+        if (has_rows) rows.add_values((const threadgroup half*)value_memory);
     }
 }
 
