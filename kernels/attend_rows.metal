@@ -9,8 +9,7 @@
 // block up, a step ahead; positions that no row of the tile sees are neither looked up nor loaded, but count as zeros,
 // since a weight of 0 times NaN would be NaN.
 //
-// Scores are powers of 2. Weights are scaled by 2^15, so that a weight stays a normal half down to 2^-29 of the
-// largest.
+// Scores are exponents of 2. Weights are scaled by 2^15, so that they are normal halves down to 2^-29 of the largest.
 #pragma once
 
 #include "numbers.h"

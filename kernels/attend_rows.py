@@ -68,10 +68,7 @@ def attend_rows(
     _check_sequences(q, starts, lengths, table)
     n, heads, d = q.shape
     groups, dv = keys.shape[1], values.shape[3]
-    if sinks is not None and sinks.shape != (heads,):
-        raise ValueError(f"attend_rows: sinks of shape {sinks.shape}, expected ({heads},)")
-    if window < 0 or softcap < 0:
-        raise ValueError(f"attend_rows: window {window} and softcap {softcap}, expected 0 or more")
+    _check_options(heads, window, softcap, sinks)
     if n == 0:
         return mx.zeros((0, heads, dv), mx.float16)
     key_scales, value_scales = (keys, keys) if scales is None else scales
@@ -132,10 +129,20 @@ def _check_sequences(q: mx.array, starts: mx.array, lengths: mx.array, table: mx
         raise ValueError(f"attend_rows: a table of shape {table.shape} for {len(q)} rows")
 
 
+def _check_options(heads: int, window: int, softcap: float, sinks: mx.array | None) -> None:
+    if window < 0 or softcap < 0:
+        raise ValueError(f"attend_rows: window {window} and softcap {softcap}, expected 0 or more")
+    if sinks is not None and sinks.shape != (heads,):
+        raise ValueError(f"attend_rows: sinks of shape {sinks.shape}, expected ({heads},)")
+    if sinks is not None and not mx.issubdtype(sinks.dtype, mx.floating):
+        raise ValueError(f"attend_rows: sinks of {sinks.dtype}, expected a float type")
+
+
 def _variant(inputs: list[mx.array]) -> str:
     """What decides the kernel's signature: MLX compiles anew when one name has several."""
+    types = (str(inputs[INPUTS.index(name)].dtype) for name in ("q", "keys", "sinks"))
     spaces = "".join("c" if x.size < SMALL else "d" for x in inputs)
-    return f"{8 * inputs[0].dtype.size}_{8 * inputs[1].dtype.size}_{spaces}"
+    return "_".join([*(name.rpartition(".")[2] for name in types), spaces])
 
 
 @functools.cache

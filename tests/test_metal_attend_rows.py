@@ -88,7 +88,9 @@ class Pool:
                     )
                 ]
             )
-        self.sinks = self.rng.normal(size=kind.heads).astype(np.float32) if kind.sinks else None
+        self.sinks: Any = None
+        if kind.sinks:
+            self.sinks = self.rng.normal(size=kind.heads).astype(np.float32)
 
     def empty(self, *shape: int) -> tuple[np.ndarray, np.ndarray]:
         """Numbers and scales, of which nothing counts yet."""
@@ -245,6 +247,15 @@ def test_no_rows(host):
     assert not host.kernels
 
 
+def test_sinks_of_another_type(host):
+    pool = Pool(KINDS[2], [9, 3], [9, 5])
+    wanted = np.array(pool.found())
+    pool.sinks = pool.sinks.astype(np.float16)
+    found = np.array(pool.found())
+    assert len(host.kernels) == 2
+    np.testing.assert_allclose(found, wanted, atol=2 * ROUNDING * np.abs(wanted).max())
+
+
 @needs_host
 @pytest.mark.parametrize("seed", [0, 1, 2])
 @pytest.mark.parametrize("kind", KINDS, ids=str)
@@ -308,6 +319,7 @@ ARGUMENTS: dict[str, Any] = {
         ({"lengths": mx.zeros(1)}, "lengths of mlx.core.float32, expected int32"),
         ({"table": mx.zeros((1, 0), mx.int32)}, r"a table of shape \(1, 0\) for 3 rows"),
         ({"sinks": mx.zeros(3)}, r"sinks of shape \(3,\), expected \(4,\)"),
+        ({"sinks": mx.zeros(4, mx.int32)}, "sinks of mlx.core.int32, expected a float type"),
         ({"window": -1}, "window -1 and softcap 0.0, expected 0 or more"),
     ],
 )
