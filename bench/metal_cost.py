@@ -16,6 +16,7 @@ Columns:
   tg KiB  threadgroup memory of a threadgroup
   barriers, simd   of a simdgroup: barriers; reductions, shuffles and 8x8 products
   arith, all   arithmetic and all instructions for a weight and row of x, of a thread
+          (attend_rows: for a pair of a query and a key; its weights are the keys and values)
   cycles  estimate: of one lane for a weight and row of x, at an M1's speeds of instructions (metal_machines.py)
 """
 
@@ -36,6 +37,7 @@ from metal_cases import HEADER, Cost, counting, others, product
 from metal_expert_cases import SORT, mixtures
 from metal_machines import CHIPS, MIXTURE_SHARES, SHARES, Chip, cycles
 from metal_models import MODELS, Launch, Model, launches, output
+from metal_prefill_cases import prompts
 
 from mlx_ferrum import blocks, cli
 from mlx_ferrum.backends import metal
@@ -127,7 +129,7 @@ def table(args: argparse.Namespace) -> Iterator[Cost]:
     cases = (product(t, s, n) for n in args.batches for t in args.types for s in args.shapes)
     more = (case for n in args.batches if n <= metal.MATVEC_ROWS for case in others(n))
     print(HEADER)
-    for case in chain(cases, more, mixtures()):
+    for case in chain(cases, more, mixtures(), prompts()):
         found = case.cost(args.sample)
         print(found.line(), flush=True)
         yield found

@@ -14,6 +14,7 @@ from mlx_ferrum import blocks
 sys.path.append(str(Path(__file__).parent.parent / "bench"))
 cases, cost = import_module("metal_cases"), import_module("metal_cost")
 expert_cases = import_module("metal_expert_cases")
+prefill_cases = import_module("metal_prefill_cases")
 machines, models = import_module("metal_machines"), import_module("metal_models")
 
 pytestmark = needs_host
@@ -71,6 +72,15 @@ def test_kernels_of_experts_read_what_is_chosen_once():
             assert 0.99 <= found.read <= 1.02, case.name
         seen.add(kernel)
     assert len(seen) == 6
+
+
+def test_a_tile_of_queries_reads_what_it_sees_once():
+    """Four heads share a key head, so 8 positions are a tile."""
+    one, three = (next(prefill_cases.prompts(rows, 0)).cost(None) for rows in (8, 20))
+    assert (one.read, three.read) == (1, 0.4 + 0.8 + 1)
+    assert one.step == three.step == 1
+    # 16 keys in one step: 64 products; a vote, and two shuffles each for the maximum and the sum
+    assert one.simd == 64 + 5
 
 
 @pytest.mark.parametrize(
