@@ -132,7 +132,8 @@ class Kernel:
         for name, x in zip(self.inputs, arrays, strict=True):
             if name not in self.writes:
                 continue
-            if x.size < LEAST_WRITTEN or not memoryview(x).c_contiguous:
+            buffer: Any = x
+            if x.size < LEAST_WRITTEN or not memoryview(buffer).c_contiguous:
                 raise ValueError(
                     f"{self.name}: {name} of shape {x.shape} is written in place, expected a contiguous array of "
                     f"at least {LEAST_WRITTEN} numbers"
