@@ -14,7 +14,7 @@ from metal_machines import COMPLEX, TOGETHER, cycles
 from metal_models import Launch, empty
 
 from mlx_ferrum.backends import metal
-from mlx_ferrum.kernels.rotate import rotate
+from mlx_ferrum.kernels.append import Pool, append
 
 sys.path.append(str(Path(__file__).parent.parent / "tests"))
 from msl.counting import LANES, LINE, Counts, Traffic, counting
@@ -150,16 +150,18 @@ def others(batch: int) -> Iterator[Case]:
         batch * w.block.row_bytes(dim),
         batch * dim,
     )
-    q, k, v = (mx.zeros((batch, 1, n, d)) for n in (heads, groups, groups))
+    q, k, v = (mx.zeros((batch, n, d)) for n in (heads, groups, groups))
     turns: dict[str, Any] = {
-        "offset": mx.full((batch,), 7),
+        "positions": mx.full((batch,), 7, mx.int32),
+        "slots": 32 * mx.arange(batch).astype(mx.int64),
         "interleaved": False,
         "magnitude": 1.0,
         "norms": (mx.ones(d),) * 2 + (1e-6,),
     }
+    keys, values = (mx.zeros((batch, groups, 32, d), mx.float16) for _ in range(2))
     yield Case(
-        f"rotate {batch}",
-        lambda: rotate(q, k, v, mx.ones(d // 2), **turns),
+        f"append {batch}",
+        lambda: append(q, k, v, Pool(keys, values, (), None), mx.ones(d // 2), **turns)[0],
         ("q", "k", "v"),
         sum(x.nbytes for x in (q, k, v)),
         sum(x.size for x in (q, k, v)),

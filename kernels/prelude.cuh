@@ -206,6 +206,7 @@ METAL_FUNC int abs(int x) { return x < 0 ? -x : x; }
 METAL_FUNC half abs(half x) { return as_type<half>(ushort(x.bits & 0x7fff)); }
 METAL_FUNC float fma(float a, float b, float c) { return fmaf(a, b, c); }
 METAL_FUNC float exp(float x) { return expf(x); }
+METAL_FUNC float rint(float x) { return rintf(x); }
 
 METAL_FUNC int min(int a, int b) { return a < b ? a : b; }
 METAL_FUNC int max(int a, int b) { return a < b ? b : a; }
@@ -230,6 +231,7 @@ namespace precise {
 METAL_FUNC float rsqrt(float x) { return 1 / sqrtf(x); }
 METAL_FUNC float sin(float x) { return sinf(x); }
 METAL_FUNC float cos(float x) { return cosf(x); }
+METAL_FUNC float tanh(float x) { return tanhf(x); }
 } // namespace precise
 
 // ---- simdgroups and threadgroups
@@ -243,6 +245,7 @@ METAL_FUNC float simd_sum(float x) {
     UNROLL for (int i = 16; i > 0; i /= 2) x += __shfl_xor_sync(ALL_LANES, x, i);
     return x;
 }
+METAL_FUNC float simd_shuffle_xor(float x, int mask) { return __shfl_xor_sync(ALL_LANES, x, mask); }
 METAL_FUNC float simd_max(float x) {
     UNROLL for (int i = 16; i > 0; i /= 2) x = fmaxf(x, __shfl_xor_sync(ALL_LANES, x, i));
     return x;

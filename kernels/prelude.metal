@@ -53,6 +53,7 @@ inline uint4 look_up16(uint4 index, constant uchar* table) {
 // Loads four numbers as floats; the address need only be aligned to one of them.
 METAL_FUNC float4 load_floats(const device float* p) { return float4(*(const device packed_float4*)p); }
 METAL_FUNC float4 load_floats(const device half* p) { return float4(half4(*(const device packed_half4*)p)); }
+METAL_FUNC float4 load_floats(const device char* p) { return float4(char4(*(const device packed_char4*)p)); }
 METAL_FUNC float4 load_floats(const device bfloat* p) { return float4(bfloat4(*(const device packed_bfloat4*)p)); }
 
 // MLX passes arrays of fewer than 8 elements in the constant address space.

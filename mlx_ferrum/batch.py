@@ -34,6 +34,11 @@ class Paging:
         """The slots for a backend that computes with MLX."""
         return mx.array(self.slots)
 
+    @cached_property
+    def mlx_table(self) -> mx.array:
+        """The block tables for a backend that computes with MLX."""
+        return mx.array(self.table)
+
 
 @dataclass
 class Place:
@@ -73,6 +78,16 @@ class Batch:
     def mlx_positions(self) -> mx.array:
         """The positions for a backend that computes with MLX."""
         return mx.array(self.positions)
+
+    @cached_property
+    def mlx_starts(self) -> mx.array:
+        """The first rows for a backend that computes with MLX."""
+        return mx.array(self.starts)
+
+    @cached_property
+    def mlx_lengths(self) -> mx.array:
+        """The lengths for a backend that computes with MLX."""
+        return mx.array(self.lengths)
 
     def last(self, x: Any) -> Any:
         """Of x (n, …) the last row of each sequence, whose logits say what comes next: (sequences, …)."""

@@ -22,6 +22,8 @@ from .kernels import __path__ as _folders
 FOLDER = Path(next(iter(_folders)))
 _INCLUDE = re.compile(r'\s*#\s*include\s+"([^"]+)"\s*$')
 
+LEAST_WRITTEN = 8  # numbers; MLX hands smaller arrays over as constants
+
 Triple = tuple[int, int, int]
 
 
@@ -71,6 +73,8 @@ class Kernel:
     name: unique; MLX caches the compiled library under it
     source: the body; names its inputs, outputs and thread attributes as in mx.fast.metal_kernel
     header: the text before it
+    writes: the inputs that the body writes in place, through a cast that takes const away. MLX does not know: a launch
+        that has to come after this one takes one of its outputs.
     """
 
     name: str
@@ -78,6 +82,7 @@ class Kernel:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     header: str | Header = field(default="", repr=False)
+    writes: tuple[str, ...] = ()
 
     def text(self, target: Target = "metal") -> str:
         """The text before the body. Raises ValueError if a file of it is not there."""
@@ -96,9 +101,11 @@ class Kernel:
     ) -> list[mx.array]:
         """Launch it: one array an output. See `Launch` for the arguments.
 
-        Raises ValueError for a negative template integer.
+        Raises ValueError for a negative template integer, and for an array that cannot be written in place.
         """
         self._check_template(template or {})
+        if self.writes:
+            self._check_written(arrays)
         return _runner(
             self,
             Launch(
@@ -118,6 +125,18 @@ class Kernel:
             if isinstance(value, int) and value < 0:
                 raise ValueError(
                     f"{self.name}: template argument {name} is {value}, expected 0 or more"
+                )
+
+    def _check_written(self, arrays: Sequence[mx.array]) -> None:
+        """MLX copies arrays that are not contiguous, and small ones are constants: writes to them would be lost."""
+        for name, x in zip(self.inputs, arrays, strict=True):
+            if name not in self.writes:
+                continue
+            buffer: Any = x
+            if x.size < LEAST_WRITTEN or not memoryview(buffer).c_contiguous:
+                raise ValueError(
+                    f"{self.name}: {name} of shape {x.shape} is written in place, expected a contiguous array of "
+                    f"at least {LEAST_WRITTEN} numbers"
                 )
 
 

@@ -120,7 +120,9 @@ def stored(at: Place) -> tuple[np.ndarray, np.ndarray]:
     """Keys (n, g, d) and values (n, g, dv) of a batch's rows as they lie in storage, as float64."""
     held, slots = at.storage, at.paging.slots
     found = []
-    for numbers, scales in ((held.keys, held.key_scales), (held.values, held.value_scales)):
+    named = held.named
+    for name in ("key", "value"):
+        numbers, scales = named[f"{name}s"], named.get(f"{name}_scales")
         x = np.array(numbers).astype(np.float64)[slots // held.size, :, slots % held.size]
         if scales is not None:
             with np.errstate(invalid="ignore"):  # 0 times infinity

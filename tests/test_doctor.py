@@ -193,7 +193,7 @@ def test_a_wrong_metal_kernel_is_named(on_metal, capsys, monkeypatch):
 
     def wrong(kernel, arrays, **rest):
         out = right(kernel, arrays, **rest)
-        return [y * 1.01 for y in out] if kernel.name == "rotate" else out
+        return [y * 1.01 for y in out] if kernel.name == "append_16" else out
 
     monkeypatch.setattr(launch.Kernel, "__call__", wrong)
     assert main(["--backend", "metal"]) == 1

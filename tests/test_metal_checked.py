@@ -15,7 +15,6 @@ from mlx_ferrum.kernels.matvec import matvec
 from mlx_ferrum.kernels.matvecs import matvecs
 from mlx_ferrum.kernels.norm_matvec import norm_matvec
 from mlx_ferrum.kernels.rms_norm import rms_norm
-from mlx_ferrum.kernels.rotate import rotate
 from mlx_ferrum.kernels.rows import rows
 
 SEEDS = (1, 2, 3)
@@ -69,19 +68,6 @@ def test_products_of_a_norm(no_findings, n_rows):
     no_findings(lambda: matvecs(x, [q4, q6, f32], [None, bias, None], norm=norm, rows=2))
     no_findings(lambda: [gate_up(x, q4, w, "silu", norm=norm) for w in (q4, q6)])
     no_findings(lambda: [*norm_matvec(x, f32, norm), *norm_matvec(x, q4, norm, rows=2)])
-
-
-@pytest.mark.parametrize("normed", [True, False])
-@pytest.mark.parametrize("interleaved", [True, False])
-@pytest.mark.parametrize("dv", [7, 16])
-def test_rotate(no_findings, normed, interleaved, dv):
-    q, k, v = (
-        activations(2 * 3 * heads, size).reshape(2, 3, heads, size)
-        for heads, size in ((5, 10), (3, 10), (3, dv))
-    )
-    norms = (activations(1, 10)[0], activations(1, 10)[0], 1e-5) if normed else None
-    options = {"offset": mx.array([4, 9]), "interleaved": interleaved, "magnitude": 1.0}
-    no_findings(lambda: rotate(q, k, v, activations(1, 4)[0], norms=norms, **options))
 
 
 @pytest.mark.parametrize("d", [6, 300, 4100])

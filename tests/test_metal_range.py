@@ -21,9 +21,9 @@ import mlx_ferrum
 from mlx_ferrum import blocks
 from mlx_ferrum.backends import reference
 from mlx_ferrum.batch import Place
+from mlx_ferrum.kernels.append import Pool, append
 from mlx_ferrum.kernels.gather_matmul import gather_matmul
 from mlx_ferrum.kernels.matmul import matmul
-from mlx_ferrum.kernels.rotate import rotate
 from mlx_ferrum.kernels.sort_pairs import sort_pairs
 from mlx_ferrum.tensor import QTensor
 
@@ -129,21 +129,29 @@ def test_no_number_stays_none(host):
 @pytest.mark.parametrize("normed", [True, False])
 @pytest.mark.parametrize("interleaved", [True, False])
 def test_queries_keys_and_values(host, interleaved, normed):
-    q, k, v = (1e5 * activations(n * 9, 64).reshape(1, 9, n, 64) for n in (4, 2, 2))
-    v[0, 0, 0, :3] = mx.array([np.inf, -np.inf, np.nan])
+    q, k, v = (1e5 * activations(n * 9, 64).reshape(9, n, 64) for n in (4, 2, 2))
+    v[0, 0, :3] = mx.array([np.inf, -np.inf, np.nan])
     weight = 1e5 * activations(1, 64)[0]
-    options: dict[str, Any] = {"offset": 5, "interleaved": interleaved, "magnitude": 1.0}
+    options: dict[str, Any] = {"interleaved": interleaved, "magnitude": 1.0}
     options["norms"] = (weight, weight, 1e-5) if normed else None
     frequencies = mx.array(10.0 ** -np.linspace(0, 4, 24), mx.float32)
     how = {"interleaved": interleaved, "magnitude": 1.0, "weight": wide(weight) if normed else None}
     turns, at = np.array(frequencies), 5 + np.arange(9)
-    queries, keys = (turned(wide(x[0]), at, turns, **how) for x in (q, k))
-    added = np.stack([keys, wide(v[0])]).swapaxes(1, 2)[:, None]
-    made = rotate(q, k, v, frequencies, **options)
-    for found, wanted in zip(made, (queries.swapaxes(0, 1)[None], added), strict=True):
-        held = within(wanted)
+    pool = Pool(*(mx.zeros((3, 2, 4, 64), mx.float16) for _ in range(2)), (), None)
+    slots = mx.array(11 - np.arange(9))
+    made, mark = append(
+        q, k, v, pool, frequencies, positions=mx.array(at, mx.int32), slots=slots, **options
+    )
+    mx.eval(mark)
+    queries, keys = (turned(wide(x), at, turns, **how) for x in (q, k))
+    stored = [
+        wide(x).swapaxes(1, 2).reshape(12, 2, 64)[np.array(slots)] for x in (pool.keys, pool.values)
+    ]
+    wanted = [queries, keys, wide(v)]
+    for found, exact in zip((wide(made), *stored), wanted, strict=True):
+        held = within(exact)
         assert (np.abs(held) == LARGEST).mean() > 0.2
-        np.testing.assert_allclose(wide(found), held, rtol=2.0**-10, atol=LARGEST * 1e-5)
+        np.testing.assert_allclose(found, held, rtol=2.0**-10, atol=LARGEST * 1e-5)
 
 
 def clipped(call: Any) -> Any:

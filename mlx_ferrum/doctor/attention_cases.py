@@ -77,7 +77,7 @@ def _append(
         )
         if part == QUERIES:
             return turned
-        stored = np.array(at.storage.keys if part == KEYS else at.storage.values)
+        stored = np.array(at.storage.named["keys" if part == KEYS else "values"])
         slots, size = at.paging.slots, at.storage.size
         return array(stored[slots // size, :, slots % size].astype(np.float32))
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import mlx.core as mx
+
 from .kinds import KV
 
 Allocate = Callable[[tuple[int, ...], int], Any]  # shape and bits of a number -> zeros
@@ -16,6 +18,8 @@ class Storage:
 
     keys: (blocks, heads, size, key_dim), values: (blocks, heads, size, value_dim)
     key_scales, value_scales: (blocks, heads, size) float32, which multiply 8-bit numbers; else None
+    mark: of a backend that writes the arrays in place and lazily: an array that the last operation on them made. They
+        hold what was appended once it is evaluated. None: they always do.
     """
 
     def __init__(self, kv: KV, size: int, allocate: Allocate) -> None:
@@ -26,28 +30,40 @@ class Storage:
         self.values: Any = None
         self.key_scales: Any = None
         self.value_scales: Any = None
+        self.mark: Any = None
 
     @property
     def named(self) -> dict[str, Any]:
-        """All arrays by their names."""
+        """All arrays by their names, with all that was appended; waits for it."""
+        self.settle()
+        return self._named
+
+    @property
+    def _named(self) -> dict[str, Any]:
         names = ("keys", "values", "key_scales", "value_scales")
         found = {name: getattr(self, name) for name in names}
         return {name: x for name, x in found.items() if x is not None}
 
     @property
     def arrays(self) -> list[Any]:
-        """All arrays."""
+        """All arrays, with all that was appended; waits for it."""
         return list(self.named.values())
+
+    def settle(self) -> None:
+        """Wait until the arrays hold what was appended: MLX does not order what it reads after writes in place."""
+        if self.mark is not None:
+            mx.eval(self.mark)
 
     @property
     def nbytes(self) -> int:
         """Bytes of the arrays."""
-        return sum(x.nbytes for x in self.arrays)
+        return sum(x.nbytes for x in self._named.values())
 
     def grow(self, blocks: int) -> None:
         """Have room for at least so many blocks; half as many again as before, so that growing is rare."""
         if blocks <= self.blocks:
             return
+        self.settle()
         blocks = max(blocks, FIRST, self.blocks * 3 // 2)
         outer = (blocks, self.kv.heads, self.size)
         self.keys = self._grown(self.keys, (*outer, self.kv.key_dim), self.kv.bits)

@@ -31,6 +31,7 @@ void* msl_threadgroup(int index, unsigned long size, unsigned long align);
 float expf(float);
 float sinf(float);
 float cosf(float);
+float tanhf(float);
 }
 
 // one place in the code is one call, as on a GPU, where all is inlined
@@ -40,6 +41,7 @@ inline float fabsf(float x) { return __builtin_fabsf(x); }
 inline float fmaf(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
 inline float fminf(float a, float b) { return __builtin_fminf(a, b); }
 inline float fmaxf(float a, float b) { return __builtin_fmaxf(a, b); }
+inline float rintf(float x) { return __builtin_rintf(x); }
 inline float sqrtf(float x) { return __builtin_sqrtf(x); }
 inline int __ffs(int x) { return __builtin_ffs(x); }
 inline int __popc(unsigned x) { return __builtin_popcount(x); }

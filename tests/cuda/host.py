@@ -37,7 +37,13 @@ class CudaHost:
             host._fresh(shape, dtype, call.init_value)
             for shape, dtype in zip(call.output_shapes, call.output_dtypes, strict=True)
         ]
-        memory = [Memory(native.padded(host._contiguous(x)), INPUT) for x in call.arrays]
+        memory = [
+            Memory(
+                native.padded(host._contiguous(x)),
+                INITIALISED if name in kernel.writes else INPUT,
+            )
+            for name, x in zip(kernel.inputs, call.arrays, strict=True)
+        ]
         memory += [Memory(output, role) for output in outputs]
         numbers = scalars(kernel, call, made.partial)
         memory += [Memory(native.padded(np.array([n], np.int32)), INPUT) for n in numbers]
@@ -54,6 +60,7 @@ class CudaHost:
         )
         if found:
             raise host.KernelError("; ".join(f"{raw.kind}: {raw.detail}" for raw in found))
+        host.keep_written(kernel, call, dict(zip(kernel.inputs, memory, strict=False)))
         return [host._array(o, d) for o, d in zip(outputs, call.output_dtypes, strict=True)]
 
 

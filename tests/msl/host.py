@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
@@ -52,7 +52,9 @@ class Host:
             _fresh(shape, dtype, call.init_value)
             for shape, dtype in zip(call.output_shapes, call.output_dtypes, strict=True)
         ]
-        self._execute(made, call, _memory(made, call, outputs))
+        memory = _memory(made, call, outputs, kernel.writes)
+        self._execute(made, call, memory)
+        keep_written(kernel, call, {b.name: m for b, m in zip(made.buffers, memory, strict=True)})
         return [_array(o, d) for o, d in zip(outputs, call.output_dtypes, strict=True)]
 
     def _execute(self, made: Signature, call: Launch, memory: list[Memory]) -> None:
@@ -100,8 +102,18 @@ def _check_sizes(kernel: Kernel, call: Launch) -> None:
         )
 
 
-def _memory(made: Signature, call: Launch, outputs: list[np.ndarray]) -> list[Memory]:
-    """The buffers in the order of the parameters."""
+def keep_written(kernel: Kernel, call: Launch, memory: Mapping[str, Memory]) -> None:
+    """Put what a kernel wrote in place where MLX has those inputs; it ran on copies with room around them."""
+    for name, x in zip(kernel.inputs, call.arrays, strict=True):
+        if name in kernel.writes:
+            held = np.asarray(x)  # no copy
+            held[...] = memory[name].data.view(held.dtype).reshape(held.shape)
+
+
+def _memory(
+    made: Signature, call: Launch, outputs: list[np.ndarray], writes: Sequence[str]
+) -> list[Memory]:
+    """The buffers in the order of the parameters. writes: the inputs that may be written in place"""
     inputs = [_contiguous(x) for x in call.arrays]
     role = OUTPUT if call.init_value is None else INITIALISED
     out = []
@@ -117,7 +129,8 @@ def _memory(made: Signature, call: Launch, outputs: list[np.ndarray]) -> list[Me
             "ndim": np.array(x.ndim, np.int32),
         }[b.role]
         offset = _offset(described) if b.role == "input" else 0
-        out.append(Memory(native.padded(described, offset), INPUT))
+        in_place = b.role == "input" and b.name in writes
+        out.append(Memory(native.padded(described, offset), INITIALISED if in_place else INPUT))
     return out
 
 

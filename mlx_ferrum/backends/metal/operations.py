@@ -1,8 +1,8 @@
 """The operations on a GPU, and which kernel serves which shape.
 
 Products are float32; attention takes and returns float16. Values that become float16 are clamped to its range,
-±65,504. MLX's own fast operations serve for norms that no product of few rows follows, and for attention, over keys and
-values that are first copied out of their blocks.
+±65,504. MLX's own fast operations serve for norms that no product of few rows follows, and for attention in both
+directions.
 """
 
 from __future__ import annotations
@@ -16,19 +16,20 @@ import mlx.core as mx
 import numpy as np
 from mlx import nn
 
-from ...batch import Batch, Place
+from ...batch import Batch
 from ...kernels import gate_up as gate_up_kernel
 from ...kernels import matmul as matmul_kernel
 from ...kernels import matvec as matvec_kernel
 from ...kernels import matvecs as matvecs_kernel
 from ...kernels import norm_matvec as norm_matvec_kernel
 from ...kernels import rms_norm as rms_norm_kernel
-from ...kernels import rotate as rotate_kernel
 from ...kernels import rows as rows_kernel
-from ...options import Activation, HeadNorms, Norm
+from ...options import Activation, Norm
 from ...tensor import QTensor
-from .. import paged, reference
+from .. import reference
 from ..reference import ACTIVATIONS
+from .attention import append as append
+from .attention import attend as attend
 from .experts import gather_down as gather_down
 from .experts import gather_gate_up as gather_gate_up
 from .experts import gather_matmul as gather_matmul
@@ -120,46 +121,6 @@ def dequantize(w: QTensor) -> mx.array:
 
 def allocate(shape: tuple[int, ...], bits: int) -> mx.array:
     return mx.zeros(shape, {8: mx.int8, 16: mx.float16, 32: mx.float32}[bits])
-
-
-def append(
-    q: mx.array,
-    k: mx.array,
-    v: mx.array,
-    at: Place,
-    frequencies: mx.array,
-    *,
-    interleaved: bool,
-    magnitude: float = 1.0,
-    norms: HeadNorms | None = None,
-) -> mx.array:
-    turned, added = rotate_kernel.rotate(
-        *(x[:, None] for x in (q, k, v)),  # each row as a sequence of one position
-        frequencies,
-        offset=at.batch.mlx_positions,
-        interleaved=interleaved,
-        magnitude=magnitude,
-        norms=norms,
-    )
-    keys, values = added[:, :, :, 0]
-    paged.store(at, keys[..., : k.shape[-1]], values[..., : v.shape[-1]])
-    return turned.reshape(q.shape)
-
-
-def attend(
-    q: mx.array, at: Place, *, scale: float, softcap: float = 0.0, sinks: mx.array | None = None
-) -> mx.array:
-    if softcap or sinks is not None:  # MLX's attention has no bound for scores
-        return reference.attend(q, at, scale=scale, softcap=softcap, sinks=sinks)
-    out = []
-    for past in paged.pasts(at):
-        rows = q[past.rows].swapaxes(0, 1)[None]  # (1, h, l, d)
-        keys, values = past.keys[None], past.values[None]
-        attended = mx.fast.scaled_dot_product_attention(
-            rows.astype(keys.dtype), keys, values, scale=scale, mask=past.seen
-        )
-        out.append(attended[0].swapaxes(0, 1).astype(q.dtype))
-    return mx.concatenate(out)
 
 
 def attend_both_ways(
