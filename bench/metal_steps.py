@@ -10,8 +10,8 @@ Columns:
   copied       bytes that operations of MLX take between launches (the most at a time, summed over the launches)
   text         bytes of kernel text, header and body: the mean and the most of a launch
   kernels      different ones in the step, by the name that MLX compiles them under
-  Python       milliseconds from the tokens to the next ones, the runner's dictionary look-ups included: the median of
-               STEPS steps, lowest and highest; a Mac adds the time that MLX needs for a launch
+  Python       milliseconds of the host's thread from the tokens to the next ones, the runner's dictionary look-ups
+               included: the median of 30 steps, lowest and highest; a Mac adds the time that MLX needs for a launch
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ import gguf
 import mlx.core as mx
 import numpy as np
 import random_qwen3
-from timing import Spread, once
+from timing import Spread, once_busy
 
 import mlx_ferrum
 from mlx_ferrum import cli, launch, ops
@@ -40,7 +40,7 @@ from mlx_ferrum.models.base import LanguageModel
 from mlx_ferrum.tensor import QTensor, word
 
 sys.path.append(str(Path(__file__).parent.parent / "tests"))
-from launches import Launches, counting
+from launches import Launches, Zeros, counting
 from msl.signature import signature
 
 SIZES = {
@@ -61,7 +61,7 @@ class Counted(Launches):
     kernels: set[str] = field(default_factory=set)
 
     def __call__(self, kernel: launch.Kernel, call: launch.Launch) -> list[mx.array]:
-        self.texts.append(len(kernel.text()) + len(kernel.source))
+        self.texts.append(len(kernel.bare_text) + len(kernel.source))
         self.kernels.add(signature(kernel, call).name)
         return super().__call__(kernel, call)
 
@@ -71,22 +71,6 @@ class Counted(Launches):
         mx.reset_peak_memory()
         super().settle(arrays)
         self.copied += max(0, mx.get_peak_memory() - before)
-
-
-class Zeros:
-    """A runner that costs next to nothing: one array of zeros for each shape and type."""
-
-    def __init__(self) -> None:
-        self._kept: dict[Any, list[mx.array]] = {}
-
-    def __call__(self, _: launch.Kernel, call: launch.Launch) -> list[mx.array]:
-        key = (*map(tuple, call.output_shapes), *call.output_dtypes)
-        found = self._kept.get(key)
-        if found is None:
-            pairs = zip(call.output_shapes, call.output_dtypes, strict=True)
-            found = self._kept[key] = [mx.zeros(shape, dtype) for shape, dtype in pairs]
-            mx.eval(found)
-        return found
 
 
 @dataclass(frozen=True)
@@ -213,7 +197,7 @@ def measure(name: str, model: LanguageModel, sequences: int) -> Step:
         decoding.settle()
         times = []
         for _ in range(STEPS):
-            times.append(1e3 * once(decoding.step))
+            times.append(1e3 * once_busy(decoding.step))
             decoding.settle()
     counted = Counted()
     with counting(counted):

@@ -61,8 +61,9 @@ class FusedLinear(nn.Module):
 
     def __call__(self, x: ops.Array, norm: RMSNorm | None = None) -> list[ops.Array]:
         """norm: of x, before the products."""
-        weights = [part.weight for part in self.parts]
-        biases = [part.get("bias") for part in self.parts]
+        parts = self.parts
+        weights = [part.weight for part in parts]
+        biases = [part.get("bias") for part in parts]
         return ops.matmuls(x, weights, biases, norm=None if norm is None else norm.args)
 
 
