@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
-from unittest import mock
 
 import mlx.core as mx
 import numpy as np
@@ -18,7 +15,6 @@ from msl.signature import signature
 
 import mlx_ferrum
 from mlx_ferrum import launch, ops
-from mlx_ferrum.generate.step import forward
 from mlx_ferrum.models.base import LanguageModel
 
 # Of a model with two types of blocks: kernels for prompts of any length; 8 sizes of small batches are most of them.

@@ -65,7 +65,7 @@ def matmuls(
     biases = [None] * len(ws) if biases is None else biases
     flat = as_rows(x)
     together = 2 <= len(ws) <= matvecs_kernel.MOST and flat.shape[0] <= MATVEC_ROWS
-    if not together or any(map(is_tiny, ws)):
+    if not together or any([is_tiny(w) for w in ws]):
         x = _normed(x, norm)
         return [matmul(x, w, bias=bias) for w, bias in zip(ws, biases, strict=True)]
     rows = rows_a_simdgroup(sum(w.rows for w in ws))
@@ -83,7 +83,7 @@ def gate_up(
     norm: Norm | None = None,
 ) -> mx.array:
     flat = as_rows(x)
-    has_bias = biases is not None and any(bias is not None for bias in biases)
+    has_bias = biases is not None and (biases[0] is not None or biases[1] is not None)
     if has_bias or is_tiny(gate) or is_tiny(up):  # rare, so the fused kernel does without biases
         gated, raised = matmuls(flat, [gate, up], biases, norm=norm)
         y = ACTIVATIONS[act](gated) * raised
