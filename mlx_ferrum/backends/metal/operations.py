@@ -65,7 +65,7 @@ def matmuls(
     biases = [None] * len(ws) if biases is None else biases
     flat = as_rows(x)
     together = 2 <= len(ws) <= matvecs_kernel.MOST and flat.shape[0] <= MATVEC_ROWS
-    if not together or any([is_tiny(w) for w in ws]):
+    if not together or any(map(is_tiny, ws)):
         x = _normed(x, norm)
         return [matmul(x, w, bias=bias) for w, bias in zip(ws, biases, strict=True)]
     rows = rows_a_simdgroup(sum(w.rows for w in ws))
