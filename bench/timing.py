@@ -47,6 +47,13 @@ def once(run: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
+def once_busy(run: Callable[[], object]) -> float:
+    """The seconds that one run keeps this thread busy, whatever else the machine does."""
+    start = time.thread_time()
+    run()
+    return time.thread_time() - start
+
+
 def measure(run: Callable[[], object], runs: int) -> Spread:
     """Seconds of `run`, after one run that is not counted."""
     run()

@@ -6,13 +6,13 @@ import functools
 
 import mlx.core as mx
 
-from mlx_ferrum.launch import Kernel
+from mlx_ferrum.launch import KEPT, Call, Kernel
 from mlx_ferrum.options import Activation
-from mlx_ferrum.tensor import QTensor
+from mlx_ferrum.tensor import Layout, QTensor
 
 from .activation import ACTIVATIONS
 from .header import header
-from .matvec import INPUT, INPUTS, LANES, SIMDGROUPS, check, normed_input
+from .matvec import INPUT, INPUTS, LANES, SIMDGROUPS, Shape, check, normed_input
 
 BODY = """
     int simdgroup = SIMDGROUPS * threadgroup_position_in_grid.x + simdgroup_index_in_threadgroup;
@@ -37,20 +37,27 @@ def gate_up(
     norm: weight (k,) and epsilon of an RMS norm of x before the products
     rows: rows of each matrix per simdgroup
     """
-    check(x, gate, up)
-    if gate.rows != up.rows:
-        raise ValueError(f"gate_up: {gate} and {up} differ in rows")
-    tiles = -(-gate.rows // (rows * SIMDGROUPS))
     inputs, has_norm = normed_input(x, norm)
-    (y,) = _kernel(has_norm, gate.block.name, up.block.name)(
-        [*inputs, gate.array, up.array],
-        template={"ROWS": rows, "BATCH": x.shape[0], "ACT": ACTIVATIONS[act]},
+    call = _call(x.shape, gate.layout, up.layout, act, rows, has_norm=has_norm)
+    (y,) = call([*inputs, gate.array, up.array])
+    return y
+
+
+@functools.lru_cache(KEPT)
+def _call(
+    x: Shape, gate: Layout, up: Layout, act: Activation, rows: int, *, has_norm: bool
+) -> Call:
+    check(x, gate, up)
+    if gate.shape != up.shape:
+        raise ValueError(f"gate_up: {gate} and {up} differ in rows")
+    tiles = -(-gate.shape[0] // (rows * SIMDGROUPS))
+    return _kernel(has_norm, gate.block.name, up.block.name).prepare(
+        template={"ROWS": rows, "BATCH": x[0], "ACT": ACTIVATIONS[act]},
         grid=(LANES * SIMDGROUPS * tiles, 1, 1),
         threadgroup=(LANES * SIMDGROUPS, 1, 1),
-        output_shapes=[(x.shape[0], gate.rows)],
+        output_shapes=[(x[0], gate.shape[0])],
         output_dtypes=[mx.float32],
     )
-    return y
 
 
 @functools.cache

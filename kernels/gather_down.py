@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import functools
+import math
 
 import mlx.core as mx
 
-from mlx_ferrum.launch import Kernel
-from mlx_ferrum.tensor import QTensor
+from mlx_ferrum.launch import KEPT, Call, Kernel
+from mlx_ferrum.tensor import Layout, QTensor
 
-from .gather_matvec import check
+from .gather_matvec import Ids, check
 from .header import header
-from .matvec import LANES, SIMDGROUPS
+from .matvec import LANES, SIMDGROUPS, Shape
 
 BODY = """
     ExpertShape shape = {w_shape[0], w_shape[1], x_shape[1], USED};
@@ -39,19 +40,24 @@ def gather_down(
     add: (tokens, rows)
     rows: rows of w per simdgroup
     """
-    check(x, ids, w, tokens=ids.size)
     check_sum(ids, weights, add, w.shape[1])
+    call = _call(x.shape, Ids(ids.shape, ids.dtype), w.layout, add is not None, rows)
+    (y,) = call([x, w.array, ids, weights, x if add is None else add])
+    return y
+
+
+@functools.lru_cache(KEPT)
+def _call(x: Shape, ids: Ids, w: Layout, add: bool, rows: int) -> Call:
+    check(x, ids, w, tokens=math.prod(ids.shape))
     tokens, used = ids.shape
     tiles = -(-w.shape[1] // (rows * SIMDGROUPS))
-    (y,) = _kernel(w.block.name)(
-        [x, w.array, ids, weights, x if add is None else add],
-        template={"ROWS": rows, "USED": used, "ADD": add is not None},
+    return _kernel(w.block.name).prepare(
+        template={"ROWS": rows, "USED": used, "ADD": add},
         grid=(LANES * SIMDGROUPS * tiles, tokens, 1),
         threadgroup=(LANES * SIMDGROUPS, 1, 1),
         output_shapes=[(tokens, w.shape[1])],
         output_dtypes=[mx.float32],
     )
-    return y
 
 
 def check_sum(ids: mx.array, weights: mx.array, add: mx.array | None, d: int) -> None:

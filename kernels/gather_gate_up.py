@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import functools
+import math
 
 import mlx.core as mx
 
-from mlx_ferrum.launch import Kernel
+from mlx_ferrum.launch import KEPT, Call, Kernel
 from mlx_ferrum.options import Activation
-from mlx_ferrum.tensor import QTensor
+from mlx_ferrum.tensor import Layout, QTensor
 
 from .activation import ACTIVATIONS
-from .gather_matvec import check
+from .gather_matvec import Ids, check
 from .header import header
-from .matvec import LANES, SIMDGROUPS
+from .matvec import LANES, SIMDGROUPS, Shape
 
 BODY = """
     ExpertShape shape = {gate_shape[0], gate_shape[1], x_shape[1], USED};
@@ -32,17 +33,22 @@ def gather_gate_up(
     act: one of `ACTIVATIONS`
     rows: rows of each matrix per simdgroup
     """
+    call = _call(x.shape, Ids(ids.shape, ids.dtype), gate.layout, up.layout, act, rows=rows)
+    (y,) = call([x, gate.array, up.array, ids])
+    return y
+
+
+@functools.lru_cache(KEPT)
+def _call(x: Shape, ids: Ids, gate: Layout, up: Layout, act: Activation, *, rows: int) -> Call:
     check(x, ids, gate, up, tokens=ids.shape[0])
-    tiles = -(-gate.shape[1] // (rows * SIMDGROUPS))
-    (y,) = _kernel(gate.block.name, up.block.name)(
-        [x, gate.array, up.array, ids],
+    tiles, pairs = -(-gate.shape[1] // (rows * SIMDGROUPS)), math.prod(ids.shape)
+    return _kernel(gate.block.name, up.block.name).prepare(
         template={"ROWS": rows, "USED": ids.shape[1], "ACT": ACTIVATIONS[act]},
-        grid=(LANES * SIMDGROUPS * tiles, ids.size, 1),
+        grid=(LANES * SIMDGROUPS * tiles, pairs, 1),
         threadgroup=(LANES * SIMDGROUPS, 1, 1),
-        output_shapes=[(ids.size, gate.shape[1])],
+        output_shapes=[(pairs, gate.shape[1])],
         output_dtypes=[mx.float32],
     )
-    return y
 
 
 @functools.cache

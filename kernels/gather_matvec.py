@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import functools
+import math
+from typing import NamedTuple
 
 import mlx.core as mx
 
-from mlx_ferrum.launch import Kernel
-from mlx_ferrum.tensor import QTensor
+from mlx_ferrum.launch import KEPT, Call, Kernel
+from mlx_ferrum.tensor import Layout, QTensor
 
 from .header import header
-from .matvec import LANES, SIMDGROUPS
+from .matvec import LANES, SIMDGROUPS, Shape
 
 BODY = """
     ExpertShape shape = {w_shape[0], w_shape[1], x_shape[1], USED};
@@ -29,28 +31,42 @@ def gather_matvec(
     bias: (e, rows)
     rows: rows of w per simdgroup
     """
-    check(x, ids, w, tokens=ids.shape[0])
-    if bias is not None and bias.shape != w.shape[:2]:
-        raise ValueError(f"gather: a bias of shape {bias.shape} does not fit {w}")
-    tiles = -(-w.shape[1] // (rows * SIMDGROUPS))
-    (y,) = _kernel(w.block.name)(
-        [x, w.array, ids, x if bias is None else bias],
-        template={"ROWS": rows, "USED": ids.shape[1], "BIAS": bias is not None},
-        grid=(LANES * SIMDGROUPS * tiles, ids.size, 1),
-        threadgroup=(LANES * SIMDGROUPS, 1, 1),
-        output_shapes=[(ids.size, w.shape[1])],
-        output_dtypes=[mx.float32],
+    given = None if bias is None else bias.shape
+    (y,) = _call(x.shape, Ids(ids.shape, ids.dtype), w.layout, given, rows)(
+        [x, w.array, ids, x if bias is None else bias]
     )
     return y
 
 
-def check(x: mx.array, ids: mx.array, *ws: QTensor, tokens: int) -> None:
+class Ids(NamedTuple):
+    """Of an array of expert ids."""
+
+    shape: Shape
+    dtype: mx.Dtype
+
+
+@functools.lru_cache(KEPT)
+def _call(x: Shape, ids: Ids, w: Layout, bias: Shape | None, rows: int) -> Call:
+    check(x, ids, w, tokens=ids.shape[0])
+    if bias is not None and bias != w.shape[:2]:
+        raise ValueError(f"gather: a bias of shape {bias} does not fit {w}")
+    tiles, pairs = -(-w.shape[1] // (rows * SIMDGROUPS)), math.prod(ids.shape)
+    return _kernel(w.block.name).prepare(
+        template={"ROWS": rows, "USED": ids.shape[1], "BIAS": bias is not None},
+        grid=(LANES * SIMDGROUPS * tiles, pairs, 1),
+        threadgroup=(LANES * SIMDGROUPS, 1, 1),
+        output_shapes=[(pairs, w.shape[1])],
+        output_dtypes=[mx.float32],
+    )
+
+
+def check(x: Shape, ids: Ids, *ws: Layout, tokens: int) -> None:
     """Raises ValueError unless x is (tokens, k), ids are integers (…, n) and every w is (e, rows, k)."""
-    if ids.ndim != 2 or not ids.size or not mx.issubdtype(ids.dtype, mx.integer):
+    if len(ids.shape) != 2 or 0 in ids.shape or not mx.issubdtype(ids.dtype, mx.integer):
         raise ValueError(f"gather: ids are {ids.dtype} {ids.shape}, expected integers (tokens, n)")
     for w in ws:
-        if len(w.shape) != 3 or x.shape != (tokens, w.shape[2]):
-            raise ValueError(f"gather: x of shape {x.shape} does not fit {tokens} rows of {w}")
+        if len(w.shape) != 3 or x != (tokens, w.shape[2]):
+            raise ValueError(f"gather: x of shape {x} does not fit {tokens} rows of {w}")
         if w.shape != (*ws[0].shape[:2], w.shape[2]):
             raise ValueError(f"gather: {w} and {ws[0]} differ in rows")
 

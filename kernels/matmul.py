@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import functools
+from typing import NamedTuple
 
 import mlx.core as mx
 
-from mlx_ferrum.launch import Kernel
+from mlx_ferrum.launch import KEPT, Call, Kernel
 from mlx_ferrum.options import Activation
-from mlx_ferrum.tensor import QTensor
+from mlx_ferrum.tensor import Layout, QTensor
 
 from .activation import ACTIVATIONS, NO_ACTIVATION
 from .header import header
@@ -42,26 +43,35 @@ def matmul(
     bias: (rows,); add: (n, rows); gate: (n, rows) and an activation
     columns: rows of x in a tile, 32 or 64
     """
-    if x.ndim != 2 or w.shape != (w.rows, x.shape[1]):
-        raise ValueError(f"matmul: x of shape {x.shape} does not fit {w}")
-    n = x.shape[0]
-    groups = -(-w.rows // TILE_ROWS) * -(-n // columns)
     gated, act = (x, NO_ACTIVATION) if gate is None else (gate[0], ACTIVATIONS[gate[1]])
-    # adjacent threadgroups share rows of w, so that these are read from memory once
-    (y,) = _kernel(w.block.name)(
-        [x, w.array, x if bias is None else bias, x if add is None else add, gated],
-        template={
-            "COLUMNS": columns,
-            "BIAS": bias is not None,
-            "ADD": add is not None,
-            "ACT": act,
-        },
-        grid=(THREADS * groups, 1, 1),
-        threadgroup=(THREADS, 1, 1),
-        output_shapes=[(n, w.rows)],
-        output_dtypes=[mx.float32],
+    flags = Flags(bias is not None, add is not None, act)
+    (y,) = _call(x.shape, w.layout, flags, columns)(
+        [x, w.array, x if bias is None else bias, x if add is None else add, gated]
     )
     return y
+
+
+class Flags(NamedTuple):
+    """What is done to a product."""
+
+    bias: bool
+    add: bool
+    act: int
+
+
+@functools.lru_cache(KEPT)
+def _call(x: tuple[int, ...], w: Layout, flags: Flags, columns: int) -> Call:
+    if len(x) != 2 or len(w.shape) != 2 or w.shape[1] != x[1]:
+        raise ValueError(f"matmul: x of shape {x} does not fit {w}")
+    groups = -(-w.shape[0] // TILE_ROWS) * -(-x[0] // columns)
+    # adjacent threadgroups share rows of w, so that these are read from memory once
+    return _kernel(w.block.name).prepare(
+        template={"COLUMNS": columns, "BIAS": flags.bias, "ADD": flags.add, "ACT": flags.act},
+        grid=(THREADS * groups, 1, 1),
+        threadgroup=(THREADS, 1, 1),
+        output_shapes=[(x[0], w.shape[0])],
+        output_dtypes=[mx.float32],
+    )
 
 
 @functools.cache

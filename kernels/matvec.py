@@ -6,11 +6,12 @@ import functools
 
 import mlx.core as mx
 
-from mlx_ferrum.launch import Kernel
-from mlx_ferrum.tensor import QTensor
+from mlx_ferrum.launch import KEPT, Call, Kernel, constant
+from mlx_ferrum.tensor import Layout, QTensor
 
 from .header import header
 
+Shape = tuple[int, ...]
 MOST = 8  # rows of x
 LANES = 32
 SIMDGROUPS = 2  # per threadgroup, as in matvec.metal
@@ -38,31 +39,31 @@ def matvec(
     bias: (rows,); add: (n, rows)
     rows: rows of w per simdgroup; more rows save loads of x, fewer rows give more simdgroups
     """
-    check(x, w)
-    tiles = -(-w.rows // (rows * SIMDGROUPS))
-    (y,) = _kernel(w.block.name)(
-        [x, w.array, x if bias is None else bias, x if add is None else add],
-        template={
-            "ROWS": rows,
-            "BATCH": x.shape[0],
-            "BIAS": bias is not None,
-            "ADD": add is not None,
-        },
-        grid=(LANES * SIMDGROUPS * tiles, 1, 1),
-        threadgroup=(LANES * SIMDGROUPS, 1, 1),
-        output_shapes=[(x.shape[0], w.rows)],
-        output_dtypes=[mx.float32],
-    )
+    call = _call(x.shape, w.layout, rows, bias is not None, add is not None)
+    (y,) = call([x, w.array, x if bias is None else bias, x if add is None else add])
     return y
 
 
-def check(x: mx.array, *ws: QTensor) -> None:
+@functools.lru_cache(KEPT)
+def _call(x: Shape, w: Layout, rows: int, bias: bool, add: bool) -> Call:
+    check(x, w)
+    tiles = -(-w.shape[0] // (rows * SIMDGROUPS))
+    return _kernel(w.block.name).prepare(
+        template={"ROWS": rows, "BATCH": x[0], "BIAS": bias, "ADD": add},
+        grid=(LANES * SIMDGROUPS * tiles, 1, 1),
+        threadgroup=(LANES * SIMDGROUPS, 1, 1),
+        output_shapes=[(x[0], w.shape[0])],
+        output_dtypes=[mx.float32],
+    )
+
+
+def check(x: Shape, *ws: Layout) -> None:
     """Raises ValueError unless x is (n, k) with n at most `MOST` and every w (rows, k)."""
-    if x.ndim != 2 or not 1 <= x.shape[0] <= MOST:
-        raise ValueError(f"matvec: x of shape {x.shape}, expected 1 to {MOST} rows")
+    if len(x) != 2 or not 1 <= x[0] <= MOST:
+        raise ValueError(f"matvec: x of shape {x}, expected 1 to {MOST} rows")
     for w in ws:
-        if len(w.shape) != 2 or w.shape[1] != x.shape[1]:
-            raise ValueError(f"matvec: x of shape {x.shape} does not fit {w}")
+        if len(w.shape) != 2 or w.shape[1] != x[1]:
+            raise ValueError(f"matvec: x of shape {x} does not fit {w}")
 
 
 def check_norm(x: mx.array, weight: mx.array) -> None:
@@ -77,7 +78,7 @@ def normed_input(x: mx.array, norm: tuple[mx.array, float] | None) -> tuple[list
         return [x], False
     weight, eps = norm
     check_norm(x, weight)
-    return [x, weight, mx.array([eps], mx.float32)], True
+    return [x, weight, constant(eps)], True
 
 
 @functools.cache

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 
 import mlx.core as mx
 
-from mlx_ferrum.launch import Kernel
-from mlx_ferrum.tensor import QTensor
+from mlx_ferrum.launch import KEPT, Call, Kernel
+from mlx_ferrum.tensor import Layout, QTensor
 
 from .header import header
-from .matvec import INPUT, INPUTS, LANES, SIMDGROUPS, check, normed_input
+from .matvec import INPUT, INPUTS, LANES, SIMDGROUPS, Shape, check, normed_input
 
 MOST = 3  # weights
 BODY = """
@@ -36,17 +36,25 @@ def matvecs(
     norm: weight (k,) and epsilon of an RMS norm of x before the products
     rows: rows of a weight per simdgroup
     """
-    check(x, *ws)
-    tiles = sum(-(-w.rows // (rows * SIMDGROUPS)) for w in ws)
-    template = {"ROWS": rows, "BATCH": x.shape[0]}
-    template |= {f"BIAS{i}": bias is not None for i, bias in enumerate(biases)}
     inputs, has_norm = normed_input(x, norm)
-    return _kernel(has_norm, *(w.block.name for w in ws))(
-        [*inputs, *(w.array for w in ws), *(x if bias is None else bias for bias in biases)],
-        template=template,
+    has_bias = tuple([bias is not None for bias in biases])
+    call = _call(x.shape, tuple([w.layout for w in ws]), has_bias, has_norm, rows)
+    given = [x if bias is None else bias for bias in biases]
+    return call([*inputs, *[w.array for w in ws], *given])
+
+
+@functools.lru_cache(KEPT)
+def _call(
+    x: Shape, ws: tuple[Layout, ...], biases: tuple[bool, ...], has_norm: bool, rows: int
+) -> Call:
+    check(x, *ws)
+    tiles = sum(-(-w.shape[0] // (rows * SIMDGROUPS)) for w in ws)
+    template = {"ROWS": rows, "BATCH": x[0]}
+    return _kernel(has_norm, *(w.block.name for w in ws)).prepare(
+        template=template | {f"BIAS{i}": has_bias for i, has_bias in enumerate(biases)},
         grid=(LANES * SIMDGROUPS * tiles, 1, 1),
         threadgroup=(LANES * SIMDGROUPS, 1, 1),
-        output_shapes=[(x.shape[0], w.rows) for w in ws],
+        output_shapes=[(x[0], w.shape[0]) for w in ws],
         output_dtypes=[mx.float32] * len(ws),
     )
 

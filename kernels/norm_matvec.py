@@ -6,11 +6,11 @@ import functools
 
 import mlx.core as mx
 
-from mlx_ferrum.launch import Kernel
-from mlx_ferrum.tensor import QTensor
+from mlx_ferrum.launch import KEPT, Call, Kernel, constant
+from mlx_ferrum.tensor import Layout, QTensor
 
 from .header import header
-from .matvec import LANES, SIMDGROUPS, check, check_norm
+from .matvec import LANES, SIMDGROUPS, Shape, check, check_norm
 
 BODY = """
     int simdgroup = SIMDGROUPS * threadgroup_position_in_grid.x + simdgroup_index_in_threadgroup;
@@ -28,19 +28,23 @@ def norm_matvec(
     norm: weight (k,) and epsilon
     rows: rows of w per simdgroup
     """
-    check(x, w)
     weight, eps = norm
     check_norm(x, weight)
-    tiles = -(-w.rows // (rows * SIMDGROUPS))
-    out, y = _kernel(w.block.name)(
-        [x, w.array, weight, mx.array([eps], mx.float32)],
-        template={"ROWS": rows, "BATCH": x.shape[0]},
+    out, y = _call(x.shape, w.layout, rows)([x, w.array, weight, constant(eps)])
+    return out, y
+
+
+@functools.lru_cache(KEPT)
+def _call(x: Shape, w: Layout, rows: int) -> Call:
+    check(x, w)
+    tiles = -(-w.shape[0] // (rows * SIMDGROUPS))
+    return _kernel(w.block.name).prepare(
+        template={"ROWS": rows, "BATCH": x[0]},
         grid=(LANES * SIMDGROUPS * tiles, 1, 1),
         threadgroup=(LANES * SIMDGROUPS, 1, 1),
-        output_shapes=[x.shape, (x.shape[0], w.rows)],
+        output_shapes=[x, (x[0], w.shape[0])],
         output_dtypes=[mx.float32] * 2,
     )
-    return out, y
 
 
 @functools.cache

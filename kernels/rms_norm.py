@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import functools
+import math
 
 import mlx.core as mx
 
-from mlx_ferrum.launch import Kernel
+from mlx_ferrum.launch import KEPT, Call, Kernel, constant
 
 from .header import header
 
@@ -27,15 +28,20 @@ def rms_norm(x: mx.array, weight: mx.array, eps: float, add: mx.array) -> mx.arr
         raise ValueError(
             f"rms_norm: x of shape {x.shape} does not fit a weight of {weight.shape} and add of {add.shape}"
         )
-    threads = min(MOST, LANES * -(-d // (4 * LANES)))
-    (y,) = _kernel()(
-        [x, weight, mx.array([eps], mx.float32), add],
-        grid=(threads * (x.size // d), 1, 1),
-        threadgroup=(threads, 1, 1),
-        output_shapes=[x.shape],
-        output_dtypes=[x.dtype],
-    )
+    (y,) = _call(x.shape, x.dtype)([x, weight, constant(eps), add])
     return y
+
+
+@functools.lru_cache(KEPT)
+def _call(shape: tuple[int, ...], dtype: mx.Dtype) -> Call:
+    d = shape[-1]
+    threads = min(MOST, LANES * -(-d // (4 * LANES)))
+    return _kernel().prepare(
+        grid=(threads * math.prod(shape[:-1]), 1, 1),
+        threadgroup=(threads, 1, 1),
+        output_shapes=[shape],
+        output_dtypes=[dtype],
+    )
 
 
 @functools.cache

@@ -6,7 +6,7 @@ import functools
 
 import mlx.core as mx
 
-from mlx_ferrum.launch import Kernel
+from mlx_ferrum.launch import KEPT, Call, Kernel, constant
 from mlx_ferrum.options import Routing
 
 from .header import header
@@ -36,9 +36,15 @@ def route(
     Raises ValueError for more than `MOST_EXPERTS` experts or `MOST_USED` of them used.
     """
     tokens, experts = logits.shape
+    call = _call(tokens, experts, routing, None if bias is None else bias.shape)
+    ids, weights = call([logits, logits if bias is None else bias, constant(routing.scale)])
+    return ids, weights
+
+
+@functools.lru_cache(KEPT)
+def _call(tokens: int, experts: int, routing: Routing, bias: tuple[int, ...] | None) -> Call:
     _check(routing, experts, bias)
-    ids, weights = _kernel()(
-        [logits, logits if bias is None else bias, mx.array([routing.scale], mx.float32)],
+    return _kernel().prepare(
         template={
             "PER_LANE": -(-experts // LANES),
             "GATING": GATINGS[routing.gating],
@@ -54,17 +60,16 @@ def route(
         output_shapes=[(tokens, routing.used)] * 2,
         output_dtypes=[mx.int32, mx.float32],
     )
-    return ids, weights
 
 
-def _check(routing: Routing, experts: int, bias: mx.array | None) -> None:
+def _check(routing: Routing, experts: int, bias: tuple[int, ...] | None) -> None:
     if routing.used > MOST_USED or experts > MOST_EXPERTS:
         raise ValueError(
             f"route: {routing.used} of {experts} experts, "
             f"expected at most {MOST_USED} of {MOST_EXPERTS}"
         )
-    if bias is not None and bias.shape != (experts,):
-        raise ValueError(f"route: a bias of shape {bias.shape} for {experts} experts")
+    if bias is not None and bias != (experts,):
+        raise ValueError(f"route: a bias of shape {bias} for {experts} experts")
 
 
 @functools.cache

@@ -6,8 +6,8 @@ import functools
 
 import mlx.core as mx
 
-from mlx_ferrum.launch import Kernel
-from mlx_ferrum.tensor import QTensor
+from mlx_ferrum.launch import KEPT, Call, Kernel, constant
+from mlx_ferrum.tensor import Layout, QTensor
 
 from .header import header
 
@@ -25,16 +25,21 @@ def rows(w: QTensor, ids: mx.array, scale: float = 1.0) -> mx.array:
     """
     if ids.ndim != 1 or not mx.issubdtype(ids.dtype, mx.integer):
         raise ValueError(f"rows: ids are {ids.dtype} {ids.shape}, expected integers (n,)")
+    array = w.array if w.array.ndim == 2 else w.array.reshape(w.rows, -1)
+    (y,) = _call(ids.size, w.layout)([array, ids, constant(scale)])
+    return y
+
+
+@functools.lru_cache(KEPT)
+def _call(count: int, w: Layout) -> Call:
     k = w.shape[-1]
     chunk = 1 if w.block.weights == 1 else 16
-    (y,) = _kernel(w.block.name)(
-        [w.array.reshape(w.rows, -1), ids, mx.array([scale], mx.float32)],
-        grid=(ids.size * (k // chunk), 1, 1),
+    return _kernel(w.block.name).prepare(
+        grid=(count * (k // chunk), 1, 1),
         threadgroup=(THREADS, 1, 1),
-        output_shapes=[(ids.size, k)],
+        output_shapes=[(count, k)],
         output_dtypes=[mx.float32],
     )
-    return y
 
 
 @functools.cache

@@ -14,7 +14,7 @@ from .header import header
 LANES = 32
 SIMDGROUPS = 4  # experts per threadgroup
 BODY = """
-    sort_pairs<SIZE>(ids, order, tiles, PAIRS, EXPERTS, thread_position_in_grid.x / 32,
+    sort_pairs<SIZE>(ids, order, tiles, ids_shape[0], EXPERTS, thread_position_in_grid.x / 32,
                      thread_index_in_simdgroup);
 """
 
@@ -40,7 +40,7 @@ def sort_pairs(ids: mx.array, experts: int, *, size: int) -> Order:
     most = ids.size // size + experts + 1  # one more for ids out of range
     pairs, tiles = _kernel()(
         [ids],
-        template={"PAIRS": ids.size, "EXPERTS": experts, "SIZE": size},
+        template={"EXPERTS": experts, "SIZE": size},
         grid=(LANES * (experts + 1), 1, 1),
         threadgroup=(LANES * SIMDGROUPS, 1, 1),
         output_shapes=[ids.shape, (most, 3)],

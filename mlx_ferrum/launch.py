@@ -13,10 +13,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import mlx.core as mx
 
+from .kernel_text import Line, bare, needed, with_places
 from .kernels import __path__ as _folders
 
 FOLDER = Path(next(iter(_folders)))
@@ -27,7 +28,7 @@ LEAST_WRITTEN = 8  # numbers; MLX hands smaller arrays over as constants
 Triple = tuple[int, int, int]
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)  # frozen, it would take four times as long to make
 class Launch:
     """One call of a kernel.
 
@@ -85,8 +86,23 @@ class Kernel:
     writes: tuple[str, ...] = ()
 
     def text(self, target: Target = "metal") -> str:
-        """The text before the body. Raises ValueError if a file of it is not there."""
-        return self.header if isinstance(self.header, str) else self.header.text(target)
+        """The text before the body: all of it for CUDA, what the body needs for Metal.
+
+        Raises ValueError if a file of it is not there.
+        """
+        if isinstance(self.header, str):
+            return self.header
+        return self.header.text(target) if target == "cuda" else with_places(self._lines)
+
+    @functools.cached_property
+    def bare_text(self) -> str:
+        """The text before the body without line directives, which MLX is handed at each launch."""
+        return self.header if isinstance(self.header, str) else bare(self._lines)
+
+    @functools.cached_property
+    def _lines(self) -> list[Line]:
+        assert isinstance(self.header, Header)
+        return needed(self.header.text("metal"), self.source)
 
     def __call__(
         self,
@@ -103,21 +119,46 @@ class Kernel:
 
         Raises ValueError for a negative template integer, and for an array that cannot be written in place.
         """
-        self._check_template(template or {})
-        if self.writes:
-            self._check_written(arrays)
-        return _runner(
-            self,
-            Launch(
-                arrays,
-                template or {},
-                grid,
-                threadgroup,
-                output_shapes,
-                output_dtypes,
-                init_value,
-            ),
+        call = self.prepare(
+            grid=grid,
+            threadgroup=threadgroup,
+            output_shapes=output_shapes,
+            output_dtypes=output_dtypes,
+            template=template,
+            init_value=init_value,
         )
+        return call(arrays)
+
+    def prepare(
+        self,
+        *,
+        grid: Triple,
+        threadgroup: Triple,
+        output_shapes: Sequence[Sequence[int]],
+        output_dtypes: Sequence[mx.Dtype],
+        template: Mapping[str, Any] | None = None,
+        init_value: float | None = None,
+    ) -> Call:
+        """All of a launch but the arrays, to be kept for arrays of the same shapes. See `Launch` for the arguments.
+
+        Raises ValueError for a negative template integer.
+        """
+        self._check_template(template or {})
+        return Call(
+            self, template or {}, grid, threadgroup, output_shapes, output_dtypes, init_value
+        )
+
+    @functools.cached_property
+    def metal(self) -> Callable[..., Any]:
+        """MLX's function for it."""
+        built: Any = mx.fast.metal_kernel(
+            name=self.name,
+            input_names=list(self.inputs),
+            output_names=list(self.outputs),
+            source=self.source,
+            header=self.bare_text,
+        )
+        return built
 
     def _check_template(self, template: Mapping[str, Any]) -> None:
         """MLX puts template arguments into the kernel's name, where some versions leave the minus sign."""
@@ -127,8 +168,8 @@ class Kernel:
                     f"{self.name}: template argument {name} is {value}, expected 0 or more"
                 )
 
-    def _check_written(self, arrays: Sequence[mx.array]) -> None:
-        """MLX copies arrays that are not contiguous, and small ones are constants: writes to them would be lost."""
+    def check_written(self, arrays: Sequence[mx.array]) -> None:
+        """Raises ValueError for arrays that MLX would copy, or hand over as constants: writes would be lost."""
         for name, x in zip(self.inputs, arrays, strict=True):
             if name not in self.writes:
                 continue
@@ -140,12 +181,31 @@ class Kernel:
                 )
 
 
+class Call(NamedTuple):
+    """A launch without its arrays, whose template is checked: a call of it gives an array an output."""
+
+    kernel: Kernel
+    template: Mapping[str, Any]
+    grid: Triple
+    threadgroup: Triple
+    output_shapes: Sequence[Sequence[int]]
+    output_dtypes: Sequence[mx.Dtype]
+    init_value: float | None
+
+    def __call__(self, arrays: Sequence[mx.array]) -> list[mx.array]:
+        if self.kernel.writes:
+            self.kernel.check_written(arrays)
+        return _runner(self.kernel, Launch(arrays, *self[1:]))
+
+
+# Of a kernel's calls and of constants that are kept: shapes of prompts differ, those of a token's step do not.
+KEPT = 1024
 Runner = Callable[[Kernel, Launch], list[mx.array]]
 
 
 def metal(kernel: Kernel, launch: Launch) -> list[mx.array]:
     """The default runner: the GPU, through MLX; lazy. Raises RuntimeError where there is no Metal."""
-    outputs: list[mx.array] = _built(kernel)(
+    outputs: list[mx.array] = kernel.metal(
         inputs=list(launch.arrays),
         template=list(launch.template.items()),
         grid=launch.grid,
@@ -170,6 +230,12 @@ _runner: Runner = cuda if mx.cuda.is_available() else metal
 def can_run() -> bool:
     """Whether launches have something to run on: a GPU, or another runner."""
     return _runner not in (metal, cuda) or mx.metal.is_available() or mx.cuda.is_available()
+
+
+@functools.lru_cache(KEPT)
+def constant(*values: float) -> mx.array:
+    """(n,) float32, made once."""
+    return mx.array(values, mx.float32)
 
 
 @contextmanager
@@ -214,15 +280,3 @@ def _expanded(path: Path, seen: set[Path], target: Target) -> str:
         else:
             out.append("\n")
     return "".join(out)
-
-
-@functools.cache
-def _built(kernel: Kernel) -> Callable[..., Any]:
-    built: Any = mx.fast.metal_kernel(
-        name=kernel.name,
-        input_names=list(kernel.inputs),
-        output_names=list(kernel.outputs),
-        source=kernel.source,
-        header=kernel.text(),
-    )
-    return built

@@ -6,6 +6,7 @@ Weights are QTensors, so they are no parameters of the module: they stay in the 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import mlx.core as mx
 from mlx import nn
@@ -17,7 +18,22 @@ from .tensor import QTensor
 Observer = Callable[[ops.Array, ops.Array, ops.Array], None]
 
 
-class QLinear(nn.Module):
+class Module(nn.Module):
+    """As MLX's, whose parts are items of a dictionary, but they are attributes too.
+
+    MLX finds them after Python's own search has failed with an error, which takes as long as half a launch.
+    """
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        super().__setitem__(name, value)
+        self.__dict__[name] = value
+
+    def __delitem__(self, name: str) -> None:
+        super().__delitem__(name)
+        self.__dict__.pop(name, None)
+
+
+class QLinear(Module):
     """x: (..., k) -> (..., rows), with an optional bias (rows,)."""
 
     def __init__(self, weight: QTensor, bias: mx.array | None = None) -> None:
@@ -35,7 +51,7 @@ class QLinear(nn.Module):
         return f"{self.weight.block.name}, {self.weight.shape}{bias}"
 
 
-class RMSNorm(nn.Module):
+class RMSNorm(Module):
     """x / rms(x) * weight over the last axis: x: (..., d) -> (..., d), weight: (d,)."""
 
     def __init__(self, weight: mx.array, eps: float) -> None:
@@ -52,7 +68,7 @@ class RMSNorm(nn.Module):
         return self.weight, self.eps
 
 
-class FusedLinear(nn.Module):
+class FusedLinear(Module):
     """Several linears that share their input, of mixed types, in one launch: x: (..., k) -> one (..., rows) each."""
 
     def __init__(self, *parts: QLinear) -> None:
@@ -61,12 +77,13 @@ class FusedLinear(nn.Module):
 
     def __call__(self, x: ops.Array, norm: RMSNorm | None = None) -> list[ops.Array]:
         """norm: of x, before the products."""
-        weights = [part.weight for part in self.parts]
-        biases = [part.get("bias") for part in self.parts]
+        parts = self.parts
+        weights = [part.weight for part in parts]
+        biases = [part.get("bias") for part in parts]
         return ops.matmuls(x, weights, biases, norm=None if norm is None else norm.args)
 
 
-class QEmbedding(nn.Module):
+class QEmbedding(Module):
     """ids: (...) -> (..., k) float32, times `scale`."""
 
     def __init__(self, weight: QTensor, scale: float = 1.0) -> None:
@@ -80,7 +97,7 @@ class QEmbedding(nn.Module):
         return f"{self.weight.block.name}, {self.weight.shape}"
 
 
-class GatedMLP(nn.Module):
+class GatedMLP(Module):
     """down(act(gate(x)) * up(x)) + add: x and add: (..., k) -> (..., k)."""
 
     def __init__(
@@ -99,7 +116,7 @@ class GatedMLP(nn.Module):
         return self.down_proj(inner, add)
 
 
-class Experts(nn.Module):
+class Experts(Module):
     """The chosen experts' gated MLPs, weighted and summed, + add: x and add: (..., k) -> (..., k).
 
     router: (e, k), to a logit an expert

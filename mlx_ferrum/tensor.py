@@ -39,6 +39,16 @@ def word(block: type[blocks.BlockType]) -> np.dtype:
     return next(np.dtype(dtype) for size, dtype in _WORDS if block.bytes % size == 0)
 
 
+class Layout(NamedTuple):
+    """How the bytes of a tensor decode, and its shape: what a launch depends on."""
+
+    block: type[blocks.Block]
+    shape: tuple[int, ...]
+
+    def __str__(self) -> str:
+        return f"{self.block.name} {self.shape}"
+
+
 class _Pages:
     """Whole pages of a mapping as an array interface; the mapping lives as long as any array made from it.
 
@@ -75,6 +85,7 @@ class QTensor:
         name: str = "",
     ) -> None:
         self.block, self.shape, self.name = block, tuple(shape), name
+        self.layout = Layout(block, self.shape)
         self.buffer, self.offset = buffer, offset
         self.row_bytes = block.row_bytes(self.shape[-1])
         self.kept: dict[Any, Any] = {}  # what a backend keeps with the tensor

@@ -11,12 +11,11 @@ from typing import Any
 
 import mlx.core as mx
 import numpy as np
-from mlx import nn
 
 from .. import amounts, ops
 from ..batch import Batch
 from ..cache import Cache, check_cache
-from ..nn import GatedMLP, QLinear, RMSNorm
+from ..nn import GatedMLP, Module, QLinear, RMSNorm
 from ..profile import stage
 from ..rope import RopeArgs
 from ..sample.recommended import Recommended
@@ -150,12 +149,12 @@ class MLP(GatedMLP):
         return super().__call__(x, norm, add)
 
 
-class Decoder(nn.Module):
+class Decoder(Module):
     """Embeddings, layers, a norm: a batch of n rows -> (n, hidden), normed for the head."""
 
-    embed_tokens: nn.Module
+    embed_tokens: Module
     layers: list[Any]
-    norm: nn.Module
+    norm: Module
 
     @property
     def keeps(self) -> list[KV]:
@@ -188,7 +187,7 @@ class Decoder(nn.Module):
         return f"{type(self).__name__}({len(self.layers)} layers)"
 
 
-class LoadedModel(nn.Module):
+class LoadedModel(Module):
     """What `load` says of a model's file."""
 
     fingerprint: str = ""  # of the file's tensors; saved caches are checked against it

@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from mlx import nn
 
 from .. import ops
 from ..batch import Place
+from ..nn import Module
 from ..rope import Rope, RopeArgs
 from . import llama
 from .base import MLP, BaseArgs, Decoder, LanguageModel, Metadata, Weights
@@ -76,7 +76,7 @@ class Attention(llama.Attention):
     head_norms = True
 
 
-class DecoderLayer(nn.Module):
+class DecoderLayer(Module):
     """x: (n, hidden) -> (n, hidden); norms before and after both attention and MLP."""
 
     def __init__(self, args: ModelArgs, w: Weights, rope: Rope, window: int | None) -> None:

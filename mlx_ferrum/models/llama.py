@@ -7,11 +7,9 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from mlx import nn
-
 from .. import ops
 from ..batch import Place
-from ..nn import FusedLinear, RMSNorm
+from ..nn import FusedLinear, Module, RMSNorm
 from ..profile import stage
 from ..rope import Rope
 from ..state.kinds import KV
@@ -32,7 +30,7 @@ class ModelArgs(BaseArgs):
         return fields
 
 
-class Attention(nn.Module):
+class Attention(Module):
     """Over x, normed: x and add, a residual: (n, hidden) -> (n, hidden)"""
 
     interleaved: ClassVar[bool] = True
@@ -78,7 +76,7 @@ class Attention(nn.Module):
         return self.q_norm.weight, self.k_norm.weight, self.args.norm_eps
 
 
-class DecoderLayer(nn.Module):
+class DecoderLayer(Module):
     """x: (n, hidden) -> (n, hidden)"""
 
     attention: ClassVar[type[Attention]] = Attention

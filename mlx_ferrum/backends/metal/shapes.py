@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import mlx.core as mx
+
 from ...tensor import QTensor
 
 MATVEC_ROWS = 8  # of x: up to here weights are read once for all of them, and no tile would be full
@@ -12,6 +14,16 @@ LEAST_WORDS = 8  # MLX hands smaller arrays over as constants; such weights are 
 def is_tiny(w: QTensor) -> bool:
     """Whether no kernel can take it."""
     return w.array.size < LEAST_WORDS
+
+
+def as_rows(x: mx.array) -> mx.array:
+    """x: (..., k) -> (n, k); x itself where it has that shape, as a reshape costs the host time."""
+    return x if x.ndim == 2 else x.reshape(-1, x.shape[-1])
+
+
+def like(y: mx.array, x: mx.array) -> mx.array:
+    """y: (n, rows), of the rows of x: (..., k) -> (..., rows)"""
+    return y if x.ndim == 2 else y.reshape(*x.shape[:-1], y.shape[-1])
 
 
 def rows_a_simdgroup(rows: int) -> int:
