@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
-from mlx_ferrum.launch import Kernel
+from mlx_ferrum.launch import Kernel, constant
 
 from .header import header
 
@@ -58,14 +58,14 @@ class Pool:
     """Keys and values of one layer in blocks, as launches take them.
 
     keys: (blocks, g, size, d), values: (blocks, g, size, dv), float16, or int8 with scales
-    scales: of keys and of values, each (blocks, g, size) float32; none with float16
+    scales: of keys and of values, each (blocks, g, size) float32; None with float16
     mark: what the last launch that read or wrote them made; None: there was none. A launch that takes it runs after
         that one, which MLX cannot know of arrays that are written in place.
     """
 
     keys: mx.array
     values: mx.array
-    scales: tuple[mx.array, ...]
+    scales: tuple[mx.array, mx.array] | None
     mark: mx.array | None
 
     @property
@@ -102,7 +102,13 @@ def append(
         template["STAGED"] = d + dv
     blocks = -(-n * (heads + groups) // SIMDGROUPS)
     arrays = [q, k, v, q_weight, k_weight, frequencies, positions, slots]
-    arrays += [factors(magnitude, eps), mark_of(pool), pool.keys, pool.values, *pool.scales]
+    arrays += [
+        constant(magnitude, eps),
+        mark_of(pool),
+        pool.keys,
+        pool.values,
+        *(pool.scales or ()),
+    ]
     turned, mark = _kernel(pool.bits)(
         arrays,
         template=template,
@@ -116,15 +122,7 @@ def append(
 
 def mark_of(pool: Pool) -> mx.array:
     """The pool's mark, or an array in its place."""
-    return factors(FIRST_LAUNCH) if pool.mark is None else pool.mark
-
-
-@functools.lru_cache(maxsize=256)
-def factors(*numbers: float) -> mx.array:
-    """float32 numbers as an array, made once."""
-    made = mx.array(numbers, mx.float32)
-    mx.eval(made)  # another thread may be the next to use it
-    return made
+    return constant(FIRST_LAUNCH) if pool.mark is None else pool.mark
 
 
 def _check(

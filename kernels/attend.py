@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
-from mlx_ferrum.launch import Header, Kernel
+from mlx_ferrum.launch import KEPT, Header, Kernel, constant
 
-from .append import LANES, Pool, factors, mark_of
+from .append import LANES, Pool, mark_of
 from .header import header
 
 SIMDGROUPS = 4  # per threadgroup; each takes every fourth tile of keys
@@ -93,7 +93,7 @@ def attend(
     runs = _runs(seen, tiles * groups * sequences)
     template = {"D": d, "DV": dv, "QUERIES": queries, "SIMDGROUPS": SIMDGROUPS}
     template |= {"SINKS": sinks is not None and runs == 1, "MARKS": runs == 1}
-    given = factors(scale, softcap)
+    given = constant(scale, softcap)
     held = given if sinks is None else sinks
     scales = pool.scales or (given, given)
     arrays = [q, pool.keys, pool.values, *scales, held, seen.starts, seen.lengths, seen.table]
@@ -138,12 +138,10 @@ def _runs(seen: Seen, threadgroups: int) -> int:
     return max(1, min(longest // RUN, THREADGROUPS // threadgroups))
 
 
-@functools.lru_cache(maxsize=256)
+@functools.lru_cache(KEPT)
 def whole(number: int) -> mx.array:
-    """An int32 number as an array, made once."""
-    made = mx.array([number], mx.int32)
-    mx.eval(made)  # another thread may be the next to use it
-    return made
+    """(1,) int32, made once."""
+    return mx.array([number], mx.int32)
 
 
 @functools.cache

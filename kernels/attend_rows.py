@@ -7,22 +7,21 @@ import math
 
 import mlx.core as mx
 
-from mlx_ferrum.launch import Kernel
+from mlx_ferrum.launch import Kernel, constant
 
+from .attend import whole
 from .header import header
 
 THREADS = 128
 QUERY_ROWS = 32  # of a tile, as in attend_rows.metal
 MOST = 256  # numbers of a head
-SMALL = (
-    8  # MLX passes arrays of fewer elements in another address space, so they take another kernel
-)
 EVERYTHING = 2**31 - 1  # the window of rows that see all positions
 INPUTS = (
     *("q", "keys", "values", "key_scales", "value_scales"),
     *("starts", "lengths", "table", "sinks", "factors", "window"),
 )
 BODY = """
+    if (threadgroup_position_in_grid.x == 0 && thread_index_in_threadgroup == 0) mark[0] = 0;
     threadgroup uint4 memory[HeadTile<D, DV>::MEMORY];
     threadgroup int slots[2 * HeadTile<D, DV>::KEYS];
     PagedShape shape = {q_shape[1], keys_shape[1], keys_shape[2], table_shape[1], lengths_shape[0], window[0]};
@@ -45,13 +44,14 @@ def attend_rows(
     window: int = 0,
     softcap: float = 0.0,
     sinks: mx.array | None = None,
-) -> mx.array:
+) -> tuple[mx.array, mx.array]:
     """Causal attention of the rows of all sequences, each over the positions that its sequence holds, in one launch.
 
     Queries are first rounded to float16. Queries, 8-bit keys and values times their scales, and results beyond
     ±65,504, the range of float16, are clamped to it; NaN stays NaN.
 
-    q: (n, heads, d) float16 or float32, the rows of each sequence one after another -> (n, heads, dv) float16
+    q: (n, heads, d) float16 or float32, the rows of each sequence one after another -> (n, heads, dv) float16,
+        and the mark of the pool, see `append.Pool`
     keys: (blocks, groups, size, d), values: (blocks, groups, size, dv), float16, or int8 with scales; d and dv are
         multiples of 8 up to 256
     scales: of keys and values, each (blocks, groups, size) float32
@@ -70,21 +70,20 @@ def attend_rows(
     groups, dv = keys.shape[1], values.shape[3]
     _check_options(heads, window, softcap, sinks)
     if n == 0:
-        return mx.zeros((0, heads, dv), mx.float16)
+        return mx.zeros((0, heads, dv), mx.float16), constant(0)
     key_scales, value_scales = (keys, keys) if scales is None else scales
     factors = (scale / softcap, softcap / math.log(2)) if softcap else (scale / math.log(2), 0.0)
     inputs = [q, keys, values, key_scales, value_scales, starts, lengths, table]
-    inputs += [q if sinks is None else sinks, mx.array(factors, mx.float32)]
-    inputs += [mx.array([window or EVERYTHING], mx.int32)]
-    (y,) = _kernel(_variant(inputs))(
+    inputs += [q if sinks is None else sinks, constant(*factors), whole(window or EVERYTHING)]
+    y, mark = _kernel()(
         inputs,
         template={"D": d, "DV": dv, "SOFTCAP": bool(softcap), "SINKS": sinks is not None},
         grid=(THREADS * groups * _tiles(n * heads // groups, min(n, lengths.size)), 1, 1),
         threadgroup=(THREADS, 1, 1),
-        output_shapes=[(n, heads, dv)],
-        output_dtypes=[mx.float16],
+        output_shapes=[(n, heads, dv), (1,)],
+        output_dtypes=[mx.float16, mx.float32],
     )
-    return y
+    return y, mark
 
 
 def _tiles(rows: int, sequences: int) -> int:
@@ -138,19 +137,12 @@ def _check_options(heads: int, window: int, softcap: float, sinks: mx.array | No
         raise ValueError(f"attend_rows: sinks of {sinks.dtype}, expected a float type")
 
 
-def _variant(inputs: list[mx.array]) -> str:
-    """What decides the kernel's signature: MLX compiles anew when one name has several."""
-    types = (str(inputs[INPUTS.index(name)].dtype) for name in ("q", "keys", "sinks"))
-    spaces = "".join("c" if x.size < SMALL else "d" for x in inputs)
-    return "_".join([*(name.rpartition(".")[2] for name in types), spaces])
-
-
 @functools.cache
-def _kernel(variant: str) -> Kernel:
+def _kernel() -> Kernel:
     return Kernel(
-        name=f"attend_rows_{variant}",
+        name="attend_rows",
         source=BODY,
         inputs=INPUTS,
-        outputs=("y",),
+        outputs=("y", "mark"),
         header=header("attend_rows.metal"),
     )

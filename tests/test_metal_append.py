@@ -37,7 +37,7 @@ def test_no_finding(interleaved: bool, normed: bool, bits: int) -> None:
         dtype = mx.int8 if bits == 8 else mx.float16
         pool = Pool(
             *(mx.full((5, groups, 3, size), 9, dtype) for size in (d, dv)),
-            tuple(mx.full((5, groups, 3), 9.0) for _ in range(2)) if bits == 8 else (),
+            (mx.full((5, groups, 3), 9.0), mx.full((5, groups, 3), 9.0)) if bits == 8 else None,
             None,
         )
         with metal_on_cpu(checked=True, seed=seed) as host:
@@ -69,7 +69,7 @@ SHAPES = [
 @pytest.mark.parametrize("case", SHAPES, ids=str)
 def test_what_does_not_fit_is_refused(case: Any) -> None:
     *shapes, said = case
-    pool = Pool(mx.zeros((2, 1, 4, 8), mx.float16), mx.zeros((2, 1, 4, 6), mx.float16), (), None)
+    pool = Pool(mx.zeros((2, 1, 4, 8), mx.float16), mx.zeros((2, 1, 4, 6), mx.float16), None, None)
     rows: dict[str, Any] = {"positions": mx.arange(4), "slots": mx.arange(4)}
     with pytest.raises(ValueError, match=said):
         append(

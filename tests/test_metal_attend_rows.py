@@ -119,7 +119,7 @@ class Pool:
     def found(self) -> mx.array:
         """By the kernel."""
         scales = (mx.array(self.key_scales), mx.array(self.value_scales))
-        return attend_rows(
+        found, _ = attend_rows(
             *(mx.array(x) for x in (self.q, self.keys, self.values)),
             scales=scales if self.kind.bits == 8 else None,
             starts=mx.array(np.cumsum([0, *self.counts]).astype(np.int32)),
@@ -128,6 +128,7 @@ class Pool:
             window=self.window,
             **self.how,
         )
+        return found
 
     def rows(self, i: int) -> slice:
         """Those of a sequence."""

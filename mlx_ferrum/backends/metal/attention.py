@@ -9,7 +9,10 @@ from ...kernels import append as append_kernel
 from ...kernels import attend as attend_kernel
 from ...kernels.append import Pool
 from ...kernels.attend import Seen
+from ...kernels.attend_rows import MOST, QUERY_ROWS, attend_rows
 from ...options import HeadNorms
+
+FILLED = 2  # tiles that a sequence fills at least; by reasoning, not timed
 
 
 def append(
@@ -41,20 +44,49 @@ def append(
 def attend(
     q: mx.array, at: Place, *, scale: float, softcap: float = 0.0, sinks: mx.array | None = None
 ) -> mx.array:
-    out, at.storage.mark = _attend(q, _pool(at), _seen(at), scale, softcap, sinks)
+    pool, seen = _pool(at), _seen(at)
+    if not _suits_matrices(q, pool, seen):
+        return attend_few(q, at, scale=scale, softcap=softcap, sinks=sinks)
+    out, at.storage.mark = attend_rows(
+        q,
+        pool.keys,
+        pool.values,
+        scales=pool.scales,
+        starts=seen.starts,
+        lengths=seen.lengths,
+        table=seen.table,
+        scale=scale,
+        window=seen.window or 0,
+        softcap=softcap,
+        sinks=sinks,
+    )
     return out
 
 
-def _attend(
-    q: mx.array, pool: Pool, seen: Seen, scale: float, softcap: float, sinks: mx.array | None
-) -> tuple[mx.array, mx.array]:
-    """Which kernel takes a batch: one serves all."""
-    return attend_kernel.attend(q, pool, seen, scale=scale, softcap=softcap, sinks=sinks)
+def attend_few(
+    q: mx.array, at: Place, *, scale: float, softcap: float = 0.0, sinks: mx.array | None = None
+) -> mx.array:
+    """`attend` by the kernel that is made for few rows of each sequence, and takes any number."""
+    out, at.storage.mark = attend_kernel.attend(
+        q, _pool(at), _seen(at), scale=scale, softcap=softcap, sinks=sinks
+    )
+    return out
+
+
+def _suits_matrices(q: mx.array, pool: Pool, seen: Seen) -> bool:
+    """Whether the rows of a sequence fill tiles of the kernel that multiplies matrices, and heads suit it.
+
+    Fewer rows would leave most of a large GPU without work: a tile walks over all keys alone.
+    """
+    _, heads, d = q.shape
+    _, groups, _, dv = pool.values.shape
+    fills = seen.rows * (heads // groups) >= FILLED * QUERY_ROWS
+    return fills and all(size % 8 == 0 and size <= MOST for size in (d, dv))
 
 
 def _pool(at: Place) -> Pool:
     held = at.storage
-    scales = () if held.key_scales is None else (held.key_scales, held.value_scales)
+    scales = None if held.key_scales is None else (held.key_scales, held.value_scales)
     return Pool(held.keys, held.values, scales, held.mark)
 
 
