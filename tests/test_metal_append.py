@@ -53,7 +53,7 @@ def test_no_finding(interleaved: bool, normed: bool, bits: int) -> None:
             )
             mx.eval(made)
         assert not host.findings, "\n".join(map(str, host.findings))
-        for x in (pool.keys, pool.values, *pool.scales):
+        for x in (pool.keys, pool.values, *(pool.scales or ())):
             rows = np.array(x).swapaxes(1, 2).reshape(15, groups, -1)
             assert (rows[others] == 9).all()
             assert (rows[slots] != 9).any(axis=-1).all()
