@@ -71,6 +71,7 @@ class Kernel:
     name: unique; MLX caches the compiled library under it
     source: the body; names its inputs, outputs and thread attributes as in mx.fast.metal_kernel
     header: the text before it
+    writes: names of inputs that the body writes in place
     """
 
     name: str
@@ -78,6 +79,7 @@ class Kernel:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     header: str | Header = field(default="", repr=False)
+    writes: tuple[str, ...] = ()
 
     def text(self, target: Target = "metal") -> str:
         """The text before the body. Raises ValueError if a file of it is not there."""

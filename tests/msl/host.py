@@ -52,7 +52,9 @@ class Host:
             _fresh(shape, dtype, call.init_value)
             for shape, dtype in zip(call.output_shapes, call.output_dtypes, strict=True)
         ]
-        self._execute(made, call, _memory(made, call, outputs))
+        memory = _memory(made, call, outputs)
+        self._execute(made, call, memory)
+        _store_written(kernel, made, call, memory)
         return [_array(o, d) for o, d in zip(outputs, call.output_dtypes, strict=True)]
 
     def _execute(self, made: Signature, call: Launch, memory: list[Memory]) -> None:
@@ -119,6 +121,13 @@ def _memory(made: Signature, call: Launch, outputs: list[np.ndarray]) -> list[Me
         offset = _offset(described) if b.role == "input" else 0
         out.append(Memory(native.padded(described, offset), INPUT))
     return out
+
+
+def _store_written(kernel: Kernel, made: Signature, call: Launch, memory: list[Memory]) -> None:
+    """Put what the kernel wrote into inputs where their arrays are."""
+    for buffer, held in zip(made.buffers, memory, strict=True):
+        if buffer.role == "input" and buffer.name in kernel.writes:
+            _contiguous(call.arrays[buffer.source]).reshape(-1).view(np.uint8)[:] = held.data
 
 
 def _offset(x: np.ndarray) -> int:
