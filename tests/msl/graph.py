@@ -23,6 +23,8 @@ VIEWS = {
     "Unflatten",
     "View",
 }
+# They write into the memory of their first input if nothing else holds it, and else into a copy.
+UPDATES = {"DynamicSliceUpdate", "Scatter", "ScatterAxis", "SliceUpdate"}
 _LINE = re.compile(
     r'\{ (?P<id>\d+) \[label ="(?P<label>[^"]*)"'
     r'|"(?P<input>[^"]*)" -> (?P<reader>\d+)'

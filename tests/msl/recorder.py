@@ -25,7 +25,7 @@ from mlx.utils import tree_flatten
 from mlx_ferrum import launch
 from mlx_ferrum.launch import Kernel, Launch
 
-from .graph import VIEWS, Operation, operations
+from .graph import UPDATES, VIEWS, Operation, operations
 from .host import Host
 from .recording import COMMIT, WAIT, Bound, Computed, Copied, Extent, Launched, Recording, Work
 from .signature import signature
@@ -54,26 +54,34 @@ class Recorder:
         ]
         outputs = self.host(kernel, call)
         _evaluate(outputs)
-        made = [_bound(y) for y in outputs]
-        self._add([y.extent for y in made])
         self._held += outputs
-        written = [
-            x.extent for x, name in zip(inputs, kernel.inputs, strict=True) if name in kernel.writes
-        ]
+        self._note_launch(kernel, call, inputs, outputs)
+        return outputs
+
+    def _note_launch(
+        self, kernel: Kernel, call: Launch, inputs: Sequence[Bound], outputs: Sequence[mx.array]
+    ) -> None:
+        made = signature(kernel, call)
+        fresh = tuple(_bound(y) for y in outputs)
+        places = tuple(y.extent for y in fresh)
+        self._add(places)
+        bound = dict(zip(kernel.inputs, inputs, strict=True))
+        written = tuple(bound[name].extent for name in kernel.writes)
+        results = tuple(_bytes(extent).copy() for extent in (*places, *written))
         if call.init_value is not None:
-            self._note(*(Work("fill", (), (y.extent,), ends=False) for y in made))
+            self._note(*(Work("fill", (), (place,), ends=False) for place in places))
         self._note(
             Work(
                 kernel.name,
                 tuple(x.extent for x in inputs),
-                tuple(y.extent for y in made),
-                tuple(written),
-                tuple(x.size for x in [*arrays, *outputs]),
-                text=len(signature(kernel, call).text()),
-                action=Launched(kernel, replace(call, arrays=()), tuple(inputs), tuple(made)),
+                places,
+                written,
+                tuple(x.size for x in [*call.arrays, *outputs]),
+                library=made.name,
+                text=len(made.text()),
+                action=Launched(kernel, replace(call, arrays=()), tuple(inputs), fresh, results),
             )
         )
-        return outputs
 
     def hold(self, *arrays: mx.array) -> None:
         """Know the memory of these arrays when operations of MLX read it."""
@@ -176,7 +184,9 @@ class Recorder:
         outputs = tuple(dict.fromkeys(extent for extents in made.values() for extent in extents))
         self._add(outputs)
         results = tuple((extent, _bytes(extent).copy()) for extent in fresh)
-        self._note(Work(operation.name, reads, outputs, action=Computed(results)))
+        base = places[operation.inputs[0]] if operation.name in UPDATES else ()
+        updates = base[0] if base else None
+        self._note(Work(operation.name, reads, outputs, updates=updates, action=Computed(results)))
 
 
 @contextmanager
@@ -220,5 +230,4 @@ def _bound(x: mx.array) -> Bound:
 
 def _bytes(extent: Extent) -> np.ndarray:
     """What is there now."""
-    size = extent.stop - extent.start
-    return np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(extent.start))
+    return np.ctypeslib.as_array((ctypes.c_uint8 * extent.nbytes).from_address(extent.start))

@@ -18,6 +18,10 @@ class Extent(NamedTuple):
     start: int
     stop: int
 
+    @property
+    def nbytes(self) -> int:
+        return self.stop - self.start
+
     def within(self, other: Extent) -> bool:
         return other.start <= self.start and self.stop <= other.stop
 
@@ -35,12 +39,16 @@ class Bound(NamedTuple):
 
 @dataclass(frozen=True)
 class Launched:
-    """A launch that can be made again; `call` has no arrays."""
+    """A launch that can be made again; `call` has no arrays.
+
+    results: the bytes of its outputs, then of the inputs that it writes, when it was recorded
+    """
 
     kernel: Kernel
     call: Launch
     inputs: tuple[Bound, ...]
     outputs: tuple[Bound, ...]
+    results: tuple[np.ndarray, ...]
 
 
 @dataclass(frozen=True)
@@ -71,7 +79,8 @@ class Work:
     writes: inputs that it writes, which MLX does not know
     elements: of each input and output in turn, as they count towards a commit
     ends: whether MLX may commit after it; a fill or a copy belongs to the launch that follows
-    text: bytes of the kernel's text
+    library: MLX's name of the compiled kernel; text: bytes of its text
+    updates: what an operation of MLX returns with changes, of which it makes a copy while others hold it
     """
 
     name: str
@@ -80,8 +89,10 @@ class Work:
     writes: tuple[Extent, ...] = ()
     elements: tuple[int, ...] = ()
     ends: bool = True
+    library: str = ""
     text: int = 0
-    action: Launched | Copied | Computed = Computed()
+    updates: Extent | None = None
+    action: Launched | Copied | Computed = field(default=Computed(), repr=False)
 
     def without(self, extent: Extent) -> Work:
         """The same, if it did not bind this input."""

@@ -9,10 +9,10 @@ A kernel that writes an input is no writer to the encoder.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from .recording import WAIT, Extent, Recording, Work, merged
+from .recording import WAIT, Computed, Copied, Extent, Launched, Recording, Work, merged
 
 
 @dataclass(frozen=True)
@@ -82,6 +82,63 @@ def schedule(recorded: Recording, limits: Limits = Limits()) -> Schedule:
                 encoder.wait()
     encoder.commit()
     return encoder.made
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What a recording costs.
+
+    launches: of kernels; operations: MLX's own, that compute or copy
+    kernels: distinct ones, which are compiled; text: bytes handed over, all launches together
+    copies, copied: of arrays that are not contiguous, and of what is updated while a command buffer in flight holds
+        it; and their bytes
+    barriers, fences, commits, waits: of its schedule
+    """
+
+    launches: int
+    operations: int
+    kernels: int
+    text: int
+    copies: int
+    copied: int
+    barriers: int
+    fences: int
+    commits: int
+    waits: int
+
+
+def counts(recorded: Recording, limits: Limits = Limits()) -> Counts:
+    """Count what was recorded, in command buffers of these limits."""
+    made = schedule(recorded, limits)
+    launched = [work for work in made.works if isinstance(work.action, Launched)]
+    copies = [*_copies(recorded)]
+    return Counts(
+        len(launched),
+        sum(isinstance(work.action, Computed) for work in made.works),
+        len({work.library for work in launched}),
+        sum(work.text for work in launched),
+        len(copies),
+        sum(copies),
+        made.barriers,
+        made.fences,
+        made.commits,
+        made.waits,
+    )
+
+
+def _copies(recorded: Recording) -> Iterator[int]:
+    """The bytes of each copy."""
+    in_flight: list[Extent] = []
+    for event in recorded.events:
+        if not isinstance(event, Work):
+            in_flight = [] if event == WAIT else in_flight
+            continue
+        if isinstance(event.action, Copied):
+            yield event.action.target.nbytes
+        elif event.updates and _overlap([event.updates], in_flight):
+            yield event.updates.nbytes
+        siblings = event.outputs if len(event.outputs) > 1 else ()
+        in_flight += [*event.reads, *siblings]  # MLX lets go of a single output
 
 
 class _Encoder:
