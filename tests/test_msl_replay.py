@@ -12,7 +12,7 @@ import random_models
 from backends import METAL
 from metal_call import needs_host
 from msl.recorder import Recorder, recording
-from msl.recording import Recording
+from msl.recording import Extent, Recording, Work
 from msl.replay import differences, orders
 from msl.schedule import APART, Limits, counts, schedule
 from test_msl_schedule import ADD, READ, SIZE, WRITE, numbers, run, step
@@ -158,3 +158,12 @@ def test_copies() -> None:
     assert update(lambda pool: run(READ, pool, x)) == (1, SIZE * 4)  # a launch in flight holds it
     assert update(lambda pool: mx.eval(run(READ, pool, x))) == (0, 0)
     assert update(lambda pool: run(ADD, mx.zeros((SIZE, 2))[:, 0], x)) == (1, SIZE * 4)
+
+
+@pytest.mark.parametrize(("outputs", "copies"), [(1, 0), (2, 1)])
+def test_a_launch_in_flight_holds_several_outputs_only(outputs: int, copies: int) -> None:
+    made = tuple(Extent(1024 * i, 1024 * i + 512) for i in range(1, 4))
+    launched = Work("launch", (), made[:outputs])
+    updated = Work("SliceUpdate", made[:1], made[2:], updates=made[0])
+    found = counts(Recording([launched, updated]))
+    assert (found.copies, found.copied) == (copies, 512 * copies)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from metal_call import needs_host
 from msl.recorder import Recorder, recording
-from msl.recording import Recording
+from msl.recording import Extent, Recording, Work
 from msl.schedule import APART, Limits, schedule
 
 from mlx_ferrum.launch import Kernel
@@ -151,12 +151,37 @@ def test_parts_of_a_pool() -> None:
             run(WRITE, pool[:1], x)
             run(READ, flat[start : start + SIZE], x)
         assert found(recorder) == expected
+        assert [work.name for work in recorder.recording.works] == ["write", "read"]
 
 
 def test_what_is_written_is_contiguous() -> None:
     pool, x = mx.random.normal((SIZE, 2)), numbers(1)[0]
     with recording(), pytest.raises(ValueError, match="write writes pool, which is not contiguous"):
         run(WRITE, pool[:, 0], x)
+
+
+A, B = Extent(1024, 2048), Extent(2048, 3072)  # one begins where the other ends
+PAIRS: dict[str, tuple[Work, Work, int]] = {  # and the barriers between them
+    "outputs that are donated": (Work("a", (A,), (B,)), Work("b", (), (A,)), 1),
+    "the same output": (Work("a", (), (A,)), Work("b", (), (A,)), 1),
+    "a part of an output": (Work("a", (), (A,)), Work("b", (Extent(1500, 1600),), (B,)), 1),
+    "the same input": (Work("a", (A,), ()), Work("b", (A,), (B,)), 0),
+    "neighbours": (Work("a", (), (A,)), Work("b", (B,), ()), 0),
+}
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_barriers(name: str) -> None:
+    first, second, barriers = PAIRS[name]
+    made = schedule(Recording([first, second]))
+    assert (made.barriers, made.before) == (barriers, [0, barriers])
+    assert made.conflicts() == []
+
+
+def test_two_that_only_write() -> None:
+    first, second = Work("a", (), (), (A,)), Work("b", (), (), (A,))
+    (conflict,) = schedule(Recording([first, second])).conflicts()
+    assert str(conflict) == "a (0) and b (1) use the same memory in no order"
 
 
 def encoded(count: int, limits: Limits) -> list[int]:
