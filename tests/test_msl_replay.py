@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import pytest
@@ -74,6 +75,37 @@ def test_all_kinds_of_work_again() -> None:
         run(ADD, z[::-1], z)
         run(ADD, mx.concatenate([empty, z]), mx.broadcast_to(z[:1], z.shape))
     assert {"copy", "fill", "add", "Exp"} <= {work.name for work in recorder.recording.works}
+    assert changed(recorder.recording) == set()
+
+
+def test_memory_first_seen_after_a_write() -> None:
+    pool, x = mx.random.normal((2, SIZE), key=mx.random.key(5)), numbers(1)[0]
+    mx.eval(pool)
+    flat = pool.reshape(-1)
+    with recording() as recorder:
+        y = run(WRITE, pool[:1], x)
+        run(READ, flat[SIZE // 2 : SIZE // 2 + SIZE], y)
+    assert changed(recorder.recording) == set()
+
+
+def test_what_was_recorded_has_to_come_out() -> None:
+    pool, x = numbers(2)
+    with recording() as recorder:
+        step(pool, x)
+    recorder.recording.given[0][1][:] = 0
+    with pytest.raises(AssertionError, match=r"write \(0\) does not give what was recorded"):
+        changed(recorder.recording)
+
+
+def test_arrays_of_no_elements_give_no_order() -> None:
+    first = replace(ADD, name="first", source="y[0] = 1;", outputs=("y", "z"))
+    x, y = numbers(2)
+    how: Any = {"grid": (1, 1, 1), "threadgroup": (1, 1, 1), "output_dtypes": [mx.float32] * 2}
+    with recording() as recorder:
+        _, none = first([x, y], output_shapes=[(8,), (0,)], **how)
+        first([none, x], output_shapes=[(8,), (0,)], **how)
+    made = schedule(recorder.recording, APART)
+    assert made.before == [0, 0] and made.fences == 0
     assert changed(recorder.recording) == set()
 
 
