@@ -101,7 +101,7 @@ class Recorder:
         nowhere = Extent(0, 0)  # arrays of no elements
         for work in works:
             outputs = tuple(x for x in work.outputs if x != nowhere)
-            self.recording.events.append(replace(work, outputs=outputs).without(nowhere))
+            self.recording.events.append(replace(work, outputs=outputs))
 
     def _add(self, extents: Sequence[Extent]) -> None:
         self._known.update(dict.fromkeys(extents))
