@@ -49,7 +49,7 @@ _BOUNDS: Mapping[str, Mapping[str, float]] = {
         **dict.fromkeys(("gather_matmul, 9+ rows", "gather_down, 9+ rows"), _HALF),
         "gather_gate_up, 9+ rows": _HALF,
         **dict.fromkeys(("rows", "dequantize"), _LAST_BITS),
-        "attend": 2 * _HALF,  # computed in float16
+        "attend": 2 * _HALF,  # of queries and results in float16
         "attend, 8 bits": _STEP,
         "append": _HALF,
     },
@@ -58,7 +58,7 @@ _BOUNDS: Mapping[str, Mapping[str, float]] = {
         **dict.fromkeys(("gather_matmul, 9+ rows", "gather_down, 9+ rows"), _HALF),
         "gather_gate_up, 9+ rows": _HALF,
         **dict.fromkeys(("rows", "dequantize"), _LAST_BITS),
-        "attend": 2 * _HALF,  # computed in float16
+        "attend": 2 * _HALF,  # of queries and results in float16
         "attend, 8 bits": _STEP,
         "append": _HALF,
     },
