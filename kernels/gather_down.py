@@ -42,6 +42,8 @@ def gather_down(
     check(x, ids, w, tokens=ids.size)
     check_sum(ids, weights, add, w.shape[1])
     tokens, used = ids.shape
+    if not used:
+        return no_sum(add, tokens, w.shape[1])
     tiles = -(-w.shape[1] // (rows * SIMDGROUPS))
     (y,) = _kernel(w.block.name)(
         [x, w.array, ids, weights, x if add is None else add],
@@ -60,6 +62,11 @@ def check_sum(ids: mx.array, weights: mx.array, add: mx.array | None, d: int) ->
         raise ValueError(f"gather: weights of shape {weights.shape} for ids of {ids.shape}")
     if add is not None and add.shape != (ids.shape[0], d):
         raise ValueError(f"gather: add of shape {add.shape}, expected {(ids.shape[0], d)}")
+
+
+def no_sum(add: mx.array | None, tokens: int, d: int) -> mx.array:
+    """The sum of no outputs + add: (tokens, d) float32."""
+    return mx.zeros((tokens, d)) if add is None else add.astype(mx.float32)
 
 
 @functools.cache

@@ -46,7 +46,7 @@ def gather_matvec(
 
 def check(x: mx.array, ids: mx.array, *ws: QTensor, tokens: int) -> None:
     """Raises ValueError unless x is (tokens, k), ids are integers (…, n) and every w is (e, rows, k)."""
-    if ids.ndim != 2 or not ids.size or not mx.issubdtype(ids.dtype, mx.integer):
+    if ids.ndim != 2 or not mx.issubdtype(ids.dtype, mx.integer):
         raise ValueError(f"gather: ids are {ids.dtype} {ids.shape}, expected integers (tokens, n)")
     for w in ws:
         if len(w.shape) != 3 or x.shape != (tokens, w.shape[2]):

@@ -34,7 +34,7 @@ def matvec(
 ) -> mx.array:
     """Computes x wᵀ + bias + add in one launch, as float32.
 
-    x: (n, k) of a float type, n at most `MOST`; w: (rows, k) of at least 8 words -> (n, rows)
+    x: (n, k) of a float type, n at most `MOST`, may be 0; w: (rows, k) of at least 8 words -> (n, rows)
     bias: (rows,); add: (n, rows)
     rows: rows of w per simdgroup; more rows save loads of x, fewer rows give more simdgroups
     """
@@ -58,8 +58,8 @@ def matvec(
 
 def check(x: mx.array, *ws: QTensor) -> None:
     """Raises ValueError unless x is (n, k) with n at most `MOST` and every w (rows, k)."""
-    if x.ndim != 2 or not 1 <= x.shape[0] <= MOST:
-        raise ValueError(f"matvec: x of shape {x.shape}, expected 1 to {MOST} rows")
+    if x.ndim != 2 or x.shape[0] > MOST:
+        raise ValueError(f"matvec: x of shape {x.shape}, expected at most {MOST} rows")
     for w in ws:
         if len(w.shape) != 2 or w.shape[1] != x.shape[1]:
             raise ValueError(f"matvec: x of shape {x.shape} does not fit {w}")

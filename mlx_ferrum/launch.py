@@ -94,10 +94,12 @@ class Kernel:
         template: Mapping[str, Any] | None = None,
         init_value: float | None = None,
     ) -> list[mx.array]:
-        """Launch it: one array an output. See `Launch` for the arguments.
+        """Launch it: one array an output. See `Launch` for the arguments. Without elements to compute nothing runs.
 
         Raises ValueError for a negative template integer.
         """
+        if all(0 in shape for shape in output_shapes):
+            return [mx.zeros(s, d) for s, d in zip(output_shapes, output_dtypes, strict=True)]
         self._check_template(template or {})
         return _runner(
             self,

@@ -356,6 +356,7 @@ def test_every_barrier_is_needed():
         lambda x, w, ids: gather_down(normal(6, 64), w, ids, normal(2, 3)),
         lambda x, w, ids: gather_down(normal(6, 64), w, ids, normal(3, 2), add=normal(3, 6)),
         lambda x, w, ids: gather_matmul(x[:2], w, sort_pairs(mx.arange(3), 4, size=16)),
+        lambda x, w, ids: gather_matmul(x[:0], w, sort_pairs(mx.arange(3), 4, size=16)),
         lambda x, w, ids: sort_pairs(ids, 4, size=16),
         lambda x, w, ids: metal.route(x, Routing(33)),
         lambda x, w, ids: metal.route(x, Routing(2), bias=normal(63)),

@@ -15,7 +15,7 @@ from ...kernels.sort_pairs import Order
 from ...options import Activation, Routing
 from ...tensor import QTensor
 from ..reference import ACTIVATIONS
-from .shapes import MATVEC_ROWS, is_tiny, rows_a_simdgroup
+from .shapes import MATVEC_ROWS, as_rows, is_tiny, rows_a_simdgroup
 
 # On average, up to here: a weight takes an M1 Max 2 ps for every pair, as each reads for itself, and 6 ps of
 # arithmetic for a tile of 16, however few pairs that holds (bench/metal_cost.py).
@@ -26,7 +26,7 @@ TILES = (16, 32, 64)  # pairs; the smallest that holds an expert's average share
 def route(
     logits: mx.array, routing: Routing, *, bias: mx.array | None = None
 ) -> tuple[mx.array, mx.array]:
-    ids, weights = route_kernel.route(logits.reshape(-1, logits.shape[-1]), routing, bias=bias)
+    ids, weights = route_kernel.route(as_rows(logits), routing, bias=bias)
     shape = (*logits.shape[:-1], routing.used)
     return ids.reshape(shape), weights.reshape(shape)
 
@@ -66,9 +66,9 @@ def gather_down(
     x: mx.array, w: QTensor, ids: mx.array, weights: mx.array, *, add: mx.array | None = None
 ) -> mx.array:
     d = w.shape[1]
-    flat, chosen = x.reshape(-1, x.shape[-1]), ids.reshape(-1, ids.shape[-1])
+    flat, chosen = as_rows(x), as_rows(ids)
     shares = weights.reshape(chosen.shape)
-    residual = None if add is None else add.reshape(-1, d)
+    residual = None if add is None else as_rows(add)
     if is_tiny(w):
         products = _tiny_products(flat.reshape(*chosen.shape, -1), w, chosen).reshape(-1, d)
         y = weighted_sum_kernel.weighted_sum(products, shares, add=residual)
@@ -82,16 +82,15 @@ def gather_down(
 
 
 def sigmoid_gate(x: mx.array, gate: mx.array, *, add: mx.array | None = None) -> mx.array:
-    d = x.shape[-1]
-    residual = None if add is None else add.reshape(-1, d)
-    shares = gate.reshape(-1, 1)
-    y = weighted_sum_kernel.weighted_sum(x.reshape(-1, d), shares, add=residual, sigmoid=True)
+    residual = None if add is None else as_rows(add)
+    shares = as_rows(gate)
+    y = weighted_sum_kernel.weighted_sum(as_rows(x), shares, add=residual, sigmoid=True)
     return y.reshape(x.shape)
 
 
 def _tokens(x: mx.array, ids: mx.array) -> tuple[mx.array, mx.array]:
     """x: (…, k), ids: (…, n) -> (tokens, k), (tokens, n)"""
-    return x.reshape(-1, x.shape[-1]), ids.reshape(-1, ids.shape[-1])
+    return as_rows(x), as_rows(ids)
 
 
 def _are_few(ids: mx.array, w: QTensor) -> bool:
@@ -101,7 +100,7 @@ def _are_few(ids: mx.array, w: QTensor) -> bool:
 def _order(ids: mx.array, w: QTensor) -> Order:
     experts = w.shape[0]
     size = next((size for size in TILES if ids.size <= size * experts), TILES[-1])
-    return sort_pairs_kernel.sort_pairs(ids.reshape(-1), experts, size=size)
+    return sort_pairs_kernel.sort_pairs(ids.reshape(ids.size), experts, size=size)
 
 
 def _tiny_products(x: mx.array, w: QTensor, ids: mx.array) -> mx.array:

@@ -8,6 +8,7 @@ values that are first copied out of their blocks.
 from __future__ import annotations
 
 import functools
+import math
 import operator
 from collections.abc import Callable, Sequence
 from typing import TypeVar
@@ -34,7 +35,7 @@ from .experts import gather_gate_up as gather_gate_up
 from .experts import gather_matmul as gather_matmul
 from .experts import route as route
 from .experts import sigmoid_gate as sigmoid_gate
-from .shapes import MATVEC_ROWS, is_tiny, rows_a_simdgroup
+from .shapes import MATVEC_ROWS, as_rows, is_tiny, rows_a_simdgroup
 
 T = TypeVar("T")
 LAZY = True
@@ -43,8 +44,8 @@ LAZY = True
 def matmul(
     x: mx.array, w: QTensor, *, bias: mx.array | None = None, add: mx.array | None = None
 ) -> mx.array:
-    flat = _flat(x)
-    residual = None if add is None else add.reshape(-1, w.rows)
+    flat = as_rows(x)
+    residual = None if add is None else as_rows(add)
     if is_tiny(w):
         y = _sum(flat @ dequantize(w).T, bias, residual)
     elif flat.shape[0] <= MATVEC_ROWS:
@@ -63,14 +64,14 @@ def matmuls(
     norm: Norm | None = None,
 ) -> list[mx.array]:
     biases = [None] * len(ws) if biases is None else biases
-    flat = _flat(x)
+    flat = as_rows(x)
     together = 2 <= len(ws) <= matvecs_kernel.MOST and flat.shape[0] <= MATVEC_ROWS
     if not together or any(map(is_tiny, ws)):
         x = _normed(x, norm)
         return [matmul(x, w, bias=bias) for w, bias in zip(ws, biases, strict=True)]
     rows = rows_a_simdgroup(sum(w.rows for w in ws))
     products = matvecs_kernel.matvecs(flat, ws, biases, norm=norm, rows=rows)
-    return [y.reshape(*x.shape[:-1], -1) for y in products]
+    return [y.reshape(*x.shape[:-1], y.shape[-1]) for y in products]
 
 
 def gate_up(
@@ -82,7 +83,7 @@ def gate_up(
     biases: Sequence[mx.array | None] | None = None,
     norm: Norm | None = None,
 ) -> mx.array:
-    flat = _flat(x)
+    flat = as_rows(x)
     has_bias = biases is not None and any(bias is not None for bias in biases)
     if has_bias or is_tiny(gate) or is_tiny(up):  # rare, so the fused kernel does without biases
         gated, raised = matmuls(flat, [gate, up], biases, norm=norm)
@@ -98,7 +99,7 @@ def gate_up(
 
 
 def norm_matmul(x: mx.array, w: QTensor, norm: Norm) -> tuple[mx.array, mx.array]:
-    flat = _flat(x)
+    flat = as_rows(x)
     if flat.shape[0] > MATVEC_ROWS or is_tiny(w):
         x = _normed(x, norm)
         return x, matmul(x, w)
@@ -107,7 +108,7 @@ def norm_matmul(x: mx.array, w: QTensor, norm: Norm) -> tuple[mx.array, mx.array
 
 
 def rows(w: QTensor, ids: mx.array | np.ndarray, scale: float = 1.0) -> mx.array:
-    flat = mx.array(ids).reshape(-1)
+    flat = mx.array(ids).reshape(math.prod(ids.shape))
     y = dequantize(w)[flat] * scale if is_tiny(w) else rows_kernel.rows(w, flat, scale)
     return y.reshape(*ids.shape, w.shape[-1])
 
@@ -188,11 +189,6 @@ def to_mlx(x: mx.array) -> mx.array:
 
 def repeated(run: Callable[[Batch], T]) -> Callable[[Batch], T]:
     return run
-
-
-def _flat(x: mx.array) -> mx.array:
-    """x: (..., k) -> (n, k)"""
-    return x.reshape(-1, x.shape[-1])
 
 
 def _normed(x: mx.array, norm: Norm | None) -> mx.array:

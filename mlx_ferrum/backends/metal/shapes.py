@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import math
+
+import mlx.core as mx
+
 from ...tensor import QTensor
 
 MATVEC_ROWS = 8  # of x: up to here weights are read once for all of them, and no tile would be full
 FEW_ROWS = 1024  # of w: below, a simdgroup takes fewer of them, so that there are enough simdgroups
 LEAST_WORDS = 8  # MLX hands smaller arrays over as constants; such weights are expanded
+
+
+def as_rows(x: mx.array) -> mx.array:
+    """x: (..., k) -> (n, k), n may be 0, for which MLX infers no axis"""
+    return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
 
 
 def is_tiny(w: QTensor) -> bool:
