@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 import mlx.core as mx
 
+from . import notice
 from .kernels import __path__ as _folders
 
 FOLDER = Path(next(iter(_folders)))
@@ -45,14 +46,16 @@ class Launch:
     init_value: float | None
 
 
-Target = Literal["metal", "cuda"]
+Target = Literal["metal", "flushed", "cuda"]  # flushed: Metal where subnormal halves count as 0
+_SUFFIXES: Mapping[Target, str] = {"flushed": ".flushed.metal", "cuda": ".cuh"}
 
 
 @dataclass(frozen=True)
 class Header:
     """The text before a kernel's body.
 
-    files: of kernels/, with what they include; on NVIDIA GPUs NAME.cuh is taken for NAME.metal where there is one
+    files: of kernels/, with what they include; for NAME.metal, NAME.cuh is taken on NVIDIA GPUs, and NAME.flushed.metal
+        for the target "flushed", where there is one
     names: text after them
     """
 
@@ -178,8 +181,8 @@ def expand(*files: str, target: Target = "metal") -> str:
 
 def _expanded(path: Path, seen: set[Path], target: Target) -> str:
     path = path.resolve()
-    if target == "cuda" and path.with_suffix(".cuh").is_file():
-        path = path.with_suffix(".cuh")
+    if target in _SUFFIXES and path.with_suffix(_SUFFIXES[target]).is_file():
+        path = path.with_suffix(_SUFFIXES[target])
     if path in seen:
         return ""
     seen.add(path)
@@ -206,6 +209,26 @@ def _built(kernel: Kernel) -> Callable[..., Any]:
         input_names=list(kernel.inputs),
         output_names=list(kernel.outputs),
         source=kernel.source,
-        header=kernel.text(),
+        header=text_for_metal(kernel),
     )
     return built
+
+
+def text_for_metal(kernel: Kernel) -> str:
+    """The text before the body for this GPU. Kernels without files, as the check itself, have one text."""
+    is_usual = isinstance(kernel.header, str) or keeps_half_subnormals()
+    return kernel.text("metal" if is_usual else "flushed")
+
+
+@functools.cache
+def keeps_half_subnormals() -> bool:
+    """Whether the GPU computes with subnormal halves. The first kernel asks it; a line says so if it does not."""
+    from .kernels import subnormals
+
+    kept = subnormals.are_kept()
+    if not kept:
+        notice.warn(
+            "this GPU takes subnormal float16 numbers for 0; kernels convert scales by integer arithmetic, "
+            "which is slower"
+        )
+    return kept
