@@ -42,6 +42,8 @@ def gather_down(
     """
     check_sum(ids, weights, add, w.shape[1])
     call = _call(x.shape, Ids(ids.shape, ids.dtype), w.layout, add is not None, rows)
+    if not ids.shape[1]:
+        return no_sum(add, ids.shape[0], w.shape[1])
     (y,) = call([x, w.array, ids, weights, x if add is None else add])
     return y
 
@@ -66,6 +68,11 @@ def check_sum(ids: mx.array, weights: mx.array, add: mx.array | None, d: int) ->
         raise ValueError(f"gather: weights of shape {weights.shape} for ids of {ids.shape}")
     if add is not None and add.shape != (ids.shape[0], d):
         raise ValueError(f"gather: add of shape {add.shape}, expected {(ids.shape[0], d)}")
+
+
+def no_sum(add: mx.array | None, tokens: int, d: int) -> mx.array:
+    """The sum of no outputs + add: (tokens, d) float32."""
+    return mx.zeros((tokens, d)) if add is None else add.astype(mx.float32)
 
 
 @functools.cache

@@ -42,7 +42,8 @@ def gather_matmul(
     bias: (e, rows); gate: (pairs, rows) and an activation
     """
     pairs, tokens = order.pairs.size, x.shape[0]
-    if len(w.shape) != 3 or x.shape != (tokens, w.shape[2]) or not tokens or pairs % tokens:
+    left = pairs % tokens if tokens else pairs
+    if len(w.shape) != 3 or x.shape != (tokens, w.shape[2]) or left:
         raise ValueError(f"gather_matmul: x of shape {x.shape} does not fit {w} and {pairs} pairs")
     row_tiles = -(-w.shape[1] // TILE_ROWS)
     gated, act = (x, NO_ACTIVATION) if gate is None else (gate[0], ACTIVATIONS[gate[1]])
@@ -51,7 +52,7 @@ def gather_matmul(
         [x, w.array, order.pairs, order.tiles, x if bias is None else bias, gated],
         template={
             "COLUMNS": order.size,
-            "USED": pairs // tokens,
+            "USED": pairs // max(tokens, 1),
             "BIAS": bias is not None,
             "ACT": act,
         },

@@ -62,7 +62,7 @@ def _call(x: Shape, ids: Ids, w: Layout, bias: Shape | None, rows: int) -> Call:
 
 def check(x: Shape, ids: Ids, *ws: Layout, tokens: int) -> None:
     """Raises ValueError unless x is (tokens, k), ids are integers (…, n) and every w is (e, rows, k)."""
-    if len(ids.shape) != 2 or 0 in ids.shape or not mx.issubdtype(ids.dtype, mx.integer):
+    if len(ids.shape) != 2 or not mx.issubdtype(ids.dtype, mx.integer):
         raise ValueError(f"gather: ids are {ids.dtype} {ids.shape}, expected integers (tokens, n)")
     for w in ws:
         if len(w.shape) != 3 or x != (tokens, w.shape[2]):

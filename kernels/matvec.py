@@ -35,7 +35,7 @@ def matvec(
 ) -> mx.array:
     """Computes x wᵀ + bias + add in one launch, as float32.
 
-    x: (n, k) of a float type, n at most `MOST`; w: (rows, k) of at least 8 words -> (n, rows)
+    x: (n, k) of a float type, n at most `MOST`, may be 0; w: (rows, k) of at least 8 words -> (n, rows)
     bias: (rows,); add: (n, rows)
     rows: rows of w per simdgroup; more rows save loads of x, fewer rows give more simdgroups
     """
@@ -59,8 +59,8 @@ def _call(x: Shape, w: Layout, rows: int, bias: bool, add: bool) -> Call:
 
 def check(x: Shape, *ws: Layout) -> None:
     """Raises ValueError unless x is (n, k) with n at most `MOST` and every w (rows, k)."""
-    if len(x) != 2 or not 1 <= x[0] <= MOST:
-        raise ValueError(f"matvec: x of shape {x}, expected 1 to {MOST} rows")
+    if len(x) != 2 or x[0] > MOST:
+        raise ValueError(f"matvec: x of shape {x}, expected at most {MOST} rows")
     for w in ws:
         if len(w.shape) != 2 or w.shape[1] != x[1]:
             raise ValueError(f"matvec: x of shape {x} does not fit {w}")

@@ -3,10 +3,9 @@
 
 #include "prelude.metal"
 
-inline float as_float(uint bits) { return as_type<float>(bits); }
+#include "halves.metal"
 
-// The half with the low 16 bits of `bits`, as a float.
-inline float half_float(uint bits) { return float(as_type<half>(ushort(bits))); }
+inline float as_float(uint bits) { return as_type<float>(bits); }
 
 constant constexpr half LARGEST_HALF = 65504;
 
@@ -29,7 +28,7 @@ METAL_FUNC float4 load_up_to_4(P p, int count) {
     if (count >= 4) return load_floats(p);
     float4 out = 0;
     UNROLL for (int i = 0; i < 3; i++) {
-        if (i < count) out[i] = float(p[i]);
+        if (i < count) out[i] = to_float(p[i]);
     }
     return out;
 }

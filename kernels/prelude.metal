@@ -9,6 +9,8 @@ using namespace metal;
 // Unrolls loops over arrays in registers: an index that is not constant would move the array to memory.
 #define UNROLL _Pragma("clang loop unroll(full)")
 
+#include "halves.metal"
+
 // Loads 16 bytes from an address that is a multiple of ALIGNED.
 template <int ALIGNED>
 inline uint4 load16(const device uchar* p) {
@@ -52,14 +54,14 @@ inline uint4 look_up16(uint4 index, constant uchar* table) {
 
 // Loads four numbers as floats; the address need only be aligned to one of them.
 METAL_FUNC float4 load_floats(const device float* p) { return float4(*(const device packed_float4*)p); }
-METAL_FUNC float4 load_floats(const device half* p) { return float4(half4(*(const device packed_half4*)p)); }
+METAL_FUNC float4 load_floats(const device half* p) { return to_floats(half4(*(const device packed_half4*)p)); }
 METAL_FUNC float4 load_floats(const device char* p) { return float4(char4(*(const device packed_char4*)p)); }
 METAL_FUNC float4 load_floats(const device bfloat* p) { return float4(bfloat4(*(const device packed_bfloat4*)p)); }
 
 // MLX passes arrays of fewer than 8 elements in the constant address space.
 template <typename T>
 METAL_FUNC float4 load_floats(const constant T* p) {
-    return float4(float(p[0]), float(p[1]), float(p[2]), float(p[3]));
+    return float4(to_float(p[0]), to_float(p[1]), to_float(p[2]), to_float(p[3]));
 }
 
 // As load_floats, for addresses aligned to four numbers on GPUs where that is faster.

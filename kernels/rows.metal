@@ -33,7 +33,7 @@ METAL_FUNC void gather_rows(const device B* w, I ids, device float* y, int rows,
     }
     const device B* row = w + size_t(id) * (k / B::WEIGHTS);
     if constexpr (B::WEIGHTS == 1)
-        out[chunk] = scale * float(row[chunk].value);
+        out[chunk] = scale * to_float(row[chunk].value);
     else
         store_run(row, out, chunk, scale);
 }

@@ -3,19 +3,17 @@
 //
 // Codes are not converted to floats, because a conversion costs an Apple GPU as much as four multiply-adds. Read as the
 // bits of a half, a code below 1,024 is the subnormal number code * 2^-24. So one mask gives two halves for the
-// multiply-adds, and sums are scaled by 2^-24. These GPUs compute exactly with subnormal halves.
+// multiply-adds, and sums are scaled by 2^-24. GPUs that take subnormal halves for 0 get other text (halves.metal).
 #pragma once
 
 #include "numbers.h"
-
-constant constexpr float CODE_SCALE = 1.0f / 16777216; // 2^-24
 
 // Sixteen weights, activations or codes.
 struct Run {
     float4 v[4];
 };
 
-// 16 codes, each times 2^-24. Element j holds codes 4 j and 4 j + 2 in even, 4 j + 1 and 4 j + 3 in odd.
+// 16 codes, each times CODE_SCALE. Element j holds codes 4 j and 4 j + 2 in even, 4 j + 1 and 4 j + 3 in odd.
 struct Codes {
     half2 even[4], odd[4];
 };
@@ -67,8 +65,8 @@ METAL_FUNC Codes unpack_codes(uint4 packed, uint mask) {
     uint4 even = packed & (mask & 0x00ff00ff), odd = (packed >> 8) & (mask & 0x00ff00ff);
     Codes c;
     UNROLL for (int j = 0; j < 4; j++) {
-        c.even[j] = as_type<half2>(even[j]);
-        c.odd[j] = as_type<half2>(odd[j]);
+        c.even[j] = code_halves(even[j]);
+        c.odd[j] = code_halves(odd[j]);
     }
     return c;
 }

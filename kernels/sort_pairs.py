@@ -35,9 +35,11 @@ class Order(NamedTuple):
 
 def sort_pairs(ids: mx.array, experts: int, *, size: int) -> Order:
     """Sorts pairs in one launch. ids: (n,) integers; size: pairs per tile"""
-    if ids.ndim != 1 or not ids.size or not mx.issubdtype(ids.dtype, mx.integer):
+    if ids.ndim != 1 or not mx.issubdtype(ids.dtype, mx.integer):
         raise ValueError(f"sort_pairs: ids are {ids.dtype} {ids.shape}, expected integers (n,)")
     most = ids.size // size + experts + 1  # one more for ids out of range
+    if not ids.size:
+        return Order(mx.zeros(0, mx.int32), mx.zeros((most, 3), mx.int32), size)
     pairs, tiles = _kernel()(
         [ids],
         template={"EXPERTS": experts, "SIZE": size},

@@ -8,7 +8,7 @@ import mlx.core as mx
 
 from mlx_ferrum.launch import Kernel
 
-from .gather_down import check_sum
+from .gather_down import check_sum, no_sum
 from .header import header
 
 THREADS = 64
@@ -32,6 +32,8 @@ def weighted_sum(
     if x.shape != (tokens * used, d):
         raise ValueError(f"weighted_sum: x of shape {x.shape} for weights of {weights.shape}")
     check_sum(weights, weights, add, d)
+    if not used:
+        return no_sum(add, tokens, d)
     (y,) = _kernel()(
         [x, weights, x if add is None else add],
         template={"USED": used, "ADD": add is not None, "SIGMOID": sigmoid},

@@ -17,6 +17,7 @@ from typing import Any, Literal, NamedTuple
 
 import mlx.core as mx
 
+from . import notice
 from .kernel_text import Line, bare, needed, with_places
 from .kernels import __path__ as _folders
 
@@ -48,14 +49,16 @@ class Launch:
     init_value: float | None
 
 
-Target = Literal["metal", "cuda"]
+Target = Literal["metal", "flushed", "cuda"]  # flushed: Metal where subnormal halves count as 0
+_SUFFIXES: Mapping[Target, str] = {"flushed": ".flushed.metal", "cuda": ".cuh"}
 
 
 @dataclass(frozen=True)
 class Header:
     """The text before a kernel's body.
 
-    files: of kernels/, with what they include; on NVIDIA GPUs NAME.cuh is taken for NAME.metal where there is one
+    files: of kernels/, with what they include; for NAME.metal, NAME.cuh is taken on NVIDIA GPUs, and NAME.flushed.metal
+        for the target "flushed", where there is one
     names: text after them
     """
 
@@ -92,17 +95,23 @@ class Kernel:
         """
         if isinstance(self.header, str):
             return self.header
-        return self.header.text(target) if target == "cuda" else with_places(self._lines)
+        return self.header.text(target) if target == "cuda" else with_places(self._lines(target))
 
     @functools.cached_property
     def bare_text(self) -> str:
-        """The text before the body without line directives, which MLX is handed at each launch."""
-        return self.header if isinstance(self.header, str) else bare(self._lines)
+        """The text before the body without line directives, which MLX is handed at each launch, for most GPUs."""
+        return self.header if isinstance(self.header, str) else bare(self._lines("metal"))
 
     @functools.cached_property
-    def _lines(self) -> list[Line]:
+    def text_here(self) -> str:
+        """The same for this GPU. Kernels without files, as the check itself, have one text."""
+        if isinstance(self.header, str) or keeps_half_subnormals():
+            return self.bare_text
+        return bare(self._lines("flushed"))
+
+    def _lines(self, target: Target) -> list[Line]:
         assert isinstance(self.header, Header)
-        return needed(self.header.text("metal"), self.source)
+        return needed(self.header.text(target), self.source)
 
     def __call__(
         self,
@@ -144,9 +153,8 @@ class Kernel:
         Raises ValueError for a negative template integer.
         """
         self._check_template(template or {})
-        return Call(
-            self, template or {}, grid, threadgroup, output_shapes, output_dtypes, init_value
-        )
+        launch = template or {}, grid, threadgroup, output_shapes, output_dtypes, init_value
+        return Call(self, all(0 in shape for shape in output_shapes), *launch)
 
     @functools.cached_property
     def metal(self) -> Callable[..., Any]:
@@ -156,7 +164,7 @@ class Kernel:
             input_names=list(self.inputs),
             output_names=list(self.outputs),
             source=self.source,
-            header=self.bare_text,
+            header=self.text_here,
         )
         return built
 
@@ -182,9 +190,13 @@ class Kernel:
 
 
 class Call(NamedTuple):
-    """A launch without its arrays, whose template is checked: a call of it gives an array an output."""
+    """A launch without its arrays, whose template is checked: a call of it gives an array an output.
+
+    is_empty: there are no elements to compute, so nothing runs
+    """
 
     kernel: Kernel
+    is_empty: bool
     template: Mapping[str, Any]
     grid: Triple
     threadgroup: Triple
@@ -193,9 +205,11 @@ class Call(NamedTuple):
     init_value: float | None
 
     def __call__(self, arrays: Sequence[mx.array]) -> list[mx.array]:
+        if self.is_empty:
+            return [mx.zeros(*x) for x in zip(self.output_shapes, self.output_dtypes, strict=True)]
         if self.kernel.writes:
             self.kernel.check_written(arrays)
-        return _runner(self.kernel, Launch(arrays, *self[1:]))
+        return _runner(self.kernel, Launch(arrays, *self[2:]))
 
 
 # Of a kernel's calls and of constants that are kept: shapes of prompts differ, those of a token's step do not.
@@ -261,8 +275,8 @@ def expand(*files: str, target: Target = "metal") -> str:
 
 def _expanded(path: Path, seen: set[Path], target: Target) -> str:
     path = path.resolve()
-    if target == "cuda" and path.with_suffix(".cuh").is_file():
-        path = path.with_suffix(".cuh")
+    if target in _SUFFIXES and path.with_suffix(_SUFFIXES[target]).is_file():
+        path = path.with_suffix(_SUFFIXES[target])
     if path in seen:
         return ""
     seen.add(path)
@@ -280,3 +294,17 @@ def _expanded(path: Path, seen: set[Path], target: Target) -> str:
         else:
             out.append("\n")
     return "".join(out)
+
+
+@functools.cache
+def keeps_half_subnormals() -> bool:
+    """Whether the GPU computes with subnormal halves. The first kernel asks it; a line says so if it does not."""
+    from .kernels import subnormals
+
+    kept = subnormals.are_kept()
+    if not kept:
+        notice.warn(
+            "this GPU takes subnormal float16 numbers for 0; kernels convert scales by integer arithmetic, "
+            "which is slower"
+        )
+    return kept

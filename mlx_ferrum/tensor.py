@@ -2,11 +2,13 @@
 
 A tensor is never copied to be opened. MLX gets it as a *window*: the whole pages around its bytes, as
 one array of the widest unsigned type that the block size divides, then a slice of that. On Metal the
-window is the mapping itself.
+window is the mapping itself. An axis of an MLX array has at most 2^31 - 1 elements; a window that would have
+more is made of 64-bit words, whose slice is then seen as the narrower ones.
 """
 
 from __future__ import annotations
 
+import math
 import mmap
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -17,6 +19,8 @@ import numpy as np
 from . import blocks
 
 _WORDS = ((4, np.uint32), (2, np.uint16), (1, np.uint8))
+_WIDE = np.dtype(np.uint64)
+MOST = (1 << 31) - 1  # elements along an axis of an MLX array
 
 
 class Window(NamedTuple):
@@ -113,6 +117,8 @@ class QTensor:
         """(..., rows, words) of `word(block)`: the mapped bytes themselves on Metal, a copy elsewhere.
 
         Copies when the buffer is not a page-aligned mapping or the offset is not word-aligned.
+        Raises NotImplementedError for a tensor of 16 GiB or more, and for one of more than `MOST` words that is not a
+        whole number of 64-bit words or does not start on one.
         """
         dtype = word(self.block)
         shape = (*self.shape[:-1], self.row_bytes // dtype.itemsize)
@@ -121,12 +127,25 @@ class QTensor:
         mapped = self.buffer.ctypes.data % mmap.PAGESIZE == 0
         if not (mx.metal.is_available() and mapped) or self.offset % dtype.itemsize:
             return mx.array(np.ascontiguousarray(self.data).view(dtype).reshape(shape))
-        pages, first = self.pages()
-        words = mx.from_dlpack(pages.view(dtype), copy=False)
-        first //= dtype.itemsize
-        view = words[first : first + self.nbytes // dtype.itemsize].reshape(shape)
+        view = self._window(dtype).reshape(shape)
         mx.eval(view)  # moves no bytes; a lazy array would belong to this thread
         return view
+
+    def _window(self, dtype: np.dtype) -> mx.array:
+        """The mapped bytes as words in two axes, the first of which are groups of rows."""
+        pages, first = self.pages()
+        words, together = dtype, 1
+        if pages.size // dtype.itemsize > MOST:
+            words, together = _WIDE, _WIDE.itemsize // math.gcd(_WIDE.itemsize, self.row_bytes)
+        size = words.itemsize
+        if pages.size // size > MOST or first % size or self.rows % together:
+            raise NotImplementedError(
+                f"{self}: {self.nbytes} bytes at byte {self.offset} are more than {MOST} words of {size} bytes, "
+                f"or not a whole number of them"
+            )
+        flat = mx.from_dlpack(pages.view(words), copy=False)
+        flat = flat[first // size : (first + self.nbytes) // size]
+        return flat.reshape(self.rows // together, -1).view(getattr(mx, dtype.name))
 
     def _uploaded(self, dtype: np.dtype, shape: tuple[int, ...]) -> mx.array:
         """In an NVIDIA GPU's memory; parts of a tensor lie within it."""

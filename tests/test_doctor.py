@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import getpass
 import json
 import mmap
@@ -16,11 +17,12 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from backends import REFERENCE
-from msl import metal_on_cpu
+from metal_call import HAS_METAL
+from test_doctor_metal import InPlaceHost
 
 from mlx_ferrum import blocks, launch, ops
 from mlx_ferrum.backends import cpu
-from mlx_ferrum.doctor import advice, choice, command, machine, main, report, selftest
+from mlx_ferrum.doctor import advice, choice, command, machine, main, metal, report, selftest
 from mlx_ferrum.doctor.cases import ARRAYS, groups
 from mlx_ferrum.doctor.privacy import one_line, without_folders
 from mlx_ferrum.doctor.weights import random_tensor
@@ -179,7 +181,8 @@ def test_one_type_that_is_wrong_is_named(cpu_backend, monkeypatch):
 def on_metal(monkeypatch):
     """The metal backend, on the GPU or on the host, for one type of blocks."""
     monkeypatch.setattr(selftest, "groups", few_groups)
-    with REFERENCE.in_use(), metal_on_cpu():
+    monkeypatch.setattr(metal, "run", functools.partial(metal.run, size=256, launches=9))
+    with REFERENCE.in_use(), launch.use_runner(launch.metal if HAS_METAL else InPlaceHost()):
         yield
 
 

@@ -17,7 +17,7 @@ amounts drawing entry interrupts kernel_text lazy notice parser progress
 options profile
 kernels.cpu kernels.quantize
 blocks
-kernels.cuda launch
+kernels.cuda kernels.subnormals launch
 tensor
 batch state
 shapes

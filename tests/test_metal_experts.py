@@ -150,8 +150,9 @@ def test_shorter_types(tokens, dtype):
             found = metal.gather_matmul(x, stack, ids)
             products = Products(x, stack, ids, exactness)
             assert_within(found, products.sums, products.error)
-        found = metal.gather_gate_up(x, w, w, ids, "silu")
-        assert_gated(found, "silu", *[Products(x, w, ids, exactness)] * 2)
+        up = random_tensor(blocks.Q4_K, 6, 70, 256, seed=1)
+        found = metal.gather_gate_up(x, w, up, ids, "silu")
+        assert_gated(found, "silu", *(Products(x, part, ids, exactness) for part in (w, up)))
         found = metal.gather_down(parts, w, ids, weights, add=add)
         assert_summed(found, Products(parts, w, ids, exactness), weights, add)
 
@@ -164,9 +165,9 @@ def test_rows_a_simdgroup(block, rows):
         for k in (256, 768, 1536):
             w, ids = random_tensor(block, 4, 11, k, seed=k), spread(2, 3, 4)
             x, parts, weights = normal(2, k), normal(6, k), abs(normal(2, 3))
-            products = Products(x, w, ids, FLOATS)
-            found = gather_gate_up(x, w, w, ids, "silu", rows=rows)
-            assert_gated(found, "silu", products, products)
+            up = random_tensor(block, 4, 11, k, seed=1)
+            found = gather_gate_up(x, w, up, ids, "silu", rows=rows)
+            assert_gated(found, "silu", *(Products(x, part, ids, FLOATS) for part in (w, up)))
             down = Products(parts.reshape(2, 3, k), w, ids, FLOATS)
             assert_summed(gather_down(parts, w, ids, weights, rows=rows), down, weights, 0)
 
@@ -225,7 +226,7 @@ def test_pairs_are_sorted_by_expert(n, size, experts):
     needed = tiles[tiles[:, 2] > 0]
     covered = np.concatenate([np.arange(first, first + count) for _, first, count in needed])
     np.testing.assert_array_equal(covered, np.arange(n))
-    assert tiles[:, 2].max() <= size
+    assert tiles[:, 2].min() >= 0 and tiles[:, 2].max() <= size
     for expert, first, count in needed:
         assert (expected[pairs[first : first + count]] == expert).all()
 
@@ -290,12 +291,23 @@ def test_route(name, dtype):
 @pytest.mark.parametrize("name", ROUTINGS)
 def test_route_of_numbers_that_are_none_and_of_equal_ones(name):
     rng = np.random.default_rng(3)
-    logits = rng.choice([-np.inf, -3.0, -0.0, 0.0, 2.0, np.nan], (5, EXPERTS.get(name, [60])[0]))
+    numbers = [-np.inf, -3.0, -0.0, 0.0, 2.0, np.inf, np.nan]
+    logits = rng.choice(numbers, (8, EXPERTS.get(name, [60])[0]))
     logits[0], logits[1], logits[2], logits[3, ::2] = np.nan, 0, -np.inf, 1
+    logits[4], logits[5] = np.inf, rng.permutation([np.inf, *np.arange(logits.shape[1] - 1)])
     with checked():
         found, _ = metal.route(mx.array(logits, mx.float32), ROUTINGS[name])
     wanted, _ = reference.route(mx.array(logits, mx.float32), ROUTINGS[name])
     np.testing.assert_array_equal(np.array(found), np.array(wanted))
+
+
+@pytest.mark.parametrize("name", ["sigmoid", "groups"])
+def test_route_of_sigmoids_that_are_all_zero(name):
+    """Their sum is, too; the weights are 0 and not NaN."""
+    logits = mx.array([[-np.inf, -200.0, -1e30]] * 128, mx.float32).T
+    assert_routed(logits, ROUTINGS[name])
+    with metal_on_cpu():
+        assert not np.array(metal.route(logits, ROUTINGS[name])[1]).any()
 
 
 @pytest.mark.parametrize("tokens, wanted", [(1, [1, 1, 1]), (33, [1, 3, 3])])
@@ -344,6 +356,7 @@ def test_every_barrier_is_needed():
         lambda x, w, ids: gather_down(normal(6, 64), w, ids, normal(2, 3)),
         lambda x, w, ids: gather_down(normal(6, 64), w, ids, normal(3, 2), add=normal(3, 6)),
         lambda x, w, ids: gather_matmul(x[:2], w, sort_pairs(mx.arange(3), 4, size=16)),
+        lambda x, w, ids: gather_matmul(x[:0], w, sort_pairs(mx.arange(3), 4, size=16)),
         lambda x, w, ids: sort_pairs(ids, 4, size=16),
         lambda x, w, ids: metal.route(x, Routing(33)),
         lambda x, w, ids: metal.route(x, Routing(2), bias=normal(63)),

@@ -172,7 +172,10 @@ def activated(g: np.ndarray, act: str) -> np.ndarray:
 @pytest.mark.parametrize("mixed", [False, True], ids=["alike", "mixed"])
 def test_gate_up(block, mixed):
     k, act = 3 * max(block.weights, 32), "gelu" if mixed else "silu"
-    gate, up = (random_tensor(b, 9, k, seed=b.id) for b in (block, blocks.Q4_0 if mixed else block))
+    gate, up = (
+        random_tensor(b, 9, k, seed=seed)
+        for seed, b in enumerate((block, blocks.Q4_0 if mixed else block))
+    )
     x = activations(2 if mixed else 1, k) * 4
     g, u = (wide(x) @ float64(w).T for w in (gate, up))
     # activations are at most 1.13 times as steep as their argument
@@ -208,12 +211,25 @@ def test_rows_have_the_bits_of_the_definition(block):
     assert np.array_equal(np.array(rows(w, mx.array([7]), 3.0)), tripled)
 
 
-@pytest.mark.parametrize("block", [blocks.Q8_0, blocks.BF16], ids=lambda b: b.name)
-def test_rows_that_are_not_there(block):
+@pytest.mark.parametrize("block", [blocks.Q8_0, blocks.BF16, blocks.MXFP4], ids=lambda b: b.name)
+@pytest.mark.parametrize("checked", [False, True], ids=["plain", "checked"])
+def test_rows_that_are_not_there(block, checked):
+    """Neither 0x00 nor 0xff beside the weights decodes to NaN in every one of these types."""
     w = random_tensor(block, 5, 32, seed=5)
-    found = np.array(rows(w, mx.array([4, -1, 5, 1 << 30])))
+    with metal_on_cpu(checked=checked) as host:
+        found = np.array(rows(w, mx.array([4, -1, 5, 1 << 30])))
+    assert host.findings == []
     assert np.isnan(found[1:]).all()
     assert np.array_equal(found[0], float64(w)[4])
+
+
+def test_the_smallest_exponents_of_mxfp4():
+    """Scales of the first two are subnormal, which a GPU may take for 0, as the host does; never for another number."""
+    w = random_tensor(blocks.MXFP4, 7, 64, seed=6)
+    w.data.reshape(-1, blocks.MXFP4.bytes)[:, 0] = np.arange(14) // 2
+    found, wanted = np.array(rows(w, mx.arange(7))), float64(w)
+    assert np.array_equal(found[2:], wanted[2:])
+    assert ((found[:2] == 0) | (found[:2] == wanted[:2])).all()
 
 
 @BLOCKS
@@ -223,6 +239,13 @@ def test_matmul(block, columns):
         w = random_tensor(block, n_rows, n * block.weights, seed=n)
         x = activations(batch, n * block.weights)
         assert_product(matmul(x, w, columns=columns), x, w, HALVES)
+
+
+@pytest.mark.parametrize("block", [blocks.F32, blocks.F16, blocks.BF16], ids=lambda b: b.name)
+def test_matmul_of_floats_ends_anywhere_in_a_step(block):
+    for k in (31, 32, 33, 64, 103):
+        w, x = random_tensor(block, 9, k, seed=k), activations(11, k)
+        assert_product(matmul(x, w, columns=32), x, w, HALVES)
 
 
 @pytest.mark.parametrize("dtype", ROUNDING, ids=["float32", "float16", "bfloat16"])

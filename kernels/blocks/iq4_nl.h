@@ -17,6 +17,6 @@ inline uint4 codes(const device IQ4_NL& b, int i) {
 }
 
 inline float2 affine(const device IQ4_NL& b, int) {
-    float d = b.d;
+    float d = to_float(b.d);
     return float2{d, -128 * d};
 }

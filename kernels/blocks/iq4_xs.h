@@ -24,6 +24,6 @@ inline uint4 codes(const device IQ4_XS& b, int i) {
 inline float2 affine(const device IQ4_XS& b, int g) {
     int low = (b.scales_l[g >> 1] >> (4 * (g & 1))) & 15;
     int high = (b.scales_h[g >> 2] >> (2 * (g & 3))) & 3;
-    float scale = float(b.d) * ((low | (high << 4)) - 32);
+    float scale = to_float(b.d) * ((low | (high << 4)) - 32);
     return float2{scale, -128 * scale};
 }

@@ -18,7 +18,7 @@ inline uint4 codes(const device Q2_K& b, int i) {
 }
 
 inline float2 affine(const device Q2_K& b, int g) {
-    return float2{float(b.d) * (b.scales[g] & 15), -(float(b.dmin) * (b.scales[g] >> 4))};
+    return float2{to_float(b.d) * (b.scales[g] & 15), -(to_float(b.dmin) * (b.scales[g] >> 4))};
 }
 
 // Bytes that hold the codes of both runs of the slice from run i, and the mask of those of run i.

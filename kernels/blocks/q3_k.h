@@ -28,6 +28,6 @@ inline uint4 codes(const device Q3_K& b, int i) { return packed_codes(b, i & ~2,
 inline float2 affine(const device Q3_K& b, int g) {
     int low = (b.scales[g & 7] >> (4 * (g >> 3))) & 15;
     int top = (b.scales[8 + (g & 3)] >> (2 * (g >> 2))) & 3;
-    float scale = float(b.d) * ((low | (top << 4)) - 32);
+    float scale = to_float(b.d) * ((low | (top << 4)) - 32);
     return float2{scale, -4 * scale};
 }

@@ -15,7 +15,7 @@ inline uint4 codes(const device Q4_0& b, int i) { return (load16<2>(b.qs) >> (4 
 
 // (scale, bias) of group g: w = scale * code + bias.
 inline float2 affine(const device Q4_0& b, int) {
-    float d = b.d;
+    float d = to_float(b.d);
     return float2{d, -8 * d};
 }
 

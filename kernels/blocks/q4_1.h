@@ -12,7 +12,7 @@ struct Q4_1 {
 
 inline uint4 codes(const device Q4_1& b, int i) { return (load16<4>(b.qs) >> (4 * i)) & 0x0f0f0f0f; }
 
-inline float2 affine(const device Q4_1& b, int) { return float2{b.d, b.m}; }
+inline float2 affine(const device Q4_1& b, int) { return float2{to_float(b.d), to_float(b.m)}; }
 
 // Bytes that hold the codes of both runs of the slice from run i, and the mask of those of run i.
 inline uint4 packed_codes(const device Q4_1& b, int, int) { return load16<4>(b.qs); }

@@ -17,6 +17,6 @@ inline uint4 codes(const device Q5_0& b, int i) {
 }
 
 inline float2 affine(const device Q5_0& b, int) {
-    float d = b.d;
+    float d = to_float(b.d);
     return float2{d, -16 * d};
 }

@@ -16,4 +16,4 @@ inline uint4 codes(const device Q5_1& b, int i) {
     return ((load16<4>(b.qs) >> (4 * i)) & 0x0f0f0f0f) | spread16(load4<4>(b.qh) >> (16 * i), 4);
 }
 
-inline float2 affine(const device Q5_1& b, int) { return float2{b.d, b.m}; }
+inline float2 affine(const device Q5_1& b, int) { return float2{to_float(b.d), to_float(b.m)}; }

@@ -25,6 +25,6 @@ inline uint4 packed_codes(const device Q6_K& b, int i, int h) {
 inline uint4 codes(const device Q6_K& b, int i) { return packed_codes(b, i & ~4, (i >> 2) & 1); }
 
 inline float2 affine(const device Q6_K& b, int g) {
-    float scale = float(b.d) * (signed char)b.scales[g];
+    float scale = to_float(b.d) * (signed char)b.scales[g];
     return float2{scale, -32 * scale};
 }

@@ -13,6 +13,6 @@ struct Q8_0 {
 inline uint4 codes(const device Q8_0& b, int i) { return load16<2>(b.q + 16 * i) ^ 0x80808080; }
 
 inline float2 affine(const device Q8_0& b, int) {
-    float d = b.d;
+    float d = to_float(b.d);
     return float2{d, -128 * d};
 }

@@ -74,6 +74,7 @@ struct half {
 };
 
 // The half whose bits are the low 16.
+inline float to_float(half x) { return x; }
 inline float half_float(uint bits) { return half{std::uint16_t(bits)}; }
 
 // The nearest half of a float, ties to even; too large ones become infinite.

@@ -32,16 +32,22 @@ def main(argv: Sequence[str] | None) -> int:
     lines = [json.dumps(report.as_json(found))] if args.json else report.as_text(found)
     print("\n".join(lines))
     failures = [result for result in found.results or () if result.failures]
-    return int(bool(failures or found.choice.error))
+    failed = any(check.failed for check in found.metal or ())
+    return int(bool(failures or failed or found.choice.error))
 
 
 def examine(backend: str | None = None, *, test: bool = True) -> report.Report:
     """Look at the machine, choose the backend and test it. The backend stays in use."""
     here, choice = machine.inspect(), choose(backend)
-    results, seconds = None, 0.0
+    results, checks, seconds = None, None, 0.0
     if test and choice.error is None:
         from . import selftest
 
         results, seconds = selftest.run()
+        if choice.name == "metal":
+            from . import metal
+
+            checks = metal.run()
     failed = any(result.failures for result in results or ())
-    return report.Report(here, choice, results, seconds, advise(here, choice, failed))
+    failed = failed or any(check.failed for check in checks or ())
+    return report.Report(here, choice, results, seconds, advise(here, choice, failed), checks)

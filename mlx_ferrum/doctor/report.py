@@ -12,6 +12,7 @@ from .choice import Choice
 from .machine import Gpu, Machine
 
 if TYPE_CHECKING:
+    from .metal import Check
     from .selftest import Result
 
 _SHOWN_FAILURES = 5
@@ -21,13 +22,18 @@ _WHOLE: Any = {"break_long_words": False, "break_on_hyphens": False}  # commands
 
 @dataclass(frozen=True)
 class Report:
-    """All that was found. results: of the self-test, None where it did not run; seconds: that it took."""
+    """All that was found.
+
+    results: of the self-test, None where it did not run; seconds: that it took
+    metal: what was tried of Metal, None where it was not
+    """
 
     machine: Machine
     choice: Choice
     results: Sequence[Result] | None
     seconds: float
     advice: Sequence[str]
+    metal: Sequence[Check] | None = None
 
 
 def as_json(report: Report) -> dict[str, Any]:
@@ -37,6 +43,7 @@ def as_json(report: Report) -> dict[str, Any]:
         "backend": asdict(report.choice),
         "selftest": None if report.results is None else [asdict(r) for r in report.results],
         "seconds": round(report.seconds, 3),
+        "metal": None if report.metal is None else [asdict(c) for c in report.metal],
         "advice": list(report.advice),
     }
 
@@ -48,6 +55,7 @@ def as_text(report: Report) -> Iterator[str]:
     if report.results is not None:
         yield ""
         yield from _selftest(report.choice.name, report.results, report.seconds)
+        yield from _metal(report.metal)
     if report.advice:
         yield from ("", "advice")
         for sentence in report.advice:
@@ -109,6 +117,14 @@ def _selftest(backend: str, results: Sequence[Result], seconds: float) -> Iterat
         yield f"FAILED {failure.op} of {failure.type}, {failure.shape}: {failure.error}"
     if len(failures) > _SHOWN_FAILURES:
         yield f"and {len(failures) - _SHOWN_FAILURES} more; --json has them all"
+
+
+def _metal(checks: Sequence[Check] | None) -> Iterator[str]:
+    if checks is None:
+        yield "metal       checks of Metal were not run: the backend is another one"
+        return
+    for check in checks:
+        yield f"{'FAILED ' * check.failed}metal, {check.name}: {check.outcome}"
 
 
 def _gib(nbytes: int) -> str:

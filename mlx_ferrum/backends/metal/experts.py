@@ -66,7 +66,7 @@ def gather_down(
 ) -> mx.array:
     d = w.shape[1]
     flat, chosen = _tokens(x, ids)
-    shares, residual = as_rows(weights), None if add is None else as_rows(add)
+    shares, residual = weights.reshape(chosen.shape), None if add is None else as_rows(add)
     if is_tiny(w):
         products = _tiny_products(flat.reshape(*chosen.shape, -1), w, chosen).reshape(-1, d)
         y = weighted_sum_kernel.weighted_sum(products, shares, add=residual)
@@ -97,7 +97,7 @@ def _are_few(ids: mx.array, w: QTensor) -> bool:
 def _order(ids: mx.array, w: QTensor) -> Order:
     experts = w.shape[0]
     size = next((size for size in TILES if ids.size <= size * experts), TILES[-1])
-    return sort_pairs_kernel.sort_pairs(ids.reshape(-1), experts, size=size)
+    return sort_pairs_kernel.sort_pairs(ids.reshape(ids.size), experts, size=size)
 
 
 def _tiny_products(x: mx.array, w: QTensor, ids: mx.array) -> mx.array:

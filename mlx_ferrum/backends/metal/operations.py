@@ -8,6 +8,7 @@ directions.
 from __future__ import annotations
 
 import functools
+import math
 import operator
 from collections.abc import Callable, Sequence
 from typing import TypeVar
@@ -109,7 +110,7 @@ def norm_matmul(x: mx.array, w: QTensor, norm: Norm) -> tuple[mx.array, mx.array
 
 def rows(w: QTensor, ids: mx.array | np.ndarray, scale: float = 1.0) -> mx.array:
     flat = ids if isinstance(ids, mx.array) else mx.array(ids)
-    flat = flat if flat.ndim == 1 else flat.reshape(-1)
+    flat = flat if flat.ndim == 1 else flat.reshape(math.prod(ids.shape))
     y = dequantize(w)[flat] * scale if is_tiny(w) else rows_kernel.rows(w, flat, scale)
     return y if ids.ndim == 1 else y.reshape(*ids.shape, w.shape[-1])
 

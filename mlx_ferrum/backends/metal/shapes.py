@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import mlx.core as mx
 
 from ...tensor import QTensor
@@ -17,8 +19,8 @@ def is_tiny(w: QTensor) -> bool:
 
 
 def as_rows(x: mx.array) -> mx.array:
-    """x: (..., k) -> (n, k); x itself where it has that shape, as a reshape costs the host time."""
-    return x if x.ndim == 2 else x.reshape(-1, x.shape[-1])
+    """x: (..., k) -> (n, k), n may be 0; x itself where it has that shape, as a reshape costs the host time."""
+    return x if x.ndim == 2 else x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
 
 
 def like(y: mx.array, x: mx.array) -> mx.array:

@@ -38,7 +38,7 @@
     METAL_FUNC bfloat NAME(bfloat x, bfloat y, bfloat z) { return bfloat(NAME(float(x), float(y), float(z))); }        \
     MSL_FLOATS(MSL_EACH3, NAME)
 
-// The functions that fast:: and precise:: have too; here both are the precise ones.
+// The functions that fast:: and precise:: have too; here both are the precise ones, but fast::sin and cos (below).
 #define MSL_MATH                                                                                                       \
     MSL_MATH1(acos, __builtin_acosf(x))                                                                                \
     MSL_MATH1(acosh, __builtin_acoshf(x))                                                                              \
@@ -47,7 +47,6 @@
     MSL_MATH1(atan, __builtin_atanf(x))                                                                                \
     MSL_MATH1(atanh, __builtin_atanhf(x))                                                                              \
     MSL_MATH1(ceil, __builtin_ceilf(x))                                                                                \
-    MSL_MATH1(cos, __builtin_cosf(x))                                                                                  \
     MSL_MATH1(cosh, __builtin_coshf(x))                                                                                \
     MSL_MATH1(cospi, __builtin_cosf(x* M_PI_F))                                                                        \
     MSL_MATH1(exp, __builtin_expf(x))                                                                                  \
@@ -64,7 +63,6 @@
     MSL_MATH1(rsqrt, 1.0f / __builtin_sqrtf(x))                                                                        \
     MSL_MATH1(saturate, fmin(fmax(x, 0.0f), 1.0f))                                                                     \
     MSL_MATH1(sign, x > 0 ? 1.0f : x < 0 ? -1.0f : x == 0 ? x : 0.0f)                                                  \
-    MSL_MATH1(sin, __builtin_sinf(x))                                                                                  \
     MSL_MATH1(sinh, __builtin_sinhf(x))                                                                                \
     MSL_MATH1(sinpi, __builtin_sinf(x* M_PI_F))                                                                        \
     MSL_MATH1(sqrt, __builtin_sqrtf(x))                                                                                \
@@ -83,10 +81,20 @@
     MSL_MATH3(smoothstep, ((y = saturate((z - x) / (y - x))), y * y * (3 - 2 * y)))                                    \
     MSL_MATH2(step, y < x ? 0.0f : 1.0f)
 
+#define MSL_ANGLES                                                                                                     \
+    MSL_MATH1(cos, __builtin_cosf(x))                                                                                  \
+    MSL_MATH1(sin, __builtin_sinf(x))
+// Metal bounds the error of the fast ones in [-pi, pi] only.
+#define MSL_FAST_ANGLE(VALUE) (__builtin_fabsf(x) <= M_PI_F ? VALUE : NAN)
+#define MSL_FAST_ANGLES                                                                                                \
+    MSL_MATH1(cos, MSL_FAST_ANGLE(__builtin_cosf(x)))                                                                  \
+    MSL_MATH1(sin, MSL_FAST_ANGLE(__builtin_sinf(x)))
+
 namespace metal {
 MSL_MATH2(fmin, __builtin_fminf(x, y))
 MSL_MATH2(fmax, __builtin_fmaxf(x, y))
 MSL_MATH3(fma, __builtin_fmaf(x, y, z))
+MSL_ANGLES
 MSL_MATH
 
 #define MSL_MIN_MAX(T)                                                                                                 \
@@ -205,6 +213,7 @@ METAL_FUNC bool all(vec<C, N> c) {
 namespace fast {
 MSL_MATH2(fmin, __builtin_fminf(x, y))
 MSL_MATH2(fmax, __builtin_fmaxf(x, y))
+MSL_FAST_ANGLES
 MSL_MATH
 MSL_MIN_MAX_FLOAT(float)
 MSL_MIN_MAX_FLOAT(half)
@@ -213,6 +222,7 @@ namespace precise {
 MSL_MATH2(fmin, __builtin_fminf(x, y))
 MSL_MATH2(fmax, __builtin_fmaxf(x, y))
 MSL_MATH3(fma, __builtin_fmaf(x, y, z))
+MSL_ANGLES
 MSL_MATH
 MSL_MIN_MAX_FLOAT(float)
 MSL_MIN_MAX_FLOAT(half)
