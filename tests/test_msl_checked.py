@@ -49,23 +49,6 @@ def test_an_output_that_is_not_filled():
     assert [str(f) for f in found] == ["unwritten output: y, first at byte 12 [test]"]
 
 
-@pytest.mark.parametrize("checked", [False, True])
-def test_threadgroup_memory_over_the_limit(checked):
-    """32 KiB are allowed, a byte more is not."""
-    source = "threadgroup uchar t[{}]; t[thread_position_in_grid.x] = 1; y[0] = 1;"
-    with metal_on_cpu(checked) as host:
-        launch(kernel(source.format(32768), 0, 1), [], [((1,), mx.int32)], grid=1)
-        assert host.findings == []
-        for size in (32769, 1 << 20):
-            text = kernel(source.format(size), 0, 1)
-            if checked:
-                launch(text, [], [((1,), mx.int32)], grid=1)
-            else:
-                with pytest.raises(KernelError, match=f"{size} bytes, 32768 is the limit"):
-                    launch(text, [], [((1,), mx.int32)], grid=1)
-    assert checked == any("32769 bytes, 32768" in str(f) for f in host.findings)
-
-
 @pytest.mark.parametrize(
     "name",
     ["barrier in a branch", "one of two barriers", "shuffle in a branch", "one of two operations"],

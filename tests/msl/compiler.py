@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from mlx_ferrum.kernels.cpu.build import cache_folder
 
-from . import lint, translate
+from . import limits, lint, translate
 from .signature import Signature
 from .tokens import SourceError, tokenize
 
@@ -49,6 +49,7 @@ _CODE = (
     *("-debug-info-kind=line-tables-only", "-dwarf-version=4"),
     # remarks, for _check
     *("-Wno-everything", "-Wimplicit-float-conversion", "-Wimplicit-int-float-conversion"),
+    *("-Wpre-c++17-compat", "-Wc++11-narrowing", "-Wno-error=c++11-narrowing"),
     "-Rpass-missed=inline",
 )
 _KEPT_SECONDS = 7 * 24 * 3600
@@ -83,9 +84,17 @@ COUNTED = Mode(
     ),
 )
 
-_REMARK = re.compile(
-    r"(?m)^(.+:\d+):\d+: (?:warning: .* to '(bfloat)'.*|remark: .*recursive call.*)$"
-)
+# What clang remarks on, and what it is called here
+_REMARKS = {
+    re.compile(
+        r"(?m)^(.+:\d+):\d+: warning: .* to '(?:bfloat)'"
+    ): "an implicit conversion to bfloat",
+    re.compile(r"(?m)^(.+:\d+):\d+: remark: .*recursive call"): "recursion",
+    re.compile(
+        r"(?m)^(.+:\d+):\d+: .*-Wpre-c\+\+17-compat\]$"
+    ): "C++17, macOS 14 and 15 have C++14",
+    re.compile(r"(?m)^(.+:\d+):\d+: .*-Wc\+\+11-narrowing\]$"): "narrowing in braces",
+}
 
 
 @functools.cache
@@ -127,6 +136,7 @@ def library_of(llvm: str) -> Path:
 
 def translated(signature: Signature) -> str:
     """A kernel as clang gets it. Raises SourceError for what Apple's compiler would refuse."""
+    limits.check(signature)
     text, _ = _zig(*_LANGUAGE, "-E", "-", text=_without_includes(translate.source(signature)))
     tokens = tokenize(text, "generated")
     lint.check(tokens)
@@ -160,8 +170,9 @@ def _compile(signature: Signature, mode: Mode, folder: Path, *output: str) -> No
 def _check(remarks: str) -> None:
     """Raises SourceError for what clang takes, and remarks on, and Apple's compiler refuses."""
     found = [
-        f"{place}: {'an implicit conversion to bfloat' if bfloat else 'recursion'}"
-        for place, bfloat in _REMARK.findall(remarks)
+        f"{place}: {what}"
+        for pattern, what in _REMARKS.items()
+        for place in pattern.findall(remarks)
         if not place.startswith(str(INCLUDE))
     ]
     if found:

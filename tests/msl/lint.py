@@ -7,11 +7,13 @@ conversions to bfloat and recursion by clang's remarks, which `compiler` reads.
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import mlx.core as mx
 
+from .alignment import misaligned
 from .constructors import VECTORS
 from .scopes import after_template, scopes
 from .tokens import SourceError, Token, closing, closing_angle, is_mark, is_name, split, tokenize
@@ -26,6 +28,18 @@ _FORBIDDEN = {
     **dict.fromkeys(("thread_local", "asm", "__asm__"), "not in Metal"),
     **dict.fromkeys(("__global", "__local", "__private", "__constant", "__generic"), "OpenCL's"),
     "std": "Metal's library is in namespace metal",
+    **dict.fromkeys(
+        (
+            "kernel",
+            "vertex",
+            "fragment",
+            "threadgroup_imageblock",
+            "ray_data",
+            "object_data",
+            "coherent",
+        ),
+        "a word of Metal's",
+    ),
 }
 _SCALARS = frozenset(
     """void auto bool char uchar short ushort int uint long ulong half float bfloat signed unsigned
@@ -34,6 +48,7 @@ _SCALARS = frozenset(
 )
 _PACKED = frozenset(f"packed_{v}" for v in VECTORS)
 _SPECIFIERS = ("const", "volatile", "constexpr", "static", "inline", "typename", "struct", *SPACES)
+_RESERVED = re.compile(r"_[A-Z]|__")
 _MLX_HEADERS = ("bf16.h", "complex.h", "defines.h", "utils.h")
 
 
@@ -48,6 +63,7 @@ def check(tokens: Sequence[Token]) -> None:
         *_lists(tokens),
         *_lambdas(tokens),
         *_collisions(tokens, scope),
+        *misaligned(tokens),
     ]
     if found:
         raise SourceError("\n".join(dict.fromkeys(str(e) for e in found)))
@@ -61,6 +77,8 @@ def _words(tokens: Sequence[Token]) -> Iterator[SourceError]:
             yield t.error(f"{t.text}: {_FORBIDDEN[t.text]}")
         elif t.text.startswith(("__builtin", "msl_")) and t.text not in (BODY, END):
             yield t.error(f"{t.text} is not Metal's")
+        elif _RESERVED.match(t.text) and t.text != "__attribute__":
+            yield t.error(f"{t.text} is reserved to the compiler")
         elif t.text == "long" and is_name(tokens, i + 1, "long"):
             yield t.error("Metal has no long long")
 

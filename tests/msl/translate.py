@@ -22,6 +22,7 @@ from .tokens import (
 
 ENTRY = "msl_entry"
 SPACES = ("device", "constant", "thread", "threadgroup")
+THREADGROUP_LIMIT = 32768
 BODY, END = "msl_body_begins", "msl_body_ends"
 
 
@@ -74,9 +75,14 @@ def _threadgroup_variables(tokens: list[Token]) -> list[Token]:
     end = next(i for i in range(len(tokens)) if is_name(tokens, i, END))
     out = [*tokens[:begin], tokens[begin].becomes("")]
     count = 0
+    before = ["0"]  # the threadgroup bytes so far, in each scope
     i = begin + 1
     while i < end:
         start = i
+        if is_mark(tokens, i, "{"):
+            before.append(before[-1])
+        elif is_mark(tokens, i, "}"):
+            before.pop()
         if is_name(tokens, i, "alignas") and is_mark(tokens, i + 1, "("):
             start = closing(tokens, i + 1) + 1
         if not (is_name(tokens, start, "threadgroup") and _starts_statement(tokens, i)):
@@ -95,11 +101,16 @@ def _threadgroup_variables(tokens: list[Token]) -> list[Token]:
         for name, kind, dimensions in declared or []:
             count += 1
             alias = f"msl_variable{count}"
+            aligned = align or f"alignof({alias})"
             texts.append(
                 f"typedef {kind} {alias}{dimensions}; threadgroup {alias}& {name} = "
-                f"*(threadgroup {alias}*)msl_threadgroup({count}, sizeof({alias}), "
-                f"{align or f'alignof({alias})'});"
+                f"*(threadgroup {alias}*)msl_threadgroup({count}, sizeof({alias}), {aligned});"
+                f"enum : ulong {{ msl_bytes{count} = ({before[-1]} + {aligned} - 1) / {aligned} * {aligned} + "
+                f"sizeof({alias}) }};"
+                f'static_assert(msl_bytes{count} <= {THREADGROUP_LIMIT}, "threadgroup memory over '
+                f'{THREADGROUP_LIMIT} bytes");'
             )
+            before[-1] = f"msl_bytes{count}"
         if texts:
             lines = sum(t.before.count("\n") for t in tokens[i + 1 : stop + 1])
             out.append(tokens[i].becomes(" ".join(texts) + "\n" * lines))
