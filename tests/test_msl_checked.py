@@ -211,3 +211,15 @@ def test_results_are_those_of_plain_mode():
     halves = np.array(x.astype(mx.float16)).astype(np.float32).reshape(2, 3, 32)
     expected = np.exp(2 * halves.sum(2) / 32)[:, ::-1].repeat(32, 1).reshape(-1)
     np.testing.assert_allclose(y, expected, rtol=1e-2)
+
+
+def test_no_distance_leads_from_a_buffer_into_another():
+    """A buffer of 1 MiB: 3 MiB on either side of it, in steps of 128 KiB, are no other buffer's memory."""
+    text = kernel("y[0] = b[d] + a[0] + c[0];", 4, 1)
+    whole, others = 1 << 18, [mx.zeros(1 << 18, mx.int32)] * 3
+    steps = [k << 15 for k in range(24)]
+    for at in [whole + s for s in steps] + [-1 - s for s in steps]:
+        with metal_on_cpu(checked=True) as host:
+            launch(text, [*others, mx.array(at)], [((whole,), mx.int32)], grid=1)
+        assert "out of bounds: read of b, byte" in str(host.findings[0])
+        assert f"byte {4 * at} of {4 * whole}" in host.findings[0].detail
