@@ -52,6 +52,7 @@ _CODE = (
     *("-Wpre-c++17-compat", "-Wc++11-narrowing", "-Wno-error=c++11-narrowing"),
     "-Rpass-missed=inline",
 )
+_DIAGNOSTIC = re.compile(r"\S.*:\d+:\d+: (fatal error|error|warning|remark|note): ")
 _KEPT_SECONDS = 7 * 24 * 3600
 _UNDEFINED = "alignment,array-bounds,integer-divide-by-zero"
 
@@ -245,5 +246,18 @@ def _run(*command: str, text: str | None = None) -> tuple[str, str]:
     """What the command writes to its two outputs. Raises SourceError if it fails."""
     done = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise SourceError(done.stderr.strip() or f"{command[0]} failed with {done.returncode}")
+        message = _errors(done.stderr) or done.stderr.strip()
+        raise SourceError(message or f"{command[0]} failed with {done.returncode}")
     return done.stdout, done.stderr
+
+
+def _errors(diagnostics: str) -> str:
+    """What clang says without its warnings and remarks, and what it adds to them."""
+    kept, keep = [], True
+    for line in diagnostics.strip().splitlines():
+        found = _DIAGNOSTIC.match(line)
+        if found and found[1] != "note":
+            keep = "error" in found[1]
+        if keep:
+            kept.append(line)
+    return "\n".join(kept)
