@@ -15,7 +15,7 @@ import numpy as np
 from . import compiler
 from .translate import ENTRY
 
-PAD = 64 << 10  # bytes on either side of a buffer that can be read and written
+PAD = 16 << 10  # bytes on either side of a buffer that can be read and written
 DISTANCE = 1 << 30  # bytes without memory beyond that
 _MAP_NORESERVE = 0x4000
 INPUT, OUTPUT, INITIALISED = range(3)  # Role in runtime.h
@@ -127,8 +127,13 @@ def padded(data: np.ndarray, offset: int = 0) -> np.ndarray:
 def _forbid(room: np.ndarray) -> None:
     """Makes every access to whole pages a fault."""
     at, size = ctypes.c_void_p(room.ctypes.data), ctypes.c_size_t(room.nbytes)
-    if ctypes.CDLL(None, use_errno=True).mprotect(at, size, 0):
+    if _libc().mprotect(at, size, 0):
         raise OSError(ctypes.get_errno(), "no pages around a buffer")
+
+
+@functools.cache
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None, use_errno=True)
 
 
 @functools.cache

@@ -78,8 +78,10 @@ struct msl_list<A, B> {
     B b;
     template <typename T>
     operator T() const {
-        if constexpr (msl_vector<T>::size > 1) return msl_make<T>(a, b);
-        else return T{a, b};
+        if constexpr (msl_vector<T>::size > 1)
+            return msl_make<T>(a, b);
+        else
+            return T{a, b};
     }
 };
 template <typename A, typename B, typename C>
@@ -89,8 +91,10 @@ struct msl_list<A, B, C> {
     C c;
     template <typename T>
     operator T() const {
-        if constexpr (msl_vector<T>::size > 1) return msl_make<T>(a, b, c);
-        else return T{a, b, c};
+        if constexpr (msl_vector<T>::size > 1)
+            return msl_make<T>(a, b, c);
+        else
+            return T{a, b, c};
     }
 };
 template <typename... A>

@@ -3,7 +3,7 @@
 #include "runtime.h"
 
 // Around each buffer, as tests/msl/native.py has it: memory, and what no other buffer is in.
-constexpr std::size_t PAD = 64 << 10, DISTANCE = 1 << 30;
+constexpr std::size_t PAD = 16 << 10, DISTANCE = 1 << 30;
 
 bool Worker::is_own(const char* a) const {
     auto within = [a](const void* low, std::size_t n) {
