@@ -16,6 +16,24 @@ METAL_FUNC PartialSums<ROWS / 2, BATCH> select_sums(PartialSums<ROWS, BATCH> sum
     return out;
 }
 
+// The products of gate and up with x, summed over all lanes; weights of one type share loads of x.
+template <int BATCH, typename G, typename U, int ROWS, typename X>
+METAL_FUNC float2 multiply_both(RowPointers<G, ROWS> gates, RowPointers<U, ROWS> ups, X x, int k, uint lane) {
+    return float2(reduce_products<G>(multiply_rows<BATCH>(gates, x, k, lane), x, k, lane),
+                  reduce_products<U>(multiply_rows<BATCH>(ups, x, k, lane), x, k, lane));
+}
+template <int BATCH, typename B, int ROWS, typename X>
+METAL_FUNC float2 multiply_both(RowPointers<B, ROWS> gates, RowPointers<B, ROWS> ups, X x, int k, uint lane) {
+    RowPointers<B, 2 * ROWS> both;
+    UNROLL for (int r = 0; r < ROWS; r++) {
+        both.row[r] = gates.row[r];
+        both.row[ROWS + r] = ups.row[r];
+    }
+    PartialSums<2 * ROWS, BATCH> sums = multiply_rows<BATCH>(both, x, k, lane);
+    return float2(reduce_products<B>(select_sums(sums, 0), x, k, lane),
+                  reduce_products<B>(select_sums(sums, ROWS), x, k, lane));
+}
+
 // One simdgroup: ROWS rows of each of gate and up (rows, k) from `first` on, x (BATCH, k) or an
 // RmsNormInput -> y (BATCH, rows).
 template <int ROWS, int BATCH, int ACT, typename G, typename U, typename X, typename T>
@@ -24,21 +42,8 @@ METAL_FUNC void gate_up(const device G* gate, const device U* up, X x, device T*
     if (first >= rows) return;
     RowPointers<G, ROWS> gates = select_rows<ROWS>(gate, first, rows, k);
     RowPointers<U, ROWS> ups = select_rows<ROWS>(up, first, rows, k);
-    float g, u;
-    if constexpr (is_same_v<G, U>) {
-        RowPointers<G, 2 * ROWS> both;
-        UNROLL for (int r = 0; r < ROWS; r++) {
-            both.row[r] = gates.row[r];
-            both.row[ROWS + r] = ups.row[r];
-        }
-        PartialSums<2 * ROWS, BATCH> sums = multiply_rows<BATCH>(both, x, k, lane);
-        g = reduce_products<G>(select_sums(sums, 0), x, k, lane);
-        u = reduce_products<U>(select_sums(sums, ROWS), x, k, lane);
-    } else {
-        g = reduce_products<G>(multiply_rows<BATCH>(gates, x, k, lane), x, k, lane);
-        u = reduce_products<U>(multiply_rows<BATCH>(ups, x, k, lane), x, k, lane);
-    }
+    float2 products = multiply_both<BATCH>(gates, ups, x, k, lane);
     int n = lane / ROWS, row = first + lane % ROWS;
     if (n >= BATCH || row >= rows) return;
-    y[n * rows + row] = T(activate<ACT>(g) * u);
+    y[n * rows + row] = T(activate<ACT>(products.x) * products.y);
 }

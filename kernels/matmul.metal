@@ -34,13 +34,13 @@ METAL_FUNC Half8 clamp_half(Half8 x) {
 
 // The index in a row at which run h of a step starts.
 template <typename B>
-METAL_FUNC int run_start(int step, int h) {
-    if constexpr (B::WEIGHTS == 1)
-        return DEPTH * step + 16 * h;
-    else {
-        constexpr int SLICES = B::WEIGHTS / DEPTH;
-        return step / SLICES * B::WEIGHTS + 16 * ((first_run<B>(step % SLICES) | (h * B::RUN_STRIDE)));
-    }
+METAL_FUNC enable_if_t<B::WEIGHTS == 1, int> run_start(int step, int h) {
+    return DEPTH * step + 16 * h;
+}
+template <typename B>
+METAL_FUNC enable_if_t<(B::WEIGHTS > 1), int> run_start(int step, int h) {
+    constexpr int SLICES = B::WEIGHTS / DEPTH;
+    return step / SLICES * B::WEIGHTS + 16 * ((first_run<B>(step % SLICES) | (h * B::RUN_STRIDE)));
 }
 
 // Loads eight numbers of a row (k,) from `start` on, zeros past its end.
@@ -51,25 +51,27 @@ METAL_FUNC Half8 load_half8(P row, int start, int k) {
 
 // Dequantizes run h of a step of a row of w; returns whether any of the halves may be infinite.
 template <typename B>
-METAL_FUNC bool dequantize_run(const device B* row, int step, int h, int k, thread Half8* out) {
-    if constexpr (B::WEIGHTS == 1) {
-        int start = run_start<B>(step, h);
-        UNROLL for (int j = 0; j < 2; j++) out[j] = load_half8(&row->value, start + 8 * j, k);
-        return true;
-    } else {
-        constexpr int SLICES = B::WEIGHTS / DEPTH;
-        const device B& b = row[step / SLICES];
-        int start = first_run<B>(step % SLICES), i = start | (h * B::RUN_STRIDE);
-        Codes c = unpack_codes(packed_codes(b, start, h), code_mask(b, i));
-        float2 a = affine(b, i * 16 / B::GROUP);
-        float4 scale = a.x * shift_scale(b, i) / CODE_SCALE, bias = a.y;
-        UNROLL for (int j = 0; j < 2; j++) {
-            float4 low = float4(c.even[2 * j].x, c.odd[2 * j].x, c.even[2 * j].y, c.odd[2 * j].y);
-            float4 high = float4(c.even[2 * j + 1].x, c.odd[2 * j + 1].x, c.even[2 * j + 1].y, c.odd[2 * j + 1].y);
-            out[j] = to_half8(fma(scale, low, bias), fma(scale, high, bias));
-        }
-        return fma(abs(a.x), MAX_CODE, abs(a.y)) > float(LARGEST_HALF);
+METAL_FUNC enable_if_t<B::WEIGHTS == 1, bool> dequantize_run(const device B* row, int step, int h, int k,
+                                                             thread Half8* out) {
+    int start = run_start<B>(step, h);
+    UNROLL for (int j = 0; j < 2; j++) out[j] = load_half8(&row->value, start + 8 * j, k);
+    return true;
+}
+template <typename B>
+METAL_FUNC enable_if_t<(B::WEIGHTS > 1), bool> dequantize_run(const device B* row, int step, int h, int k,
+                                                              thread Half8* out) {
+    constexpr int SLICES = B::WEIGHTS / DEPTH;
+    const device B& b = row[step / SLICES];
+    int start = first_run<B>(step % SLICES), i = start | (h * B::RUN_STRIDE);
+    Codes c = unpack_codes(packed_codes(b, start, h), code_mask(b, i));
+    float2 a = affine(b, i * 16 / B::GROUP);
+    float4 scale = a.x * shift_scale(b, i) / CODE_SCALE, bias = a.y;
+    UNROLL for (int j = 0; j < 2; j++) {
+        float4 low = float4(c.even[2 * j].x, c.odd[2 * j].x, c.even[2 * j].y, c.odd[2 * j].y);
+        float4 high = float4(c.even[2 * j + 1].x, c.odd[2 * j + 1].x, c.even[2 * j + 1].y, c.odd[2 * j + 1].y);
+        out[j] = to_half8(fma(scale, low, bias), fma(scale, high, bias));
     }
+    return fma(abs(a.x), MAX_CODE, abs(a.y)) > float(LARGEST_HALF);
 }
 
 // Maps the columns of a tile to rows of x and y: those from `start` on of n. input_row is also called for columns past
@@ -139,7 +141,7 @@ struct Epilogue {
     float operator()(float sum, int row, size_t index) const {
         if (BIAS) sum += float(bias[row]);
         if (ADD) sum += float(add[index]);
-        if constexpr (ACT != NO_ACTIVATION) sum *= activate<ACT>(float(gate[index]));
+        if (ACT != NO_ACTIVATION) sum *= activate<ACT>(float(gate[index]));
         return sum;
     }
 };

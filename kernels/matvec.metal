@@ -119,11 +119,14 @@ METAL_FUNC PartialSums<ROWS, BATCH> multiply_floats(RowPointers<B, ROWS> w, X x,
 }
 
 template <int BATCH, typename B, int ROWS, typename X>
-METAL_FUNC PartialSums<ROWS, BATCH> multiply_rows(RowPointers<B, ROWS> w, X x, int k, uint lane) {
-    if constexpr (B::WEIGHTS == 1)
-        return multiply_floats<BATCH>(w, x, k, lane);
-    else
-        return multiply_runs<BATCH>(w, x, k, lane);
+METAL_FUNC enable_if_t<B::WEIGHTS == 1, PartialSums<ROWS, BATCH>> multiply_rows(RowPointers<B, ROWS> w, X x, int k,
+                                                                                uint lane) {
+    return multiply_floats<BATCH>(w, x, k, lane);
+}
+template <int BATCH, typename B, int ROWS, typename X>
+METAL_FUNC enable_if_t<(B::WEIGHTS > 1), PartialSums<ROWS, BATCH>> multiply_rows(RowPointers<B, ROWS> w, X x, int k,
+                                                                                 uint lane) {
+    return multiply_runs<BATCH>(w, x, k, lane);
 }
 
 template <typename B>

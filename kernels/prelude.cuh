@@ -36,6 +36,8 @@ template <typename T>
 struct enable_if<true, T> {
     using type = T;
 };
+template <bool B, typename T = void>
+using enable_if_t = typename enable_if<B, T>::type;
 
 template <typename A, typename B>
 constexpr bool is_same_v = false;

@@ -4,9 +4,15 @@
 
 #include "runs.metal"
 
-// Stores a run of a row, times scale, at its place in y (k,).
+// Stores a chunk of a row, times scale, at its place in y (k,): one weight.
 template <typename B>
-METAL_FUNC void store_run(const device B* row, device float* y, int run, float scale) {
+METAL_FUNC enable_if_t<B::WEIGHTS == 1> store_chunk(const device B* row, device float* y, int i, float scale) {
+    y[i] = scale * to_float(row[i].value);
+}
+
+// The same for a run of 16.
+template <typename B>
+METAL_FUNC enable_if_t<(B::WEIGHTS > 1)> store_chunk(const device B* row, device float* y, int run, float scale) {
     constexpr int RUNS = B::WEIGHTS / 16;
     const device B& b = row[run / RUNS];
     int i = run % RUNS;
@@ -31,9 +37,5 @@ METAL_FUNC void gather_rows(const device B* w, I ids, device float* y, int rows,
         for (int j = chunk * CHUNK; j < (chunk + 1) * CHUNK; j++) out[j] = as_float(0x7fc00000);
         return;
     }
-    const device B* row = w + size_t(id) * (k / B::WEIGHTS);
-    if constexpr (B::WEIGHTS == 1)
-        out[chunk] = scale * to_float(row[chunk].value);
-    else
-        store_run(row, out, chunk, scale);
+    store_chunk(w + size_t(id) * (k / B::WEIGHTS), out, chunk, scale);
 }

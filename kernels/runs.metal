@@ -34,7 +34,7 @@ METAL_FUNC uint code_mask(const device B&, int) {
 template <typename B>
 METAL_FUNC float4 slice_affines(const device B& b, int i) {
     float2 a = affine(b, i * 16 / B::GROUP);
-    if constexpr (B::RUN_STRIDE * 16 < B::GROUP)
+    if (B::RUN_STRIDE * 16 < B::GROUP)
         return float4(a, a); // both runs are in one group
     else
         return float4(a, affine(b, (i | B::RUN_STRIDE) * 16 / B::GROUP));

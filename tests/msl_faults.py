@@ -48,7 +48,7 @@ FAULTS = {
     "read before the start": ("y[i] = a[int(i) - 1];", "out of bounds: read of a, byte -4 of 512"),
     "write past the end": ("z[1] = 1;", "out of bounds: write of z, byte 4 of 4"),
     "read far away": (
-        "y[i] = a[int(b[0]) * 100000000];",
+        "y[i] = a[long(b[0]) * 100000000000l];",
         "out of bounds: read far from any buffer",
     ),
     "wide read past the end": (
@@ -64,6 +64,14 @@ FAULTS = {
     "threadgroup pointer past the end": (
         "threadgroup int* p = t + i; p[1] = 0;",
         "out of bounds: write of threadgroup memory",
+    ),
+    "threadgroup variable far past the end": (
+        "threadgroup int* p = t + i % 8; p[100 + n] = 1;",
+        "out of bounds: write of threadgroup memory",
+    ),
+    "threadgroup variable before the start": (
+        "threadgroup int* p = u; y[i] = p[-16 - int(i)];",
+        "out of bounds: read of threadgroup memory",
     ),
     "thread array past the end": (
         "int v[2] = {1, 2}; y[i] = v[2 + n];",

@@ -13,22 +13,17 @@ from backends import REFERENCE
 from metal_call import needs_host
 from msl import Host
 from msl.flushing import FlushingHost
-from msl.native import Memory
-from msl.signature import Signature
 
 from mlx_ferrum import launch
 from mlx_ferrum.doctor import main, metal, selftest
-from mlx_ferrum.launch import Launch
+from mlx_ferrum.launch import Kernel, Launch
 
 pytestmark = needs_host
 
 
 @dataclass
-class InPlaceHost(Host):
-    """A host on which writes through a const input stay.
-
-    delay: launches by which they come too late
-    """
+class LateHost(Host):
+    """A host on which writes in place come too late, by `delay` launches."""
 
     delay: int = 0
 
@@ -36,19 +31,25 @@ class InPlaceHost(Host):
         """Nothing is late yet."""
         self._late: list[tuple[np.ndarray, np.ndarray]] = []
 
-    def _execute(self, made: Signature, call: Launch, memory: list[Memory]) -> None:
-        super()._execute(made, call, memory)
-        for buffer, held in zip(made.buffers, memory, strict=True):
-            if buffer.name == "pool":
-                array = np.asarray(call.arrays[buffer.source])
-                self._late.append((array, held.data.view(array.dtype).reshape(array.shape)))
+    def __call__(self, kernel: Kernel, call: Launch) -> list[mx.array]:
+        given = zip(kernel.inputs, call.arrays, strict=True)
+        pools = [np.asarray(x) for name, x in given if name in kernel.writes]
+        before = [pool.copy() for pool in pools]
+        out = super().__call__(kernel, call)
+        for pool, was in zip(pools, before, strict=True):
+            self._late.append((pool, pool.copy()))
+            pool[...] = was
         while len(self._late) > self.delay:
-            array, written = self._late.pop(0)
-            array[...] = written
+            pool, written = self._late.pop(0)
+            pool[...] = written
+        return out
+
+
+LOST = 1000  # launches, more than any check makes
 
 
 def test_all_is_well() -> None:
-    with launch.use_runner(InPlaceHost(seed=1)):
+    with launch.use_runner(Host(seed=1)):
         checks = metal.run(launches=30, size=256, copies=2)
     assert [check.name for check in checks] == [
         "in place", "order", "subnormals", "matvec Q4_K", "matvec Q6_K",
@@ -59,7 +60,7 @@ def test_all_is_well() -> None:
     assert all(check.outcome.endswith(" GB/s") for check in checks[3:])
 
 
-@pytest.mark.parametrize("host", [Host(), InPlaceHost(delay=1)], ids=["lost", "late"])
+@pytest.mark.parametrize("host", [LateHost(delay=LOST), LateHost(delay=1)], ids=["lost", "late"])
 def test_writes_that_are_not_seen(host: Host) -> None:
     with launch.use_runner(host):
         check = metal.in_place("order", 30)
@@ -77,10 +78,10 @@ def test_the_report_has_the_checks(monkeypatch, capsys) -> None:
     """A failed one is the exit code; where the backend is another one, they are not run."""
     monkeypatch.setattr(selftest, "groups", list)
     monkeypatch.setattr(metal, "run", functools.partial(metal.run, launches=3, size=256, copies=1))
-    with REFERENCE.in_use(), launch.use_runner(InPlaceHost()):
+    with REFERENCE.in_use(), launch.use_runner(Host()):
         assert main(["--backend", "metal"]) == 0
     assert "metal, order: the next launch saw every write; writes 3, " in capsys.readouterr().out
-    with REFERENCE.in_use(), launch.use_runner(Host()):
+    with REFERENCE.in_use(), launch.use_runner(LateHost(delay=LOST)):
         assert main(["--backend", "metal"]) == 1
         assert "FAILED metal, order: 0 of 4096 cells" in capsys.readouterr().out
         assert main(["--backend", "metal", "--json"]) == 1

@@ -49,23 +49,6 @@ def test_an_output_that_is_not_filled():
     assert [str(f) for f in found] == ["unwritten output: y, first at byte 12 [test]"]
 
 
-@pytest.mark.parametrize("checked", [False, True])
-def test_threadgroup_memory_over_the_limit(checked):
-    """32 KiB are allowed, a byte more is not."""
-    source = "threadgroup uchar t[{}]; t[thread_position_in_grid.x] = 1; y[0] = 1;"
-    with metal_on_cpu(checked) as host:
-        launch(kernel(source.format(32768), 0, 1), [], [((1,), mx.int32)], grid=1)
-        assert host.findings == []
-        for size in (32769, 1 << 20):
-            text = kernel(source.format(size), 0, 1)
-            if checked:
-                launch(text, [], [((1,), mx.int32)], grid=1)
-            else:
-                with pytest.raises(KernelError, match=f"{size} bytes, 32768 is the limit"):
-                    launch(text, [], [((1,), mx.int32)], grid=1)
-    assert checked == any("32769 bytes, 32768" in str(f) for f in host.findings)
-
-
 @pytest.mark.parametrize(
     "name",
     ["barrier in a branch", "one of two barriers", "shuffle in a branch", "one of two operations"],
@@ -228,3 +211,15 @@ def test_results_are_those_of_plain_mode():
     halves = np.array(x.astype(mx.float16)).astype(np.float32).reshape(2, 3, 32)
     expected = np.exp(2 * halves.sum(2) / 32)[:, ::-1].repeat(32, 1).reshape(-1)
     np.testing.assert_allclose(y, expected, rtol=1e-2)
+
+
+def test_no_distance_leads_from_a_buffer_into_another():
+    """A buffer of 1 MiB: 3 MiB on either side of it, in steps of 128 KiB, are no other buffer's memory."""
+    text = kernel("y[0] = b[d] + a[0] + c[0];", 4, 1)
+    whole, others = 1 << 18, [mx.zeros(1 << 18, mx.int32)] * 3
+    steps = [k << 15 for k in range(24)]
+    for at in [whole + s for s in steps] + [-1 - s for s in steps]:
+        with metal_on_cpu(checked=True) as host:
+            launch(text, [*others, mx.array(at)], [((whole,), mx.int32)], grid=1)
+        assert "out of bounds: read of b, byte" in str(host.findings[0])
+        assert f"byte {4 * at} of {4 * whole}" in host.findings[0].detail

@@ -127,8 +127,9 @@ def test_methods_constants_and_enums():
 
 def test_templates():
     header = """
-    template <typename T, int N>
-    inline T sum(const device T* p) { if constexpr (N == 0) return T(0); else return p[0] + sum<T, N - 1>(p + 1); }
+    template <typename T, int N, enable_if_t<N == 0, int> = 0> inline T sum(const device T*) { return T(0); }
+    template <typename T, int N, enable_if_t<(N > 0), int> = 0>
+    inline T sum(const device T* p) { return p[0] + sum<T, N - 1>(p + 1); }
     template <typename P> METAL_FUNC float first(P p) { return float(p[0]); }
     template <typename V> inline V halved(V v) { return v / V(2); }
     template <typename T> using enable_if_half = enable_if_t<is_same_v<T, half>, int>;

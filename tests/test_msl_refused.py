@@ -95,3 +95,12 @@ def test_what_does_not_compile(name):
     with metal_on_cpu(), pytest.raises(SourceError, match=message) as error:
         launch(text, [mx.zeros(8)], [((8,), mx.float32)], grid=1)
     assert "test body" in str(error.value) or "test header" in str(error.value)
+
+
+@needs_host
+def test_an_error_is_told_without_the_warnings_before_it():
+    text = kernel("float f = uint(a[0]);\nint n = f;\nfloat2 v = nothing; y[0] = n;", 1, 1)
+    with metal_on_cpu(), pytest.raises(SourceError) as error:
+        launch(text, [mx.zeros(8)], [((8,), mx.float32)], grid=1)
+    assert str(error.value).startswith("test body:3:12: error: use of undeclared identifier")
+    assert "warning:" not in str(error.value)

@@ -108,4 +108,4 @@ def _tried(name: str, check: Callable[[], Check]) -> Check:
         return Check(name, one_line(error), True)
 
 
-_KERNEL = Kernel("in_place", _STEP, ("pool", "last", "step"), ("seen",))
+_KERNEL = Kernel("in_place", _STEP, ("pool", "last", "step"), ("seen",), writes=("pool",))

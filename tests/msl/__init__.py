@@ -1,7 +1,7 @@
 """Metal kernels executed on this CPU: the very text that a GPU gets, as mx.fast.metal_kernel builds it.
 
 What is not as on a GPU: the order in which a simdgroup adds up, and the last bits of functions such as exp;
-no textures; a comparison of vectors gives -1 where Metal gives true, so use it in select, any and all only.
+no textures. A comparison of vectors is a number only where T4(...) or (T4) makes it one.
 """
 
 from .findings import Finding

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from mlx_ferrum.kernels.cpu.build import cache_folder
 
-from . import lint, translate
+from . import limits, lint, translate
 from .signature import Signature
 from .tokens import SourceError, tokenize
 
@@ -49,8 +49,10 @@ _CODE = (
     *("-debug-info-kind=line-tables-only", "-dwarf-version=4"),
     # remarks, for _check
     *("-Wno-everything", "-Wimplicit-float-conversion", "-Wimplicit-int-float-conversion"),
+    *("-Wpre-c++17-compat", "-Wc++11-narrowing", "-Wno-error=c++11-narrowing"),
     "-Rpass-missed=inline",
 )
+_DIAGNOSTIC = re.compile(r"\S.*:\d+:\d+: (fatal error|error|warning|remark|note): ")
 _KEPT_SECONDS = 7 * 24 * 3600
 _UNDEFINED = "alignment,array-bounds,integer-divide-by-zero"
 
@@ -83,9 +85,17 @@ COUNTED = Mode(
     ),
 )
 
-_REMARK = re.compile(
-    r"(?m)^(.+:\d+):\d+: (?:warning: .* to '(bfloat)'.*|remark: .*recursive call.*)$"
-)
+# What clang remarks on, and what it is called here
+_REMARKS = {
+    re.compile(
+        r"(?m)^(.+:\d+):\d+: warning: .* to '(?:bfloat)'"
+    ): "an implicit conversion to bfloat",
+    re.compile(r"(?m)^(.+:\d+):\d+: remark: .*recursive call"): "recursion",
+    re.compile(
+        r"(?m)^(.+:\d+):\d+: .*-Wpre-c\+\+17-compat\]$"
+    ): "C++17, macOS 14 and 15 have C++14",
+    re.compile(r"(?m)^(.+:\d+):\d+: .*-Wc\+\+11-narrowing\]$"): "narrowing in braces",
+}
 
 
 @functools.cache
@@ -127,6 +137,7 @@ def library_of(llvm: str) -> Path:
 
 def translated(signature: Signature) -> str:
     """A kernel as clang gets it. Raises SourceError for what Apple's compiler would refuse."""
+    limits.check(signature)
     text, _ = _zig(*_LANGUAGE, "-E", "-", text=_without_includes(translate.source(signature)))
     tokens = tokenize(text, "generated")
     lint.check(tokens)
@@ -160,8 +171,9 @@ def _compile(signature: Signature, mode: Mode, folder: Path, *output: str) -> No
 def _check(remarks: str) -> None:
     """Raises SourceError for what clang takes, and remarks on, and Apple's compiler refuses."""
     found = [
-        f"{place}: {'an implicit conversion to bfloat' if bfloat else 'recursion'}"
-        for place, bfloat in _REMARK.findall(remarks)
+        f"{place}: {what}"
+        for pattern, what in _REMARKS.items()
+        for place in pattern.findall(remarks)
         if not place.startswith(str(INCLUDE))
     ]
     if found:
@@ -234,5 +246,18 @@ def _run(*command: str, text: str | None = None) -> tuple[str, str]:
     """What the command writes to its two outputs. Raises SourceError if it fails."""
     done = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise SourceError(done.stderr.strip() or f"{command[0]} failed with {done.returncode}")
+        message = _errors(done.stderr) or done.stderr.strip()
+        raise SourceError(message or f"{command[0]} failed with {done.returncode}")
     return done.stdout, done.stderr
+
+
+def _errors(diagnostics: str) -> str:
+    """What clang says without its warnings and remarks, and what it adds to them."""
+    kept, keep = [], True
+    for line in diagnostics.strip().splitlines():
+        found = _DIAGNOSTIC.match(line)
+        if found and found[1] != "note":
+            keep = "error" in found[1]
+        if keep:
+            kept.append(line)
+    return "\n".join(kept)

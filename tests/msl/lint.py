@@ -7,11 +7,14 @@ conversions to bfloat and recursion by clang's remarks, which `compiler` reads.
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import mlx.core as mx
 
+from .alignment import misaligned
+from .casts import is_comparison
 from .constructors import VECTORS
 from .scopes import after_template, scopes
 from .tokens import SourceError, Token, closing, closing_angle, is_mark, is_name, split, tokenize
@@ -26,6 +29,18 @@ _FORBIDDEN = {
     **dict.fromkeys(("thread_local", "asm", "__asm__"), "not in Metal"),
     **dict.fromkeys(("__global", "__local", "__private", "__constant", "__generic"), "OpenCL's"),
     "std": "Metal's library is in namespace metal",
+    **dict.fromkeys(
+        (
+            "kernel",
+            "vertex",
+            "fragment",
+            "threadgroup_imageblock",
+            "ray_data",
+            "object_data",
+            "coherent",
+        ),
+        "a word of Metal's",
+    ),
 }
 _SCALARS = frozenset(
     """void auto bool char uchar short ushort int uint long ulong half float bfloat signed unsigned
@@ -34,6 +49,7 @@ _SCALARS = frozenset(
 )
 _PACKED = frozenset(f"packed_{v}" for v in VECTORS)
 _SPECIFIERS = ("const", "volatile", "constexpr", "static", "inline", "typename", "struct", *SPACES)
+_RESERVED = re.compile(r"_[A-Z]|__")
 _MLX_HEADERS = ("bf16.h", "complex.h", "defines.h", "utils.h")
 
 
@@ -48,6 +64,8 @@ def check(tokens: Sequence[Token]) -> None:
         *_lists(tokens),
         *_lambdas(tokens),
         *_collisions(tokens, scope),
+        *_truths(tokens),
+        *misaligned(tokens),
     ]
     if found:
         raise SourceError("\n".join(dict.fromkeys(str(e) for e in found)))
@@ -61,6 +79,8 @@ def _words(tokens: Sequence[Token]) -> Iterator[SourceError]:
             yield t.error(f"{t.text}: {_FORBIDDEN[t.text]}")
         elif t.text.startswith(("__builtin", "msl_")) and t.text not in (BODY, END):
             yield t.error(f"{t.text} is not Metal's")
+        elif _RESERVED.match(t.text) and t.text != "__attribute__":
+            yield t.error(f"{t.text} is reserved to the compiler")
         elif t.text == "long" and is_name(tokens, i + 1, "long"):
             yield t.error("Metal has no long long")
 
@@ -73,7 +93,8 @@ def _pointers(tokens: Sequence[Token]) -> Iterator[SourceError]:
         if not is_mark(tokens, i, "*", "&"):
             continue
         if is_mark(tokens, i - 1, "*") and i - 1 in pointers:
-            yield tokens[i].error("the inner pointer has no address space")
+            if tokens[i].text == "*":
+                yield tokens[i].error("the inner pointer has no address space")
             continue
         start = _type_start(tokens, i - 1, types)
         if start is None:
@@ -117,7 +138,10 @@ def _declared_types(tokens: Sequence[Token]) -> frozenset[str]:
         if (named or aliased) and is_name(tokens, i + 1):
             found.add(tokens[i + 1].text)
         elif is_name(tokens, i, "typedef"):
-            end = next(k for k in range(i, len(tokens)) if is_mark(tokens, k, ";"))
+            end = i
+            while not is_mark(tokens, end, ";"):
+                end = closing(tokens, end) if is_mark(tokens, end, "{") else end
+                end += 1
             found.add(tokens[end - 1].text)
     return frozenset(found)
 
@@ -182,6 +206,17 @@ def _lists(tokens: Sequence[Token]) -> Iterator[SourceError]:
         values = [v for v in split(tokens[i + 2 : end - 1]) if v]
         if values and len(values) != int(tokens[i].text[-1]):
             yield tokens[i].error(f"{tokens[i].text}{{}} with {len(values)} values")
+
+
+def _truths(tokens: Sequence[Token]) -> Iterator[SourceError]:
+    """A bool4 does not become an int4 by itself; clang's comparisons are int4 already."""
+    for i in range(len(tokens)):
+        if not is_name(tokens, i, "int2", "int3", "int4") or not is_mark(tokens, i + 2, "="):
+            continue
+        value = next(split(tokens[i + 3 : _statement_end(tokens, i)]))
+        if is_comparison(value, frozenset()):
+            kind = tokens[i].text
+            yield tokens[i].error(f"a comparison becomes an {kind} only where {kind}(...) says so")
 
 
 def _lambdas(tokens: Sequence[Token]) -> Iterator[SourceError]:

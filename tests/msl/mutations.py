@@ -10,10 +10,10 @@ from mlx_ferrum import launch
 from mlx_ferrum.launch import Kernel
 
 from .host import Host
+from .limits import place
 
 _BARRIER = re.compile(r"\b(?:threadgroup|simdgroup)_barrier\s*\([^()]*\)\s*;")
 _COMMENT = re.compile(r"//[^\n]*|/\*.*?\*/", re.DOTALL)
-_LINE = re.compile(r'\s*#\s*line\s+(\d+)\s+"([^"]*)"')
 
 
 def mutations(kernel: Kernel) -> Iterator[tuple[str, Kernel]]:
@@ -21,10 +21,10 @@ def mutations(kernel: Kernel) -> Iterator[tuple[str, Kernel]]:
     header, source = (_COMMENT.sub(_blank, t) for t in (kernel.text(), kernel.source))
     for found in _BARRIER.finditer(header):
         changed = replace(kernel, header=_without(header, found))
-        yield _place(header, found.start(), f"{kernel.name} header"), changed
+        yield place(header, found.start(), f"{kernel.name} header"), changed
     for found in _BARRIER.finditer(source):
         changed = replace(kernel, source=_without(source, found))
-        yield _place(source, found.start(), f"{kernel.name} body"), changed
+        yield place(source, found.start(), f"{kernel.name} body"), changed
 
 
 def survivors(run: Callable[[], object], seeds: Sequence[int] = (0,)) -> list[str]:
@@ -57,14 +57,3 @@ def _without(text: str, found: re.Match[str]) -> str:
 def _blank(found: re.Match[str]) -> str:
     """Nothing, of as many lines."""
     return "\n" * found[0].count("\n")
-
-
-def _place(text: str, at: int, file: str) -> str:
-    line = 1
-    for row in text[:at].splitlines(keepends=True):
-        marker = _LINE.match(row)
-        if marker:
-            line, file = int(marker[1]), marker[2]
-        elif row.endswith("\n"):
-            line += 1
-    return f"{file}:{line}"

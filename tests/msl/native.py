@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import mmap
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +15,9 @@ import numpy as np
 from . import compiler
 from .translate import ENTRY
 
-PAD = 64 << 10  # bytes on either side of a buffer
+PAD = 16 << 10  # bytes on either side of a buffer that can be read and written
+DISTANCE = 1 << 30  # bytes without memory beyond that
+_MAP_NORESERVE = 0x4000
 INPUT, OUTPUT, INITIALISED = range(3)  # Role in runtime.h
 _CAPACITY = 64
 _Triple = ctypes.c_uint32 * 3
@@ -107,12 +110,30 @@ def run(
 
 def padded(data: np.ndarray, offset: int = 0) -> np.ndarray:
     """A copy of the bytes, `offset` past a multiple of 64, with room on either side for what goes past the ends."""
-    room = np.empty(data.nbytes + 2 * PAD + 128, np.uint8)
+    page = mmap.PAGESIZE
+    size = -(-(data.nbytes + 2 * PAD + 128) // page) * page
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
+    space = np.frombuffer(mmap.mmap(-1, size + 2 * DISTANCE, flags), np.uint8)
+    for edge in (space, space[DISTANCE + size :]):
+        _forbid(edge[:DISTANCE])
+    room = space[DISTANCE : DISTANCE + size]
     start = PAD + -(room.ctypes.data + PAD) % 64 + offset
     stop = start + data.nbytes
     room[:start] = room[stop:] = 0xFF
     room[start:stop] = data.reshape(-1).view(np.uint8)
     return room[start:stop]
+
+
+def _forbid(room: np.ndarray) -> None:
+    """Makes every access to whole pages a fault."""
+    at, size = ctypes.c_void_p(room.ctypes.data), ctypes.c_size_t(room.nbytes)
+    if _libc().mprotect(at, size, 0):
+        raise OSError(ctypes.get_errno(), "no pages around a buffer")
+
+
+@functools.cache
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None, use_errno=True)
 
 
 @functools.cache

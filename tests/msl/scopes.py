@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .tokens import Token, is_mark, is_name
+from .tokens import Token, closing_angle, is_mark, is_name
 
 _AFTER_PARAMETERS = ("const", "noexcept", "thread", "device", "constant", "threadgroup")
 
@@ -63,12 +63,8 @@ def _opened_in_function(tokens: Sequence[Token], start: int, brace: int) -> str:
 def after_template(tokens: Sequence[Token], start: int) -> int:
     """Past `template <...>`."""
     while is_name(tokens, start, "template") and is_mark(tokens, start + 1, "<"):
-        depth = 0
-        for i in range(start + 1, len(tokens)):
-            depth += is_mark(tokens, i, "<") - is_mark(tokens, i, ">")
-            if depth == 0:
-                start = i + 1
-                break
-        else:
+        end = closing_angle(tokens, start + 1, in_template=True)
+        if end is None:
             raise tokens[start].error("no > for this template <")
+        start = end + 1
     return start

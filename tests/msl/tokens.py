@@ -22,6 +22,8 @@ _PATTERN = re.compile(
     re.VERBOSE,
 )
 _MARKER = re.compile(r'#\s*(?:line\s+)?(\d+)(?:\s+"([^"]*)")?')
+# What is not between angles: of arguments, and of a template's parameters
+_NO_ANGLES = ((";", "{", "}", ")", "&&", "||", "="), (";", "{", "}", ")"))
 _PAIRS = {"(": ")", "[": "]", "{": "}"}
 
 
@@ -100,20 +102,23 @@ def closing(tokens: Sequence[Token], i: int) -> int:
     raise tokens[i].error(f"no {closes} for this {opens}")
 
 
-def closing_angle(tokens: Sequence[Token], i: int) -> int | None:
-    """The > that closes the < at i; None if it is a comparison."""
+def closing_angle(tokens: Sequence[Token], i: int, *, in_template: bool = False) -> int | None:
+    """The > that closes the < at i; None if it is a comparison.
+
+    in_template: the < is of a template's parameters, which may have default values
+    """
     depth = 0
     k = i
     while k < len(tokens):
         if is_mark(tokens, k, "("):
             k = closing(tokens, k)
-        elif is_mark(tokens, k, "<"):
+        elif is_mark(tokens, k, "<") and not is_mark(tokens, k - 1, ")"):
             depth += 1
         elif is_mark(tokens, k, ">"):
             depth -= 1
             if depth == 0:
                 return k
-        elif is_mark(tokens, k, ";", "{", "}", ")", "&&", "||", "="):
+        elif is_mark(tokens, k, *_NO_ANGLES[in_template]):
             return None
         k += 1
     return None

@@ -22,6 +22,7 @@ from .tokens import (
 
 ENTRY = "msl_entry"
 SPACES = ("device", "constant", "thread", "threadgroup")
+THREADGROUP_LIMIT = 32768
 BODY, END = "msl_body_begins", "msl_body_ends"
 
 
@@ -44,6 +45,7 @@ def translate(preprocessed: Sequence[Token], signature: Signature) -> str:
     tokens = _methods(tokens)
     tokens = _temporaries(tokens)
     tokens = _literals(tokens)
+    tokens = _braces(tokens)
     tokens = constructors(tokens)
     # one place in the code is one call, as on the GPU, where all is inlined
     inline = "#pragma clang attribute {}\n"
@@ -74,9 +76,14 @@ def _threadgroup_variables(tokens: list[Token]) -> list[Token]:
     end = next(i for i in range(len(tokens)) if is_name(tokens, i, END))
     out = [*tokens[:begin], tokens[begin].becomes("")]
     count = 0
+    before = ["0"]  # the threadgroup bytes so far, in each scope
     i = begin + 1
     while i < end:
         start = i
+        if is_mark(tokens, i, "{"):
+            before.append(before[-1])
+        elif is_mark(tokens, i, "}"):
+            before.pop()
         if is_name(tokens, i, "alignas") and is_mark(tokens, i + 1, "("):
             start = closing(tokens, i + 1) + 1
         if not (is_name(tokens, start, "threadgroup") and _starts_statement(tokens, i)):
@@ -95,11 +102,16 @@ def _threadgroup_variables(tokens: list[Token]) -> list[Token]:
         for name, kind, dimensions in declared or []:
             count += 1
             alias = f"msl_variable{count}"
+            aligned = align or f"alignof({alias})"
             texts.append(
                 f"typedef {kind} {alias}{dimensions}; threadgroup {alias}& {name} = "
-                f"*(threadgroup {alias}*)msl_threadgroup({count}, sizeof({alias}), "
-                f"{align or f'alignof({alias})'});"
+                f"*(threadgroup {alias}*)msl_threadgroup({count}, sizeof({alias}), {aligned});"
+                f"enum : ulong {{ msl_bytes{count} = ({before[-1]} + {aligned} - 1) / {aligned} * {aligned} + "
+                f"sizeof({alias}) }};"
+                f'static_assert(msl_bytes{count} <= {THREADGROUP_LIMIT}, "threadgroup memory over '
+                f'{THREADGROUP_LIMIT} bytes");'
             )
+            before[-1] = f"msl_bytes{count}"
         if texts:
             lines = sum(t.before.count("\n") for t in tokens[i + 1 : stop + 1])
             out.append(tokens[i].becomes(" ".join(texts) + "\n" * lines))
@@ -112,8 +124,11 @@ def _starts_statement(tokens: list[Token], i: int) -> bool:
 
 
 def _declared(tokens: list[Token]) -> list[tuple[str, str, str]] | None:
-    """(name, type, dimensions) of each variable; None if the declaration is of pointers or references."""
-    parts = list(split(tokens[1:]))
+    """(name, type, dimensions) of each variable; None if the declaration is of pointers or references.
+
+    Braces of zeros after an array are let through and do nothing: no thread is said to write them.
+    """
+    parts = [_without_zeros(part) for part in split(tokens[1:])]
     # the commas of a template's arguments are none of the declaration's
     while len(parts) > 1 and _open_angles(parts[0]):
         comma = parts[1][0].becomes(",") if parts[1] else tokens[0].becomes(",")
@@ -133,6 +148,15 @@ def _declared(tokens: list[Token]) -> list[tuple[str, str, str]] | None:
             raise tokens[0].error("a threadgroup declaration that the host does not understand")
         out.append((part[0].text, kind, join(part[1:])))
     return out
+
+
+def _without_zeros(declarator: list[Token]) -> list[Token]:
+    """`t[4] = {0}` -> `t[4]`"""
+    equal = next((i for i in range(len(declarator)) if is_mark(declarator, i, "=")), None)
+    if equal is None or not is_mark(declarator, equal - 1, "]"):
+        return declarator
+    is_zero = [t.text for t in declarator[equal + 1 :]] in (["{", "}"], ["{", "0", "}"])
+    return declarator[:equal] if is_zero else declarator
 
 
 def _open_angles(tokens: list[Token]) -> bool:
@@ -203,6 +227,26 @@ def _temporaries(tokens: list[Token]) -> list[Token]:
         if is_mark(tokens, k, "&"):
             thread = i if tokens[i].text == "thread" else i + 1
             out[thread] = tokens[thread].becomes("")
+    return out
+
+
+def _braces(tokens: list[Token]) -> list[Token]:
+    """f({1, 2, 3}) -> f(msl_braces(1, 2, 3)), which becomes the parameter's type, a vector or a struct"""
+    out = list(tokens)
+    open_brackets: list[int] = []
+    for i in range(len(tokens)):
+        if is_mark(tokens, i, "{") and is_mark(tokens, i - 1, "(", ",") and open_brackets:
+            around, end = open_brackets[-1], closing(tokens, i)
+            is_call = is_mark(tokens, around, "(") and (
+                is_name(tokens, around - 1) or is_mark(tokens, around - 1, ">")
+            )
+            if is_call and is_mark(tokens, end + 1, ",", ")") and end > i + 1:
+                out[i] = tokens[i].becomes("metal::msl_braces(")
+                out[end] = tokens[end].becomes(")")
+        if is_mark(tokens, i, "(", "[", "{"):
+            open_brackets.append(i)
+        elif is_mark(tokens, i, ")", "]", "}") and open_brackets:
+            open_brackets.pop()
     return out
 
 

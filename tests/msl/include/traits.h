@@ -75,6 +75,8 @@ template <typename T>
 constexpr __constant bool is_floating_point_v =
     is_same_v<remove_cv_t<T>, float> || is_same_v<remove_cv_t<T>, half> || is_same_v<remove_cv_t<T>, bfloat>;
 template <typename T>
+constexpr __constant bool is_arithmetic_v = is_integral_v<remove_cv_t<T>> || is_floating_point_v<T>;
+template <typename T>
 struct is_floating_point : bool_constant<is_floating_point_v<T>> {};
 template <typename T>
 constexpr __constant bool is_signed_v = __is_signed(T);

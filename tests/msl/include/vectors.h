@@ -37,6 +37,13 @@ METAL_FUNC constexpr T msl_unpacked(T x) {
     return x;
 }
 
+// A comparison as the number that Metal makes of it.
+template <typename T, int N>
+METAL_FUNC constexpr vec<T, N> msl_truth(vec<T, N> x) {
+    return x & T(1);
+}
+METAL_FUNC constexpr bool msl_truth(bool x) { return x; }
+
 template <typename R, typename A, typename... Rest>
 METAL_FUNC constexpr R msl_build(A a, Rest... rest) {
     using E = typename msl_vector<R>::element;
@@ -56,8 +63,43 @@ template <typename R, typename... A>
 METAL_FUNC constexpr R msl_make(A... a) {
     if constexpr (sizeof...(A) == 0)
         return R{};
+    else if constexpr (!is_arithmetic_v<typename msl_vector<R>::element>)
+        return R(a...); // a struct or pointer, for a template's parameter
     else
         return msl_build<R>(msl_unpacked(a)...);
+}
+
+// Braces as an argument, of a type that only the parameter tells.
+template <typename... A>
+struct msl_list;
+template <typename A, typename B>
+struct msl_list<A, B> {
+    A a;
+    B b;
+    template <typename T>
+    operator T() const {
+        if constexpr (msl_vector<T>::size > 1)
+            return msl_make<T>(a, b);
+        else
+            return T{a, b};
+    }
+};
+template <typename A, typename B, typename C>
+struct msl_list<A, B, C> {
+    A a;
+    B b;
+    C c;
+    template <typename T>
+    operator T() const {
+        if constexpr (msl_vector<T>::size > 1)
+            return msl_make<T>(a, b, c);
+        else
+            return T{a, b, c};
+    }
+};
+template <typename... A>
+METAL_FUNC msl_list<A...> msl_braces(A... a) {
+    return {a...};
 }
 
 template <typename T, size_t N>

@@ -12,9 +12,11 @@
 #include <vector>
 
 constexpr std::size_t STACK = 128 << 10;
-constexpr std::size_t ARENA = 256 << 10; // larger than what a GPU has, so that too much can be reported
+// Larger than what a GPU has, so that too much can be reported, and so that variables are as far from each other as
+// all of them together could be.
+constexpr std::size_t ARENA = 64 << 20, SHADED = 256 << 10;
 constexpr std::size_t THREADGROUP_LIMIT = 32 << 10;
-constexpr std::size_t MARGIN = 64;
+constexpr std::size_t MARGIN = 64, GAP = 64 << 10;
 constexpr int MEM_DEVICE = 1, MEM_THREADGROUP = 2;
 
 inline std::uint32_t count_of(const std::uint32_t* v) { return v[0] * v[1] * v[2]; }
@@ -84,7 +86,7 @@ public:
 private:
     struct Slot {
         int index;
-        std::size_t offset, bytes;
+        std::size_t offset, bytes, shade; // shade: where its shadow starts
     };
     struct Step {
         std::uint32_t threadgroup, device;
@@ -96,7 +98,7 @@ private:
     int count = 0;
     std::uint32_t group = 0; // threadgroups so far: none has the number of another
     std::uint32_t random = 1;
-    std::size_t used = ARENA, demanded = 0;
+    std::size_t used = 0, demanded = 0, shaded = 0;
     std::vector<Slot> slots;
     std::uint32_t threadgroup_epoch = 0, device_epoch = 0;
     std::vector<Step> steps; // a simdgroup each

@@ -28,12 +28,19 @@ void boot() {
 }
 } // namespace
 
-Worker::Worker()
-    : shadow(0, false, true), arena(static_cast<char*>(std::aligned_alloc(4096, ARENA))), stacks(nullptr), capacity(0) {
+namespace {
+char* reserve(std::size_t bytes) {
+    int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
+    void* found = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, flags, -1, 0);
+    if (found == MAP_FAILED) std::abort();
+    return static_cast<char*>(found);
 }
+} // namespace
+
+Worker::Worker() : shadow(0, false, true), arena(reserve(ARENA)), stacks(nullptr), capacity(0) {}
 
 Worker::~Worker() {
-    std::free(arena);
+    munmap(arena, ARENA);
     if (stacks) munmap(stacks, capacity * STACK);
 }
 
@@ -43,13 +50,11 @@ void Worker::start(Run* r, std::uint32_t seed) {
     std::size_t threads = count_of(r->group);
     if (threads > capacity) {
         if (stacks) munmap(stacks, capacity * STACK);
-        int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
-        stacks = static_cast<char*>(mmap(nullptr, threads * STACK, PROT_READ | PROT_WRITE, flags, -1, 0));
-        if (stacks == MAP_FAILED) std::abort();
+        stacks = reserve(threads * STACK);
         capacity = threads;
     }
     fibers.resize(threads);
-    if (r->launch->checked && shadow.size() == 0) shadow = Shadow(ARENA, false, true);
+    if (r->launch->checked && shadow.size() == 0) shadow = Shadow(SHADED, false, true);
     worker = this;
 }
 
@@ -91,8 +96,7 @@ void Worker::place(std::uint32_t index) {
 void Worker::run_group(std::uint32_t index) {
     place(index);
     group++;
-    std::memset(arena, 0xff, std::max<std::size_t>(used, 64)); // no number, so that reading it shows
-    used = demanded = 0;
+    used = demanded = shaded = 0;
     slots.clear();
     threadgroup_epoch = device_epoch = 0;
     int simdgroups = (count + 31) / 32;
@@ -190,15 +194,17 @@ std::string Worker::missing(int n) {
 void* Worker::threadgroup_memory(int index, std::size_t bytes, std::size_t align, void* from) {
     for (const Slot& s : slots)
         if (s.index == index) return arena + s.offset;
-    // room between variables, for what is read or written past their ends
-    std::size_t offset = (used + MARGIN + align - 1) / align * align;
+    // what is read or written past a variable's ends is in no other
+    std::size_t offset = (used + GAP + align - 1) / align * align;
     demanded = (demanded + align - 1) / align * align + bytes;
-    if (offset + bytes + MARGIN > ARENA) {
+    if (offset + bytes + GAP > ARENA || shaded + bytes > SHADED) {
         run->report("threadgroup memory", from, std::to_string(demanded) + " bytes, 32768 is the limit");
         stop();
     }
-    used = offset + bytes + MARGIN;
-    slots.push_back({index, offset, bytes});
+    used = offset + bytes;
+    slots.push_back({index, offset, bytes, shaded});
+    shaded += bytes;
+    std::memset(arena + offset - MARGIN, 0xff, bytes + 2 * MARGIN); // no number, so that reading it shows
     return arena + offset;
 }
 
