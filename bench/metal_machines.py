@@ -3,8 +3,9 @@
 Arithmetic: a core has four schedulers, each of which issues an instruction of a simdgroup a cycle. Additions,
 products, bitwise operations and selections take one cycle. Shifts, extractions of bits, conversions and integer
 products take four of a second pipeline, beside which the first goes on: the mixtures that were measured take
-max(simple + 2 complex, 4 complex). All figures are those of an M1 (github.com/philipturner/metal-benchmarks),
-and are used for later chips as they are, at their clocks.
+max(simple + 2 complex, 4 complex). A shift to the right by an amount not known to the compiler is a sequence of two.
+All figures are those of an M1 (github.com/philipturner/metal-benchmarks), and are used for later chips as they are,
+at their clocks.
 
 Memory: the share of the bandwidth that whole models get from other systems, launches and waiting included.
 """
@@ -19,6 +20,7 @@ SCHEDULERS = 4  # of a core
 # Cycles of the second pipeline.
 COMPLEX = {
     **dict.fromkeys(("shift", "convert", "multiply", "exponential"), 4.0),
+    "runtime shift": 7.89,  # to the right, by an amount that the compiler does not know
     "reciprocal": 6.0,
     "root": 8.0,
     "sine": 24.4,  # the precise one
@@ -73,7 +75,8 @@ CHIPS = (
 def cycles(issued: Mapping[str, float]) -> float:
     """Of schedulers, for instructions by the kinds of tests/msl/instructions.py: an estimate."""
     second = {kind: n for kind, n in issued.items() if kind in COMPLEX}
-    complex_, long = sum(second.values()), sum(COMPLEX[kind] * n for kind, n in second.items())
+    complex_ = sum(second.values()) + second.get("runtime shift", 0)
+    long = sum(COMPLEX[kind] * n for kind, n in second.items())
     together = sum(TOGETHER[kind] * n for kind, n in issued.items() if kind in TOGETHER)
     simple = sum(n for kind, n in issued.items() if kind not in COMPLEX and kind not in TOGETHER)
     return max(simple + 2 * complex_, long) + together

@@ -40,6 +40,13 @@ def test_matvec_takes_fewer_instructions_than_llama_cpp(block):
     assert cases.product(block, SHAPE, 1).cost(None).arithmetic < LLAMA_CPP[block]
 
 
+def test_q4_k_is_unpacked_by_constant_shifts():
+    with cases.counting() as host:
+        cases.product("Q4_K", SHAPE, 1).run()
+    issued = host.counts[0].issued
+    assert issued["shift"] and not issued["runtime shift"]
+
+
 @pytest.mark.parametrize("batch", [2, 128])
 def test_a_sample_has_the_ratios_of_the_whole(batch):
     """Of matvec and matmul."""

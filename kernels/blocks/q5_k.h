@@ -18,8 +18,8 @@ struct Q5_K {
 // The codes of run i | RUN_STRIDE h, where i is the first run of a slice; both runs load the same bytes.
 inline uint4 packed_codes(const device Q5_K& b, int i, int h) {
     uint4 low = (load16<16>(b.qs + 8 * (i & 12) + 16 * (i & 1)) >> (4 * h)) & 0x0f0f0f0f;
-    uint4 high = (load16<16>(b.qh + 16 * (i & 1)) >> ((i >> 1) + h)) & 0x01010101;
-    return low | (high << 4);
+    uint4 high = load16<16>(b.qh + 16 * (i & 1)) >> (i >> 1); // the same for both runs
+    return low | ((high << (4 - h)) & 0x10101010);
 }
 
 inline uint4 codes(const device Q5_K& b, int i) { return packed_codes(b, i & ~2, (i >> 1) & 1); }
