@@ -7,6 +7,10 @@ max(simple + 2 complex, 4 complex). A shift to the right by an amount not known 
 All figures are those of an M1 (github.com/philipturner/metal-benchmarks), and are used for later chips as they are,
 at their clocks.
 
+Cache: a core reads 32 bytes a cycle from the second-level cache (the same source). What a simdgroup reads is taken to
+come from there each time, as the first level has 8 KB, less than a row of x; simdgroups that happen to be at the same
+place of x find it in the first level, so this is the most that it can take.
+
 Memory: the share of the bandwidth that whole models get from other systems, launches and waiting included.
 """
 
@@ -16,6 +20,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 SCHEDULERS = 4  # of a core
+CACHE_BYTES = 32  # a core's from the second-level cache, in a cycle
 
 # Cycles of the second pipeline.
 COMPLEX = {
@@ -52,6 +57,10 @@ class Chip:
     def arithmetic_seconds(self, cycles: float) -> float:
         """Of `cycles` of schedulers, shared evenly among all."""
         return cycles / (self.cores * SCHEDULERS * self.clock)
+
+    def cache_seconds(self, nbytes: float) -> float:
+        """Of `nbytes` from the second-level cache, shared evenly among all cores."""
+        return nbytes / (self.cores * CACHE_BYTES * self.clock)
 
     def memory_seconds(self, nbytes: float, share: float) -> float:
         """Of `nbytes` at a share of the bandwidth."""
