@@ -40,7 +40,7 @@ def matmul(
 
     x: (n, k) of a float type; w: (rows, k) of at least 8 words -> (n, rows)
     bias: (rows,); add: (n, rows); gate: (n, rows) and an activation
-    columns: rows of x in a tile, 32 or 64
+    columns: rows of x in a tile, 16, 32 or 64
     """
     if x.ndim != 2 or w.shape != (w.rows, x.shape[1]):
         raise ValueError(f"matmul: x of shape {x.shape} does not fit {w}")

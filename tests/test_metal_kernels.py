@@ -217,7 +217,7 @@ def test_rows_that_are_not_there(block):
 
 
 @BLOCKS
-@pytest.mark.parametrize("columns", [32, 64])
+@pytest.mark.parametrize("columns", [16, 32, 64])
 def test_matmul(block, columns):
     for n_rows, n, batch in [(64, 1, columns), (33, 3, columns + 1), (131, 2, 9)]:
         w = random_tensor(block, n_rows, n * block.weights, seed=n)

@@ -28,11 +28,9 @@ inline uint unpack_pair(uint4 head, int g) {
     return ((early ? six : four) & mask) | ((six >> 2) & top);
 }
 
-// Unpacks (scale, bias) of group g, which are (d s, -dmin m); Q5_K begins with the same bytes. Codes stay in their
-// byte, and d and dmin are divided by its value, which is exact.
-template <typename B>
-inline float2 unpack_affine(const device B& b, int g) {
-    uint4 head = load16<16>((const device uchar*)&b);
+// Unpacks (scale, bias) of group g, which are (d s, -dmin m), from the first 16 bytes, which Q5_K has, too. Codes stay
+// in their byte, and d and dmin are divided by its value, which is exact.
+inline float2 unpack_affine(uint4 head, int g) {
     uint pair = unpack_pair(head, g & 6) & (g & 1 ? 0xff00ff00 : 0x00ff00ff);
     float unit = g & 1 ? 1.0f / 256 : 1;
     float d = half_float(head[0]) * unit, dmin = half_float(head[0] >> 16) * (unit / 65536);
@@ -40,20 +38,34 @@ inline float2 unpack_affine(const device B& b, int g) {
 }
 
 // Unpacks (scale, bias) of the groups of runs i and i + RUN_STRIDE, which are g and g + 1 with g even.
-template <typename B>
-inline float4 unpack_affines(const device B& b, int i) {
-    uint4 head = load16<16>((const device uchar*)&b);
+inline float4 unpack_affines(uint4 head, int i) {
     uint pair = unpack_pair(head, i >> 1);
     float d = half_float(head[0]), dmin = half_float(head[0] >> 16);
     return float4{d * float(pair & 255), -(dmin * float((pair >> 16) & 255)), d * float((pair >> 8) & 255),
                   -(dmin * float(pair >> 24))};
 }
 
-inline float2 affine(const device Q4_K& b, int g) { return unpack_affine(b, g); }
+template <typename B>
+inline uint4 load_head(const device B& b) {
+    return load16<16>((const device uchar*)&b);
+}
 
-inline float4 slice_affines(const device Q4_K& b, int i) { return unpack_affines(b, i); }
+inline float2 affine(const device Q4_K& b, int g) { return unpack_affine(load_head(b), g); }
+
+inline float4 slice_affines(const device Q4_K& b, int i) { return unpack_affines(load_head(b), i); }
 
 // Bytes that hold the codes of both runs of the slice from run i, and the mask of those of run i.
 inline uint4 packed_codes(const device Q4_K& b, int i, int) { return load16<16>(b.qs + 8 * (i & 12) + 16 * (i & 1)); }
 
 inline uint code_mask(const device Q4_K&, int i) { return 0x0f0f0f0fu << (2 * (i & 2)); }
+
+// What is loaded of a run before any arithmetic.
+struct RawQ4_K {
+    uint4 head, packed;
+};
+
+inline RawQ4_K load_raw(const device Q4_K& b, int i, int h) { return RawQ4_K{load_head(b), packed_codes(b, i, h)}; }
+
+inline uint4 raw_codes(RawQ4_K raw, int, int) { return raw.packed; }
+
+inline float2 raw_affine(RawQ4_K raw, int g) { return unpack_affine(raw.head, g); }

@@ -11,7 +11,10 @@ from mlx_ferrum.launch import Kernel
 
 from .host import Host
 
-_BARRIER = re.compile(r"\b(?:threadgroup|simdgroup)_barrier\s*\([^()]*\)\s*;")
+# A barrier of a simdgroup for no memory only tells the compiler what to keep together.
+_BARRIER = re.compile(
+    r"\b(?:threadgroup_barrier\s*\(|simdgroup_barrier\s*\((?!\s*mem_flags::mem_none\s*\)))[^()]*\)\s*;"
+)
 _COMMENT = re.compile(r"//[^\n]*|/\*.*?\*/", re.DOTALL)
 _LINE = re.compile(r'\s*#\s*line\s+(\d+)\s+"([^"]*)"')
 
