@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
-from metal_machines import COMPLEX, TOGETHER, cycles
+from metal_machines import CACHE_BYTES, COMPLEX, SCHEDULERS, TOGETHER, cycles
 from metal_models import Launch, empty
 
 from mlx_ferrum.backends import metal
@@ -33,6 +33,7 @@ class Cost:
     step: float
     access: float
     x_lines: float
+    x_bytes: float
     flight: float
     threadgroup_bytes: int
     barriers: float
@@ -40,25 +41,27 @@ class Cost:
     arithmetic: float
     instructions: float
     cycles: float
+    cache: float
 
     def line(self) -> str:
         """Of the table."""
-        digits = [self.read, self.step, self.access, self.x_lines, self.flight]
+        digits = [self.read, self.step, self.access, self.x_lines, self.x_bytes, self.flight]
         cells = [f"{n:6.2f}" for n in digits]
         cells += [
             f"{self.threadgroup_bytes / 1024:5.1f}",
             f"{self.barriers:8.0f}",
             f"{self.simd:6.0f}",
         ]
-        cells += [f"{n:6.3f}" for n in (self.arithmetic, self.instructions, self.cycles)]
+        cells += [f"{n:6.3f}" for n in (self.arithmetic, self.instructions)]
+        cells += [f"{n:6.2f}" for n in (self.cycles, self.cache)]
         return f"| {self.name:36} | {self.groups:6} | " + " | ".join(cells) + " |"
 
 
 HEADER = (
-    """| kernel, type, shape, rows of x       | groups |   read |   step | access | x lines | flight |\
- tg KiB | barriers | simd | arith | all | cycles (estimate) |
+    """| kernel, type, shape, rows of x       | groups |   read |   step | access | x lines | x bytes | flight |\
+ tg KiB | barriers | simd | arith | all | cycles (estimate) | cache (estimate) |
 | --- |"""
-    + " ---: |" * 12
+    + " ---: |" * 14
 )
 
 
@@ -102,6 +105,7 @@ class Case:
             step=w.step_lines * LINE / w.step_bytes,
             access=w.lines / w.least,
             x_lines=x.lines / max(x.least, 1),
+            x_bytes=x.simdgroup_bytes / self.products,
             flight=w.step_bytes / w.steps / 1024,
             threadgroup_bytes=counts.threadgroup_bytes,
             barriers=counts.issued["barrier"] / simdgroups,
@@ -109,7 +113,13 @@ class Case:
             arithmetic=sum(n for kind, n in each.items() if kind in ARITHMETIC),
             instructions=sum(each.values()),
             cycles=cycles(each),
+            cache=cache_bytes(counts) / self.products * LANES * SCHEDULERS / CACHE_BYTES,
         )
+
+
+def cache_bytes(counts: Counts) -> float:
+    """What simdgroups read, each byte once a simdgroup."""
+    return sum(t.simdgroup_bytes for t in counts.reads.values())
 
 
 def summed(parts: list[Traffic]) -> Traffic:

@@ -12,12 +12,14 @@ Columns:
           a basic block by a simdgroup, a line between two loads of a step is not lost
   access  the same for each load for itself: lines over the fewest that hold its different bytes
   x lines the same as `access` for the other inputs
+  x bytes bytes of the other inputs that simdgroups read for a weight and row of x, each byte once a simdgroup
   flight  KiB of weights that a simdgroup asks for in a step: what can be under way at once
   tg KiB  threadgroup memory of a threadgroup
   barriers, simd   of a simdgroup: barriers; reductions, shuffles and 8x8 products
   arith, all   arithmetic and all instructions for a weight and row of x, of a thread
           (attend_rows: for a pair of a query and a key; its weights are the keys and values)
   cycles  estimate: of one lane for a weight and row of x, at an M1's speeds of instructions (metal_machines.py)
+  cache   estimate: the same of the second-level cache, at most, for all that simdgroups read; what takes longest counts
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import mlx.core as mx
-from metal_cases import HEADER, Cost, counting, others, product
+from metal_cases import HEADER, Cost, cache_bytes, counting, others, product
 from metal_expert_cases import SORT, mixtures
 from metal_machines import CHIPS, MIXTURE_SHARES, SHARES, Chip, cycles
 from metal_models import MODELS, Launch, Model, launches, output
@@ -47,18 +49,26 @@ SHAPES = [(4096, 4096), (11008, 4096), (151936, 2048)]
 HELD = 512  # tokens before the one that is estimated, and those of a prompt
 
 
-def count(launch: Launch, batch: int, sample: int) -> float:
-    """Cycles of schedulers that a launch takes for `batch` rows of x: an estimate."""
+class Demand(NamedTuple):
+    """Of a launch: cycles of schedulers, an estimate, and bytes from the second-level cache."""
+
+    cycles: float
+    cached: float
+
+
+def count(launch: Launch, batch: int, sample: int) -> Demand:
+    """What a launch needs for `batch` rows of x."""
     with counting(sample, whole=[SORT]) as host:
         launch.run(mx.zeros((batch, launch.k)))
-    return sum(cycles(counts.issued) for counts in host.counts)
+    found = host.counts
+    return Demand(sum(cycles(c.issued) for c in found), sum(cache_bytes(c) for c in found))
 
 
 @dataclass(frozen=True)
 class Speed:
     """ESTIMATES of tokens a second: low and high of decoding, and of a prompt if only arithmetic took time.
 
-    busy: the share of a token's time, at the lowest, that arithmetic takes beside the memory
+    busy, cache: the share of a token's time, at the lowest, that arithmetic and the cache take beside the memory
     launches: of a token
     """
 
@@ -67,17 +77,18 @@ class Speed:
     low: float
     high: float
     busy: float
+    cache: float
     prompt: float
     launches: int
 
 
 class Work(NamedTuple):
-    """A launch, how often a token needs it, and cycles of schedulers: for one token, and for a prompt."""
+    """A launch, how often a token needs it, and what it needs: for one token, and for a prompt."""
 
     launch: Launch
     times: int
-    one: float
-    prompt: float
+    one: Demand
+    prompt: Demand
 
 
 def speeds(model: Model, sample: int) -> Iterator[Speed]:
@@ -89,19 +100,31 @@ def speeds(model: Model, sample: int) -> Iterator[Speed]:
     shares = MIXTURE_SHARES if model.experts else SHARES
     for chip in CHIPS:
         low, high = (seconds(chip, work, model.cache_bytes(HELD), share) for share in shares)
-        busy = chip.arithmetic_seconds(sum(w.times * w.one for w in work))
-        prompt = chip.arithmetic_seconds(sum(w.times * w.prompt for w in work))
+        busy = chip.arithmetic_seconds(sum(w.times * w.one.cycles for w in work))
+        cache = chip.cache_seconds(sum(w.times * w.one.cached for w in work))
+        prompt = chip.arithmetic_seconds(sum(w.times * w.prompt.cycles for w in work))
         yield Speed(
-            model.name, chip.name, 1 / low, 1 / high, busy / low, HELD / prompt, model.launches
+            model.name,
+            chip.name,
+            1 / low,
+            1 / high,
+            busy / low,
+            cache / low,
+            HELD / prompt,
+            model.launches,
         )
 
 
 def seconds(chip: Chip, work: list[Work], cached: int, share: float) -> float:
-    """Of a token: launches one after another, each bound by memory or by arithmetic, and the cache's bytes."""
+    """Of a token: launches one after another, each bound by memory, by the second-level cache or by arithmetic.
+
+    cached: bytes of keys and values
+    """
     out = chip.memory_seconds(cached, share)
     for w in work:
         memory = chip.memory_seconds(w.launch.nbytes, share)
-        out += w.times * max(memory, chip.arithmetic_seconds(w.one))
+        cache = chip.cache_seconds(w.one.cached)
+        out += w.times * max(memory, cache, chip.arithmetic_seconds(w.one.cycles))
     return out
 
 
@@ -146,12 +169,12 @@ def main() -> int:
         f"\nESTIMATES, nothing was timed: tokens a second after, and of a prompt of, {HELD} tokens\n"
     )
     print(
-        "| model | chip | decode | launches | arithmetic | prompt, arithmetic alone |\n"
-        "| --- | --- | ---: | ---: | ---: | ---: |"
+        "| model | chip | decode | launches | arithmetic | cache | prompt, arithmetic alone |\n"
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: |"
     )
     estimates = [speed for model in MODELS for speed in speeds(model, args.sample)]
     for e in estimates:
-        cells = f"{e.low:.0f} to {e.high:.0f} | {e.launches} | {e.busy:.0%} | {e.prompt:.0f}"
+        cells = f"{e.low:.0f} to {e.high:.0f} | {e.launches} | {e.busy:.0%} | {e.cache:.0%} | {e.prompt:.0f}"
         print(f"| {e.model} Q4_K_M | {e.chip} | {cells} |")
     results["estimates"] = [asdict(e) for e in estimates]
     args.out.mkdir(parents=True, exist_ok=True)

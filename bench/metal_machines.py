@@ -3,8 +3,13 @@
 Arithmetic: a core has four schedulers, each of which issues an instruction of a simdgroup a cycle. Additions,
 products, bitwise operations and selections take one cycle. Shifts, extractions of bits, conversions and integer
 products take four of a second pipeline, beside which the first goes on: the mixtures that were measured take
-max(simple + 2 complex, 4 complex). All figures are those of an M1 (github.com/philipturner/metal-benchmarks),
-and are used for later chips as they are, at their clocks.
+max(simple + 2 complex, 4 complex). A shift to the right by an amount not known to the compiler is a sequence of two.
+All figures are those of an M1 (github.com/philipturner/metal-benchmarks), and are used for later chips as they are,
+at their clocks.
+
+Cache: a core reads 32 bytes a cycle from the second-level cache (the same source). What a simdgroup reads is taken to
+come from there each time, as the first level has 8 KB, less than a row of x; simdgroups that happen to be at the same
+place of x find it in the first level, so this is the most that it can take.
 
 Memory: the share of the bandwidth that whole models get from other systems, launches and waiting included.
 """
@@ -15,10 +20,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 SCHEDULERS = 4  # of a core
+CACHE_BYTES = 32  # a core's from the second-level cache, in a cycle
 
 # Cycles of the second pipeline.
 COMPLEX = {
     **dict.fromkeys(("shift", "convert", "multiply", "exponential"), 4.0),
+    "runtime shift": 7.89,  # to the right, by an amount that the compiler does not know
     "reciprocal": 6.0,
     "root": 8.0,
     "sine": 24.4,  # the precise one
@@ -51,6 +58,10 @@ class Chip:
         """Of `cycles` of schedulers, shared evenly among all."""
         return cycles / (self.cores * SCHEDULERS * self.clock)
 
+    def cache_seconds(self, nbytes: float) -> float:
+        """Of `nbytes` from the second-level cache, shared evenly among all cores."""
+        return nbytes / (self.cores * CACHE_BYTES * self.clock)
+
     def memory_seconds(self, nbytes: float, share: float) -> float:
         """Of `nbytes` at a share of the bandwidth."""
         return nbytes / (self.bandwidth * share)
@@ -73,7 +84,8 @@ CHIPS = (
 def cycles(issued: Mapping[str, float]) -> float:
     """Of schedulers, for instructions by the kinds of tests/msl/instructions.py: an estimate."""
     second = {kind: n for kind, n in issued.items() if kind in COMPLEX}
-    complex_, long = sum(second.values()), sum(COMPLEX[kind] * n for kind, n in second.items())
+    complex_ = sum(second.values()) + second.get("runtime shift", 0)
+    long = sum(COMPLEX[kind] * n for kind, n in second.items())
     together = sum(TOGETHER[kind] * n for kind, n in issued.items() if kind in TOGETHER)
     simple = sum(n for kind, n in issued.items() if kind not in COMPLEX and kind not in TOGETHER)
     return max(simple + 2 * complex_, long) + together

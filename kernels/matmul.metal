@@ -4,10 +4,13 @@
 // order of the weights does not matter to a sum. Each thread dequantizes one run to halves and stores it as vectors.
 // Tiles are stored as 8x8 blocks of 128 bytes, which simdgroup_load reads without bank conflicts. A 64x64 tile needs 8
 // KiB of threadgroup memory, so that an M1 core holds four threadgroups, and dequantizes a weight once for 64 rows of
-// x: about 80 instructions per thread and step, against 64 8x8 products per simdgroup. The loads of a step overlap with
-// the products of the previous one. Sums are float32; each simdgroup keeps 32 x COLUMNS / 2 of them in registers.
+// x: about 80 instructions per thread and step, against 64 8x8 products per simdgroup. Sums are float32; each simdgroup
+// keeps 32 x COLUMNS / 2 of them in registers.
+// The loads of a step overlap with the products of the previous one: the words stay as they are until the products are
+// done, and no branch separates the two. k that is not a multiple of a step, of types that are not quantized, ends with
+// a step of its own.
 // Numbers beyond the range of halves are clamped to the largest half, because infinity times 0 would be NaN. They are
-// clamped when tiles are stored, after the loads have completed, with one test for eight numbers.
+// clamped when tiles are stored, after the loads have completed.
 #pragma once
 
 #include "activation.metal"
@@ -25,10 +28,7 @@ METAL_FUNC Half8 to_half8(float4 a, float4 b) { return Half8{{half4(a), half4(b)
 
 // Clamps infinities to the largest half.
 METAL_FUNC Half8 clamp_half(Half8 x) {
-    half4 largest = max(abs(x.v[0]), abs(x.v[1]));
-    if (max(max(largest.x, largest.y), max(largest.z, largest.w)) > LARGEST_HALF) {
-        UNROLL for (int j = 0; j < 2; j++) { UNROLL for (int i = 0; i < 4; i++) x.v[j][i] = clamp_half(x.v[j][i]); }
-    }
+    UNROLL for (int j = 0; j < 2; j++) { UNROLL for (int i = 0; i < 4; i++) x.v[j][i] = clamp_half(x.v[j][i]); }
     return x;
 }
 
@@ -43,29 +43,36 @@ METAL_FUNC enable_if_t<(B::WEIGHTS > 1), int> run_start(int step, int h) {
     return step / SLICES * B::WEIGHTS + 16 * ((first_run<B>(step % SLICES) | (h * B::RUN_STRIDE)));
 }
 
-// Loads eight numbers of a row (k,) from `start` on, zeros past its end.
-template <typename P>
-METAL_FUNC Half8 load_half8(P row, int start, int k) {
-    return to_half8(load_up_to_4(row + start, max(k - start, 0)), load_up_to_4(row + start + 4, max(k - start - 4, 0)));
+// Loads what a thread needs of run h of a step of a row of w, and leaves the arithmetic to expand_run.
+template <typename B>
+METAL_FUNC enable_if_t<B::WEIGHTS == 1, Run> load_weights(const device B* row, int step, int h) {
+    const device auto* p = &row[run_start<B>(step, h)].value;
+    return Run{{load_floats(p), load_floats(p + 4), load_floats(p + 8), load_floats(p + 12)}};
+}
+template <typename B>
+METAL_FUNC enable_if_t<(B::WEIGHTS > 1), decltype(load_raw(*(const device B*)nullptr, 0, 0))>
+load_weights(const device B* row, int step, int h) {
+    constexpr int SLICES = B::WEIGHTS / DEPTH;
+    return load_raw(row[step / SLICES], first_run<B>(step % SLICES), h);
 }
 
-// Dequantizes run h of a step of a row of w; returns whether any of the halves may be infinite.
 template <typename B>
-METAL_FUNC enable_if_t<B::WEIGHTS == 1, bool> dequantize_run(const device B* row, int step, int h, int k,
-                                                             thread Half8* out) {
-    int start = run_start<B>(step, h);
-    UNROLL for (int j = 0; j < 2; j++) out[j] = load_half8(&row->value, start + 8 * j, k);
+using RawWeights = decltype(load_weights((const device B*)nullptr, 0, 0));
+
+// The sixteen weights of run h of a step as halves. Returns whether any of them may be infinite.
+template <typename B>
+METAL_FUNC bool expand_run(Run run, const device B*, int, int, thread Half8* out) {
+    UNROLL for (int j = 0; j < 2; j++) out[j] = to_half8(run.v[2 * j], run.v[2 * j + 1]);
     return true;
 }
-template <typename B>
-METAL_FUNC enable_if_t<(B::WEIGHTS > 1), bool> dequantize_run(const device B* row, int step, int h, int k,
-                                                              thread Half8* out) {
+
+template <typename B, typename R>
+METAL_FUNC bool expand_run(R raw, const device B* row, int step, int h, thread Half8* out) {
     constexpr int SLICES = B::WEIGHTS / DEPTH;
-    const device B& b = row[step / SLICES];
     int start = first_run<B>(step % SLICES), i = start | (h * B::RUN_STRIDE);
-    Codes c = unpack_codes(packed_codes(b, start, h), code_mask(b, i));
-    float2 a = affine(b, i * 16 / B::GROUP);
-    float4 scale = a.x * shift_scale(b, i) / CODE_SCALE, bias = a.y;
+    Codes c = unpack_codes(raw_codes(raw, start, h), code_mask(*row, i));
+    float2 a = raw_affine(raw, i * 16 / B::GROUP);
+    float4 scale = a.x * shift_scale(*row, i) / CODE_SCALE, bias = a.y;
     UNROLL for (int j = 0; j < 2; j++) {
         float4 low = float4(c.even[2 * j].x, c.odd[2 * j].x, c.even[2 * j].y, c.odd[2 * j].y);
         float4 high = float4(c.even[2 * j + 1].x, c.odd[2 * j + 1].x, c.even[2 * j + 1].y, c.odd[2 * j + 1].y);
@@ -94,8 +101,8 @@ struct Tiles {
     threadgroup half4 *weights, *activations;
     int k, thread_index;
     X x_rows[CHUNKS];
-    Half8 w[2], a[CHUNKS];
-    bool may_overflow; // w may hold infinities
+    RawWeights<B> w;
+    float4 a[CHUNKS][2];
 
     template <typename C>
     void set_inputs(X x, C columns) {
@@ -103,24 +110,46 @@ struct Tiles {
             x + size_t(columns.input_row((thread_index + 128 * j) / 4)) * k;
     }
 
+    // The place in a row of x of chunk j of a step.
+    int x_start(int step, int j) const {
+        int part = (thread_index + 128 * j) % 4;
+        return run_start<B>(step, part / 2) + 8 * (part % 2);
+    }
+
     void load(int step) {
-        may_overflow = dequantize_run(row, step, thread_index % 2, k, w);
+        w = load_weights(row, step, thread_index % 2);
         UNROLL for (int j = 0; j < CHUNKS; j++) {
-            int chunk = thread_index + 128 * j, part = chunk % 4;
-            a[j] = load_half8(x_rows[j], run_start<B>(step, part / 2) + 8 * (part % 2), k);
+            UNROLL for (int i = 0; i < 2; i++) a[j][i] = load_floats(x_rows[j] + x_start(step, j) + 4 * i);
         }
     }
 
-    void store() {
+    // As load, with zeros past the end of the rows, for types that are not quantized.
+    void load_end(int step) {
+        int start = run_start<B>(step, thread_index % 2);
+        UNROLL for (int i = 0; i < 4; i++) w.v[i] = load_up_to_4(&row->value + start + 4 * i, k - start - 4 * i);
+        UNROLL for (int j = 0; j < CHUNKS; j++) {
+            UNROLL for (int i = 0; i < 2; i++) {
+                int at = x_start(step, j) + 4 * i;
+                a[j][i] = load_up_to_4(x_rows[j] + at, k - at);
+            }
+        }
+    }
+
+    void store(int step) {
+        Half8 halves[2];
+        bool may_overflow = expand_run(w, row, step, thread_index % 2, halves);
+        if (may_overflow) { // hardly ever
+            UNROLL for (int j = 0; j < 2; j++) halves[j] = clamp_half(halves[j]);
+        }
         int r = thread_index / 2;
         UNROLL for (int j = 0; j < 2; j++) {
             int block = (2 * (thread_index % 2) + j) * (TILE_ROWS / 8) + r / 8;
-            if (may_overflow) w[j] = clamp_half(w[j]);
-            store_half8(weights + 16 * block + 2 * (r % 8), w[j]);
+            store_half8(weights + 16 * block + 2 * (r % 8), halves[j]);
         }
         UNROLL for (int j = 0; j < CHUNKS; j++) {
             int chunk = thread_index + 128 * j, c = chunk / 4, block = chunk % 4 * (COLUMNS / 8) + c / 8;
-            if (c < COLUMNS) store_half8(activations + 16 * block + 2 * (c % 8), clamp_half(a[j]));
+            Half8 x = clamp_half(to_half8(a[j][0], a[j][1]));
+            if (COLUMNS >= 32 || c < COLUMNS) store_half8(activations + 16 * block + 2 * (c % 8), x);
         }
     }
 
@@ -129,6 +158,29 @@ struct Tiles {
         to[1] = x.v[1];
     }
 };
+
+// Stores the tiles of a step and adds their products, while step `next` is loaded, if NEXT.
+template <bool NEXT, int COLUMNS, typename S>
+METAL_FUNC void multiply_step(thread S& tiles, int step, int next, thread Accumulators<COLUMNS>& sums,
+                              const threadgroup half* weights, const threadgroup half* activations, uint lane) {
+    tiles.store(step);
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+    if (NEXT) tiles.load(next);
+    add_products(sums, weights, activations, lane);
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+}
+
+// What is left after the last whole step; rows of quantized weights have no such rest.
+template <typename B, int COLUMNS, typename S>
+METAL_FUNC enable_if_t<B::WEIGHTS == 1> multiply_end(thread S& tiles, int step, thread Accumulators<COLUMNS>& sums,
+                                                     const threadgroup half* weights,
+                                                     const threadgroup half* activations, uint lane) {
+    tiles.load_end(step);
+    multiply_step<false>(tiles, step, 0, sums, weights, activations, lane);
+}
+template <typename B, int COLUMNS, typename S>
+METAL_FUNC enable_if_t<(B::WEIGHTS > 1)> multiply_end(thread S&, int, thread Accumulators<COLUMNS>&,
+                                                      const threadgroup half*, const threadgroup half*, uint) {}
 
 // Completes a sum: adds bias (rows,) and add (n, rows), multiplies by act(gate), gate (n, rows); each read if its flag
 // is set.
@@ -173,7 +225,7 @@ template <int COLUMNS, typename B, typename X, typename C, typename E, typename 
 METAL_FUNC void matmul(const device B* w, X x, C columns, E epilogue, device T* y, int rows, int k, int first,
                        threadgroup half4* memory, uint thread_index) {
     uint simdgroup = thread_index / 32, lane = thread_index % 32;
-    int blocks = k / B::WEIGHTS, steps = (k + DEPTH - 1) / DEPTH;
+    int blocks = k / B::WEIGHTS, steps = k / DEPTH;
     const device B* row = w + size_t(min(first + int(thread_index) / 2, rows - 1)) * blocks;
     threadgroup half4* activations = memory + TILE_ROWS * DEPTH / 4;
     Tiles<B, COLUMNS, X> tiles = {row, memory, activations, k, int(thread_index)};
@@ -183,14 +235,12 @@ METAL_FUNC void matmul(const device B* w, X x, C columns, E epilogue, device T* 
     const threadgroup half* my_activations = (const threadgroup half*)activations + simdgroup / 2 * (COLUMNS / 16) * 64;
     Accumulators<COLUMNS> sums;
     clear(sums);
-    tiles.load(0);
+    if (B::WEIGHTS > 1 || steps > 0) tiles.load(0);
     for (int step = 0; step < steps; step++) {
-        tiles.store();
-        threadgroup_barrier(mem_flags::mem_threadgroup);
-        if (step + 1 < steps) tiles.load(step + 1);
-        add_products(sums, my_weights, my_activations, lane);
-        threadgroup_barrier(mem_flags::mem_threadgroup);
+        int next = min(step + 1, steps - 1); // the last one again, where there is no next
+        multiply_step<true>(tiles, step, next, sums, my_weights, my_activations, lane);
     }
+    if (steps * DEPTH < k) multiply_end<B>(tiles, steps, sums, my_weights, my_activations, lane);
     TileStore<C, E, T> store = {
         columns, epilogue, y, rows, first + int(simdgroup % 2) * 32, int(simdgroup / 2) * (COLUMNS / 2)};
     store_sums(sums, (threadgroup float*)memory + 256 * simdgroup, store, lane);

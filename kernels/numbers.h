@@ -7,6 +7,12 @@
 
 inline float as_float(uint bits) { return as_type<float>(bits); }
 
+// The upper or else the lower 16 bits of x, below those of y. Registers have 16-bit halves, so this takes no shift.
+inline uint select_halves(uint x, uint y, bool upper) {
+    ushort2 a = as_type<ushort2>(x), b = as_type<ushort2>(y);
+    return as_type<uint>(ushort2(upper ? a.y : a.x, upper ? b.y : b.x));
+}
+
 constant constexpr half LARGEST_HALF = 65504;
 
 // Clamps infinity to the largest half; NaN stays NaN.

@@ -243,6 +243,8 @@ enum class mem_flags { mem_none, mem_device, mem_threadgroup };
 METAL_FUNC void threadgroup_barrier(mem_flags) { __syncthreads(); }
 METAL_FUNC void simdgroup_barrier(mem_flags) { __syncwarp(); }
 
+METAL_FUNC float simd_shuffle_xor(float x, ushort mask) { return __shfl_xor_sync(ALL_LANES, x, mask); }
+
 METAL_FUNC float simd_sum(float x) {
     UNROLL for (int i = 16; i > 0; i /= 2) x += __shfl_xor_sync(ALL_LANES, x, i);
     return x;

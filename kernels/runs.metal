@@ -40,6 +40,21 @@ METAL_FUNC float4 slice_affines(const device B& b, int i) {
         return float4(a, affine(b, (i | B::RUN_STRIDE) * 16 / B::GROUP));
 }
 
+// What is loaded of run h of the slice from run i, before any arithmetic where the block type overloads load_raw.
+struct RawRun {
+    uint4 packed;
+    float2 affine;
+};
+
+template <typename B>
+METAL_FUNC RawRun load_raw(const device B& b, int i, int h) {
+    return RawRun{packed_codes(b, i, h), affine(b, (i | (h * B::RUN_STRIDE)) * 16 / B::GROUP)};
+}
+
+METAL_FUNC uint4 raw_codes(RawRun raw, int, int) { return raw.packed; }
+
+METAL_FUNC float2 raw_affine(RawRun raw, int) { return raw.affine; }
+
 // The scale that undoes the shift of codes that a mask alone selects: 2^-shift.
 template <typename B>
 METAL_FUNC float shift_scale(const device B& b, int i) {

@@ -17,10 +17,12 @@ METAL_FUNC void add_products(thread Accumulators<COLUMNS>& sums, const threadgro
                              const threadgroup half* activations, uint) {
     UNROLL for (int part = 0; part < DEPTH / 8; part++) {
         simdgroup_half8x8 a[COLUMNS / 16], w[4];
+        simdgroup_barrier(mem_flags::mem_none); // keeps the loads of a part together, and those of the next behind
         UNROLL for (int i = 0; i < 4; i++)
             simdgroup_load(w[i], weights + 64 * (part * (TILE_ROWS / 8) + i), 8, ulong2(0, 0), true);
         UNROLL for (int j = 0; j < COLUMNS / 16; j++)
             simdgroup_load(a[j], activations + 64 * (part * (COLUMNS / 8) + j), 8);
+        simdgroup_barrier(mem_flags::mem_none);
         UNROLL for (int j = 0; j < COLUMNS / 16; j++) {
             UNROLL for (int i = 0; i < 4; i++) simdgroup_multiply_accumulate(sums.v[j][i], a[j], w[i], sums.v[j][i]);
         }

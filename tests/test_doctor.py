@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from backends import REFERENCE
 from metal_call import HAS_METAL
-from test_doctor_metal import InPlaceHost
+from msl import Host
 
 from mlx_ferrum import blocks, launch, ops
 from mlx_ferrum.backends import cpu
@@ -182,7 +182,7 @@ def on_metal(monkeypatch):
     """The metal backend, on the GPU or on the host, for one type of blocks."""
     monkeypatch.setattr(selftest, "groups", few_groups)
     monkeypatch.setattr(metal, "run", functools.partial(metal.run, size=256, launches=9))
-    with REFERENCE.in_use(), launch.use_runner(launch.metal if HAS_METAL else InPlaceHost()):
+    with REFERENCE.in_use(), launch.use_runner(launch.metal if HAS_METAL else Host()):
         yield
 
 

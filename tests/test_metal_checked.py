@@ -52,7 +52,7 @@ def test_products(no_findings):
     no_findings(lambda: [gate_up(x, q4, q4, "silu"), gate_up(x, q4, q6, "gelu")])
 
 
-@pytest.mark.parametrize("columns", [32, 64])
+@pytest.mark.parametrize("columns", [16, 32, 64])
 def test_tiles(no_findings, columns):
     w = random_tensor(blocks.Q4_K, 67, 512, seed=1)
     x, add = activations(columns + 2, 512), activations(columns + 2, 67)

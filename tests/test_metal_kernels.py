@@ -233,7 +233,7 @@ def test_the_smallest_exponents_of_mxfp4():
 
 
 @BLOCKS
-@pytest.mark.parametrize("columns", [32, 64])
+@pytest.mark.parametrize("columns", [16, 32, 64])
 def test_matmul(block, columns):
     for n_rows, n, batch in [(64, 1, columns), (33, 3, columns + 1), (131, 2, 9)]:
         w = random_tensor(block, n_rows, n * block.weights, seed=n)

@@ -129,7 +129,7 @@ def test_each_barrier_in_turn_is_left_out():
     uint i = thread_index_in_threadgroup;
     t[i] = a[i];
     threadgroup_barrier(mem_flags::mem_threadgroup);
-    simdgroup_barrier(mem_flags::mem_none);
+    simdgroup_barrier(mem_flags::mem_threadgroup);
     y[i] = total(t, i);
     """
     text = kernel(source, 1, 1, SUM)

@@ -91,6 +91,15 @@ def test_a_barrier_and_threadgroup_memory():
         ("y[i] = float(as_type<uint>(a[i]));", mx.float32, {"convert": 1}),
         ("y[i] = (as_type<uint>(a[i]) >> 5) & 15;", mx.uint32, {"shift": 1}),
         ("y[i] = (as_type<uint>(a[i]) >> 5) & 10;", mx.uint32, {"shift": 1, "integer": 1}),
+        # a shift by `lane` is one by `lane & 31`
+        ("y[i] = as_type<uint>(a[i]) << lane;", mx.uint32, {"integer": 1, "shift": 1}),
+        ("y[i] = as_type<uint>(a[i]) >> lane;", mx.uint32, {"integer": 1, "runtime shift": 1}),
+        ("y[i] = (as_type<uint>(a[i]) >> lane) & 15;", mx.uint32, {"integer": 1, "shift": 1}),
+        (
+            "y[i] = (as_type<uint>(a[i]) >> lane) & 10;",
+            mx.uint32,
+            {"integer": 2, "runtime shift": 1},
+        ),
         ("y[i] = as_type<uint>(a[i]) * 77;", mx.uint32, {"multiply": 1}),
         ("y[i] = a[i] < 3 ? a[i] : 4;", mx.float32, {"select": 1}),
         ("y[i] = sqrt(a[i]);", mx.float32, {"root": 1}),

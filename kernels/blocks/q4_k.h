@@ -19,38 +19,53 @@ inline uint4 codes(const device Q4_K& b, int i) {
     return (load16<16>(b.qs + 8 * (i & 12) + 16 * (i & 1)) >> (2 * (i & 2))) & 0x0f0f0f0f;
 }
 
-// Unpacks (scale, bias) of group g, which are (d s, -dmin m); Q5_K begins with the same bytes. One load, no branches,
-// and most of the arithmetic depends on g alone.
-template <typename B>
-inline float2 unpack_affine(const device B& b, int g) {
-    uint4 head = load16<16>((const device uchar*)&b);
-    uint s = head[1], m = head[2], low = head[3];
-    int shift = 8 * (g & 3);
-    uint mask = g < 4 ? 63 : 15, top = g < 4 ? 0 : 48;
-    uint scale = (((g < 4 ? s : low) >> shift) & mask) | ((s >> (shift + 2)) & top);
-    uint minimum = (((g < 4 ? m : low >> 4) >> shift) & mask) | ((m >> (shift + 2)) & top);
-    return float2{half_float(head[0]) * float(scale), -(half_float(head[0] >> 16) * float(minimum))};
+// Unpacks the scales and minima of groups g and g + 1, g even; from the low byte on: s[g], s[g + 1], m[g], m[g + 1].
+// No branches, and shifts by constants only: another amount takes an Apple GPU twice as long.
+inline uint unpack_pair(uint4 head, int g) {
+    bool early = g < 4, upper = g & 2;
+    uint six = select_halves(head[1], head[2], upper), four = select_halves(head[3], head[3] >> 4, upper);
+    uint mask = early ? 0x3f3f3f3f : 0x0f0f0f0f, top = early ? 0 : 0x30303030;
+    return ((early ? six : four) & mask) | ((six >> 2) & top);
 }
 
-inline float2 affine(const device Q4_K& b, int g) { return unpack_affine(b, g); }
+// Unpacks (scale, bias) of group g, which are (d s, -dmin m), from the first 16 bytes, which Q5_K has, too. Codes stay
+// in their byte, and d and dmin are divided by its value, which is exact.
+inline float2 unpack_affine(uint4 head, int g) {
+    uint pair = unpack_pair(head, g & 6) & (g & 1 ? 0xff00ff00 : 0x00ff00ff);
+    float unit = g & 1 ? 1.0f / 256 : 1;
+    float d = half_float(head[0]) * unit, dmin = half_float(head[0] >> 16) * (unit / 65536);
+    return float2{d * float(pair & 0xffff), -(dmin * float(pair & 0xffff0000))};
+}
 
 // Unpacks (scale, bias) of the groups of runs i and i + RUN_STRIDE, which are g and g + 1 with g even.
-template <typename B>
-inline float4 unpack_affines(const device B& b, int i) {
-    uint4 head = load16<16>((const device uchar*)&b);
-    uint s = head[1], m = head[2], low = head[3];
-    int g = i >> 1, shift = 8 * (g & 2);
-    uint mask = g < 4 ? 0x3f3f : 0x0f0f, top = g < 4 ? 0 : 0x3030;
-    uint scale = (((g < 4 ? s : low) >> shift) & mask) | ((s >> (shift + 2)) & top);
-    uint minimum = (((g < 4 ? m : low >> 4) >> shift) & mask) | ((m >> (shift + 2)) & top);
+inline float4 unpack_affines(uint4 head, int i) {
+    uint pair = unpack_pair(head, i >> 1);
     float d = half_float(head[0]), dmin = half_float(head[0] >> 16);
-    return float4{d * float(scale & 255), -(dmin * float(minimum & 255)), d * float(scale >> 8),
-                  -(dmin * float(minimum >> 8))};
+    return float4{d * float(pair & 255), -(dmin * float((pair >> 16) & 255)), d * float((pair >> 8) & 255),
+                  -(dmin * float(pair >> 24))};
 }
 
-inline float4 slice_affines(const device Q4_K& b, int i) { return unpack_affines(b, i); }
+template <typename B>
+inline uint4 load_head(const device B& b) {
+    return load16<16>((const device uchar*)&b);
+}
+
+inline float2 affine(const device Q4_K& b, int g) { return unpack_affine(load_head(b), g); }
+
+inline float4 slice_affines(const device Q4_K& b, int i) { return unpack_affines(load_head(b), i); }
 
 // Bytes that hold the codes of both runs of the slice from run i, and the mask of those of run i.
 inline uint4 packed_codes(const device Q4_K& b, int i, int) { return load16<16>(b.qs + 8 * (i & 12) + 16 * (i & 1)); }
 
 inline uint code_mask(const device Q4_K&, int i) { return 0x0f0f0f0fu << (2 * (i & 2)); }
+
+// What is loaded of a run before any arithmetic.
+struct RawQ4_K {
+    uint4 head, packed;
+};
+
+inline RawQ4_K load_raw(const device Q4_K& b, int i, int h) { return RawQ4_K{load_head(b), packed_codes(b, i, h)}; }
+
+inline uint4 raw_codes(RawQ4_K raw, int, int) { return raw.packed; }
+
+inline float2 raw_affine(RawQ4_K raw, int g) { return unpack_affine(raw.head, g); }

@@ -15,15 +15,27 @@ struct Q5_K {
     uchar qs[128];
 };
 
-// The codes of run i | RUN_STRIDE h, where i is the first run of a slice; both runs load the same bytes.
-inline uint4 packed_codes(const device Q5_K& b, int i, int h) {
-    uint4 low = (load16<16>(b.qs + 8 * (i & 12) + 16 * (i & 1)) >> (4 * h)) & 0x0f0f0f0f;
-    uint4 high = (load16<16>(b.qh + 16 * (i & 1)) >> ((i >> 1) + h)) & 0x01010101;
-    return low | (high << 4);
+// What is loaded of a run before any arithmetic.
+struct RawQ5_K {
+    uint4 head, low, high;
+};
+
+inline RawQ5_K load_raw(const device Q5_K& b, int i, int) {
+    return RawQ5_K{load_head(b), load16<16>(b.qs + 8 * (i & 12) + 16 * (i & 1)), load16<16>(b.qh + 16 * (i & 1))};
 }
+
+inline uint4 raw_codes(RawQ5_K raw, int i, int h) {
+    uint4 high = raw.high >> (i >> 1); // the same for both runs
+    return ((raw.low >> (4 * h)) & 0x0f0f0f0f) | ((high << (4 - h)) & 0x10101010);
+}
+
+inline float2 raw_affine(RawQ5_K raw, int g) { return unpack_affine(raw.head, g); }
+
+// The codes of run i | RUN_STRIDE h, where i is the first run of a slice; both runs load the same bytes.
+inline uint4 packed_codes(const device Q5_K& b, int i, int h) { return raw_codes(load_raw(b, i, h), i, h); }
 
 inline uint4 codes(const device Q5_K& b, int i) { return packed_codes(b, i & ~2, (i >> 1) & 1); }
 
-inline float2 affine(const device Q5_K& b, int g) { return unpack_affine(b, g); }
+inline float2 affine(const device Q5_K& b, int g) { return unpack_affine(load_head(b), g); }
 
-inline float4 slice_affines(const device Q5_K& b, int i) { return unpack_affines(b, i); }
+inline float4 slice_affines(const device Q5_K& b, int i) { return unpack_affines(load_head(b), i); }

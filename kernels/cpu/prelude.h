@@ -77,6 +77,11 @@ struct half {
 inline float to_float(half x) { return x; }
 inline float half_float(uint bits) { return half{std::uint16_t(bits)}; }
 
+// The upper or else the lower 16 bits of x, below those of y.
+inline uint select_halves(uint x, uint y, bool upper) {
+    return upper ? x >> 16 | (y & 0xffff0000) : (x & 0xffff) | y << 16;
+}
+
 // The nearest half of a float, ties to even; too large ones become infinite.
 inline half nearest_half(float value) {
     uint sign = as_uint(value) >> 16 & 0x8000, bits = as_uint(value) & 0x7fffffff;

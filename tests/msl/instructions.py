@@ -3,9 +3,10 @@
 An instruction counts once for each element of a vector, for the GPU has none. What costs it nothing counts nothing:
 choosing elements, changes of type without a change of bits, half to float and back (operands may be of either size),
 extensions, negation, and the comparison before a selection or branch. A right shift and the mask of low bits after
-it are one instruction, the extraction of bits; addresses at a constant distance are part of the load. The records
-in which the host's threads meet for simdgroup operations are on the stack, which is not counted, nor is what the
-host does to find a thread's elements of a simdgroup_matrix.
+it are one instruction, the extraction of bits; another right shift by an amount known at run time only is a kind of
+its own, as GPUs may have a sequence of instructions for it. Addresses at a constant distance are part of the load.
+The records in which the host's threads meet for simdgroup operations are on the stack, which is not counted, nor is
+what the host does to find a thread's elements of a simdgroup_matrix.
 """
 
 from __future__ import annotations
@@ -23,13 +24,14 @@ NAME = r'[%@](?:[\w.$-]+|"[^"]*")'
 POINTER = re.compile(rf"ptr(?: addrspace\((\d)\))? ({NAME}|null)")
 VECTOR = re.compile(r"<(\d+) x ([\w ]+)>")
 _LAST_NUMBER = re.compile(r"(?:, |splat \(i\d+ )(\d+)\)?$")
+_VARIABLE_AMOUNT = re.compile(rf", {NAME}$")
 _VARIABLE_INDEX = re.compile(rf"i(?:32|64) {NAME}")
 
 # By opcode or by the start of a function's name; None: costs nothing.
 _OPCODES: dict[str, str | None] = {
     **dict.fromkeys(("fadd", "fsub", "fmul", "fcmp"), "float"),
     **dict.fromkeys(("add", "sub", "and", "or", "xor", "icmp"), "integer"),
-    **dict.fromkeys(("shl", "lshr", "ashr"), "shift"),
+    **dict.fromkeys(("shl", "lshr", "ashr"), "shift"),  # or a runtime shift, see `_operation`
     "mul": "multiply",
     **dict.fromkeys(("udiv", "sdiv", "urem", "srem"), "division"),
     **dict.fromkeys(("uitofp", "sitofp", "fptoui", "fptosi"), "convert"),
@@ -111,6 +113,8 @@ def _operation(
         return None, 0
     if i.opcode == "and" and _is_extraction(i, uses, made):
         return None, 0
+    if i.opcode in ("lshr", "ashr") and _VARIABLE_AMOUNT.search(i.code):
+        return ("shift" if _is_extracted(i, uses, made) else "runtime shift"), count
     divisor = _LAST_NUMBER.search(i.code)
     if kind == "division" and divisor:  # by a constant: shifts, or a product and a shift
         return ("multiply" if int(divisor[1]) & (int(divisor[1]) - 1) else "shift"), 2 * count
@@ -119,11 +123,22 @@ def _operation(
 
 def _is_extraction(i: Instruction, uses: Counter[str], made: Mapping[str, Instruction]) -> bool:
     """Whether this masks low bits of what a shift just for it made: the shift counts for both."""
-    mask, operand = _LAST_NUMBER.search(i.code), re.search(NAME, i.code)
+    mask, operand = _LAST_NUMBER.search(i.code), _operand(i)
     if not mask or not operand or int(mask[1]) & (int(mask[1]) + 1):
         return False
-    before = made.get(operand[0])
-    return before is not None and before.opcode == "lshr" and uses[operand[0]] == 2
+    before = made.get(operand)
+    return before is not None and before.opcode == "lshr" and uses[operand] == 2
+
+
+def _is_extracted(i: Instruction, uses: Counter[str], made: Mapping[str, Instruction]) -> bool:
+    """Whether all that is used of this shift is its low bits, a constant number of them."""
+    users = (j for j in made.values() if j.opcode == "and" and _operand(j) == i.name)
+    return any(_is_extraction(j, uses, made) for j in users)
+
+
+def _operand(i: Instruction) -> str | None:
+    found = re.search(NAME, i.code)
+    return found[0] if found else None
 
 
 def _call_kind(i: Instruction) -> str | None:

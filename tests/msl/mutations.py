@@ -12,7 +12,10 @@ from mlx_ferrum.launch import Kernel
 from .host import Host
 from .limits import place
 
-_BARRIER = re.compile(r"\b(?:threadgroup|simdgroup)_barrier\s*\([^()]*\)\s*;")
+# A barrier of a simdgroup for no memory only tells the compiler what to keep together.
+_BARRIER = re.compile(
+    r"\b(?:threadgroup_barrier\s*\(|simdgroup_barrier\s*\((?!\s*mem_flags::mem_none\s*\)))[^()]*\)\s*;"
+)
 _COMMENT = re.compile(r"//[^\n]*|/\*.*?\*/", re.DOTALL)
 
 

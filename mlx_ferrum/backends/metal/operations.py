@@ -158,8 +158,8 @@ def _normed(x: mx.array, norm: Norm | None) -> mx.array:
 
 
 def _columns(x: mx.array) -> int:
-    """Rows of x in a tile: the smaller one where it holds all of them."""
-    return 32 if x.shape[0] <= 32 else 64
+    """Rows of x in a tile: the smallest one that holds all of them."""
+    return next((columns for columns in (16, 32) if x.shape[0] <= columns), 64)
 
 
 def _sum(*parts: mx.array | None) -> mx.array:
