@@ -153,12 +153,24 @@ def _declared(tokens: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
         return _names(tokens[1:]), []
     if first == "using":
         return [] if tokens[1] == "namespace" else [tokens[1]], []
-    end = next((i for i, token in enumerate(tokens) if token in ("(", "[", "=", "{", ";")), 0)
+    end = _end_of_name(tokens)
     if not end or first == "typedef" or "operator" in tokens[:end]:
         return [], []
     if tokens[end] != "(":
         return [tokens[end - 1]], []
     return [_function(tokens[:end])], _names(tokens[end : _closing(tokens, end)])
+
+
+def _end_of_name(tokens: Sequence[str]) -> int:
+    """Where a declaration's type and name end; 0 if nowhere. Template arguments may hold brackets."""
+    brackets = angles = 0
+    for i, token in enumerate(tokens):
+        if not brackets and not angles and token in ("(", "[", "=", "{", ";"):
+            return i
+        brackets += (token in _OPENS) - (token in _CLOSES)
+        if not brackets:
+            angles += (token == "<") - (token == ">")
+    return 0
 
 
 def _function(tokens: Sequence[str]) -> str:

@@ -49,9 +49,12 @@ inline int scaled<2>(int x) {
     return x - -x;
 }
 
+template <int N>
+inline enable_if_t<(N > 1 && (N < 9)), int> checked(int x) { return x; }
+
 inline int unused(int x) { return scaled<3>(x) + SECOND; }
 """
-BODY = "Pair p = {a[0], SIZES[1]}; // not Lone, unused\ny[0] = scaled<5>(total(p));"
+BODY = "Pair p = {a[0], SIZES[1]}; // not Lone, unused\ny[0] = checked<5>(scaled<5>(total(p)));"
 EXPECTED = """#line 1 "kernels/a.h"
 #include <metal_stdlib>
 #line 3 "kernels/a.h"
@@ -79,6 +82,9 @@ template<>
 inline int scaled<2>(int x){
 return x- -x;
 }
+#line 22 "kernels/b.h"
+template<int N>
+inline enable_if_t<(N>1&&(N<9)),int>checked(int x){return x;}
 """
 
 
