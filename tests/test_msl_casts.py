@@ -28,6 +28,10 @@ VECTORS: dict[str, tuple[str, list[float]]] = {
     "a comparison": (FLOATS + "float4 v = float4(f > 2.0f) + 2.0f * (float4)(f == f.x);", [2, 1, 0, 1]),
     "a comparison to integers": (FLOATS + "int4 n = int4(f <= 1.0f) + int4(!(f > 0.0f)); float4 v = float4(n);",
                                  [1, 0, 2, 0]),
+    "bits in template arguments": (
+        "ushort4 s(1, 2, 3, 4); uint4 u = uint4(as_type<uint2>(s), as_type<uint2>(s)) >> 16; float4 v = float4(u);",
+        [2, 4, 2, 4],
+    ),
     "a variable of truths": (FLOATS + "bool4 b = f > 2.0f; float4 v = float4(b) + 3 * float4(!b);", [3, 1, 3, 1]),
     "of integers that are compared elsewhere": (INTS + "float4 v(i > 2 ? i : -i);", [-1, 2, 3, 1000000]),
     "of scalars that are compared": (INTS + "float4 v(i.x > 0, i.x < 0, 5, 6);", [1, 0, 5, 6]),

@@ -79,9 +79,10 @@ def is_comparison(argument: Sequence[Token], names: frozenset[str]) -> bool:
         if is_mark(argument, i, "(", "[", "{"):
             i = closing(argument, i)
         elif is_mark(argument, i, "<") and (end := closing_angle(argument, i)) is not None:
-            i = end
+            i = end  # of template arguments
         elif is_mark(argument, i, "?", ","):
             return False
-        found |= is_mark(argument, i, *_COMPARISONS[:-1])
+        else:
+            found |= is_mark(argument, i, *_COMPARISONS[:-1])
         i += 1
     return found

@@ -227,6 +227,9 @@ def _tools() -> str:
     files = [*HERE.glob("*.py"), *INCLUDE.glob("*"), *RUNTIME.glob("*")]
     for path in sorted(f for f in files if f.is_file()):
         digest.update(path.name.encode() + path.read_bytes())
+        digest.update(
+            str(path.stat().st_mtime_ns).encode()
+        )  # clang wants precompiled ones to be as old
     return digest.hexdigest()
 
 
