@@ -28,6 +28,7 @@ VECTORS: dict[str, tuple[str, list[float]]] = {
     "a comparison": (FLOATS + "float4 v = float4(f > 2.0f) + 2.0f * (float4)(f == f.x);", [2, 1, 0, 1]),
     "a comparison to integers": (FLOATS + "int4 n = int4(f <= 1.0f) + int4(!(f > 0.0f)); float4 v = float4(n);",
                                  [1, 0, 2, 0]),
+    "shifts": (INTS + "uint4 u = uint4(9u >> 1, 9u << 1, uint(8 >> 2), 1); float4 v = float4(u);", [4, 18, 2, 1]),
     "bits in template arguments": (
         "ushort4 s(1, 2, 3, 4); uint4 u = uint4(as_type<uint2>(s), as_type<uint2>(s)) >> 16; float4 v = float4(u);",
         [2, 4, 2, 4],

@@ -82,6 +82,8 @@ def is_comparison(argument: Sequence[Token], names: frozenset[str]) -> bool:
             i = end  # of template arguments
         elif is_mark(argument, i, "?", ","):
             return False
+        elif is_mark(argument, i, "<", ">") and is_mark(argument, i + 1, argument[i].text):
+            i += 1  # a shift
         else:
             found |= is_mark(argument, i, *_COMPARISONS[:-1])
         i += 1
