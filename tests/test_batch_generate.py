@@ -168,8 +168,8 @@ def test_no_prompts_give_no_texts(loaded: tuple[Any, Any]) -> None:
         ({"prompts": [[1]], "max_tokens": 1.5}, "prompt 0: max_tokens"),
         ({"prompts": [[1]], "kv_bits": 8.0}, "bits is 8.0, expected 8 or 16"),
         (
-            {"prompts": [[1], [2]], "sampler": lambda logprobs: mx.array([1])},
-            "the sampler gave 1 tokens for 2 texts",
+            {"prompts": [[1], [2]], "sampler": lambda logprobs: mx.array([1, 2])},
+            "text 0: the sampler gave 2 tokens for 1 text",
         ),
         (
             {"prompts": [[1]], "logits_processors": [lambda _, logits: logits[0]]},

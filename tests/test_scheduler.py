@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ BLOCK = 4
 CHUNK, BESIDE = 9, 3
 
 
-def make_states(sizes: dict[int | None, int | None]) -> States:
+def make_states(sizes: Mapping[int | None, int | None]) -> States:
     """sizes: window -> blocks of its pool."""
     made = [
         Paged(Pool(size), lambda *_: None, window=window, block=BLOCK)
@@ -56,7 +57,7 @@ class Promises(RuleBasedStateMachine):
         narrow=st.integers(7, 9),
     )
     def begin(self, size: int, window: int | None, narrow: int) -> None:
-        self.states = make_states({None: size} | ({} if window is None else {window: narrow}))
+        self.states = make_states({window: narrow, None: size})
         self.scheduler = Scheduler(self.states, chunk=CHUNK, chunk_beside=BESIDE)
         self.jobs: list[Job] = []
         self.count = 0

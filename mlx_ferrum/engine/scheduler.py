@@ -103,6 +103,7 @@ class Scheduler:
 
     def plan(self) -> dict[Job, int]:
         """The rows of the next step by job; room for them is reserved."""
+        self._take_back()
         rows: dict[Job, int] = {}
         before = self.preemptions
         self.live.sort(key=_rank)
@@ -123,6 +124,13 @@ class Scheduler:
             if self._reserve(job, count, rows):
                 budget -= count
         return rows
+
+    def _take_back(self) -> None:
+        """After an interruption: rows are computed again whose next token was not chosen."""
+        for job in self.live:
+            if job.past is not None and not job.unread:
+                self._states.rewind(job.past, len(job.tokens) - 1)
+                job.decodes = False
 
     def _reserve(self, job: Job, count: int, rows: dict[Job, int]) -> bool:
         """Plan rows of a job, if need be by preempting others; False if it is itself preempted."""
