@@ -9,9 +9,10 @@ import mlx.core as mx
 import numpy as np
 import pytest
 import random_models
-from backends import CPU, REFERENCE
+from backends import CPU, METAL, REFERENCE, Backend
 
 import mlx_ferrum
+from mlx_ferrum import ops
 from mlx_ferrum.engine import Engine, Event, Request
 from mlx_ferrum.generate import generate_step
 from mlx_ferrum.sample import bias, make_sampler
@@ -25,6 +26,16 @@ SAMPLED = {"temp": 1.0, "top_p": 0.95}
 def model(tmp_path_factory: pytest.TempPathFactory) -> Any:
     path = tmp_path_factory.mktemp("engine") / "m.gguf"
     random_models.write(path, "llama", seed=21, sizes=SIZES)
+    return mlx_ferrum.load(path)[0]
+
+
+@pytest.fixture(scope="module")
+def windowed(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    path = tmp_path_factory.mktemp("engine") / "m.gguf"
+    window = random_models.GEMMA_WINDOW | {
+        "attention.sliding_window_pattern": 2
+    }  # every other layer
+    random_models.write(path, "gemma3", seed=22, sizes=SIZES, tied=True, metadata=window)
     return mlx_ferrum.load(path)[0]
 
 
@@ -102,34 +113,54 @@ class Crowd:
         return known, found
 
 
-@pytest.mark.parametrize("seed", [1, 2, 3])
-def test_two_hundred_requests_in_half_the_room(model: Any, seed: int) -> None:
-    crowd = Crowd(seed)
+@pytest.mark.parametrize(("kind", "seed"), [("model", 1), ("model", 2), ("windowed", 3)])
+def test_two_hundred_requests_in_half_the_room(
+    request: pytest.FixtureRequest, kind: str, seed: int
+) -> None:
+    model, crowd = request.getfixturevalue(kind), Crowd(seed)
     engine = Engine(model, blocks=crowd.wanted // 2, chunk=128, chunk_beside=32)
     known, found = crowd.run(engine)
     assert found.keys() == known.keys()
     exceptions = 0
     for id, events in found.items():
-        request, made, reason = known[id], tokens(events), events[-1].finish_reason
+        wanted, made, reason = known[id], tokens(events), events[-1].finish_reason
         assert [event for event in events if event.finish_reason] == events[-1:]
-        assert reason == "length" if len(made) == request.limit else reason == "cancelled"
-        exceptions += differs(model, list(request.prompt), made) if made else 0
+        assert reason == ("length" if len(made) == wanted.limit else "cancelled")
+        exceptions += differs(model, list(wanted.prompt), made) if made else 0
     stats = engine.stats()
     assert exceptions <= len(known) // 20
     assert min(stats.preemptions, stats.hits, stats.forks, stats.cancelled) > 0, stats
     assert (stats.waiting, stats.running, stats.errors) == (0, 0, 0)
-    assert [held for held, _ in stats.blocks] == [0]
+    assert not any(held for held, _ in stats.blocks)
     assert stats.generated_tokens == sum(len(tokens(events)) for events in found.values())
 
 
-def test_the_reference_backend_gives_the_same_texts(model: Any) -> None:
-    with REFERENCE.in_use():
-        engine = Engine(model, blocks=8, chunk=20, chunk_beside=9)
-        prompts = [[5, 6, 7] * n for n in (1, 9, 4, 15)]
-        ids = [engine.submit(Request(prompt, 12))[0] for prompt in prompts]
+@pytest.mark.parametrize(
+    ("backend", "kind"),
+    [(REFERENCE, "model"), (REFERENCE, "windowed"), (METAL, "model")],
+    ids=str,
+)
+def test_lazy_backends_give_the_same_texts(
+    request: pytest.FixtureRequest, backend: Backend, kind: str
+) -> None:
+    """Chosen by the backend, by a sampler, and under a mask."""
+    model = request.getfixturevalue(kind)
+    with backend.in_use():
+        assert ops.is_lazy()
+        engine = Engine(model, blocks=3, chunk=20, chunk_beside=9)
+        drawn = Request([4, 5], 3, {**SAMPLED, "seed": 2}, processors=[bias({3: -np.inf})])
+        masked = Request([4, 5], 3, mask=lambda _: np.arange(300) == 17, logprobs=True)
+        prompts = [[5, 6, 7] * n for n in (1, 7)]
+        ids = [engine.submit(Request(prompt, 5))[0] for prompt in prompts]
+        [draw], [mask] = engine.submit(drawn), engine.submit(masked)
         found = run(engine)
         for id, prompt in zip(ids, prompts, strict=True):
-            differs(model, prompt, tokens(found[id]))
+            assert not differs(model, prompt, tokens(found[id]))
+        assert tokens(found[draw]) == alone(model, drawn)
+        assert tokens(found[mask]) == [17] * 3
+        choice = found[mask][0].choice
+        assert choice is not None
+        assert choice.logprobs()[17].item() == pytest.approx(0)
 
 
 def test_draws_depend_on_the_seed_and_not_on_company(model: Any) -> None:

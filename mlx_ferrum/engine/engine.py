@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -213,7 +213,8 @@ class Engine:
         self._stats.waiting = len(self._texts) - len(scheduler.live)
         pools = [state.pool for state in self._states.states]
         self._stats.blocks = [(sum(map(bool, pool.references)), pool.size) for pool in pools]
-        return self._stats
+        sizes = self._stats.batch_sizes.copy()
+        return replace(self._stats, batch_sizes=sizes)
 
     def close(self) -> None:
         """End all texts, without events."""
