@@ -198,3 +198,28 @@ def test_a_prompt_whose_logits_are_no_numbers_is_named(loaded: tuple[Any, Any]) 
 
     with pytest.raises(ValueError, match="text 1: after 1 tokens a logit is NaN"):
         batch_generate(*loaded, [[5, 6], [7]], max_tokens=2, logits_processors=[spoil])
+
+
+def test_what_a_processor_raises_comes_out(loaded: tuple[Any, Any]) -> None:
+    def broken(tokens: mx.array, logits: mx.array) -> mx.array:
+        raise KeyError("broken")
+
+    with pytest.raises(KeyError, match="broken"):
+        batch_generate(*loaded, [[5, 6], [7]], max_tokens=2, logits_processors=[broken])
+
+
+def test_texts_go_on_beside_prompts_that_are_read(
+    loaded: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, tokenizer = loaded
+    passes: list[list[int]] = []
+    states = type(model.make_states())
+    plain = states.batch
+
+    def noted(self: Any, rows: Any, ids: Any) -> Any:
+        passes.append([count for _, count in rows])
+        return plain(self, rows, ids)
+
+    monkeypatch.setattr(states, "batch", noted)
+    batch_generate(model, tokenizer, [[5], [7] * 9], [4, 1], prefill_step_size=4)
+    assert passes == [[1, 3], [1, 4], [1, 2], [1]]

@@ -243,6 +243,26 @@ def test_a_prompt_preempts_a_job_of_lower_priority_that_decodes() -> None:
     assert len(low.tokens) == 17
 
 
+def test_nothing_else_is_admitted_while_an_urgent_prompt_is_read() -> None:
+    states = make_states({None: None})
+    scheduler = Scheduler(states, chunk=4, chunk_beside=4)
+    urgent = Job(0, [0] * 6, 1)
+    urgent.preemptions = PATIENCE
+    scheduler.add(urgent)
+    scheduler.add(Job(1, [1], 1, 9))
+    assert run(scheduler, states) == [{0: 4}, {0: 2}, {1: 1}]
+
+
+def test_a_prompt_alone_begins_also_with_blocks_that_it_finds() -> None:
+    """What a window holds of a prefix counts toward the most that it needs."""
+    states = make_states({6: 3})
+    scheduler = Scheduler(states, chunk=4, chunk_beside=4)
+    scheduler.add(Job(0, [0] * 9, 1))
+    run(scheduler, states)
+    scheduler.add(Job(1, [0] * 30, 5))
+    assert sum(rows[1] for rows in run(scheduler, states)) == 30 - 8 + 4
+
+
 @pytest.mark.parametrize("window", [None, 6])
 def test_a_job_that_can_never_fit_is_refused(window: int | None) -> None:
     """With a window only what lies before it and the chunk has to fit."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from mlx_ferrum.interrupts import uninterrupted
 from mlx_ferrum.models.base import LanguageModel
 from mlx_ferrum.sample import greedy
 from mlx_ferrum.sample.arrays import Array
@@ -85,13 +86,14 @@ class Engine:
         self._forward = forward(model)
         self._texts: dict[int, _Text] = {}
         self._cancelled: set[int] = set()
+        self._events: list[Event] = []  # of a step that was interrupted
         self._next = 0
         self._stats = Stats()
 
     @property
     def is_busy(self) -> bool:
-        """Whether a step has something to do."""
-        return bool(self._texts)
+        """Whether a step has something to do or to say."""
+        return bool(self._texts or self._events)
 
     def submit(self, request: Request, n: int = 1) -> list[int]:
         """Queue n texts, whose prompt is computed once; returns their ids.
@@ -104,9 +106,10 @@ class Engine:
         ids = range(self._next, self._next + n)
         texts = [self._text(request, id, index) for index, id in enumerate(ids)]
         texts[0].job.forks = [text.job for text in texts[1:]]
-        self._scheduler.add(texts[0].job)
-        self._texts.update(zip(ids, texts, strict=True))
-        self._next += n
+        with uninterrupted():
+            self._scheduler.add(texts[0].job)
+            self._texts.update(zip(ids, texts, strict=True))
+            self._next += n
         return list(ids)
 
     def _check_request(self, request: Request) -> None:
@@ -138,13 +141,18 @@ class Engine:
     def step(self) -> list[Event]:
         """Compute a token more of each text that runs, and a chunk of prompts.
 
-        An error of one text ends that text. Raises what concerns all, such as a changed model file.
+        An error of one text ends that text. Raises what concerns all, such as a changed model file. The step after an
+        interrupted one goes on where that was, and gives its events too.
         """
         cancelled, self._cancelled = self._cancelled & self._texts.keys(), set()
-        events = [self._end(id, "cancelled") for id in sorted(cancelled)]
-        rows = self._scheduler.plan()
-        if not rows:
-            return events
+        self._events += [self._end(id, "cancelled") for id in sorted(cancelled)]
+        if rows := self._scheduler.plan():
+            self._advance(rows)
+        events, self._events = self._events, []
+        return events
+
+    def _advance(self, rows: dict[Job, int]) -> None:
+        """Compute rows, and choose a token after each text that is read."""
         logits, likeliest, ranges = self._compute(rows)
         likeliest, ranges = np.asarray(likeliest), np.asarray(ranges)
         for i, job in enumerate(rows):
@@ -154,8 +162,8 @@ class Engine:
             self._stats.forks += len(forks)
             row = slice(i, i + 1)
             found = logits[row], likeliest[row], ranges[row]
-            events += [self._extend(self._texts[each.number], found) for each in [job, *forks]]
-        return events
+            for each in [job, *forks]:
+                self._events.append(self._extend(self._texts[each.number], found))
 
     def _compute(self, rows: dict[Job, int]) -> tuple[Array, Array, Array]:
         """What `forward` gives for the planned rows."""
@@ -200,7 +208,8 @@ class Engine:
         error: Exception | None = None,
         choice: Choice | None = None,
     ) -> Event:
-        self._scheduler.remove(self._texts.pop(id).job)
+        with uninterrupted():
+            self._scheduler.remove(self._texts.pop(id).job)
         self._stats.cancelled += reason == "cancelled"
         self._stats.errors += reason == "error"
         return Event(id, token, reason, error, choice)
@@ -219,6 +228,7 @@ class Engine:
     def close(self) -> None:
         """End all texts, without events."""
         self._cancelled.clear()
+        self._events.clear()
         for text in self._texts.values():
             self._scheduler.remove(text.job)
         self._texts.clear()

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from heapq import merge
 from itertools import takewhile
 
+from ..interrupts import uninterrupted
 from ..state.pool import OutOfBlocksError
 from ..state.sequence import Sequence as Past
 from ..state.states import States
@@ -101,6 +102,7 @@ class Scheduler:
         """The most rows of the job in a step."""
         return min(max(self._chunk, self._beside), job.most)
 
+    @uninterrupted()
     def plan(self) -> dict[Job, int]:
         """The rows of the next step by job; room for them is reserved."""
         self._take_back()
@@ -190,6 +192,7 @@ class Scheduler:
                 return False
         return True
 
+    @uninterrupted()
     def fork(self, job: Job) -> list[Job]:
         """The forks of a job that has read its prompt, which go on from there."""
         forks, job.forks = job.forks, []
@@ -199,6 +202,7 @@ class Scheduler:
             self.live.append(other)
         return forks
 
+    @uninterrupted()
     def remove(self, job: Job) -> None:
         """End a job, wherever it is. One of its forks reads the prompt in its place."""
         if job.past is not None:
