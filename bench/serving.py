@@ -25,7 +25,7 @@ from timing import Others, Spread, alternate, hardware, once
 
 import mlx_ferrum
 from mlx_ferrum import catalog, cli, ops
-from mlx_ferrum.generate.step import Forward, forward
+from mlx_ferrum.engine.choosing import Forward, forward
 from mlx_ferrum.models.base import LanguageModel
 from mlx_ferrum.state.model import ModelStates
 from mlx_ferrum.state.sequence import Sequence

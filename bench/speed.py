@@ -27,7 +27,8 @@ from timing import Others, Spread, alternate, hardware, once
 
 import mlx_ferrum
 from mlx_ferrum import catalog, cli, gguf, ops
-from mlx_ferrum.generate.step import forward, generate_step
+from mlx_ferrum.engine.choosing import forward
+from mlx_ferrum.generate import generate_step
 from mlx_ferrum.models.base import LanguageModel
 
 US, LLAMA = "mlx_ferrum", "llama.cpp"

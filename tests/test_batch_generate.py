@@ -168,8 +168,8 @@ def test_no_prompts_give_no_texts(loaded: tuple[Any, Any]) -> None:
         ({"prompts": [[1]], "max_tokens": 1.5}, "prompt 0: max_tokens"),
         ({"prompts": [[1]], "kv_bits": 8.0}, "bits is 8.0, expected 8 or 16"),
         (
-            {"prompts": [[1], [2]], "sampler": lambda logprobs: mx.array([1])},
-            "the sampler gave 1 tokens for 2 texts",
+            {"prompts": [[1], [2]], "sampler": lambda logprobs: mx.array([1, 2])},
+            "text 0: the sampler gave 2 tokens for 1 text",
         ),
         (
             {"prompts": [[1]], "logits_processors": [lambda _, logits: logits[0]]},
@@ -198,3 +198,28 @@ def test_a_prompt_whose_logits_are_no_numbers_is_named(loaded: tuple[Any, Any]) 
 
     with pytest.raises(ValueError, match="text 1: after 1 tokens a logit is NaN"):
         batch_generate(*loaded, [[5, 6], [7]], max_tokens=2, logits_processors=[spoil])
+
+
+def test_what_a_processor_raises_comes_out(loaded: tuple[Any, Any]) -> None:
+    def broken(tokens: mx.array, logits: mx.array) -> mx.array:
+        raise KeyError("broken")
+
+    with pytest.raises(KeyError, match="broken"):
+        batch_generate(*loaded, [[5, 6], [7]], max_tokens=2, logits_processors=[broken])
+
+
+def test_texts_go_on_beside_prompts_that_are_read(
+    loaded: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, tokenizer = loaded
+    passes: list[list[int]] = []
+    states = type(model.make_states())
+    plain = states.batch
+
+    def noted(self: Any, rows: Any, ids: Any) -> Any:
+        passes.append([count for _, count in rows])
+        return plain(self, rows, ids)
+
+    monkeypatch.setattr(states, "batch", noted)
+    batch_generate(model, tokenizer, [[5], [7] * 9], [4, 1], prefill_step_size=4)
+    assert passes == [[1, 3], [1, 4], [1, 2], [1]]

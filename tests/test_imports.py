@@ -33,6 +33,7 @@ gguf
 models
 load saved
 embed
+engine
 generate
 experts
 cli

@@ -15,8 +15,8 @@ from divergence import kl, log_softmax
 from ragged import Alone, Reading, small_states
 
 import mlx_ferrum
+from mlx_ferrum.engine.choosing import forward
 from mlx_ferrum.generate import generate_step
-from mlx_ferrum.generate.step import forward
 from mlx_ferrum.state.pool import OutOfBlocksError
 
 CASES = [

@@ -98,8 +98,8 @@ def _pass_through(model: LanguageModel, ids: list[int], more: int, ends: frozens
     """
     import numpy as np
 
-    from mlx_ferrum.generate.logits import logit_range
-    from mlx_ferrum.generate.step import forward
+    from mlx_ferrum.engine.choosing import forward
+    from mlx_ferrum.engine.logits import logit_range
 
     context = model.args.context_length
     if len(ids) + more > context:

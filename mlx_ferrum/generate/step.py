@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Sequence
-from functools import cached_property
+from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
 from mlx_ferrum import ops
-from mlx_ferrum.batch import Batch
 from mlx_ferrum.cache import Cache, check_cache
+from mlx_ferrum.engine.choosing import Choice, Chooser, Forward, forward, make_chooser
 from mlx_ferrum.models.base import LanguageModel
-from mlx_ferrum.sample import Processor, Sampler, greedy, log_softmax
-from mlx_ferrum.sample.arrays import Array, at_hand, best, tokens
-from mlx_ferrum.sample.checks import check_integer
-from mlx_ferrum.sample.processors import Own
+from mlx_ferrum.sample import Processor, Sampler
+from mlx_ferrum.sample.arrays import Array
+from mlx_ferrum.sample.checks import check_integer, short
 
-from .logits import LogitRange, logit_range
 from .wired import wired
 
 Progress = Callable[[int, int], None]
-Forward = Callable[[Batch], tuple[Array, Array, Array]]
 
 
 def generate_choices(
@@ -91,9 +87,9 @@ def token_ids(prompt: Sequence[int] | mx.array) -> list[int]:
     try:
         ids = np.asarray(prompt)
     except (ValueError, RuntimeError):  # lists of different lengths; a type that NumPy lacks
-        raise ValueError(f"token ids are {_short(prompt)}, expected integers (n,)") from None
+        raise ValueError(f"token ids are {short(prompt)}, expected integers (n,)") from None
     if ids.ndim == 0:
-        raise ValueError(f"token ids are {_short(prompt)}, expected integers (n,)")
+        raise ValueError(f"token ids are {short(prompt)}, expected integers (n,)")
     if ids.ndim != 1 or (ids.size and not np.issubdtype(ids.dtype, np.integer)):
         raise ValueError(f"token ids are {ids.dtype} {ids.shape}, expected integers (n,)")
     return [int(token) for token in ids]
@@ -112,24 +108,6 @@ def given_cache(model: LanguageModel, cache: Cache | None, prompt_cache: Cache |
         return model.make_cache()
     check_cache(given, model)
     return given
-
-
-def given_processors(processors: Sequence[Processor] | None) -> list[Processor]:
-    """The processors as a list, empty for None. Raises ValueError unless all can be called."""
-    if processors is None:
-        return []
-    if not isinstance(processors, Iterable):
-        raise ValueError(f"logits_processors is {_short(processors)}, expected a list of functions")
-    found = list(processors)
-    for process in found:
-        if not callable(process):
-            raise ValueError(f"logits_processors has {_short(process)}, expected functions")
-    return found
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:60] + "…"
 
 
 def token_limit(model: LanguageModel, held: int, prompt: Sequence[int], max_tokens: int) -> int:
@@ -154,122 +132,6 @@ def token_limit(model: LanguageModel, held: int, prompt: Sequence[int], max_toke
             f"reply in the model's context of {context} tokens"
         )
     return room if max_tokens == -1 else min(room, max_tokens)
-
-
-class Choice:
-    """A step's token, and the logits that it was chosen from; not yet computed on a lazy backend.
-
-    token: (1,) ids
-    scores: (1, vocab), logits or, where `is_normalized`, log-probabilities
-    """
-
-    def __init__(
-        self, token: Array, scores: Array, ranges: list[LogitRange], *, is_normalized: bool
-    ) -> None:
-        self.token, self.scores, self._ranges = token, scores, ranges
-        self._is_normalized = is_normalized
-
-    @cached_property
-    def value(self) -> int:
-        """The token's id. Raises ValueError if the logits were not such that one could be chosen."""
-        for found in self._ranges:
-            if not isinstance(found.extent, np.ndarray):  # others are checked
-                found.check()
-        return int(np.asarray(self.token)[0])
-
-    def logprobs(self) -> mx.array:
-        """Log-probabilities (vocab,), lazy, so they are made in the thread that they are for."""
-        scores = mx.array(self.scores)
-        return (scores if self._is_normalized else log_softmax(scores))[0]
-
-
-class Chooser:
-    """Picks the next token from logits; remembers the tokens when a processor wants them."""
-
-    def __init__(self, sampler: Sampler, processors: Sequence[Processor], seen: list[int]) -> None:
-        self.sampler, self.processors = sampler, processors
-        self.seen = Seen(seen) if processors else None
-
-    def __call__(self, found: tuple[Array, Array, Array], position: int) -> Choice:
-        """The token at `position`; found: what `forward` gives, for one sequence."""
-        logits, token, extent = found
-        ranges = [logit_range(extent, position, logits.shape[-1])]
-        if isinstance(logits, np.ndarray):
-            logits, token = logits.copy(), token.copy()  # the next step overwrites them
-        if self.seen is not None:
-            for process in self.processors:
-                logits = processed(process, self.seen.ids, logits)
-            logits = at_hand(logits)
-            token, extent = best(logits)
-            ranges.append(logit_range(extent, position, logits.shape[-1], processed=True))
-        is_greedy = self.sampler is greedy
-        if not is_greedy:
-            logits = at_hand(log_softmax(logits))
-            token = at_hand(tokens(self.sampler(mx.array(logits))))
-        seen = () if self.seen is None else (self.seen.add(token),)
-        # nothing stays lazy that the next step needs: another thread may ask for it
-        pending = (token, logits, *seen, *(x.extent for x in ranges))
-        if lazy := [x for x in pending if isinstance(x, mx.array)]:
-            mx.async_eval(lazy)
-        return Choice(token, logits, ranges, is_normalized=not is_greedy)
-
-
-def processed(process: Processor, seen: Array, logits: Array) -> Array:
-    """What a processor makes of logits (n, vocab) after the tokens `seen`; one from outside gets MLX's arrays."""
-    if isinstance(process, Own):
-        is_ours = ops.is_lazy() or isinstance(logits, np.ndarray)
-        return process(seen, logits if is_ours else np.array(logits))
-    return process(mx.array(seen), mx.array(logits))
-
-
-class Seen:
-    """The tokens so far, `ids` (n,) uint32: MLX's on a lazy backend, else NumPy's."""
-
-    def __init__(self, ids: Sequence[int]) -> None:
-        self.ids: Array = (
-            mx.array(list(ids), mx.uint32) if ops.is_lazy() else np.array(ids, np.uint32)
-        )
-        self._room = self.ids
-
-    def add(self, token: Array) -> Array:
-        """Append a token (1,); returns all ids."""
-        if isinstance(self.ids, mx.array):
-            self.ids = mx.concatenate([self.ids, tokens(token)])
-            return self.ids
-        count = len(self.ids)
-        if count == len(self._room):
-            self._room = np.concatenate([self.ids, np.zeros(count + 64, np.uint32)])
-        self._room[count] = token[0]  # behind what earlier ids show
-        self.ids = self._room[: count + 1]
-        return self.ids
-
-
-def make_chooser(
-    sampler: Sampler | None, logits_processors: Sequence[Processor] | None, seen: list[int]
-) -> Chooser:
-    """A chooser after the tokens `seen`. Raises ValueError unless sampler and processors can be called."""
-    return Chooser(check_sampler(sampler), given_processors(logits_processors), seen)
-
-
-def check_sampler(sampler: Sampler | None) -> Sampler:
-    """The sampler, greedy for None. Raises ValueError unless it can be called."""
-    sampler = greedy if sampler is None else sampler
-    if not callable(sampler):
-        raise ValueError(f"sampler is {_short(sampler)}, expected a function, as of make_sampler")
-    return sampler
-
-
-def forward(model: LanguageModel) -> Forward:
-    """A batch of s sequences -> logits (s, vocab) after their last rows, the likeliest tokens (s,), and ranges (s, 2).
-
-    The last two are those of `ops.choose`. What it returns lasts until the next call.
-    """
-
-    def run(batch: Batch) -> tuple[Array, Array, Array]:
-        logits = model.scores(batch.last(model.body(batch)))
-        return (logits, *ops.choose(logits))
-
-    return ops.repeated(run)
 
 
 def _steps(

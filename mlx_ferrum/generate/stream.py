@@ -14,13 +14,14 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_ferrum.cache import Cache
+from mlx_ferrum.engine.choosing import Choice, given_processors
 from mlx_ferrum.models.base import LanguageModel
 from mlx_ferrum.sample import Processor, bias
 from mlx_ferrum.sample.checks import check_integer
 from mlx_ferrum.tokenizer import Tokenizer
 
 from .prompt import Prompt, encode_prompt
-from .step import Choice, generate_choices, given_cache, given_processors, token_ids, token_limit
+from .step import generate_choices, given_cache, token_ids, token_limit
 from .stops import StopStrings
 
 

@@ -22,6 +22,12 @@ def check_integer(name: str, value: Any, low: int, high: int | None = None) -> N
         raise ValueError(f"{name} is {value!r}, expected {_range('an integer', low, top)}")
 
 
+def short(value: Any) -> str:
+    """A value as an error says it."""
+    text = repr(value)
+    return text if len(text) <= 60 else text[:60] + "…"
+
+
 def _range(what: str, low: float, high: float) -> str:
     if low == -math.inf:
         return what

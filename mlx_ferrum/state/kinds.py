@@ -63,6 +63,9 @@ class State(Protocol):
     def needed(self, part: Any, position: int, count: int) -> int:
         """The free blocks that `reserve` needs."""
 
+    def most(self, positions: int, count: int) -> int:
+        """The most blocks that a sequence of `positions` holds if at most `count` are reserved at a time."""
+
     def reserve(self, part: Any, position: int, count: int) -> None:
         """Make positions position ... position + count - 1 writable. Raises OutOfBlocksError."""
 

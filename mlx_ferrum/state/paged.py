@@ -112,6 +112,13 @@ class Paged:
         freed = sum(self.pool.references[block] == 1 for block in behind)
         return max(0, end - start - mine - freed)
 
+    def most(self, positions: int, count: int) -> int:
+        """The most blocks that a sequence of `positions` holds if at most `count` are reserved at a time."""
+        blocks = self._end(positions)
+        if self.window is None:
+            return blocks
+        return min(blocks, self._end(self.window + self.slack + count - 2) + 1)
+
     def reserve(self, part: Part, position: int, count: int) -> None:
         """Frees blocks behind the window, copies those that are not the part's own, and takes new ones.
 

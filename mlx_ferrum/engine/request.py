@@ -1,0 +1,122 @@
+"""What a user asks of the engine, and what comes back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from mlx_ferrum.sample import Processor, Sampler, bias, make_sampler
+from mlx_ferrum.sample.arrays import Array
+from mlx_ferrum.sample.checks import check_integer
+from mlx_ferrum.sample.processors import Own
+
+from .choosing import Choice, check_sampler, given_processors
+
+Mask = Callable[[Array], Any]
+
+
+@dataclass(eq=False)
+class Request:
+    """A prompt, and how it goes on.
+
+    prompt: token ids, at least one
+    limit: how many tokens to generate at most
+    sampler: arguments of `make_sampler`, from which each text gets a sampler of its own, so that with a seed its draws
+        do not depend on others; or a sampler, which all texts that have it share
+    processors: as of `mlx_ferrum.sample`; they get the tokens so far and logits (1, vocab)
+    bias: token id to what is added to its logit
+    end_tokens: the text ends with one of them
+    ignore_eos: never choose one of them
+    ends: called with each token; whether the text ends with it
+    mask: called with the tokens so far, those of the prompt too; gives the allowed ones, bool (vocab,), or None for all
+    priority: higher ones go first
+    logprobs: whether events have the log-probabilities
+    Raises ValueError for bad arguments.
+    """
+
+    prompt: Sequence[int]
+    limit: int
+    sampler: Mapping[str, Any] | Sampler = field(default_factory=dict)
+    processors: Sequence[Processor] = ()
+    bias: Mapping[int, float] | None = None
+    end_tokens: Collection[int] = ()
+    ignore_eos: bool = False
+    ends: Callable[[int], bool] | None = None
+    mask: Mask | None = None
+    priority: int = 0
+    logprobs: bool = False
+
+    def __post_init__(self) -> None:
+        check_integer("limit", self.limit, 1)
+        check_integer("priority", self.priority, -(2**31), 2**31)
+        if not len(self.prompt):
+            raise ValueError("the prompt is empty (0 tokens), expected at least one")
+        self.make_sampler(0)
+        self.make_processors()
+
+    def make_sampler(self, index: int) -> Sampler:
+        """The sampler of continuation `index`. The first one draws as the only one of a request would."""
+        if isinstance(self.sampler, Mapping):
+            options = dict(self.sampler)
+            if index and options.get("seed") is not None:
+                mixed = np.random.SeedSequence([options["seed"], index])
+                options["seed"] = int(mixed.generate_state(1, np.uint64)[0])
+            return make_sampler(**options)
+        return check_sampler(self.sampler)
+
+    def make_processors(self) -> list[Processor]:
+        """All that changes logits, in order."""
+        biases = [bias(self.bias)] if self.bias else []
+        if self.ignore_eos and self.end_tokens:
+            biases.append(bias(dict.fromkeys(self.end_tokens, -np.inf)))
+        masks: list[Processor] = [] if self.mask is None else [_masked(self.mask)]
+        return [*biases, *given_processors(self.processors), *masks]
+
+    def stops(self, token: int) -> bool:
+        """Whether the text ends with this token."""
+        is_end = token in self.end_tokens
+        return (self.ends is not None and self.ends(token)) or is_end
+
+
+def _masked(mask: Mask) -> Processor:
+    """A processor that leaves the tokens that a mask allows."""
+
+    def apply(seen: Array, logits: Array) -> Array:
+        allowed = mask(seen)
+        if allowed is None:
+            return logits
+        allowed = np.asarray(allowed)
+        if allowed.dtype != bool or allowed.shape != logits.shape[-1:]:
+            raise ValueError(
+                f"the mask gave {allowed.dtype} {allowed.shape}, expected bool {tuple(logits.shape[-1:])}"
+            )
+        if not allowed.any():
+            raise ValueError("the mask allows no token")
+        if isinstance(logits, np.ndarray):
+            logits[..., ~allowed] = -np.inf
+            return logits
+        return mx.where(mx.array(allowed), logits, -mx.inf)
+
+    return Own(apply)
+
+
+@dataclass(frozen=True)
+class Event:
+    """A token more of a text, or its end.
+
+    id: of the text, as `submit` gave it
+    token: None if the text ended without one
+    finish_reason: "stop", "length", "cancelled" or "error" with the last event of a text, else None
+    error: what was raised, after "error"
+    choice: gives `logprobs()` (vocab,), after the processors and before the sampler, if they were asked for
+    """
+
+    id: int
+    token: int | None = None
+    finish_reason: str | None = None
+    error: Exception | None = None
+    choice: Choice | None = field(default=None, repr=False)
