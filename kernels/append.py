@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import mlx.core as mx
 
-from mlx_ferrum.launch import Kernel, constant
+from mlx_ferrum.launch import KEPT, Call, Kernel, constant
 
 from .header import header
 
+Shape = tuple[int, ...]
 LANES = 32
 SIMDGROUPS = 4  # heads per threadgroup
 FIRST_LAUNCH = 0  # the mark of a pool that no launch has used
@@ -53,8 +54,7 @@ STORE_NARROW = (
 )
 
 
-@dataclass(frozen=True)
-class Pool:
+class Pool(NamedTuple):
     """Keys and values of one layer in blocks, as launches take them.
 
     keys: (blocks, g, size, d), values: (blocks, g, size, dv), float16, or int8 with scales
@@ -94,13 +94,13 @@ def append(
     Numbers beyond ±65,504, the range of float16, are clamped to ±65,504; NaN stays NaN.
     Raises ValueError for shapes that do not fit together.
     """
-    _check(q, k, v, pool, frequencies, positions, slots)
-    (n, heads, d), (groups, dv) = q.shape, v.shape[1:]
+    if positions.shape != q.shape[:1] or slots.shape != q.shape[:1]:
+        raise ValueError(
+            f"append: {positions.size} positions and {slots.size} slots for q {q.shape}"
+        )
+    shapes = q.shape, k.shape, v.shape, pool.keys.shape, pool.values.shape, frequencies.shape
+    call = _call(shapes, pool.bits, norms is not None, interleaved)
     q_weight, k_weight, eps = (frequencies, frequencies, 0.0) if norms is None else norms
-    template = {"NORM": norms is not None, "INTERLEAVED": interleaved, "SIMDGROUPS": SIMDGROUPS}
-    if pool.bits == 8:
-        template["STAGED"] = d + dv
-    blocks = -(-n * (heads + groups) // SIMDGROUPS)
     arrays = [q, k, v, q_weight, k_weight, frequencies, positions, slots]
     arrays += [
         constant(magnitude, eps),
@@ -109,15 +109,25 @@ def append(
         pool.values,
         *(pool.scales or ()),
     ]
-    turned, mark = _kernel(pool.bits)(
-        arrays,
+    turned, mark = call(arrays)
+    return turned, mark
+
+
+@functools.lru_cache(KEPT)
+def _call(shapes: tuple[Shape, ...], bits: int, norm: bool, interleaved: bool) -> Call:
+    _check(*shapes)
+    (n, heads, d), (_, groups, _), (*_, dv), *_ = shapes
+    template = {"NORM": norm, "INTERLEAVED": interleaved, "SIMDGROUPS": SIMDGROUPS}
+    if bits == 8:
+        template["STAGED"] = d + dv
+    blocks = -(-n * (heads + groups) // SIMDGROUPS)
+    return _kernel(bits).prepare(
         template=template,
         grid=(LANES * SIMDGROUPS * blocks, 1, 1),
         threadgroup=(LANES * SIMDGROUPS, 1, 1),
-        output_shapes=[q.shape, (1,)],
+        output_shapes=[shapes[0], (1,)],
         output_dtypes=[mx.float16, mx.float32],
     )
-    return turned, mark
 
 
 def mark_of(pool: Pool) -> mx.array:
@@ -125,22 +135,14 @@ def mark_of(pool: Pool) -> mx.array:
     return constant(FIRST_LAUNCH) if pool.mark is None else pool.mark
 
 
-def _check(
-    q: mx.array,
-    k: mx.array,
-    v: mx.array,
-    pool: Pool,
-    frequencies: mx.array,
-    *rows: mx.array,
-) -> None:
-    (n, _, d), (groups, dv), size = q.shape, v.shape[1:], pool.keys.shape[2]
-    if k.shape != (n, groups, d) or v.shape[0] != n or any(x.shape != (n,) for x in rows):
-        raise ValueError(f"append: q {q.shape}, k {k.shape} and v {v.shape} do not fit together")
-    if pool.keys.shape[1:] != (groups, size, d) or pool.values.shape[1:] != (groups, size, dv):
-        found = f"{pool.keys.shape} and {pool.values.shape}"
-        raise ValueError(f"append: blocks of {found} for k {k.shape} and v {v.shape}")
-    if frequencies.ndim != 1 or 2 * frequencies.size > d:
-        raise ValueError(f"append: {frequencies.shape} frequencies do not fit heads of {d}")
+def _check(q: Shape, k: Shape, v: Shape, keys: Shape, values: Shape, frequencies: Shape) -> None:
+    (n, _, d), (groups, dv), size = q, v[1:], keys[2]
+    if k != (n, groups, d) or v[0] != n:
+        raise ValueError(f"append: q {q}, k {k} and v {v} do not fit together")
+    if keys[1:] != (groups, size, d) or values[1:] != (groups, size, dv):
+        raise ValueError(f"append: blocks of {keys} and {values} for k {k} and v {v}")
+    if len(frequencies) != 1 or 2 * frequencies[0] > d:
+        raise ValueError(f"append: {frequencies} frequencies do not fit heads of {d}")
 
 
 @functools.cache

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import mlx.core as mx
 
-from mlx_ferrum.launch import KEPT, Header, Kernel, constant
+from mlx_ferrum.launch import KEPT, Call, Header, Kernel, constant
 
-from .append import LANES, Pool, mark_of
+from .append import LANES, Pool, Shape, mark_of
 from .header import header
 
 SIMDGROUPS = 4  # per threadgroup; each takes every fourth tile of keys
@@ -50,8 +50,7 @@ MERGE = """
 """
 
 
-@dataclass(frozen=True)
-class Seen:
+class Seen(NamedTuple):
     """What the rows of a batch see of a pool.
 
     starts: (sequences + 1,) int32, the first row of each sequence, then n
@@ -85,43 +84,60 @@ def attend(
     Results beyond ±65,504, the range of float16, are clamped to ±65,504; NaN stays NaN.
     Raises ValueError for shapes that do not fit together.
     """
-    (n, heads, d), (_, groups, _, dv) = q.shape, pool.values.shape
-    if pool.keys.shape[3] != d or heads % groups:
-        raise ValueError(f"attend: q {q.shape} does not fit keys in blocks of {pool.keys.shape}")
-    tiles, queries = _tiles(seen.rows * (heads // groups))
-    sequences = seen.lengths.size
-    runs = _runs(seen, tiles * groups * sequences)
-    template = {"D": d, "DV": dv, "QUERIES": queries, "SIMDGROUPS": SIMDGROUPS}
-    template |= {"SINKS": sinks is not None and runs == 1, "MARKS": runs == 1}
+    shapes = q.shape, pool.keys.shape, pool.values.shape
+    plan = _plan(shapes, pool.bits, seen.lengths.size, seen.rows, _visible(seen), sinks is not None)
     given = constant(scale, softcap)
     held = given if sinks is None else sinks
     scales = pool.scales or (given, given)
     arrays = [q, pool.keys, pool.values, *scales, held, seen.starts, seen.lengths, seen.table]
-    out, stats = _kernel(pool.bits)(
-        [*arrays, whole(seen.window or 0), given, mark_of(pool)],
+    out, stats = plan.call([*arrays, whole(seen.window or 0), given, mark_of(pool)])
+    return (plan.merge([out, stats, held])[0] if plan.merge else out), stats
+
+
+class Plan(NamedTuple):
+    """The launch for batches of some shapes, and that which merges runs, if contexts are split."""
+
+    call: Call
+    merge: Call | None
+
+
+@functools.lru_cache(KEPT)
+def _plan(
+    shapes: tuple[Shape, Shape, Shape],
+    bits: int,
+    sequences: int,
+    rows: int,
+    visible: int,
+    sinks: bool,
+) -> Plan:
+    """rows: the most of a sequence; visible: whole runs of keys that these see"""
+    (n, heads, d), keys, (_, groups, _, dv) = shapes
+    if keys[3] != d or heads % groups:
+        raise ValueError(f"attend: q {shapes[0]} does not fit keys in blocks of {keys}")
+    tiles, queries = _tiles(rows * (heads // groups))
+    runs = _runs(visible, tiles * groups * sequences)
+    template = {"D": d, "DV": dv, "QUERIES": queries, "SIMDGROUPS": SIMDGROUPS}
+    template |= {"SINKS": sinks and runs == 1, "MARKS": runs == 1}
+    parts = [(runs, n, heads, width) for width in (dv, 2)]
+    call = _kernel(bits).prepare(
         template=template,
         grid=(LANES * SIMDGROUPS * tiles * groups, sequences, runs),
         threadgroup=(LANES * SIMDGROUPS, 1, 1),
-        output_shapes=[(n, heads, dv), (1,)]
-        if runs == 1
-        else [(runs, n, heads, w) for w in (dv, 2)],
+        output_shapes=[(n, heads, dv), (1,)] if runs == 1 else parts,
         output_dtypes=[mx.float16 if runs == 1 else mx.float32, mx.float32],
     )
-    return (out, stats) if runs == 1 else (_merged(out, stats, held, sinks is not None), stats)
+    return Plan(call, None if runs == 1 else _merging(n, heads, dv, sinks))
 
 
-def _merged(sums: mx.array, stats: mx.array, sinks: mx.array, has_sinks: bool) -> mx.array:
+def _merging(n: int, heads: int, dv: int, sinks: bool) -> Call:
     """sums: (runs, n, h, dv), stats: (runs, n, h, 2) -> (n, h, dv)"""
-    _, n, heads, dv = sums.shape
-    (out,) = _merge()(
-        [sums, stats, sinks],
-        template={"SIMDGROUPS": SIMDGROUPS, "SINKS": has_sinks},
+    return _merge().prepare(
+        template={"SIMDGROUPS": SIMDGROUPS, "SINKS": sinks},
         grid=(LANES * SIMDGROUPS * -(-n * heads // SIMDGROUPS), 1, 1),
         threadgroup=(LANES * SIMDGROUPS, 1, 1),
         output_shapes=[(n, heads, dv)],
         output_dtypes=[mx.float16],
     )
-    return out
 
 
 def _tiles(count: int) -> tuple[int, int]:
@@ -132,10 +148,15 @@ def _tiles(count: int) -> tuple[int, int]:
     return -(-count // queries), queries
 
 
-def _runs(seen: Seen, threadgroups: int) -> int:
+def _runs(visible: int, threadgroups: int) -> int:
     """Runs of keys for so many threadgroups without."""
+    return max(1, min(visible, THREADGROUPS // threadgroups))
+
+
+def _visible(seen: Seen) -> int:
+    """Whole runs of keys that a row may see, as many as could be split."""
     longest = min(seen.longest, (seen.window or seen.longest) + seen.rows - 1)
-    return max(1, min(longest // RUN, THREADGROUPS // threadgroups))
+    return min(longest // RUN, THREADGROUPS)
 
 
 @functools.lru_cache(KEPT)

@@ -91,12 +91,17 @@ def _pool(at: Place) -> Pool:
 
 
 def _seen(at: Place) -> Seen:
-    batch = at.batch
-    return Seen(
-        batch.mlx_starts,
-        batch.mlx_lengths,
-        at.paging.mlx_table,
-        at.storage.kv.window,
-        rows=int((batch.starts[1:] - batch.starts[:-1]).max()),
-        longest=int(batch.lengths.max()),
-    )
+    """Made once for all layers of a window group."""
+    batch, window = at.batch, at.storage.kv.window
+    key = "seen", id(at.paging)
+    found: Seen | None = batch.shared.get(key)
+    if found is None:
+        found = batch.shared[key] = Seen(
+            batch.mlx_starts,
+            batch.mlx_lengths,
+            at.paging.mlx_table,
+            window,
+            rows=int((batch.starts[1:] - batch.starts[:-1]).max()),
+            longest=int(batch.lengths.max()),
+        )
+    return found
