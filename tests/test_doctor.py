@@ -192,13 +192,13 @@ def test_metal_passes(on_metal, capsys):
 
 
 def test_a_wrong_metal_kernel_is_named(on_metal, capsys, monkeypatch):
-    right = launch.Kernel.__call__
+    right = launch.Call.__call__
 
-    def wrong(kernel, arrays, **rest):
-        out = right(kernel, arrays, **rest)
-        return [y * 1.01 for y in out] if kernel.name == "append_16" else out
+    def wrong(call, arrays):
+        out = right(call, arrays)
+        return [y * 1.01 for y in out] if call.kernel.name == "append_16" else out
 
-    monkeypatch.setattr(launch.Kernel, "__call__", wrong)
+    monkeypatch.setattr(launch.Call, "__call__", wrong)
     assert main(["--backend", "metal"]) == 1
     failed = [line for line in capsys.readouterr().out.splitlines() if line.startswith("FAILED")]
     assert failed
