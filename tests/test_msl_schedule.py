@@ -158,7 +158,7 @@ def test_what_is_written_is_contiguous() -> None:
     pool, x = mx.random.normal((SIZE, 2)), numbers(1)[0]
     with (
         recording(),
-        pytest.raises(ValueError, match="pool .* is written in place, expected a contiguous"),
+        pytest.raises(ValueError, match=r"pool .* is written in place, expected a contiguous"),
     ):
         run(WRITE, pool[:, 0], x)
 
