@@ -113,30 +113,9 @@ class Kernel:
         assert isinstance(self.header, Header)
         return needed(self.header.text(target), self.source)
 
-    def __call__(
-        self,
-        arrays: Sequence[mx.array],
-        *,
-        grid: Triple,
-        threadgroup: Triple,
-        output_shapes: Sequence[Sequence[int]],
-        output_dtypes: Sequence[mx.Dtype],
-        template: Mapping[str, Any] | None = None,
-        init_value: float | None = None,
-    ) -> list[mx.array]:
-        """Launch it: one array an output. See `Launch` for the arguments.
-
-        Raises ValueError for a negative template integer, and for an array that cannot be written in place.
-        """
-        call = self.prepare(
-            grid=grid,
-            threadgroup=threadgroup,
-            output_shapes=output_shapes,
-            output_dtypes=output_dtypes,
-            template=template,
-            init_value=init_value,
-        )
-        return call(arrays)
+    def __call__(self, arrays: Sequence[mx.array], **launch: Any) -> list[mx.array]:
+        """Launch it once: one array an output. Other arguments and errors: those of `prepare` and of its call."""
+        return self.prepare(**launch)(arrays)
 
     def prepare(
         self,

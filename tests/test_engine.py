@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -236,8 +237,7 @@ def test_an_error_ends_one_text_alone(model: Any, options: dict[str, Any], said:
     [after] = engine.submit(Request([9] * 40, 6))
     found = run(engine)
     assert found[bad][-1].finish_reason == "error"
-    with pytest.raises(Exception, match=said):
-        raise found[bad][-1].error  # type: ignore[misc]
+    assert re.search(said, str(found[bad][-1].error))
     assert not differs(model, [1, 2], tokens(found[before]))
     assert not differs(model, [9] * 40, tokens(found[after]))
     assert engine.stats().errors == 1
