@@ -132,10 +132,6 @@ class Recorder:
         source, numbers = self._place(x), _numbers(x)
         if numbers.flags.c_contiguous:
             return Bound(source, x.shape, x.dtype)
-        if name in kernel.writes:
-            raise ValueError(
-                f"{kernel.name} writes {name}, which is not contiguous: {numbers.strides}"
-            )
         target = self._new(x.nbytes)
         first = numbers.ctypes.data
         copied = Copied(source, target, first, x.shape, numbers.strides, numbers.itemsize)
