@@ -206,7 +206,8 @@ def test_without_nvrtc_the_error_says_what_to_install(monkeypatch):
 
 
 @pytest.mark.skipif(mx.cuda.is_available(), reason="there is a GPU")
-def test_the_backend_is_refused_without_a_gpu():
+def test_the_backend_is_refused_without_a_gpu(monkeypatch):
+    monkeypatch.undo()  # the fixture lets it through
     with pytest.raises(OSError, match="needs an NVIDIA GPU and mlx"):
         ops.use_backend("cuda")
 
