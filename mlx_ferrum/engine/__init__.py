@@ -3,15 +3,17 @@
 TYPE_CHECKING = False
 
 if TYPE_CHECKING:
-    from .engine import Engine, Stats
+    from .engine import Engine
     from .request import Event, Request
+    from .stats import Stats
 else:
     from ..lazy import attributes
 
     __getattr__ = attributes(
         __name__,
         {
-            **dict.fromkeys(("Engine", "Stats"), "engine"),
+            "Engine": "engine",
+            "Stats": "stats",
             **dict.fromkeys(("Event", "Request"), "request"),
         },
     )

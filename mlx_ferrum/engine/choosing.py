@@ -15,23 +15,32 @@ from mlx_ferrum.sample import Processor, Sampler, greedy, log_softmax
 from mlx_ferrum.sample.arrays import Array, at_hand, best, tokens
 from mlx_ferrum.sample.checks import short
 from mlx_ferrum.sample.processors import Own
+from mlx_ferrum.sample.samplers import Drawing
 
 from .logits import LogitRange, logit_range
 
-Forward = Callable[[Batch], tuple[Array, Array, Array]]
+Found = tuple[Array, Array, Array]
+Forward = Callable[[Batch], Found]
 
 
 class Choice:
     """A step's token, and the logits that it was chosen from; not yet computed on a lazy backend.
 
     token: (1,) ids
+    arrays: those of MLX that have to be computed
     scores: (1, vocab), logits or, where `is_normalized`, log-probabilities
     """
 
     def __init__(
-        self, token: Array, scores: Array, ranges: list[LogitRange], *, is_normalized: bool
+        self,
+        token: Array,
+        scores: Array,
+        ranges: list[LogitRange],
+        arrays: list[mx.array],
+        *,
+        is_normalized: bool,
     ) -> None:
-        self.token, self.scores, self._ranges = token, scores, ranges
+        self.token, self.scores, self.arrays, self._ranges = token, scores, arrays, ranges
         self._is_normalized = is_normalized
 
     @cached_property
@@ -55,13 +64,17 @@ class Chooser:
         self.sampler, self.processors = sampler, processors
         self.seen = Seen(seen) if processors else None
 
-    def __call__(self, found: tuple[Array, Array, Array], position: int) -> Choice:
-        """The token at `position`; found: what `forward` gives, for one sequence."""
+    def __call__(self, found: Found, position: int, generated: int) -> Choice:
+        """The token at `position`, the next one after so many generated ones.
+
+        found: what `forward` gives, for one sequence
+        """
         logits, token, extent = found
         ranges = [logit_range(extent, position, logits.shape[-1])]
         if isinstance(logits, np.ndarray):
             logits, token = logits.copy(), token.copy()  # the next step overwrites them
         if self.seen is not None:
+            self.seen.cut(generated)  # a choice that was interrupted may have been added
             for process in self.processors:
                 logits = processed(process, self.seen.ids, logits)
                 if logits.shape != found[0].shape:
@@ -73,15 +86,16 @@ class Chooser:
         is_greedy = self.sampler is greedy
         if not is_greedy:
             logits = at_hand(log_softmax(logits))
+            if isinstance(self.sampler, Drawing):
+                self.sampler.seek(position)
             token = at_hand(tokens(self.sampler(mx.array(logits)))).reshape(-1)
             if len(token) != 1:
                 raise ValueError(f"the sampler gave {len(token)} tokens for 1 text")
         seen = () if self.seen is None else (self.seen.add(token),)
         # nothing stays lazy that the next step needs: another thread may ask for it
         pending = (token, logits, *seen, *(x.extent for x in ranges))
-        if lazy := [x for x in pending if isinstance(x, mx.array)]:
-            mx.async_eval(lazy)
-        return Choice(token, logits, ranges, is_normalized=not is_greedy)
+        lazy = [x for x in pending if isinstance(x, mx.array)]
+        return Choice(token, logits, ranges, lazy, is_normalized=not is_greedy)
 
 
 def processed(process: Processor, seen: Array, logits: Array) -> Array:
@@ -100,6 +114,12 @@ class Seen:
             mx.array(list(ids), mx.uint32) if ops.is_lazy() else np.array(ids, np.uint32)
         )
         self._room = self.ids
+        self._given = len(self.ids)
+
+    def cut(self, count: int) -> None:
+        """Forget all but the first `count` tokens that were added."""
+        if len(self.ids) != self._given + count:
+            self.ids = self.ids[: self._given + count]
 
     def add(self, token: Array) -> Array:
         """Append a token (1,); returns all ids."""
@@ -112,13 +132,6 @@ class Seen:
         self._room[count] = token[0]  # behind what earlier ids show
         self.ids = self._room[: count + 1]
         return self.ids
-
-
-def make_chooser(
-    sampler: Sampler | None, logits_processors: Sequence[Processor] | None, seen: list[int]
-) -> Chooser:
-    """A chooser after the tokens `seen`. Raises ValueError unless sampler and processors can be called."""
-    return Chooser(check_sampler(sampler), given_processors(logits_processors), seen)
 
 
 def check_sampler(sampler: Sampler | None) -> Sampler:
@@ -135,7 +148,7 @@ def forward(model: LanguageModel) -> Forward:
     The last two are those of `ops.choose`. What it returns lasts until the next call.
     """
 
-    def run(batch: Batch) -> tuple[Array, Array, Array]:
+    def run(batch: Batch) -> Found:
         logits = model.scores(batch.last(model.body(batch)))
         return (logits, *ops.choose(logits))
 

@@ -2,72 +2,39 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from dataclasses import dataclass, field, replace
+from collections import deque
+from dataclasses import replace
 
+import mlx.core as mx
 import numpy as np
 
-from mlx_ferrum.interrupts import uninterrupted
-from mlx_ferrum.models.base import LanguageModel
-from mlx_ferrum.sample import greedy
-from mlx_ferrum.sample.arrays import Array
-from mlx_ferrum.sample.checks import check_integer
-
-from .choosing import Choice, Chooser, forward
-from .logits import logit_range
+from .. import ops
+from ..batch import Batch
+from ..interrupts import uninterrupted
+from ..models.base import LanguageModel
+from ..sample.arrays import Array
+from ..sample.checks import check_integer
+from ..state.model import ModelStates
+from ..state.sequence import Sequence as Past
+from .choosing import Choice, forward
 from .request import Event, Request
 from .scheduler import Job, Scheduler
-
-
-@dataclass
-class Stats:
-    """Figures of an engine since it was made.
-
-    steps: forward passes
-    prompt_tokens: computed, after a preemption again
-    hits: positions that did not have to be computed, because the pool had them
-    generated_tokens: of all texts
-    batch_sizes: number of sequences in a step -> number of steps
-    preemptions, forks, cancelled, errors: how many
-    waiting, running: texts, now
-    blocks: for each pool the blocks that are held now, and its size or None
-    """
-
-    steps: int = 0
-    prompt_tokens: int = 0
-    hits: int = 0
-    generated_tokens: int = 0
-    batch_sizes: Counter[int] = field(default_factory=Counter)
-    preemptions: int = 0
-    forks: int = 0
-    cancelled: int = 0
-    errors: int = 0
-    waiting: int = 0
-    running: int = 0
-    blocks: list[tuple[int, int | None]] = field(default_factory=list)
-
-
-@dataclass(eq=False)
-class _Text:
-    job: Job
-    request: Request
-    choose: Chooser
-
-    @property
-    def is_plain(self) -> bool:
-        """Whether what `ops.choose` gives is all that is needed."""
-        is_greedy = self.choose.sampler is greedy and not self.choose.processors
-        return is_greedy and not self.request.logprobs
+from .stats import Stats
+from .text import Chosen, Made, Text, joined
 
 
 class Engine:
     """Extends the texts of many requests; they may come and go at any time between steps.
 
+    On a lazy backend a step is worked out before the tokens of the one before are read, which `step` gives only then.
+
     model: from `load`
-    blocks: of each window group; None: as many as are needed
-    kv_bits: 16, or 8, which takes half the memory for keys and values and is less exact
+    states: of the model, where others use them too; None: new ones, with
+        blocks: of each window group; None: as many as are needed
+        kv_bits: 16, or 8, which takes half the memory for keys and values and is less exact
     chunk: prompt tokens in a step in which nothing else runs
     chunk_beside: prompt tokens in a step beside texts that run
+    most: texts that run at the same time, forks not counted; None: as many as fit
     Use: `submit`, then `step` while `is_busy`; at the end `close`.
     """
 
@@ -75,18 +42,23 @@ class Engine:
         self,
         model: LanguageModel,
         *,
+        states: ModelStates | None = None,
         blocks: int | None = None,
         kv_bits: int = 16,
         chunk: int = 512,
         chunk_beside: int = 64,
+        most: int | None = None,
     ) -> None:
         self._model = model
-        self._states = model.make_states(blocks=blocks, kv_bits=kv_bits)
-        self._scheduler = Scheduler(self._states, chunk=chunk, chunk_beside=chunk_beside)
+        self._states = states or model.make_states(blocks=blocks, kv_bits=kv_bits)
+        self._scheduler = Scheduler(self._states, chunk=chunk, chunk_beside=chunk_beside, most=most)
         self._forward = forward(model)
-        self._texts: dict[int, _Text] = {}
+        self._texts: dict[int, Text] = {}
+        self._pending: deque[tuple[Text, Chosen]] = (
+            deque()
+        )  # tokens that are not read yet, in order
         self._cancelled: set[int] = set()
-        self._events: list[Event] = []  # of a step that was interrupted
+        self._events: list[Event] = []  # not yet given
         self._next = 0
         self._stats = Stats()
 
@@ -95,16 +67,24 @@ class Engine:
         """Whether a step has something to do or to say."""
         return bool(self._texts or self._events)
 
-    def submit(self, request: Request, n: int = 1) -> list[int]:
+    def submit(self, request: Request, n: int = 1, *, past: Past | None = None) -> list[int]:
         """Queue n texts, whose prompt is computed once; returns their ids.
 
+        past: a sequence of the engine's states, which the prompt continues. It is extended in place and stays the
+            caller's; the text begins at once, and is never preempted. Only with n = 1.
         Raises ValueError for token ids outside the vocabulary, and if a text would not fit the model's context or the
         pool.
         """
         check_integer("n", n, 1)
-        self._check_request(request)
+        if past is not None and n > 1:
+            raise ValueError(f"n is {n} with a past, expected 1")
+        self._check_request(request, 0 if past is None else past.position)
         ids = range(self._next, self._next + n)
-        texts = [self._text(request, id, index) for index, id in enumerate(ids)]
+        prompt = [*(() if past is None else past.tokens), *map(int, request.prompt)]
+        texts = []
+        for index, id in enumerate(ids):
+            job = Job(id, prompt.copy(), request.limit, request.priority, past, past is not None)
+            texts.append(Text(request, job, index))
         texts[0].job.forks = [text.job for text in texts[1:]]
         with uninterrupted():
             self._scheduler.add(texts[0].job)
@@ -112,11 +92,12 @@ class Engine:
             self._next += n
         return list(ids)
 
-    def _check_request(self, request: Request) -> None:
+    def _check_request(self, request: Request, held: int) -> None:
         args = self._model.args
-        if len(request.prompt) + request.limit > args.context_length:
+        if held + len(request.prompt) + request.limit > args.context_length:
+            before = f" after {held} that are held" if held else ""
             raise ValueError(
-                f"{len(request.prompt)} prompt tokens and {request.limit} to generate, expected at "
+                f"{len(request.prompt)} prompt tokens{before} and {request.limit} to generate, expected at "
                 f"most the {args.context_length} of the model's context"
             )
         bias = request.bias or {}
@@ -126,12 +107,6 @@ class Engine:
                     raise ValueError(
                         f"{what} has token {token}, expected 0 to {args.vocab_size - 1}"
                     )
-
-    @staticmethod
-    def _text(request: Request, id: int, index: int) -> _Text:
-        prompt = [int(token) for token in request.prompt]
-        chooser = Chooser(request.make_sampler(index), request.make_processors(), prompt)
-        return _Text(Job(id, prompt, request.limit, request.priority), request, chooser)
 
     def cancel(self, id: int) -> None:
         """End a text; the next step says so. Nothing happens if it has ended."""
@@ -144,56 +119,117 @@ class Engine:
         An error of one text ends that text. Raises what concerns all, such as a changed model file. The step after an
         interrupted one goes on where that was, and gives its events too.
         """
-        cancelled, self._cancelled = self._cancelled & self._texts.keys(), set()
-        self._events += [self._end(id, "cancelled") for id in sorted(cancelled)]
-        if rows := self._scheduler.plan():
-            self._advance(rows)
-        events, self._events = self._events, []
+        self._end_cancelled()
+        if not ops.is_lazy():
+            self._read(len(self._pending))  # some are left after an interruption
+        rows = self._scheduler.plan()
+        made = self._compute(rows) if rows else None
+        earlier = len(self._pending)
+        if made is not None:
+            if any(text.request.mask is not None for text, _ in self._pending):
+                self._stats.waits += 1
+                mx.async_eval(made.arrays)
+                self._read(earlier)
+                earlier = 0
+            self._choose(rows, made)
+        self._read(earlier if made is not None and ops.is_lazy() else len(self._pending))
+        with uninterrupted():
+            events, self._events = self._events, []
         return events
 
-    def _advance(self, rows: dict[Job, int]) -> None:
-        """Compute rows, and choose a token after each text that is read."""
-        logits, likeliest, ranges = self._compute(rows)
-        likeliest, ranges = np.asarray(likeliest), np.asarray(ranges)
-        for i, job in enumerate(rows):
-            if job.unread:
-                continue
-            forks = self._scheduler.fork(job)
-            self._stats.forks += len(forks)
-            row = slice(i, i + 1)
-            found = logits[row], likeliest[row], ranges[row]
-            for each in [job, *forks]:
-                self._events.append(self._extend(self._texts[each.number], found))
-
-    def _compute(self, rows: dict[Job, int]) -> tuple[Array, Array, Array]:
-        """What `forward` gives for the planned rows."""
+    def _compute(self, rows: dict[Job, int]) -> Made | None:
+        """What a pass over the planned rows gives; None if no text is read to its end."""
         if self._model.check_file is not None:
             self._model.check_file(thorough=False)
-        pasts, tokens = [], []
-        for job, count in rows.items():
-            assert job.past is not None
-            start = job.past.position
-            pasts.append((job.past, count))
-            tokens += job.tokens[start : start + count]
-        batch = self._states.batch(pasts, np.array(tokens))
-        found = self._forward(batch)
-        batch.advance()
+        tokens = self._tokens(rows)
+        batch = self._states.batch([(_past(job), count) for job, count in rows.items()], tokens)
+        is_last = any(count == job.unread for job, count in rows.items())
+        made = Made(*self._forward(batch)) if is_last else None
+        if made is None:
+            self._model.body(batch)
+            if ops.is_lazy():
+                mx.eval([x for storage in self._states.storages for x in storage.arrays])
+                mx.clear_cache()  # a chunk's buffers seldom fit the next one, whose attention is longer
+        with uninterrupted():
+            self._advance(batch, rows)
         self._stats.steps += 1
         self._stats.batch_sizes[len(rows)] += 1
         self._stats.prompt_tokens += sum(n for job, n in rows.items() if not job.decodes)
-        return found
+        return made
 
-    def _extend(self, text: _Text, found: tuple[Array, Array, Array]) -> Event:
-        """The next token of a text; found: what `forward` gives, for its row."""
-        job, request = text.job, text.request
+    def _advance(self, batch: Batch, rows: dict[Job, int]) -> None:
+        """Say that rows are computed, and which tokens they have, as far as that is known."""
+        starts = [_past(job).position for job in rows]
+        batch.advance()
+        if isinstance(batch.tokens, np.ndarray):
+            return
+        for start, (job, count) in zip(starts, rows.items(), strict=True):
+            if known := job.tokens[start : start + count]:
+                self._states.note(_past(job), known)
+
+    def _tokens(self, rows: dict[Job, int]) -> Array:
+        """The ids (n,) of planned rows, one job after another; MLX's if some are not known."""
+        found: list[int | Chosen] = []
+        for job, count in rows.items():
+            start = _past(job).position
+            stop, known = start + count, len(job.tokens)
+            found += job.tokens[start:stop]
+            if stop > known:
+                found += self._texts[job.number].chosen[max(start - known, 0) : stop - known]
+        return joined(found)
+
+    def _choose(self, rows: dict[Job, int], made: Made) -> None:
+        """Choose a token after each text that is read. On a lazy backend that begins to work."""
+        lazy = made.arrays
+        for row, job in enumerate(rows):
+            if job.unread or job.number not in self._texts:
+                continue
+            forks = self._scheduler.fork(job)
+            self._stats.forks += len(forks)
+            for each in [job, *forks]:
+                text = self._texts[each.number]
+                try:
+                    chosen = text.next(made, row)
+                except Exception as error:  # noqa: BLE001 - callers' functions raise anything, and others go on
+                    self._events.append(self._end(each.number, "error", error=error))
+                    continue
+                lazy += chosen.arrays
+                with uninterrupted():
+                    self._pending.append((text, chosen))
+                    text.add(chosen)
+        if ops.is_lazy():
+            mx.async_eval(lazy)
+
+    def _read(self, count: int) -> None:
+        """Read so many tokens that are chosen; waits for them."""
+        for _ in range(count):
+            text, chosen = self._pending[0]
+            error = None
+            is_live = text.job.number in self._texts  # else it ended while this was worked out
+            try:
+                token = chosen.value if is_live else -1
+            except ValueError as found:
+                error = found
+            with uninterrupted():
+                self._pending.popleft()
+                if error is not None:
+                    self._events.append(self._end(text.job.number, "error", error=error))
+                elif is_live:
+                    self._events.append(self._extend(text, chosen, token))
+
+    def _extend(self, text: Text, chosen: Chosen, token: int) -> Event:
+        """Take the next token of a text, now that it is known."""
+        job = text.job
+        text.know(token)
+        past = job.past
+        if past is not None and len(past.tokens) < min(past.position, len(job.tokens)):
+            self._states.note(past, [token])  # its row is computed already
+        self._stats.generated_tokens += 1
         try:
-            token, choice = _chosen(text, found)
-            job.tokens.append(token)
-            job.decodes = True
-            self._stats.generated_tokens += 1
-            has_stopped = request.stops(token)
-        except Exception as error:  # noqa: BLE001 - callers' functions raise anything, and others go on
+            has_stopped = text.request.stops(token)
+        except Exception as error:  # noqa: BLE001 - as above
             return self._end(job.number, "error", error=error)
+        choice = chosen.choice if text.request.logprobs else None
         if has_stopped or len(job.tokens) == job.prompt + job.limit:
             reason = "stop" if has_stopped else "length"
             return self._end(job.number, reason, token=token, choice=choice)
@@ -214,6 +250,29 @@ class Engine:
         self._stats.errors += reason == "error"
         return Event(id, token, reason, error, choice)
 
+    def _end_cancelled(self) -> None:
+        for id in sorted(self._cancelled):
+            with uninterrupted():
+                self._cancelled.discard(id)
+                if id in self._texts:
+                    self._events.append(self._end(id, "cancelled"))
+
+    def prepare(self, sequences: int = 1) -> None:
+        """Do once what is slow the first time: allocate blocks, and make what passes of 1 to `sequences` texts need.
+
+        Raises ValueError unless `sequences` is at least 1, and OutOfBlocksError if so many do not fit the pool.
+        """
+        check_integer("sequences", sequences, 1)
+        pasts = [self._states.begin() for _ in range(sequences)]
+        try:
+            for count in range(1, sequences + 1):
+                rows = [(past, 1) for past in pasts[:count]]
+                made = self._forward(self._states.batch(rows, np.zeros(count, np.int64)))
+                mx.eval([x for x in made if isinstance(x, mx.array)])
+        finally:
+            for past in pasts:
+                self._states.free(past)
+
     def stats(self) -> Stats:
         """Figures so far."""
         scheduler = self._scheduler
@@ -225,23 +284,17 @@ class Engine:
         sizes = self._stats.batch_sizes.copy()
         return replace(self._stats, batch_sizes=sizes)
 
+    @uninterrupted()
     def close(self) -> None:
         """End all texts, without events."""
         self._cancelled.clear()
         self._events.clear()
+        self._pending.clear()
         for text in self._texts.values():
             self._scheduler.remove(text.job)
         self._texts.clear()
 
 
-def _chosen(text: _Text, found: tuple[Array, Array, Array]) -> tuple[int, Choice | None]:
-    """The token, and what its log-probabilities are made of if they were asked for. Raises ValueError."""
-    logits, likeliest, ranges = found
-    position, vocab_size = len(text.job.tokens), logits.shape[-1]
-    if text.is_plain:
-        logit_range(ranges, position, vocab_size).check()
-        return int(likeliest[0]), None
-    choice = text.choose(found, position)
-    if not 0 <= choice.value < vocab_size:
-        raise ValueError(f"the sampler gave token {choice.value}, expected 0 to {vocab_size - 1}")
-    return choice.value, choice if text.request.logprobs else None
+def _past(job: Job) -> Past:
+    assert job.past is not None
+    return job.past

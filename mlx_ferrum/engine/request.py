@@ -9,10 +9,11 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from mlx_ferrum.sample import Processor, Sampler, bias, make_sampler
+from mlx_ferrum.sample import Processor, Sampler, bias
 from mlx_ferrum.sample.arrays import Array
 from mlx_ferrum.sample.checks import check_integer
 from mlx_ferrum.sample.processors import Own
+from mlx_ferrum.sample.samplers import make_drawing
 
 from .choosing import Choice, check_sampler, given_processors
 
@@ -26,7 +27,7 @@ class Request:
     prompt: token ids, at least one
     limit: how many tokens to generate at most
     sampler: arguments of `make_sampler`, from which each text gets a sampler of its own, so that with a seed its draws
-        do not depend on others; or a sampler, which all texts that have it share
+        depend on nothing but the seed and the position; or a sampler, which all texts that have it share
     processors: as of `mlx_ferrum.sample`; they get the tokens so far and logits (1, vocab)
     bias: token id to what is added to its logit
     end_tokens: the text ends with one of them
@@ -35,6 +36,7 @@ class Request:
     mask: called with the tokens so far, those of the prompt too; gives the allowed ones, bool (vocab,), or None for all
     priority: higher ones go first
     logprobs: whether events have the log-probabilities
+    history: tokens before the prompt that processors and mask are told of too, where the text goes on from a past
     Raises ValueError for bad arguments.
     """
 
@@ -49,6 +51,7 @@ class Request:
     mask: Mask | None = None
     priority: int = 0
     logprobs: bool = False
+    history: Sequence[int] = ()
 
     def __post_init__(self) -> None:
         check_integer("limit", self.limit, 1)
@@ -65,7 +68,7 @@ class Request:
             if index and options.get("seed") is not None:
                 mixed = np.random.SeedSequence([options["seed"], index])
                 options["seed"] = int(mixed.generate_state(1, np.uint64)[0])
-            return make_sampler(**options)
+            return make_drawing(**options)
         return check_sampler(self.sampler)
 
     def make_processors(self) -> list[Processor]:

@@ -7,6 +7,7 @@ newest job of the lowest priority is preempted; it waits again, and later reads 
 from __future__ import annotations
 
 import operator
+import sys
 from bisect import insort
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -30,7 +31,9 @@ class Job:
     limit: how many tokens can be generated
     priority: higher ones go first
     past: what is computed of the tokens; None while the job waits
+    is_kept: the past was there before the job, and outlives it; it is never preempted
     decodes: whether the job computes a row in each step
+    chosen: 1 while the next token is chosen but not known, as on a lazy backend; else 0
     forks: jobs with the same prompt, which go on from this one's past once it has read the prompt
     """
 
@@ -39,7 +42,9 @@ class Job:
     limit: int
     priority: int = 0
     past: Past | None = None
+    is_kept: bool = False
     decodes: bool = False
+    chosen: int = 0
     preemptions: int = 0
     forks: list[Job] = field(default_factory=list)
 
@@ -47,9 +52,19 @@ class Job:
         self.prompt = len(self.tokens)
 
     @property
+    def count(self) -> int:
+        """Tokens so far, with one that is not known yet."""
+        return len(self.tokens) + self.chosen
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the last token is chosen."""
+        return self.count >= self.prompt + self.limit
+
+    @property
     def unread(self) -> int:
         """Tokens that are not computed."""
-        return len(self.tokens) - (0 if self.past is None else self.past.position)
+        return self.count - (0 if self.past is None else self.past.position)
 
     @property
     def most(self) -> int:
@@ -75,20 +90,24 @@ class Scheduler:
 
     chunk: prompt tokens in a step in which nothing decodes
     chunk_beside: prompt tokens in a step beside jobs that decode
+    most: jobs that are live at the same time; None: as many as fit
     hits: positions that did not have to be computed, because the pool had them
     preemptions: so far
     """
 
-    def __init__(self, states: States, *, chunk: int = 512, chunk_beside: int = 64) -> None:
+    def __init__(
+        self, states: States, *, chunk: int = 512, chunk_beside: int = 64, most: int | None = None
+    ) -> None:
         if chunk < 1 or chunk_beside < 1:
             raise ValueError(f"chunks of {chunk} and {chunk_beside} tokens, expected at least 1")
         self._states, self._chunk, self._beside = states, chunk, chunk_beside
+        self._most = sys.maxsize if most is None else most
         self.waiting: list[Job] = []  # in the order in which they are admitted
         self.live: list[Job] = []
         self.hits = self.preemptions = 0
 
     def add(self, job: Job) -> None:
-        """Queue a job. Raises ValueError if it could not be computed even alone."""
+        """Queue a job; one with a past is live at once. Raises ValueError if it could not be computed even alone."""
         for state in self._states.states:
             size, needed = state.pool.size, state.most(job.most, self._longest(job))
             if size is not None and needed > size:
@@ -96,7 +115,10 @@ class Scheduler:
                     f"{job.prompt} prompt tokens and {job.limit} to generate need {needed} blocks "
                     f"of {state.block} positions, the pool has {size}"
                 )
-        insort(self.waiting, job, key=_turn)
+        if job.past is None:
+            insort(self.waiting, job, key=_turn)
+        else:
+            self.live.append(job)
 
     def _longest(self, job: Job) -> int:
         """The most rows of the job in a step."""
@@ -109,7 +131,7 @@ class Scheduler:
         rows: dict[Job, int] = {}
         before = self.preemptions
         self.live.sort(key=_rank)
-        for job in [job for job in self.live if job.decodes]:
+        for job in [job for job in self.live if job.decodes and not job.is_full]:
             self._reserve(job, 1, rows)
         budget = self._beside if rows else self._chunk
         reading = sorted((job for job in self.live if not job.decodes), key=_turn)
@@ -117,6 +139,8 @@ class Scheduler:
         for job in merge(reading, self.waiting.copy(), key=_turn):
             if not budget:
                 break
+            if job.is_full:
+                continue
             if job.past is None:
                 # whoever cannot begin holds up those behind it, so that none is overtaken for ever
                 is_open = is_open and self.preemptions == before and self._admit(job)
@@ -131,7 +155,7 @@ class Scheduler:
         """After an interruption: rows are computed again whose next token was not chosen."""
         for job in self.live:
             if job.past is not None and not job.unread:
-                self._states.rewind(job.past, len(job.tokens) - 1)
+                self._states.rewind(job.past, job.count - 1)
                 job.decodes = False
 
     def _reserve(self, job: Job, count: int, rows: dict[Job, int]) -> bool:
@@ -140,7 +164,9 @@ class Scheduler:
             try:
                 self._states.reserve([(job.past, count)])
             except OutOfBlocksError:
-                victim = max(self.live, key=_rank)
+                victim = max((job for job in self.live if not job.is_kept), key=_rank, default=None)
+                if victim is None:
+                    raise
                 rows.pop(victim, None)
                 self._preempt(victim)
             else:
@@ -156,6 +182,8 @@ class Scheduler:
 
     def _admit(self, job: Job) -> bool:
         """Begin a job if there is room for it, and no other one is urgent or about to compute a part of it."""
+        if len(self.live) >= self._most:
+            return False
         reading = [other for other in self.live if not other.decodes]
         if any(other.is_urgent or self._computes(other, job) for other in reading):
             return False
@@ -184,7 +212,7 @@ class Scheduler:
             for job in jobs:
                 if job.past is None:
                     continue
-                extra = min(state.block, job.most - len(job.tokens)) if job is jobs[-1] else 0
+                extra = min(state.block, job.most - job.count) if job is jobs[-1] else 0
                 count = job.unread + extra
                 fresh = state.needed(job.past.parts[index], job.past.position, count)
                 needed += min(fresh, state.most(job.past.position + count, self._longest(job)))
@@ -219,6 +247,7 @@ class Scheduler:
 
     def _leave(self, job: Job) -> None:
         assert job.past is not None
-        self._states.free(job.past)
+        if not job.is_kept:
+            self._states.free(job.past)
         job.past, job.decodes = None, False
         self.live.remove(job)

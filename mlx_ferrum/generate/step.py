@@ -8,12 +8,11 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from mlx_ferrum import ops
 from mlx_ferrum.cache import Cache, check_cache
-from mlx_ferrum.engine.choosing import Choice, Chooser, Forward, forward, make_chooser
+from mlx_ferrum.engine import Engine, Request
+from mlx_ferrum.engine.choosing import Choice, check_sampler, given_processors
 from mlx_ferrum.models.base import LanguageModel
 from mlx_ferrum.sample import Processor, Sampler
-from mlx_ferrum.sample.arrays import Array
 from mlx_ferrum.sample.checks import check_integer, short
 
 from .wired import wired
@@ -62,11 +61,16 @@ def generate_choices(
     cache = given_cache(model, cache, prompt_cache)
     limit = token_limit(model, cache.offset, tokens, max_tokens)
     check_integer("prefill_step_size", prefill_step_size, 1)
-    choose = make_chooser(sampler, logits_processors, [*history, *tokens])
-    steps = _steps(
-        tokens, model, cache, choose, limit, size=prefill_step_size, progress=progress or _ignore
+    request = Request(
+        tokens,
+        limit,
+        check_sampler(sampler),
+        given_processors(logits_processors),
+        history=history,
+        logprobs=True,
     )
-    return wired(model, _settled(steps, cache))
+    steps = _choices(model, cache, request, prefill_step_size, progress or _ignore)
+    return wired(model, steps)
 
 
 def generate_step(
@@ -134,76 +138,39 @@ def token_limit(model: LanguageModel, held: int, prompt: Sequence[int], max_toke
     return room if max_tokens == -1 else min(room, max_tokens)
 
 
-def _steps(
-    prompt: list[int],
-    model: LanguageModel,
-    cache: Cache,
-    choose: Chooser,
-    limit: int,
-    *,
-    size: int,
-    progress: Progress,
+def _choices(
+    model: LanguageModel, cache: Cache, request: Request, size: int, progress: Progress
 ) -> Generator[Choice, None, None]:
-    check = model.check_file or _unchanged
-    progress(0, len(prompt))
-    check()
-    for done in range(size, len(prompt), size):
-        _prefill(model, cache, prompt[done - size : done])
-        progress(done, len(prompt))
-        check(thorough=False)
-    step = forward(model)
-    rest = np.array([prompt[(len(prompt) - 1) // size * size :]])
-    choice = choose(_advanced(step, cache, rest), cache.offset)
-    for count in range(1, limit + 1):
-        check(thorough=False)
-        works_ahead = ops.is_lazy() and count < limit
-        # a lazy backend works on the next step while the caller looks at this one
-        ahead = (
-            choose(_advanced(step, cache, choice.token[None]), cache.offset)
-            if works_ahead
-            else None
-        )
-        value = choice.value
-        if works_ahead:
-            cache.note([[value]])
-        if count == 1:
-            progress(len(prompt), len(prompt))
-        yield choice
-        if ahead is not None:
-            choice = ahead
-        elif count < limit:
-            check(thorough=False)  # the caller may have taken its time
-            choice = choose(_advanced(step, cache, np.array([[value]])), cache.offset)
-
-
-def _prefill(model: LanguageModel, cache: Cache, tokens: list[int]) -> None:
-    """Read tokens whose logits nobody wants."""
-    batch = cache.batch(np.array([tokens]))
-    model.body(batch)
-    if ops.is_lazy():
-        mx.eval(cache.arrays)
-        mx.clear_cache()  # a chunk's buffers seldom fit the next one, whose attention is longer
-    batch.advance()
-
-
-def _advanced(step: Forward, cache: Cache, tokens: Array) -> tuple[Array, Array, Array]:
-    """What `forward` gives for the next tokens (1, l), which the cache then holds."""
-    batch = cache.batch(tokens)
-    found = step(batch)
-    batch.advance()
-    return found
-
-
-def _settled(steps: Generator[Choice, None, None], cache: Cache) -> Generator[Choice, None, None]:
-    """The steps; if they end early, the cache holds only positions whose tokens are known."""
+    """The choices of a request after what a cache of one text holds."""
+    states, length, done = cache.start(), len(request.prompt), 0
+    if not cache.sequences:
+        cache.sequences = [states.begin()]
+    if len(cache.sequences) > 1:
+        raise ValueError(f"the cache holds {len(cache.sequences)} sequences, expected one")
+    cache.settle()
+    (past,) = cache.sequences
+    start = past.position
+    progress(0, length)
+    if model.check_file is not None:
+        model.check_file()
+    engine = Engine(model, states=states, chunk=size, chunk_beside=size)
     try:
-        yield from steps
+        engine.submit(request, past=past)
+        while engine.is_busy:
+            for event in engine.step():
+                if event.error is not None:
+                    raise event.error
+                if done < length:
+                    progress(length, length)
+                    done = length
+                assert event.choice is not None
+                yield event.choice
+            if done < past.position - start < length:
+                done = past.position - start
+                progress(done, length)
     finally:
-        cache.settle()
-
-
-def _unchanged(*, thorough: bool = True) -> None:
-    """The check of a model that comes from no file."""
+        engine.close()
+        cache.settle()  # a row may be computed whose token nobody saw
 
 
 def _ignore(done: int, total: int) -> None:

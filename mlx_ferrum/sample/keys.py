@@ -36,7 +36,13 @@ class Keys:
     def __init__(self, seed: int | None = None) -> None:
         if seed is not None:
             check_integer("seed", seed, 0, 2**64 - 1)
+        self._seed = seed
         self._generator = None if seed is None else np.random.default_rng(seed)
+
+    def seek(self, position: int) -> None:
+        """From now on give the numbers of a position, which depend on it and the seed alone. Without a seed: any."""
+        if self._seed is not None:
+            self._generator = np.random.default_rng([self._seed, position])
 
     def next(self) -> mx.array | None:
         """The next key; None asks MLX to use its global generator."""

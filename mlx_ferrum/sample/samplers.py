@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import mlx.core as mx
 
@@ -28,6 +29,7 @@ def make_sampler(
     xtc_threshold: float = 0.1,
     xtc_special_tokens: Sequence[int] = (),
     seed: int | None = None,
+    keys: Keys | None = None,
 ) -> Sampler:
     """A sampler: the filters that are switched on, in the order of the arguments, then `temp`.
 
@@ -35,12 +37,12 @@ def make_sampler(
     only the most likely token, as the limit of small values does (mlx-lm takes it as off); so does
     `top_k` 1, while 0 is off. On one backend the same `seed` gives the same tokens whatever else
     draws random numbers; without one MLX's global generator (`mx.random.seed`) is used in the main
-    thread, and the system's entropy in others.
+    thread, and the system's entropy in others. `keys` are random numbers to use in place of a seed.
 
     Raises:
         ValueError: an argument is out of its range.
     """
-    keys = Keys(seed)
+    keys = Keys(seed) if keys is None else keys
     filters: list[Filter] = []
     if top_k != 0:
         filters.append(by_top_k(top_k))
@@ -54,6 +56,27 @@ def make_sampler(
         filters.append(by_xtc(xtc_probability, xtc_threshold, xtc_special_tokens, keys))
     check_number("temp", temp, 0, HOTTEST)
     return greedy if temp < GREEDY_BELOW else compose(*filters, last=categorical(temp, keys))
+
+
+class Drawing:
+    """A sampler of one text, whose draws depend on seed and position alone once `seek` says the position."""
+
+    def __init__(self, sampler: Sampler, keys: Keys) -> None:
+        self._sampler, self._keys = sampler, keys
+
+    def __call__(self, logprobs: mx.array) -> mx.array:
+        return self._sampler(logprobs)
+
+    def seek(self, position: int) -> None:
+        """Say at which position of the text the next token is drawn."""
+        self._keys.seek(position)
+
+
+def make_drawing(*, seed: int | None = None, **options: Any) -> Sampler:
+    """As `make_sampler`, for one text: a Drawing, or `greedy`."""
+    keys = Keys(seed)
+    made = make_sampler(**options, keys=keys)
+    return made if made is greedy else Drawing(made, keys)
 
 
 def compose(*filters: Filter, last: Sampler) -> Sampler:
