@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,12 +12,14 @@ import numpy as np
 import pytest
 import random_models
 from backends import CPU, METAL, REFERENCE, Backend
+from fakes import FakeModel
+from moments import Moments
 
 import mlx_ferrum
 from mlx_ferrum import ops
 from mlx_ferrum.engine import Engine, Event, Request
 from mlx_ferrum.generate import generate_step
-from mlx_ferrum.sample import bias, make_sampler
+from mlx_ferrum.sample import bias, make_processors, make_sampler
 
 CLOSE = 1e-3  # of the two likeliest log-probabilities: either may be chosen
 SIZES = random_models.Sizes(layers=2, context=256)
@@ -79,19 +82,19 @@ def differs(model: Any, prompt: list[int], made: list[int]) -> bool:
 
 
 class Crowd:
-    """Two hundred requests of random lengths that come in waves."""
+    """Requests of random lengths that come in waves."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, count: int = 200) -> None:
         self.rng = np.random.default_rng(seed)
         starts = [self.ids(40) for _ in range(3)]
         self.requests = []
-        for _ in range(200):
+        for _ in range(count):
             start = starts[self.rng.integers(3)] if self.rng.random() < 0.3 else []
             prompt = start + self.ids(int(self.rng.integers(1, 70)))
             limit = int(self.rng.integers(1, 40))
             self.requests.append(Request(prompt, limit, priority=int(self.rng.integers(2))))
         blocks = [-(-(len(r.prompt) + r.limit) // 32) for r in self.requests]
-        self.wanted = max(sum(blocks[i : i + 20]) for i in range(0, 200, 20))
+        self.wanted = max(sum(blocks[i : i + 20]) for i in range(0, count, 20))
 
     def ids(self, count: int) -> list[int]:
         return self.rng.integers(0, 250, count).tolist()
@@ -114,13 +117,8 @@ class Crowd:
         return known, found
 
 
-@pytest.mark.parametrize(("kind", "seed"), [("model", 1), ("model", 2), ("windowed", 3)])
-def test_two_hundred_requests_in_half_the_room(
-    request: pytest.FixtureRequest, kind: str, seed: int
-) -> None:
-    model, crowd = request.getfixturevalue(kind), Crowd(seed)
-    engine = Engine(model, blocks=crowd.wanted // 2, chunk=128, chunk_beside=32)
-    known, found = crowd.run(engine)
+def check_texts(model: Any, known: dict[int, Request], found: dict[int, list[Event]]) -> None:
+    """Every text is that of its request alone, or was cancelled."""
     assert found.keys() == known.keys()
     exceptions = 0
     for id, events in found.items():
@@ -128,8 +126,18 @@ def test_two_hundred_requests_in_half_the_room(
         assert [event for event in events if event.finish_reason] == events[-1:]
         assert reason == ("length" if len(made) == wanted.limit else "cancelled")
         exceptions += differs(model, list(wanted.prompt), made) if made else 0
-    stats = engine.stats()
     assert exceptions <= len(known) // 20
+
+
+@pytest.mark.parametrize(("kind", "seed"), [("model", 1), ("model", 2), ("windowed", 3)])
+def test_two_hundred_requests_in_half_the_room(
+    request: pytest.FixtureRequest, kind: str, seed: int
+) -> None:
+    model, crowd = request.getfixturevalue(kind), Crowd(seed)
+    engine = Engine(model, blocks=crowd.wanted // 2, chunk=128, chunk_beside=32)
+    known, found = crowd.run(engine)
+    check_texts(model, known, found)
+    stats = engine.stats()
     assert min(stats.preemptions, stats.hits, stats.forks, stats.cancelled) > 0, stats
     assert (stats.waiting, stats.running, stats.errors) == (0, 0, 0)
     assert not any(held for held, _ in stats.blocks)
@@ -162,6 +170,76 @@ def test_lazy_backends_give_the_same_texts(
         choice = found[mask][0].choice
         assert choice is not None
         assert choice.logprobs()[17].item() == pytest.approx(0)
+
+
+@pytest.mark.parametrize("kind", ["model", "windowed"])
+def test_a_lazy_backend_works_a_step_ahead_of_a_crowd(
+    request: pytest.FixtureRequest, kind: str
+) -> None:
+    """With preemptions, forks, cancels and texts that end before the step ahead is read."""
+    model, crowd = request.getfixturevalue(kind), Crowd(5, count=20)
+    with REFERENCE.in_use():
+        engine = Engine(model, blocks=crowd.wanted // 2, chunk=128, chunk_beside=32)
+        known, found = crowd.run(engine)
+    check_texts(model, known, found)  # by the cpu backend, which is faster
+    stats = engine.stats()
+    assert min(stats.preemptions, stats.forks) > 0, stats
+    assert stats.waits == 0
+    assert not any(held for held, _ in stats.blocks)
+
+
+def test_a_step_waits_only_for_a_mask() -> None:
+    model: Any = FakeModel()
+    with REFERENCE.in_use():
+        states = model.make_cache().start()
+        engine = Engine(model, states=states)
+        engine.submit(Request([4, 5], 4))
+        fed = []
+        while engine.is_busy:
+            given = len(engine.step())
+            fed.append((len(model.fed), given))
+        assert fed == [(1, 0), (2, 1), (3, 1), (4, 1), (4, 1)]
+        assert engine.stats().waits == 0
+        seen: list[list[int]] = []
+        mask = lambda ids: seen.append(np.asarray(ids).tolist())  # noqa: E731
+        engine.submit(Request([4, 5], 3, mask=mask))
+        made = tokens(run(engine)[1])
+        assert seen == [[4, 5], [4, 5, made[0]], [4, 5, *made[:2]]]
+        assert engine.stats().waits == 2
+
+
+def test_at_most_so_many_run(model: Any) -> None:
+    engine = Engine(model, most=3)
+    for i in range(8):
+        engine.submit(Request([1, 2, i], 5))
+    while engine.is_busy:
+        engine.step()
+        assert engine.stats().running <= 3
+    assert max(engine.stats().batch_sizes) == 3
+
+
+def test_prepared_passes_leave_nothing_behind(model: Any) -> None:
+    engine = Engine(model, blocks=4)
+    engine.prepare(4)
+    assert engine.stats().blocks == [(0, 4)]
+    request = Request([3, 1, 4], 5)
+    [id] = engine.submit(request)
+    assert tokens(run(engine)[id]) == alone(model, request)
+    with pytest.raises(ValueError, match="sequences is 0"):
+        engine.prepare(0)
+
+
+def test_a_draw_depends_on_its_position_and_not_on_where_the_prompt_ends() -> None:
+    model: Any = FakeModel()
+
+    def text(prompt: list[int], limit: int) -> list[int]:
+        engine = Engine(model, states=model.make_cache().start())
+        [id] = engine.submit(Request(prompt, limit, {"temp": 1.0, "seed": 11}))
+        return tokens(run(engine)[id])
+
+    whole = text([3, 1, 4], 12)
+    assert len(set(whole)) > 3
+    assert text([3, 1, 4, *whole[:5]], 7) == whole[5:]
 
 
 def test_draws_depend_on_the_seed_and_not_on_company(model: Any) -> None:
@@ -332,6 +410,38 @@ def test_an_interrupted_step_is_made_again(model: Any) -> None:
     assert [len(made[first]), len(made[second])] == [4, 4]
     assert not differs(model, [5, 7], made[first])
     assert not differs(model, [5, 8], made[second])
+
+
+@pytest.mark.parametrize(("backend", "count"), [(REFERENCE, 15), (CPU, 60)], ids=str)
+def test_ctrl_c_at_any_moment_loses_no_event(model: Any, backend: Backend, count: int) -> None:
+    """Greedy and drawn texts, two of them forks, in too little room: each event comes once."""
+
+    def texts(at: int) -> tuple[dict[int, list[int]], int]:
+        engine = Engine(model, blocks=4, chunk=20, chunk_beside=9)
+        penalty = {"processors": make_processors(repetition_penalty=1.5)}
+        engine.submit(Request([5, 6, 7] * 12, 6, **penalty))
+        engine.submit(Request([5, 6, 8], 6, {**SAMPLED, "seed": 3}), 2)
+        made: dict[int, list[int]] = {}
+        moments = Moments(at)
+        while engine.is_busy:
+            sys.settrace(moments)
+            try:
+                events = engine.step()
+            except KeyboardInterrupt:
+                moments.at = -1  # once is enough
+                continue
+            finally:
+                sys.settrace(None)
+            for event in events:
+                made.setdefault(event.id, []).extend(tokens([event]))
+        assert engine.stats().blocks == [(0, 4)]
+        return made, moments.count
+
+    with backend.in_use():
+        wanted, lines = texts(-1)
+        assert [len(ids) for _, ids in sorted(wanted.items())] == [6, 6, 6]
+        for at in np.random.default_rng(4).integers(0, lines, count).tolist():
+            assert texts(at)[0] == wanted, at
 
 
 def test_what_does_not_fit_is_refused(model: Any) -> None:
