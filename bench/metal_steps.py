@@ -35,7 +35,7 @@ from timing import Spread, once_busy
 
 import mlx_ferrum
 from mlx_ferrum import cli, launch, ops
-from mlx_ferrum.generate.step import forward
+from mlx_ferrum.engine.choosing import forward
 from mlx_ferrum.models.base import LanguageModel
 from mlx_ferrum.tensor import QTensor, word
 

@@ -200,20 +200,25 @@ def sampler(args: argparse.Namespace, tokenizer: Tokenizer | None = None) -> Sam
     """The sampler that the arguments ask for; XTC spares end tokens and newline of `tokenizer`."""
     from .sample import make_sampler
 
+    return make_sampler(**sampler_options(args, tokenizer))
+
+
+def sampler_options(args: argparse.Namespace, tokenizer: Tokenizer | None = None) -> dict[str, Any]:
+    """What `sampler` gives to `make_sampler`."""
     spared: list[int] = []
     if tokenizer is not None:
         spared = [*tokenizer.eos_token_ids, *tokenizer.encode("\n", add_special=False)]
-    return make_sampler(
-        args.default_temp if args.temp is None else args.temp,
-        top_k=args.top_k or 0,
-        typical_p=1.0 if args.typical is None else args.typical,
-        top_p=1.0 if args.top_p is None else args.top_p,
-        min_p=args.min_p or 0.0,
-        xtc_probability=args.xtc_probability or 0.0,
-        xtc_threshold=args.xtc_threshold,
-        xtc_special_tokens=spared,
-        seed=args.seed,
-    )
+    return {
+        "temp": args.default_temp if args.temp is None else args.temp,
+        "top_k": args.top_k or 0,
+        "typical_p": 1.0 if args.typical is None else args.typical,
+        "top_p": 1.0 if args.top_p is None else args.top_p,
+        "min_p": args.min_p or 0.0,
+        "xtc_probability": args.xtc_probability or 0.0,
+        "xtc_threshold": args.xtc_threshold,
+        "xtc_special_tokens": spared,
+        "seed": args.seed,
+    }
 
 
 def processors(args: argparse.Namespace) -> list[Processor]:

@@ -418,8 +418,8 @@ def test_ctrl_c_at_any_moment_loses_no_event(model: Any, backend: Backend, count
 
     def texts(at: int) -> tuple[dict[int, list[int]], int]:
         engine = Engine(model, blocks=4, chunk=20, chunk_beside=9)
-        penalty = {"processors": make_processors(repetition_penalty=1.5)}
-        engine.submit(Request([5, 6, 7] * 12, 6, **penalty))
+        penalty = make_processors(repetition_penalty=1.5)
+        engine.submit(Request([5, 6, 7] * 12, 6, processors=penalty))
         engine.submit(Request([5, 6, 8], 6, {**SAMPLED, "seed": 3}), 2)
         made: dict[int, list[int]] = {}
         moments = Moments(at)

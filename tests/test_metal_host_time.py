@@ -21,7 +21,7 @@ from msl.signature import signature
 import mlx_ferrum
 from mlx_ferrum import launch, ops
 from mlx_ferrum.backends import metal
-from mlx_ferrum.generate.step import forward
+from mlx_ferrum.engine.choosing import forward
 from mlx_ferrum.models.base import LanguageModel
 
 # For prompts of any length, of a model with two types of blocks: 1 to 8 rows have kernels of their own.

@@ -65,10 +65,7 @@ class Request:
         """The sampler of continuation `index`. The first one draws as the only one of a request would."""
         if isinstance(self.sampler, Mapping):
             options = dict(self.sampler)
-            if index and options.get("seed") is not None:
-                mixed = np.random.SeedSequence([options["seed"], index])
-                options["seed"] = int(mixed.generate_state(1, np.uint64)[0])
-            return make_drawing(**options)
+            return make_drawing(**options | {"seed": mixed_seed(options.get("seed"), index)})
         return check_sampler(self.sampler)
 
     def make_processors(self) -> list[Processor]:
@@ -83,6 +80,13 @@ class Request:
         """Whether the text ends with this token."""
         is_end = token in self.end_tokens
         return (self.ends is not None and self.ends(token)) or is_end
+
+
+def mixed_seed(seed: int | None, index: int) -> int | None:
+    """The seed of text `index` of several that have one seed; the first one has the seed itself."""
+    if seed is None or not index:
+        return seed
+    return int(np.random.SeedSequence([seed, index]).generate_state(1, np.uint64)[0])
 
 
 def _masked(mask: Mask) -> Processor:

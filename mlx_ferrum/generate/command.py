@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from mlx_ferrum import catalog, cli
 
+from .messages import TEMPLATE_OPTIONS
+
 if TYPE_CHECKING:
     from mlx_ferrum.profile import Profile
     from mlx_ferrum.tokenizer import Tokenizer
@@ -27,13 +29,17 @@ examples:
   %(prog)s --model gemma3-270m --prompt "Once upon a time" --max-tokens 40
   %(prog)s --model tiny-moe
   %(prog)s --prompt "Hi" --json --logprobs 3
+  %(prog)s --batch prompts.jsonl --out results.jsonl
 
 The text goes to stdout, everything else to stderr. Special tokens written in the prompt, such as
 <|im_end|>, are read as special tokens.
 """
 
 
-_TEMPLATE_OPTIONS = ("system", "template_arg", "prefill")
+_ALONE = (
+    *("prompt", "prefill", "prompt_cache", "save_prompt_cache"),
+    *("json", "logprobs", "profile"),
+)
 
 
 class _Output:
@@ -63,18 +69,35 @@ def main(argv: Sequence[str] | None) -> int:
     args = parser.parse_args(argv)
     cli.import_engine()
     reason = "which --raw leaves out" if args.raw else "so it needs --prompt"
-    if args.prompt is None:
+    if args.batch is not None or args.out is not None:
+        _check_batch(parser, args)
+    elif args.prompt is None:
         _take_sample(parser, args)
     cli.check_sampling(parser, args)
-    for name in _TEMPLATE_OPTIONS if args.raw else ():
+    for name in TEMPLATE_OPTIONS if args.raw else ():
         if getattr(args, name):
             option = name.replace("_", "-")
             parser.error(f"argument --{option}: needs the chat template, {reason}")
+    if args.batch is not None:
+        from .many import run
+
+        return run(args)
     if args.logprobs and not args.json:
         parser.error("argument --logprobs: is printed by --json only")
     if args.save_prompt_cache:
         cli.check_writable(args.save_prompt_cache)
     return _run(args)
+
+
+def _check_batch(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """End with a usage error unless --batch and --out are there, and nothing that is for one prompt only."""
+    for name, other in (("batch", "out"), ("out", "batch")):
+        if getattr(args, name) is None:
+            parser.error(f"argument --{other}: needs --{name}")
+    for name in _ALONE:
+        if getattr(args, name):
+            option = name.replace("_", "-")
+            parser.error(f"argument --{option}: not allowed with --batch")
 
 
 def _take_sample(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
@@ -133,11 +156,34 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="prompt tokens per pass; a smaller N needs less memory (default: 512)",
     )
+    _batch_arguments(parser)
     cli.model_arguments(parser)
     _length_arguments(parser)
     cli.sampling_arguments(parser, temp=0.0)
     _output_arguments(parser)
     return parser
+
+
+def _batch_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group(
+        "many prompts",
+        'Each line of FILE is a JSON object with "prompt" (text) or "messages" (a conversation), and perhaps "id" and '
+        '"max_tokens". The results have one line each, in the same order. A command that was stopped goes on where it '
+        "was when it is given again.",
+    )
+    group.add_argument(
+        "--batch", type=cli.file_name, metavar="FILE", help="generate after each prompt of FILE"
+    )
+    group.add_argument(
+        "--out", type=cli.file_name, metavar="FILE", help="write the results to FILE"
+    )
+    group.add_argument(
+        "--sequences",
+        type=cli.positive,
+        default=16,
+        metavar="N",
+        help="texts at the same time; more are faster and need more memory (default: 16)",
+    )
 
 
 def _length_arguments(parser: argparse.ArgumentParser) -> None:
@@ -191,6 +237,7 @@ def _output_arguments(parser: argparse.ArgumentParser) -> None:
 def _run(args: argparse.Namespace) -> int:
     from mlx_ferrum.profile import Profile
 
+    from .messages import check_template, prompt_text
     from .progress import PromptBar
     from .prompt import PromptCache, encode_prompt
     from .stream import stream_generate
@@ -198,7 +245,8 @@ def _run(args: argparse.Namespace) -> int:
     start = time.perf_counter()
     model, tokenizer = cli.load_model(args)
     load_time = time.perf_counter() - start
-    ids = encode_prompt(tokenizer, _prompt_text(args, tokenizer))
+    check_template(args, tokenizer)
+    ids = encode_prompt(tokenizer, prompt_text(args, tokenizer, cli.read_prompt(args.prompt)))
     if args.prompt_cache:
         held = PromptCache.load(args.prompt_cache, model, kv_bits=args.kv_bits)
     else:
@@ -233,32 +281,6 @@ def _run(args: argparse.Namespace) -> int:
     elif not args.quiet:
         _print_figures(output.last, len(ids) - len(rest), load_time, stages)
     return 0
-
-
-def _prompt_text(args: argparse.Namespace, tokenizer: Tokenizer) -> str:
-    """The prompt as the model should read it. Raises ValueError for what needs a template that is missing."""
-    text = cli.read_prompt(args.prompt)
-    if args.raw:
-        return text
-    if not tokenizer.has_chat_template:
-        for name in _TEMPLATE_OPTIONS:
-            if getattr(args, name):
-                option = name.replace("_", "-")
-                raise ValueError(f"{args.model} has no chat template, which --{option} needs")
-        if not args.quiet:
-            print(
-                f"{args.model} has no chat template: the prompt is continued as it is",
-                file=sys.stderr,
-            )
-        return text
-    messages = [{"role": "user", "content": text}]
-    if args.system is not None:
-        messages.insert(0, {"role": "system", "content": args.system})
-    if args.prefill:
-        messages.append({"role": "assistant", "content": args.prefill})
-    return tokenizer.apply_chat_template(
-        messages, continue_final_message=bool(args.prefill), **dict(args.template_arg)
-    )
 
 
 def _collect(
