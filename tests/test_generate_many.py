@@ -14,7 +14,7 @@ import pytest
 
 from mlx_ferrum import generate, load
 from mlx_ferrum.generate.command import main
-from mlx_ferrum.generate.journal import Journal
+from mlx_ferrum.generate.many.journal import Journal
 
 MODEL = ["--model", "tiny-moe", "--backend", "cpu"]
 PROMPTS = ["The robin sings", "The owl", "A storm", "It was", "Once", "She said that the sea"]

@@ -79,7 +79,7 @@ def main(argv: Sequence[str] | None) -> int:
             option = name.replace("_", "-")
             parser.error(f"argument --{option}: needs the chat template, {reason}")
     if args.batch is not None:
-        from .many import run
+        from .many.command import run
 
         return run(args)
     if args.logprobs and not args.json:
@@ -245,8 +245,9 @@ def _run(args: argparse.Namespace) -> int:
     start = time.perf_counter()
     model, tokenizer = cli.load_model(args)
     load_time = time.perf_counter() - start
+    prompt = cli.read_prompt(args.prompt)
     check_template(args, tokenizer)
-    ids = encode_prompt(tokenizer, prompt_text(args, tokenizer, cli.read_prompt(args.prompt)))
+    ids = encode_prompt(tokenizer, prompt_text(args, tokenizer, prompt))
     if args.prompt_cache:
         held = PromptCache.load(args.prompt_cache, model, kv_bits=args.kv_bits)
     else:

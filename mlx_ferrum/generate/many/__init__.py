@@ -1,0 +1,1 @@
+"""`--batch`: texts after the prompts of a file, many at once, and the results in another file."""
