@@ -10,7 +10,7 @@ import numpy as np
 
 from .. import ops
 from ..batch import Batch
-from ..interrupts import uninterrupted
+from ..interrupts import often_uninterrupted, uninterrupted
 from ..models.base import LanguageModel
 from ..sample.arrays import Array
 from ..sample.checks import check_integer
@@ -113,6 +113,7 @@ class Engine:
         if id in self._texts:
             self._cancelled.add(id)
 
+    @often_uninterrupted()
     def step(self) -> list[Event]:
         """Compute a token more of each text that runs, and a chunk of prompts.
 
