@@ -28,22 +28,45 @@ def make_states(sizes: Mapping[int | None, int | None]) -> States:
     return States(made, BLOCK)
 
 
-def compute(scheduler: Scheduler, states: States, rows: dict[Job, int], token: int = 1) -> set[Job]:
-    """Do what a model would; returns the jobs that ended."""
-    ended = set()
-    for job, count in rows.items():
-        assert job.past is not None
-        start = job.past.position
-        states.advance(job.past, count, job.tokens[start : start + count])
-        if job.unread:
-            continue
-        for each in [job, *scheduler.fork(job)]:
-            each.tokens.append(token)
-            each.decodes = True
-            if len(each.tokens) == each.prompt + each.limit:
-                scheduler.remove(each)
-                ended.add(each)
-    return ended
+class Computed:
+    """Does what a model would. A job's next token is known at once, or `ahead` only after the step after it."""
+
+    def __init__(self, scheduler: Scheduler, states: States, ahead: bool = False) -> None:
+        self.scheduler, self.states, self.ahead = scheduler, states, ahead
+        self.chosen: list[Job] = []
+
+    def __call__(self, rows: dict[Job, int], token: int = 1) -> set[Job]:
+        """Compute rows; returns the jobs that ended."""
+        earlier, self.chosen = self.chosen, []
+        for job, count in rows.items():
+            assert job.past is not None
+            start = job.past.position
+            assert start + count <= job.count
+            self.states.advance(job.past, count, job.tokens[start : start + count])
+            if not job.unread:
+                for each in [job, *self.scheduler.fork(job)]:
+                    each.chosen += 1
+                    each.decodes = True
+                    self.chosen.append(each)
+        if not self.ahead:
+            earlier, self.chosen = self.chosen, []
+        return {job for job in earlier if self.know(job, token)}
+
+    def know(self, job: Job, token: int) -> bool:
+        """The token is known; whether the job ends."""
+        job.chosen -= 1
+        job.tokens.append(token)
+        past = job.past
+        if past is not None and len(past.tokens) < min(past.position, len(job.tokens)):
+            self.states.note(past, [token])
+        if len(job.tokens) == job.prompt + job.limit:
+            self.scheduler.remove(job)
+            return True
+        return False
+
+    def forget(self, job: Job) -> None:
+        """A job was cancelled."""
+        self.chosen = [each for each in self.chosen if each is not job]
 
 
 def rank(job: Job) -> tuple[int, int]:
@@ -55,10 +78,15 @@ class Promises(RuleBasedStateMachine):
         size=st.integers(7, 14),
         window=st.sampled_from([None, 3, 6]),
         narrow=st.integers(7, 9),
+        ahead=st.booleans(),
+        most=st.sampled_from([None, 3]),
     )
-    def begin(self, size: int, window: int | None, narrow: int) -> None:
+    def begin(
+        self, size: int, window: int | None, narrow: int, ahead: bool, most: int | None
+    ) -> None:
         self.states = make_states({window: narrow, None: size})
-        self.scheduler = Scheduler(self.states, chunk=CHUNK, chunk_beside=BESIDE)
+        self.scheduler = Scheduler(self.states, chunk=CHUNK, chunk_beside=BESIDE, most=most)
+        self.compute = Computed(self.scheduler, self.states, ahead)
         self.jobs: list[Job] = []
         self.count = 0
 
@@ -80,7 +108,9 @@ class Promises(RuleBasedStateMachine):
     @precondition(lambda self: self.jobs)
     @rule(pick=st.integers(0, 99))
     def cancel(self, pick: int) -> None:
-        self.scheduler.remove(self.jobs.pop(pick % len(self.jobs)))
+        job = self.jobs.pop(pick % len(self.jobs))
+        self.scheduler.remove(job)
+        self.compute.forget(job)
 
     @rule(token=st.integers(0, 1), count=st.integers(1, 4))
     def steps(self, token: int, count: int) -> None:
@@ -90,22 +120,23 @@ class Promises(RuleBasedStateMachine):
     def step(self, token: int) -> None:
         live, waiting = set(self.scheduler.live), list(self.scheduler.waiting)
         urgent = {job for job in [*live, *waiting] if job.is_urgent}
-        decoding = {job for job in live if job.decodes}
+        decoding = {job for job in live if job.decodes and not job.is_full}
         rows = self.scheduler.plan()
         left = set(self.scheduler.waiting)
         self.check_rows(rows, decoding, left)
         self.check_order(rows, live, waiting, urgent)
-        ended = compute(self.scheduler, self.states, rows, token)
+        ended = self.compute(rows, token)
         self.jobs = [job for job in self.jobs if job not in ended]
 
     def check_rows(self, rows: dict[Job, int], decoding: set[Job], left: set[Job]) -> None:
         """Every running job decodes, the chunk keeps its budget, and something is computed."""
-        assert bool(rows) == bool(self.jobs)
+        ending = any(job.is_full for job in self.jobs)  # once their last token is known
+        assert bool(rows) == bool(self.jobs) or ending
         assert {job for job in decoding if rows.get(job) != 1} <= left
         read = sum(count for job, count in rows.items() if job not in decoding)
         assert read <= (BESIDE if decoding & rows.keys() else CHUNK)
-        if self.scheduler.live:
-            first = min(self.scheduler.live, key=rank)
+        if unfinished := [job for job in self.scheduler.live if not job.is_full]:
+            first = min(unfinished, key=rank)
             assert first in rows or any(job.is_urgent for job in rows)
 
     def check_order(
@@ -159,10 +190,10 @@ TestPromises.settings = settings(max_examples=60, stateful_step_count=40, deadli
 
 def run(scheduler: Scheduler, states: States) -> list[dict[int, int]]:
     """All steps to the end: rows by the numbers of jobs."""
-    found = []
+    found, compute = [], Computed(scheduler, states)
     while rows := scheduler.plan():
         found.append({job.number: count for job, count in rows.items()})
-        compute(scheduler, states, rows)
+        compute(rows)
     return found
 
 
@@ -208,14 +239,14 @@ def test_after_two_preemptions_nothing_else_is_admitted() -> None:
     scheduler = Scheduler(states)
     old = Job(0, [0] * 16, 8)
     scheduler.add(old)
-    compute(scheduler, states, scheduler.plan())
+    Computed(scheduler, states)(scheduler.plan())
     held_up = Job(1, [1] * 16, 2)
     held_up.preemptions = PATIENCE
     scheduler.add(held_up)
     scheduler.add(Job(2, [2], 1, 9))
     while old in scheduler.live:
         assert [job.number for job in scheduler.plan()] == [0]
-        compute(scheduler, states, scheduler.plan())
+        Computed(scheduler, states)(scheduler.plan())
     assert next(iter(scheduler.plan())) is held_up
 
 
@@ -236,7 +267,7 @@ def test_a_prompt_preempts_a_job_of_lower_priority_that_decodes() -> None:
     scheduler = Scheduler(states, chunk=4, chunk_beside=4)
     low, high = Job(0, [0] * 4, 13), Job(1, [1] * 20, 1, 1)
     scheduler.add(low)
-    compute(scheduler, states, scheduler.plan())
+    Computed(scheduler, states)(scheduler.plan())
     scheduler.add(high)
     run(scheduler, states)
     assert (low.preemptions, high.preemptions) == (1, 0)
