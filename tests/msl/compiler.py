@@ -31,6 +31,7 @@ _RENAMED = """atomic_bool atomic_float atomic_int atomic_uint atomic_ulong
 _LANGUAGE = (
     *("-cc1", "-x", "clcpp", "-cl-std=clc++2021", "-nostdsysteminc", "-nobuiltininc"),
     # mutable globals are refused, as by Metal; half is a type to compute with; no name of OpenCL's library
+    "-fno-convergent-functions",
     "-cl-ext=+cl_khr_fp16,-__opencl_c_program_scope_global_variables,"
     "-__opencl_c_device_enqueue,-__opencl_c_pipes",
     *("-cl-single-precision-constant", "-D__METAL__=1", "-D__METAL_VERSION__=310"),

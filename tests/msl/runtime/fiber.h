@@ -33,6 +33,7 @@ struct Fiber {
     void* site; // where it waits: the return address
     Collective function;
     void* record;
+    void* operands[4]; // the record of an operation that passes them one by one
     int flags; // of the barrier
     msl_position position;
 };
