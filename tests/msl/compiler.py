@@ -164,8 +164,8 @@ def runtime() -> Path:
 def _compile(signature: Signature, mode: Mode, folder: Path, *output: str) -> None:
     written = folder / "kernel.cl"
     written.write_text(translated(signature))
-    header = ("-include-pch", str(_header(mode)))
-    _, remarks = _zig(*_LANGUAGE, *_CODE, *mode.flags, *header, str(written), *output)
+    precompiled = ("-include-pch", str(header(mode)))
+    _, remarks = _zig(*_LANGUAGE, *_CODE, *mode.flags, *precompiled, str(written), *output)
     _check(remarks)
 
 
@@ -182,7 +182,7 @@ def _check(remarks: str) -> None:
 
 
 @functools.cache
-def _header(mode: Mode) -> Path:
+def header(mode: Mode) -> Path:
     """metal.h, precompiled."""
 
     def build(_: Path, built: Path) -> None:

@@ -34,7 +34,7 @@ struct Fiber {
     Collective function;
     void* record;
     void* operands[4]; // the record of an operation that passes them one by one
-    int flags; // of the barrier
+    int flags;         // of the barrier
     msl_position position;
 };
 
