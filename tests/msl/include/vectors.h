@@ -60,7 +60,7 @@ METAL_FUNC constexpr R msl_build(A a, Rest... rest) {
         R r = msl_convert<E>(a);
         return r;
     } else if constexpr (sizeof...(Rest) == 0 && msl_has_builtin<R, A>) {
-        return __builtin_convertvector(a, R); // one instruction, where elements are four
+        return __builtin_convertvector(a, R); // all elements in one instruction
     } else if constexpr (sizeof...(Rest) + 1 == msl_vector<R>::size && (... && (msl_vector<Rest>::size == 1))) {
         return R{msl_convert<E>(a), msl_convert<E>(rest)...};
     } else {
