@@ -28,9 +28,8 @@ setup: .venv/installed
 demo: setup
 	@$(BIN)/python -m mlx_ferrum.generate --prompt '$(subst ','\'',$(value PROMPT))'
 
-# Two to four processes: most tests keep one core busy. The CPU kernels are built first, or each process would build them.
+# Two to four processes: most tests keep one core busy.
 test: setup
-	@for level in native portable; do $(BIN)/python -m mlx_ferrum.backends.cpu --level $$level >/dev/null || exit 1; done
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
 lint: setup

@@ -7,11 +7,29 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
 import pytest
-from backends import BACKENDS, CPU, FAST, LOWER, REFERENCE, Backend
+from backends import BACKENDS, CPU, FAST, LEVELS, LOWER, REFERENCE, Backend
+from msl import compiler
 
 import mlx_ferrum
 from mlx_ferrum import catalog, ops
+from mlx_ferrum.kernels import quantize
+from mlx_ferrum.kernels.cpu import build
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Several processes: what all of them need is built before they start, or each would build it."""
+    config = session.config
+    if hasattr(config, "workerinput") or config.getoption("dist", "no") == "no":
+        return
+    for level in LEVELS:
+        build.library(level)
+        build.library(level, folder=Path(quantize.__file__).parent)
+    if not mx.metal.is_available():
+        compiler.runtime()
+        for mode in (compiler.PLAIN, compiler.CHECKED):
+            compiler.header(mode)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -9,6 +9,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
+import random_blocks
 import random_models
 from backends import CPU, METAL, REFERENCE, Backend
 from divergence import kl, log_softmax
@@ -24,6 +25,8 @@ CASES = [
     (METAL, "llama"),
     (METAL, "gemma3"),
 ]
+# A kernel is compiled for each type and number of rows; test_logits.py has models of all types, and mixed ones.
+TYPES = {"metal": ("Q4_K",)}
 MOST = {"reference": 1e-6, "cpu": 1e-4, "metal": 1e-3}  # KL in nats
 NARROW = 5e-2  # nats: KL of the logits with 8-bit keys and values to those with 16 bits
 CLOSE = 1e-3  # of the two likeliest logits: either may be chosen
@@ -33,7 +36,9 @@ CLOSE = 1e-3  # of the two likeliest logits: either may be chosen
 def loaded(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Any, Backend]]:
     backend, name = request.param
     with backend.in_use():
-        path = random_models.write_case(tmp_path / "m.gguf", name, seed=11)
+        case = random_models.CASES[name]
+        case = case | {"types": TYPES.get(backend.name, random_blocks.TYPES)}
+        path = random_models.write(tmp_path / "m.gguf", seed=11, **case)
         yield mlx_ferrum.load(path)[0], backend
 
 

@@ -31,6 +31,7 @@ _RENAMED = """atomic_bool atomic_float atomic_int atomic_uint atomic_ulong
 _LANGUAGE = (
     *("-cc1", "-x", "clcpp", "-cl-std=clc++2021", "-nostdsysteminc", "-nobuiltininc"),
     # mutable globals are refused, as by Metal; half is a type to compute with; no name of OpenCL's library
+    "-fno-convergent-functions",
     "-cl-ext=+cl_khr_fp16,-__opencl_c_program_scope_global_variables,"
     "-__opencl_c_device_enqueue,-__opencl_c_pipes",
     *("-cl-single-precision-constant", "-D__METAL__=1", "-D__METAL_VERSION__=310"),
@@ -163,8 +164,8 @@ def runtime() -> Path:
 def _compile(signature: Signature, mode: Mode, folder: Path, *output: str) -> None:
     written = folder / "kernel.cl"
     written.write_text(translated(signature))
-    header = ("-include-pch", str(_header(mode)))
-    _, remarks = _zig(*_LANGUAGE, *_CODE, *mode.flags, *header, str(written), *output)
+    precompiled = ("-include-pch", str(header(mode)))
+    _, remarks = _zig(*_LANGUAGE, *_CODE, *mode.flags, *precompiled, str(written), *output)
     _check(remarks)
 
 
@@ -181,7 +182,7 @@ def _check(remarks: str) -> None:
 
 
 @functools.cache
-def _header(mode: Mode) -> Path:
+def header(mode: Mode) -> Path:
     """metal.h, precompiled."""
 
     def build(_: Path, built: Path) -> None:

@@ -87,10 +87,12 @@ def _is_qualified(tokens: list[Token], i: int) -> bool:
 
 def _vector_type(tokens: list[Token], i: int, names: frozenset[str] | set[str]) -> int | None:
     """Where the vector type that starts at i ends; None if there is none."""
-    if is_name(tokens, i, "vec") and is_mark(tokens, i + 1, "<"):
+    if tokens[i].kind != "name":
+        return None
+    if tokens[i].text == "vec" and is_mark(tokens, i + 1, "<"):
         end = closing_angle(tokens, i + 1)
         return None if end is None else end + 1
-    return i + 1 if is_name(tokens, i, *names) else None
+    return i + 1 if tokens[i].text in names else None
 
 
 def _parameters(tokens: list[Token]) -> set[str]:

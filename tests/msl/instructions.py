@@ -142,7 +142,7 @@ def _operand(i: Instruction) -> str | None:
 
 
 def _call_kind(i: Instruction) -> str | None:
-    if i.callee == "msl_collective":
+    if i.callee.startswith("msl_collective"):
         return next((kind for name, kind in _COLLECTIVES.items() if name in i.rest), "reduction")
     best = max((n for n in _CALLS if i.callee.startswith(n)), key=len, default=None)
     if best is None:

@@ -132,7 +132,9 @@ def _type_start(tokens: Sequence[Token], end: int, types: frozenset[str]) -> int
 
 def _declared_types(tokens: Sequence[Token]) -> frozenset[str]:
     found = {"atomic_uint", "atomic_int", "atomic_float", "simdgroup_matrix"}
-    for i in range(len(tokens)):
+    for i, t in enumerate(tokens):
+        if t.kind != "name":
+            continue
         named = is_name(tokens, i, "struct", "class", "union", "enum", "typename")
         aliased = is_name(tokens, i, "using") and is_mark(tokens, i + 2, "=")
         if (named or aliased) and is_name(tokens, i + 1):
@@ -197,7 +199,7 @@ def _bfloat_constants(tokens: Sequence[Token]) -> Iterator[SourceError]:
 def _lists(tokens: Sequence[Token]) -> Iterator[SourceError]:
     """float4{x} would set one element here and all on the GPU."""
     for i in range(len(tokens)):
-        if not is_name(tokens, i, *VECTORS) or not is_mark(tokens, i + 1, "{"):
+        if tokens[i].text not in VECTORS or not is_mark(tokens, i + 1, "{"):
             continue
         depth, end = 0, i + 1
         while end == i + 1 or depth:
@@ -221,8 +223,10 @@ def _truths(tokens: Sequence[Token]) -> Iterator[SourceError]:
 
 def _lambdas(tokens: Sequence[Token]) -> Iterator[SourceError]:
     for i in range(len(tokens)):
+        if not is_mark(tokens, i, "["):
+            continue
         k = i + 1 + is_mark(tokens, i + 1, "&", "=")
-        if is_mark(tokens, i, "[") and is_mark(tokens, k, "]") and is_mark(tokens, k + 1, "(", "{"):
+        if is_mark(tokens, k, "]") and is_mark(tokens, k + 1, "(", "{"):
             yield tokens[i].error("Metal has no lambdas before version 3.2")
 
 

@@ -17,15 +17,16 @@ def scopes(tokens: Sequence[Token]) -> list[str]:
     out: list[str] = []
     stack = ["file"]
     start = 0  # of the statement
-    for i in range(len(tokens)):
-        if is_mark(tokens, i, "}") and len(stack) > 1:
+    for i, t in enumerate(tokens):
+        mark = t.text if t.kind == "mark" else ""
+        if mark == "}" and len(stack) > 1:
             stack.pop()
             start = i + 1
         out.append(stack[-1])
-        if is_mark(tokens, i, "{"):
+        if mark == "{":
             stack.append(_opened(tokens, start, i, stack[-1]))
             start = i + 1
-        elif is_mark(tokens, i, ";") or tokens[i].kind == "directive":
+        elif mark == ";" or t.kind == "directive":
             start = i + 1
     return out
 

@@ -6,6 +6,7 @@ strides and thread attributes become parameters if the body contains their names
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -124,12 +125,17 @@ def signature(kernel: Kernel, launch: Launch) -> Signature:
     return Signature(
         kernel.name,
         _name(kernel, [value for _, _, value in template], kinds),
-        kernel.text(),
+        _text(kernel),
         kernel.source,
         template,
         tuple(_buffers(kernel, launch)),
         tuple(a for a in ATTRIBUTES if a in kernel.source),
     )
+
+
+@functools.cache
+def _text(kernel: Kernel) -> str:
+    return kernel.text()
 
 
 def _name(kernel: Kernel, values: Sequence[str], kinds: Sequence[str]) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 _PATTERN = re.compile(
     r"""(?P<space>(?:[^\S\n]|\\\n)+)
@@ -31,8 +31,7 @@ class SourceError(Exception):
     """Metal text that cannot be compiled here, or not by Apple's compiler."""
 
 
-@dataclass(frozen=True)
-class Token:
+class Token(NamedTuple):
     """kind: "name", "number", "text", "mark" or "directive"; before: the white space in front of it."""
 
     kind: str
@@ -50,7 +49,7 @@ class Token:
 
     def becomes(self, text: str) -> Token:
         """Other text at the same place."""
-        return replace(self, text=text)
+        return self._replace(text=text)
 
 
 def tokenize(text: str, file: str) -> list[Token]:
@@ -81,14 +80,15 @@ def join(tokens: Sequence[Token]) -> str:
 
 def is_mark(tokens: Sequence[Token], i: int, *marks: str) -> bool:
     """Whether token i is one of `marks`; false outside."""
-    return 0 <= i < len(tokens) and tokens[i].kind == "mark" and tokens[i].text in marks
+    # few texts are among the marks, so this is asked first
+    return 0 <= i < len(tokens) and tokens[i].text in marks and tokens[i].kind == "mark"
 
 
 def is_name(tokens: Sequence[Token], i: int, *names: str) -> bool:
     """Whether token i is a name, and one of `names` if there are any; false outside."""
-    if not 0 <= i < len(tokens) or tokens[i].kind != "name":
+    if not 0 <= i < len(tokens):
         return False
-    return not names or tokens[i].text in names
+    return (not names or tokens[i].text in names) and tokens[i].kind == "name"
 
 
 def closing(tokens: Sequence[Token], i: int) -> int:

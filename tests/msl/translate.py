@@ -49,7 +49,7 @@ def translate(preprocessed: Sequence[Token], signature: Signature) -> str:
     tokens = constructors(tokens)
     # one place in the code is one call, as on the GPU, where all is inlined
     inline = "#pragma clang attribute {}\n"
-    push = inline.format("push(__attribute__((always_inline)), apply_to = function)")
+    push = inline.format("push(__attribute__((always_inline, convergent)), apply_to = function)")
     return push + join(tokens) + "\n" + inline.format("pop") + _entry(signature)
 
 
@@ -216,8 +216,8 @@ def _temporaries(tokens: list[Token]) -> list[Token]:
     """`const thread T&` -> `const T&`, to which clang binds temporaries too."""
     out = list(tokens)
     for i in range(len(tokens)):
-        pair = {tokens[k].text for k in (i, i + 1) if is_name(tokens, k)}
-        if pair != {"const", "thread"}:
+        first, second = ("const", "thread") if tokens[i].text == "const" else ("thread", "const")
+        if not (is_name(tokens, i, first) and is_name(tokens, i + 1, second)):
             continue
         k = i + 2
         while is_name(tokens, k) or is_mark(tokens, k, "::"):
@@ -234,8 +234,10 @@ def _braces(tokens: list[Token]) -> list[Token]:
     """f({1, 2, 3}) -> f(msl_braces(1, 2, 3)), which becomes the parameter's type, a vector or a struct"""
     out = list(tokens)
     open_brackets: list[int] = []
-    for i in range(len(tokens)):
-        if is_mark(tokens, i, "{") and is_mark(tokens, i - 1, "(", ",") and open_brackets:
+    for i, t in enumerate(tokens):
+        if t.kind != "mark":
+            continue
+        if t.text == "{" and is_mark(tokens, i - 1, "(", ",") and open_brackets:
             around, end = open_brackets[-1], closing(tokens, i)
             is_call = is_mark(tokens, around, "(") and (
                 is_name(tokens, around - 1) or is_mark(tokens, around - 1, ">")
@@ -243,9 +245,9 @@ def _braces(tokens: list[Token]) -> list[Token]:
             if is_call and is_mark(tokens, end + 1, ",", ")") and end > i + 1:
                 out[i] = tokens[i].becomes("metal::msl_braces(")
                 out[end] = tokens[end].becomes(")")
-        if is_mark(tokens, i, "(", "[", "{"):
+        if t.text in ("(", "[", "{"):
             open_brackets.append(i)
-        elif is_mark(tokens, i, ")", "]", "}") and open_brackets:
+        elif t.text in (")", "]", "}") and open_brackets:
             open_brackets.pop()
     return out
 

@@ -3,8 +3,8 @@
 
 namespace metal {
 // Where a thread's two elements are: at (row, column) and (row, column + 1).
-METAL_FUNC int msl_row(int lane) { return (lane / 4 & 4) + lane / 2 % 4; }
-METAL_FUNC int msl_column(int lane) { return (lane / 4 & 2) * 2 + lane % 2 * 2; }
+METAL_FUNC uint msl_row(uint lane) { return (lane / 4 & 4) + lane / 2 % 4; }
+METAL_FUNC uint msl_column(uint lane) { return (lane / 4 & 2) * 2 + lane % 2 * 2; }
 
 template <typename T, int R, int C>
 struct simdgroup_matrix {
@@ -13,7 +13,7 @@ struct simdgroup_matrix {
 
     simdgroup_matrix() = default;
     explicit simdgroup_matrix(T diagonal) {
-        int off = msl_row(msl_lane()) - msl_column(msl_lane());
+        int off = int(msl_row(msl_lane())) - int(msl_column(msl_lane()));
         msl_elements[0] = off == 0 ? diagonal : T(0);
         msl_elements[1] = off == 1 ? diagonal : T(0);
     }
@@ -40,24 +40,25 @@ struct msl_product {
     __private const vec<C, 2>* c;
 
     static void run(__private void* __private* p, uint mask) {
-        float a[8][8], b[8][8], c[8][8] = {};
+        float a[8][8];
+        vec<float, 8> b[8], c[8];
         for (int i = 0; i < 32; i++) {
             if (!(mask >> i & 1)) {
                 msl_inactive(i);
                 return;
             }
             __private msl_product& m = *(__private msl_product*)p[i];
-            for (int j = 0; j < 2; j++) {
-                a[msl_row(i)][msl_column(i) + j] = float((*m.a)[j]);
-                b[msl_row(i)][msl_column(i) + j] = float((*m.b)[j]);
-                if (m.c) c[msl_row(i)][msl_column(i) + j] = float((*m.c)[j]);
+            uint row = msl_row(i), column = msl_column(i);
+            for (uint j = 0; j < 2; j++) {
+                a[row][column + j] = float((*m.a)[j]);
+                b[row][column + j] = float((*m.b)[j]);
+                c[row][column + j] = m.c ? float((*m.c)[j]) : 0;
             }
         }
         for (int i = 0; i < 8; i++)
-            for (int k = 0; k < 8; k++)
-                for (int j = 0; j < 8; j++) c[i][j] += a[i][k] * b[k][j];
+            for (int k = 0; k < 8; k++) c[i] += a[i][k] * b[k];
         for (int i = 0; i < 32; i++)
-            for (int j = 0; j < 2; j++) (*((__private msl_product*)p[i])->d)[j] = D(c[msl_row(i)][msl_column(i) + j]);
+            for (uint j = 0; j < 2; j++) (*((__private msl_product*)p[i])->d)[j] = D(c[msl_row(i)][msl_column(i) + j]);
     }
 };
 template <typename D, typename A, typename B, typename C>
@@ -65,14 +66,13 @@ METAL_FUNC void simdgroup_multiply_accumulate(__private simdgroup_matrix<D, 8, 8
                                               const __private simdgroup_matrix<A, 8, 8>& a,
                                               const __private simdgroup_matrix<B, 8, 8>& b,
                                               const __private simdgroup_matrix<C, 8, 8>& c) {
-    __private msl_product<D, A, B, C> record = {&d.msl_elements, &a.msl_elements, &b.msl_elements, &c.msl_elements};
-    msl_collective((ulong)&msl_product<D, A, B, C>::run, (__private void*)&record);
+    msl_collective_of((ulong)&msl_product<D, A, B, C>::run, &d.msl_elements, &a.msl_elements, &b.msl_elements,
+                      &c.msl_elements);
 }
 template <typename D, typename A, typename B>
 METAL_FUNC void simdgroup_multiply(__private simdgroup_matrix<D, 8, 8>& d, const __private simdgroup_matrix<A, 8, 8>& a,
                                    const __private simdgroup_matrix<B, 8, 8>& b) {
-    __private msl_product<D, A, B, D> record = {&d.msl_elements, &a.msl_elements, &b.msl_elements, 0};
-    msl_collective((ulong)&msl_product<D, A, B, D>::run, (__private void*)&record);
+    msl_collective_of((ulong)&msl_product<D, A, B, D>::run, &d.msl_elements, &a.msl_elements, &b.msl_elements, 0);
 }
 
 // All threads must take part, though none needs to wait for the others.

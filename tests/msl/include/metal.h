@@ -4,7 +4,7 @@
 #pragma OPENCL EXTENSION cl_khr_fp16 : enable
 #pragma OPENCL EXTENSION __cl_clang_function_pointers : enable
 
-#define METAL_FUNC inline __attribute__((always_inline))
+#define METAL_FUNC inline __attribute__((always_inline, convergent))
 
 // clang-format off: each needs the one before
 #include "types.h"

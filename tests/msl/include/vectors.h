@@ -17,6 +17,12 @@ METAL_FUNC constexpr R msl_convert(T x) {
         return static_cast<R>(x);
 }
 
+// Whether clang converts A to R by itself.
+template <typename R, typename A>
+constexpr __constant bool msl_has_builtin =
+    int(msl_vector<R>::size) == int(msl_vector<A>::size) && msl_vector<A>::size > 1 &&
+    is_same_v<typename msl_vector<R>::element, bfloat> == is_same_v<typename msl_vector<A>::element, bfloat>;
+
 template <typename R, int I>
 METAL_FUNC constexpr void msl_fill(__private R&) {
     static_assert(I == msl_vector<R>::size, "wrong number of elements for a vector");
@@ -53,6 +59,10 @@ METAL_FUNC constexpr R msl_build(A a, Rest... rest) {
     } else if constexpr (sizeof...(Rest) == 0 && msl_vector<A>::size == 1) {
         R r = msl_convert<E>(a);
         return r;
+    } else if constexpr (sizeof...(Rest) == 0 && msl_has_builtin<R, A>) {
+        return __builtin_convertvector(a, R); // all elements in one instruction
+    } else if constexpr (sizeof...(Rest) + 1 == msl_vector<R>::size && (... && (msl_vector<Rest>::size == 1))) {
+        return R{msl_convert<E>(a), msl_convert<E>(rest)...};
     } else {
         R r = R{};
         msl_fill<R, 0>(r, a, rest...);

@@ -33,7 +33,8 @@ struct Fiber {
     void* site; // where it waits: the return address
     Collective function;
     void* record;
-    int flags; // of the barrier
+    void* operands[4]; // the record of an operation that passes them one by one
+    int flags;         // of the barrier
     msl_position position;
 };
 

@@ -222,6 +222,13 @@ EXPORT void msl_collective(Collective function, void* record) {
     worker->current->record = record;
     wait(State::collective, SITE);
 }
+EXPORT void msl_collective_of(Collective function, void* a, void* b, void* c, void* d) {
+    void** operands = worker->current->operands;
+    operands[0] = a, operands[1] = b, operands[2] = c, operands[3] = d;
+    worker->current->function = function;
+    worker->current->record = operands;
+    wait(State::collective, SITE);
+}
 EXPORT void msl_barrier(int flags) {
     worker->current->flags = flags;
     wait(State::barrier, SITE);
