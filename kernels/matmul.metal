@@ -2,10 +2,9 @@
 //
 // A step processes one slice of each row: the two runs of 16 that share bytes, so that each byte is loaded once. The
 // order of the weights does not matter to a sum. Each thread dequantizes one run to halves and stores it as vectors.
-// tiles.metal says how tiles are stored. A 64x64 tile needs 8
-// KiB of threadgroup memory, so that an M1 core holds four threadgroups, and dequantizes a weight once for 64 rows of
-// x: about 80 instructions per thread and step, against 64 8x8 products per simdgroup. Sums are float32; each simdgroup
-// keeps 32 x COLUMNS / 2 of them in registers.
+// tiles.metal says how tiles are stored. A 64x64 tile needs 8 KiB of threadgroup memory, so that an M1 core holds four
+// threadgroups, and dequantizes a weight once for 64 rows of x: about 80 instructions per thread and step, against 64
+// 8x8 products per simdgroup. Sums are float32; each simdgroup keeps 32 x COLUMNS / 2 of them in registers.
 // The loads of a step overlap with the products of the previous one: the words stay as they are until the products are
 // done, and no branch separates the two. k that is not a multiple of a step, of types that are not quantized, ends with
 // a step of its own.

@@ -14,8 +14,8 @@ struct TilePart {
 };
 
 template <int COLUMNS>
-METAL_FUNC TilePart tile_part(int simdgroup) {
-    return TilePart{simdgroup % 2 * 32, simdgroup / 2 * (COLUMNS / 2)};
+METAL_FUNC TilePart tile_part(uint simdgroup) {
+    return TilePart{int(simdgroup % 2) * 32, int(simdgroup / 2) * (COLUMNS / 2)};
 }
 
 // Where the eight halves from 8 part on of a row start in a tile of ROWS rows: 8x8 blocks, which simdgroup_load reads

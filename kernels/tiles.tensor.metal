@@ -24,9 +24,9 @@ struct PartSize {
 };
 
 template <int COLUMNS>
-METAL_FUNC TilePart tile_part(int simdgroup) {
-    if (COLUMNS == 16) return TilePart{simdgroup * 16, 0};
-    return TilePart{simdgroup % 2 * 32, simdgroup / 2 * (COLUMNS / 2)};
+METAL_FUNC TilePart tile_part(uint simdgroup) {
+    if (COLUMNS == 16) return TilePart{int(simdgroup) * 16, 0};
+    return TilePart{int(simdgroup % 2) * 32, int(simdgroup / 2) * (COLUMNS / 2)};
 }
 
 // Where the eight halves from 8 part on of a row start in a tile: rows follow one another.

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import mlx.core as mx
 import numpy as np
 import pytest
 from metal_call import needs_host
-from msl import metal_on_cpu
+from msl import Host, metal_on_cpu
 from test_metal_kernels import HALVES, activations, assert_product, wide
 from test_ops import float64, random_tensor
 
-from mlx_ferrum import blocks
+from mlx_ferrum import blocks, launch
 from mlx_ferrum.kernels.gather_matmul import gather_matmul
 from mlx_ferrum.kernels.matmul import matmul
 from mlx_ferrum.kernels.sort_pairs import sort_pairs
 
 pytestmark = needs_host
+BARRIER = "threadgroup_barrier(mem_flags::mem_threadgroup);"
 COLUMNS = pytest.mark.parametrize("columns", [16, 32, 64])
 
 
@@ -78,3 +81,27 @@ def test_nothing_is_found_in_checked_mode(columns):
         with metal_on_cpu(checked=True, seed=seed) as host:
             matmul(x, w, columns=columns, tensor=True)
         assert not host.findings, "\n".join(map(str, host.findings))
+
+
+@pytest.mark.parametrize("barrier", [0, 1])
+def test_each_barrier_is_needed(barrier):
+    def without(kernel):
+        parts = kernel.text().split(BARRIER)
+        assert len(parts) == 3
+        parts[barrier : barrier + 2] = ["".join(parts[barrier : barrier + 2])]
+        return replace(kernel, header=BARRIER.join(parts))
+
+    w, x = random_tensor(blocks.Q4_K, 67, 256, seed=1), activations(20, 256)
+    host = Host(checked=True, seed=1, edit=without)
+    with launch.use_runner(host):
+        matmul(x, w, columns=32, tensor=True)
+    assert host.findings
+
+
+def test_both_forms_have_a_text_for_gpus_without_subnormals():
+    """Files that replace others do so together."""
+    with metal_on_cpu() as host:
+        matmul(activations(9, 64), random_tensor(blocks.Q8_0, 8, 64, seed=1), tensor=True)
+    (kernel,) = host.kernels
+    for file in ("tiles.tensor.metal", "halves.flushed.metal"):
+        assert f'"kernels/{file}"' in kernel.text("flushed")
