@@ -2,7 +2,8 @@
 
 Prints a Markdown table and writes kernels.json. Up to a batch of 8 the weights come from memory: so
 many matrices take turns that no cache holds them. Larger batches are bound by arithmetic; G weights/s
-counts a weight once for each row of the batch.
+counts a weight once for each row of the batch. On a Mac, the GPU's products of a prompt come after them: by simdgroup
+matrices, and by tensor operations where the GPU has hardware for them.
 """
 
 from __future__ import annotations
@@ -15,11 +16,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
 import numpy as np
 import random_weights
 from timing import Spread, hardware, measure
 
 from mlx_ferrum import blocks, cli, ops
+from mlx_ferrum.doctor import metal
 from mlx_ferrum.kernels.cpu import build, native
 from mlx_ferrum.tensor import QTensor
 
@@ -27,6 +30,7 @@ RESULTS = Path(__file__).parent / "results"
 ROWS, K = 4096, 4096
 TURNS = 256 << 20  # bytes of weights that are read before one is read again
 SMALL = 8  # the largest batch that memory may bound
+PROMPT = 512  # rows on a GPU
 
 
 def weights(block: type[blocks.Block]) -> Iterator[QTensor]:
@@ -73,6 +77,12 @@ def print_line(name: str, found: dict[int, Any]) -> None:
     print(f"| {name:6} | " + " | ".join(cell.ljust(12) for cell in cells) + " |", flush=True)
 
 
+def measure_metal(chosen: list[type[blocks.Block]]) -> dict[str, str]:
+    """The doctor's timing of a product of PROMPT rows, by block type."""
+    with mx.stream(mx.gpu):
+        return {block.name: metal.tiles(block, K, PROMPT).outcome for block in chosen}
+
+
 def parse() -> argparse.Namespace:
     """The command line."""
     names = [block.name for block in blocks.SUPPORTED]
@@ -111,6 +121,9 @@ def main() -> int:
             batch: {name: rate._asdict() for name, rate in rates.items()}
             for batch, rates in found.items()
         }
+    if mx.metal.is_available():
+        results["metal"] = measure_metal(chosen)
+        print(*(f"\n{name}, Metal: {outcome}" for name, outcome in results["metal"].items()))
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "kernels.json").write_text(json.dumps(results, indent=1) + "\n")
     return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 
 import mlx.core as mx
 
@@ -31,6 +32,7 @@ def gather_matmul(
     *,
     bias: mx.array | None = None,
     gate: tuple[mx.array, Activation] | None = None,
+    tensor: bool = False,
 ) -> mx.array:
     """Computes act(gate) * (x w[id]ᵀ + bias) in one launch, as float32; weights and x are first rounded to float16.
 
@@ -39,7 +41,7 @@ def gather_matmul(
     x: (tokens, k) of a float type, with n pairs per token; w: (e, rows, k) of at least 8 words -> (pairs, rows); NaN
         for an id outside [0, e)
     order: the sorted pairs, in tiles of 16, 32 or 64
-    bias: (e, rows); gate: (pairs, rows) and an activation
+    bias: (e, rows); gate: (pairs, rows) and an activation; tensor: as in matmul
     """
     pairs, tokens = order.pairs.size, x.shape[0]
     left = pairs % tokens if tokens else pairs
@@ -48,7 +50,7 @@ def gather_matmul(
     row_tiles = -(-w.shape[1] // TILE_ROWS)
     gated, act = (x, NO_ACTIVATION) if gate is None else (gate[0], ACTIVATIONS[gate[1]])
     # adjacent threadgroups share rows of x
-    (y,) = _kernel(w.block.name)(
+    (y,) = _kernel(w.block.name, tensor)(
         [x, w.array, order.pairs, order.tiles, x if bias is None else bias, gated],
         template={
             "COLUMNS": order.size,
@@ -65,11 +67,11 @@ def gather_matmul(
 
 
 @functools.cache
-def _kernel(block: str) -> Kernel:
+def _kernel(block: str, tensor: bool) -> Kernel:
     return Kernel(
-        name=f"gather_matmul_{block}",
+        name=f"gather_matmul_{'tensor_' * tensor}{block}",
         source=BODY,
         inputs=("x", "w", "order", "tiles", "bias", "gate"),
         outputs=("y",),
-        header=header("gather_matmul.metal", Weight=block),
+        header=replace(header("gather_matmul.metal", Weight=block), tensor=tensor),
     )

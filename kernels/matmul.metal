@@ -2,10 +2,9 @@
 //
 // A step processes one slice of each row: the two runs of 16 that share bytes, so that each byte is loaded once. The
 // order of the weights does not matter to a sum. Each thread dequantizes one run to halves and stores it as vectors.
-// Tiles are stored as 8x8 blocks of 128 bytes, which simdgroup_load reads without bank conflicts. A 64x64 tile needs 8
-// KiB of threadgroup memory, so that an M1 core holds four threadgroups, and dequantizes a weight once for 64 rows of
-// x: about 80 instructions per thread and step, against 64 8x8 products per simdgroup. Sums are float32; each simdgroup
-// keeps 32 x COLUMNS / 2 of them in registers.
+// tiles.metal says how tiles are stored. A 64x64 tile needs 8 KiB of threadgroup memory, so that an M1 core holds four
+// threadgroups, and dequantizes a weight once for 64 rows of x: about 80 instructions per thread and step, against 64
+// 8x8 products per simdgroup. Sums are float32; each simdgroup keeps 32 x COLUMNS / 2 of them in registers.
 // The loads of a step overlap with the products of the previous one: the words stay as they are until the products are
 // done, and no branch separates the two. k that is not a multiple of a step, of types that are not quantized, ends with
 // a step of its own.
@@ -143,13 +142,12 @@ struct Tiles {
         }
         int r = thread_index / 2;
         UNROLL for (int j = 0; j < 2; j++) {
-            int block = (2 * (thread_index % 2) + j) * (TILE_ROWS / 8) + r / 8;
-            store_half8(weights + 16 * block + 2 * (r % 8), halves[j]);
+            store_half8(weights + tile_index<TILE_ROWS>(r, 2 * (thread_index % 2) + j) / 4, halves[j]);
         }
         UNROLL for (int j = 0; j < CHUNKS; j++) {
-            int chunk = thread_index + 128 * j, c = chunk / 4, block = chunk % 4 * (COLUMNS / 8) + c / 8;
+            int chunk = thread_index + 128 * j, c = chunk / 4;
             Half8 x = clamp_half(to_half8(a[j][0], a[j][1]));
-            if (COLUMNS >= 32 || c < COLUMNS) store_half8(activations + 16 * block + 2 * (c % 8), x);
+            if (COLUMNS >= 32 || c < COLUMNS) store_half8(activations + tile_index<COLUMNS>(c, chunk % 4) / 4, x);
         }
     }
 
@@ -166,7 +164,7 @@ METAL_FUNC void multiply_step(thread S& tiles, int step, int next, thread Accumu
     tiles.store(step);
     threadgroup_barrier(mem_flags::mem_threadgroup);
     if (NEXT) tiles.load(next);
-    add_products(sums, weights, activations, lane);
+    add_products<COLUMNS>(sums, weights, activations, lane);
     threadgroup_barrier(mem_flags::mem_threadgroup);
 }
 
@@ -176,7 +174,7 @@ METAL_FUNC enable_if_t<B::WEIGHTS == 1> multiply_end(thread S& tiles, int step, 
                                                      const threadgroup half* weights,
                                                      const threadgroup half* activations, uint lane) {
     tiles.load_end(step);
-    multiply_step<false>(tiles, step, 0, sums, weights, activations, lane);
+    multiply_step<false, COLUMNS>(tiles, step, 0, sums, weights, activations, lane);
 }
 template <typename B, int COLUMNS, typename S>
 METAL_FUNC enable_if_t<(B::WEIGHTS > 1)> multiply_end(thread S&, int, thread Accumulators<COLUMNS>&,
@@ -231,17 +229,17 @@ METAL_FUNC void matmul(const device B* w, X x, C columns, E epilogue, device T* 
     Tiles<B, COLUMNS, X> tiles = {row, memory, activations, k, int(thread_index)};
     tiles.set_inputs(x, columns);
     // a simdgroup computes a quarter of the tile
-    const threadgroup half* my_weights = (const threadgroup half*)memory + simdgroup % 2 * 4 * 64;
-    const threadgroup half* my_activations = (const threadgroup half*)activations + simdgroup / 2 * (COLUMNS / 16) * 64;
-    Accumulators<COLUMNS> sums;
-    clear(sums);
+    TilePart part = tile_part<COLUMNS>(simdgroup);
+    const threadgroup half* my_weights = (const threadgroup half*)memory + tile_index<TILE_ROWS>(part.row, 0);
+    const threadgroup half* my_activations = (const threadgroup half*)activations + tile_index<COLUMNS>(part.column, 0);
+    auto sums = make_sums<COLUMNS>();
+    clear<COLUMNS>(sums);
     if (B::WEIGHTS > 1 || steps > 0) tiles.load(0);
     for (int step = 0; step < steps; step++) {
         int next = min(step + 1, steps - 1); // the last one again, where there is no next
-        multiply_step<true>(tiles, step, next, sums, my_weights, my_activations, lane);
+        multiply_step<true, COLUMNS>(tiles, step, next, sums, my_weights, my_activations, lane);
     }
-    if (steps * DEPTH < k) multiply_end<B>(tiles, steps, sums, my_weights, my_activations, lane);
-    TileStore<C, E, T> store = {
-        columns, epilogue, y, rows, first + int(simdgroup % 2) * 32, int(simdgroup / 2) * (COLUMNS / 2)};
-    store_sums(sums, (threadgroup float*)memory + 256 * simdgroup, store, lane);
+    if (steps * DEPTH < k) multiply_end<B, COLUMNS>(tiles, steps, sums, my_weights, my_activations, lane);
+    TileStore<C, E, T> store = {columns, epilogue, y, rows, first + part.row, part.column};
+    store_sums<COLUMNS>(sums, (threadgroup float*)memory + 256 * simdgroup, store, lane);
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 from typing import NamedTuple
 
 import mlx.core as mx
@@ -34,6 +35,7 @@ def matmul(
     add: mx.array | None = None,
     gate: tuple[mx.array, Activation] | None = None,
     columns: int = 64,
+    tensor: bool = False,
 ) -> mx.array:
     """Computes act(gate) * (x wᵀ + bias + add), as float32; weights and x are first rounded to float16.
 
@@ -42,10 +44,11 @@ def matmul(
     x: (n, k) of a float type; w: (rows, k) of at least 8 words -> (n, rows)
     bias: (rows,); add: (n, rows); gate: (n, rows) and an activation
     columns: rows of x in a tile, 16, 32 or 64
+    tensor: whether tiles are multiplied by Metal 4's tensor operations; only where tensor_products.work says so
     """
     gated, act = (x, NO_ACTIVATION) if gate is None else (gate[0], ACTIVATIONS[gate[1]])
     flags = Flags(bias is not None, add is not None, act)
-    (y,) = _call(x.shape, w.layout, flags, columns)(
+    (y,) = _call(x.shape, w.layout, flags, columns, tensor)(
         [x, w.array, x if bias is None else bias, x if add is None else add, gated]
     )
     return y
@@ -60,12 +63,12 @@ class Flags(NamedTuple):
 
 
 @functools.lru_cache(KEPT)
-def _call(x: tuple[int, ...], w: Layout, flags: Flags, columns: int) -> Call:
+def _call(x: tuple[int, ...], w: Layout, flags: Flags, columns: int, tensor: bool) -> Call:
     if len(x) != 2 or len(w.shape) != 2 or w.shape[1] != x[1]:
         raise ValueError(f"matmul: x of shape {x} does not fit {w}")
     groups = -(-w.shape[0] // TILE_ROWS) * -(-x[0] // columns)
     # adjacent threadgroups share rows of w, so that these are read from memory once
-    return _kernel(w.block.name).prepare(
+    return _kernel(w.block.name, tensor).prepare(
         template={"COLUMNS": columns, "BIAS": flags.bias, "ADD": flags.add, "ACT": flags.act},
         grid=(THREADS * groups, 1, 1),
         threadgroup=(THREADS, 1, 1),
@@ -75,11 +78,11 @@ def _call(x: tuple[int, ...], w: Layout, flags: Flags, columns: int) -> Call:
 
 
 @functools.cache
-def _kernel(block: str) -> Kernel:
+def _kernel(block: str, tensor: bool) -> Kernel:
     return Kernel(
-        name=f"matmul_{block}",
+        name=f"matmul_{'tensor_' * tensor}{block}",
         source=BODY,
         inputs=("x", "w", "bias", "add", "gate"),
         outputs=("y",),
-        header=header("matmul.metal", Weight=block),
+        header=replace(header("matmul.metal", Weight=block), tensor=tensor),
     )

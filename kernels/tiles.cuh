@@ -1,5 +1,5 @@
 // Multiplies tiles on tensor cores: each warp computes 32 rows of w by COLUMNS / 2 rows of x and keeps the sums as
-// fragments of mma.m16n8k16. Tiles are stored as 8x8 matrices of halves, as ldmatrix expects.
+// fragments of mma.m16n8k16.
 #pragma once
 
 #include "prelude.metal"
@@ -7,12 +7,33 @@
 constexpr int TILE_ROWS = 64;
 constexpr int DEPTH = 32; // weights per row and step
 
+// The first row of w and the first row of x, within a tile, that a warp computes with.
+struct TilePart {
+    int row, column;
+};
+
+template <int COLUMNS>
+METAL_FUNC TilePart tile_part(uint simdgroup) {
+    return TilePart{int(simdgroup % 2) * 32, int(simdgroup / 2) * (COLUMNS / 2)};
+}
+
+// Where the eight halves from 8 part on of a row start in a tile of ROWS rows: 8x8 blocks, as ldmatrix expects.
+template <int ROWS>
+METAL_FUNC int tile_index(int row, int part) {
+    return 64 * (part * (ROWS / 8) + row / 8) + 8 * (row % 8);
+}
+
 // Fragments of 16 rows of w by 8 rows of x: a lane holds rows lane / 4 and lane / 4 + 8, columns lane % 4 * 2 and the
 // next.
 template <int COLUMNS>
 struct Accumulators {
     float v[COLUMNS / 16][2][4];
 };
+
+template <int COLUMNS>
+METAL_FUNC Accumulators<COLUMNS> make_sums() {
+    return Accumulators<COLUMNS>();
+}
 
 template <int COLUMNS>
 METAL_FUNC void clear(Accumulators<COLUMNS>& sums) {

@@ -1,11 +1,29 @@
 // Multiplies tiles with simdgroup matrices: each simdgroup computes 32 rows of w by COLUMNS / 2 rows of x and keeps the
-// sums in registers. tiles.cuh replaces this file on NVIDIA GPUs.
+// sums in registers. tiles.tensor.metal replaces this file where products use tensor hardware, tiles.cuh on NVIDIA
+// GPUs.
 #pragma once
 
 #include "prelude.metal"
 
 constant constexpr int TILE_ROWS = 64;
 constant constexpr int DEPTH = 32; // weights per row and step
+
+// The first row of w and the first row of x, within a tile, that a simdgroup computes with.
+struct TilePart {
+    int row, column;
+};
+
+template <int COLUMNS>
+METAL_FUNC TilePart tile_part(uint simdgroup) {
+    return TilePart{int(simdgroup % 2) * 32, int(simdgroup / 2) * (COLUMNS / 2)};
+}
+
+// Where the eight halves from 8 part on of a row start in a tile of ROWS rows: 8x8 blocks, which simdgroup_load reads
+// without bank conflicts.
+template <int ROWS>
+METAL_FUNC int tile_index(int row, int part) {
+    return 64 * (part * (ROWS / 8) + row / 8) + 8 * (row % 8);
+}
 
 template <int COLUMNS>
 struct Accumulators {
@@ -27,6 +45,11 @@ METAL_FUNC void add_products(thread Accumulators<COLUMNS>& sums, const threadgro
             UNROLL for (int i = 0; i < 4; i++) simdgroup_multiply_accumulate(sums.v[j][i], a[j], w[i], sums.v[j][i]);
         }
     }
+}
+
+template <int COLUMNS>
+METAL_FUNC Accumulators<COLUMNS> make_sums() {
+    return Accumulators<COLUMNS>();
 }
 
 template <int COLUMNS>

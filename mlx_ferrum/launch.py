@@ -51,6 +51,7 @@ class Launch:
 
 Target = Literal["metal", "flushed", "cuda"]  # flushed: Metal where subnormal halves count as 0
 _SUFFIXES: Mapping[Target, str] = {"flushed": ".flushed.metal", "cuda": ".cuh"}
+_TENSOR = ".tensor.metal"
 
 
 @dataclass(frozen=True)
@@ -60,14 +61,16 @@ class Header:
     files: of kernels/, with what they include; for NAME.metal, NAME.cuh is taken on NVIDIA GPUs, and NAME.flushed.metal
         for the target "flushed", where there is one
     names: text after them
+    tensor: whether NAME.tensor.metal is taken, where there is one, which needs Metal 4
     """
 
     files: tuple[str, ...]
     names: str = ""
+    tensor: bool = False
 
     def text(self, target: Target) -> str:
         """Raises ValueError if a file is not there."""
-        return expand(*self.files, target=target) + self.names
+        return expand(*self.files, target=target, tensor=self.tensor) + self.names
 
 
 @dataclass(frozen=True)
@@ -243,19 +246,20 @@ def use_runner(runner: Runner) -> Iterator[None]:
 
 
 @functools.cache
-def expand(*files: str, target: Target = "metal") -> str:
+def expand(*files: str, target: Target = "metal", tensor: bool = False) -> str:
     """The text of files of kernels/ one after another, with what they include, each file once.
 
-    Line directives let compilers name the files. Raises ValueError if a file is not there.
+    See `Header` for tensor. Line directives let compilers name the files. Raises ValueError if a file is not there.
     """
+    suffixes = [_TENSOR] * tensor + ([_SUFFIXES[target]] if target in _SUFFIXES else [])
     seen: set[Path] = set()
-    return "".join(_expanded(FOLDER / name, seen, target) for name in files)
+    return "".join(_expanded(FOLDER / name, seen, suffixes) for name in files)
 
 
-def _expanded(path: Path, seen: set[Path], target: Target) -> str:
+def _expanded(path: Path, seen: set[Path], suffixes: Sequence[str]) -> str:
+    """suffixes: of files that replace others, if they are there; the first one counts"""
     path = path.resolve()
-    if target in _SUFFIXES and path.with_suffix(_SUFFIXES[target]).is_file():
-        path = path.with_suffix(_SUFFIXES[target])
+    path = next(filter(Path.is_file, map(path.with_suffix, suffixes)), path)
     if path in seen:
         return ""
     seen.add(path)
@@ -266,7 +270,7 @@ def _expanded(path: Path, seen: set[Path], target: Target) -> str:
     for number, line in enumerate(path.read_text().splitlines(keepends=True), 1):
         included = _INCLUDE.match(line)
         if included:
-            out.append(_expanded(path.parent / included[1], seen, target))
+            out.append(_expanded(path.parent / included[1], seen, suffixes))
             out.append(f'#line {number + 1} "{name}"\n')
         elif line.strip() != "#pragma once":
             out.append(line)

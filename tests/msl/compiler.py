@@ -18,6 +18,7 @@ from mlx_ferrum.kernels.cpu.build import cache_folder
 
 from . import limits, lint, translate
 from .signature import Signature
+from .tensors import HEADERS
 from .tokens import SourceError, tokenize
 
 HERE = Path(__file__).parent
@@ -194,7 +195,7 @@ def header(mode: Mode) -> Path:
 
 def _without_includes(text: str) -> str:
     """Without Metal's own headers, of which the precompiled one has everything."""
-    return re.sub(r"(?m)^[ \t]*#[ \t]*include[ \t]*<metal_\w+>", "", text)
+    return HEADERS.sub("", text)
 
 
 def _kept(content: str, suffix: str, build: Callable[[Path, Path], None]) -> Path:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from .constructors import constructors
 from .scopes import scopes
 from .signature import ATTRIBUTES, Buffer, Signature
+from .tensors import descriptors
 from .tokens import (
     Token,
     closing,
@@ -40,7 +41,7 @@ def source(signature: Signature) -> str:
 
 def translate(preprocessed: Sequence[Token], signature: Signature) -> str:
     """The text to be compiled; it has one function, ENTRY(pointers, position)."""
-    tokens = list(preprocessed)
+    tokens = descriptors(preprocessed)
     tokens = _threadgroup_variables(tokens)
     tokens = _methods(tokens)
     tokens = _temporaries(tokens)

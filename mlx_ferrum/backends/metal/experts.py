@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import mlx.core as mx
 
 from ...kernels import gather_down as gather_down_kernel
@@ -15,6 +17,7 @@ from ...kernels.sort_pairs import Order
 from ...options import Activation, Routing
 from ...tensor import QTensor
 from ..reference import ACTIVATIONS
+from . import tensor_form
 from .shapes import MATVEC_ROWS, as_rows, is_tiny, like, rows_a_simdgroup
 
 # On average, up to here: a weight takes an M1 Max 2 ps for every pair, as each reads for itself, and 6 ps of
@@ -41,7 +44,7 @@ def gather_matmul(
         rows = rows_a_simdgroup(ids.size * w.shape[1])
         y = gather_matvec_kernel.gather_matvec(flat, w, chosen, bias=bias, rows=rows)
     else:
-        y = gather_matmul_kernel.gather_matmul(flat, w, _order(chosen, w), bias=bias)
+        y = _tiled_matmul(flat, w, _order(chosen, w), bias=bias)
     return y.reshape(*ids.shape, w.shape[1])
 
 
@@ -56,8 +59,7 @@ def gather_gate_up(
         y = gather_gate_up_kernel.gather_gate_up(flat, gate, up, chosen, act, rows=rows)
     else:
         order = _order(chosen, gate)
-        gated = gather_matmul_kernel.gather_matmul(flat, gate, order)
-        y = gather_matmul_kernel.gather_matmul(flat, up, order, gate=(gated, act))
+        y = _tiled_matmul(flat, up, order, gate=(_tiled_matmul(flat, gate, order), act))
     return y.reshape(*ids.shape, gate.shape[1])
 
 
@@ -74,7 +76,7 @@ def gather_down(
         rows = rows_a_simdgroup(chosen.shape[0] * d)
         y = gather_down_kernel.gather_down(flat, w, chosen, shares, add=residual, rows=rows)
     else:
-        products = gather_matmul_kernel.gather_matmul(flat, w, _order(chosen, w))
+        products = _tiled_matmul(flat, w, _order(chosen, w))
         y = weighted_sum_kernel.weighted_sum(products, shares, add=residual)
     return like(y, ids)
 
@@ -92,6 +94,11 @@ def _tokens(x: mx.array, ids: mx.array) -> tuple[mx.array, mx.array]:
 
 def _are_few(ids: mx.array, w: QTensor) -> bool:
     return ids.shape[0] <= MATVEC_ROWS or ids.size <= PAIRS_AN_EXPERT * w.shape[0]
+
+
+def _tiled_matmul(x: mx.array, w: QTensor, order: Order, **options: Any) -> mx.array:
+    tensor = tensor_form.works(order.size)
+    return gather_matmul_kernel.gather_matmul(x, w, order, tensor=tensor, **options)
 
 
 def _order(ids: mx.array, w: QTensor) -> Order:

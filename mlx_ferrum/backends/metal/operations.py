@@ -11,7 +11,7 @@ import functools
 import math
 import operator
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import mlx.core as mx
 import numpy as np
@@ -29,6 +29,7 @@ from ...options import Activation, Norm
 from ...tensor import QTensor
 from .. import reference
 from ..reference import ACTIVATIONS
+from . import tensor_form
 from .attention import append as append
 from .attention import attend as attend
 from .experts import gather_down as gather_down
@@ -53,7 +54,7 @@ def matmul(
         rows = rows_a_simdgroup(w.rows)
         y = matvec_kernel.matvec(flat, w, bias=bias, add=residual, rows=rows)
     else:
-        y = matmul_kernel.matmul(flat, w, bias=bias, add=residual, columns=_columns(flat))
+        y = _tiled_matmul(flat, w, bias=bias, add=residual)
     return like(y, x)
 
 
@@ -93,9 +94,8 @@ def gate_up(
         rows = rows_a_simdgroup(2 * gate.rows) // 2  # of either matrix
         y = gate_up_kernel.gate_up(flat, gate, up, act, norm=norm, rows=rows)
     else:
-        flat, columns = _normed(flat, norm), _columns(flat)
-        gated = matmul_kernel.matmul(flat, gate, columns=columns)
-        y = matmul_kernel.matmul(flat, up, gate=(gated, act), columns=columns)
+        flat = _normed(flat, norm)
+        y = _tiled_matmul(flat, up, gate=(_tiled_matmul(flat, gate), act))
     return like(y, x)
 
 
@@ -157,9 +157,11 @@ def _normed(x: mx.array, norm: Norm | None) -> mx.array:
     return x if norm is None else rms_norm(x, *norm)
 
 
-def _columns(x: mx.array) -> int:
-    """Rows of x in a tile: the smallest one that holds all of them."""
-    return next((columns for columns in (16, 32) if x.shape[0] <= columns), 64)
+def _tiled_matmul(x: mx.array, w: QTensor, **options: Any) -> mx.array:
+    """In the smallest tiles that hold all rows of x."""
+    columns = next((columns for columns in (16, 32) if x.shape[0] <= columns), 64)
+    tensor = tensor_form.works(columns)
+    return matmul_kernel.matmul(x, w, columns=columns, tensor=tensor, **options)
 
 
 def _sum(*parts: mx.array | None) -> mx.array:

@@ -15,6 +15,7 @@
 #include "integer.h"
 #include "simd.h"
 #include "matrix.h"
+#include "tensor.h"
 #include "atomic.h"
 // clang-format on
 
