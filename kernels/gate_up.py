@@ -41,7 +41,6 @@ def gate_up(
     staged: as for matvec
     """
     inputs, has_norm = normed_input(x, norm)
-    staged = staging.saves(len(x), gate.layout, up.layout) if staged is None else staged
     call = _call(x.shape, gate.layout, up.layout, act, rows, has_norm=has_norm, staged=staged)
     (y,) = call([*inputs, gate.array, up.array])
     return y
@@ -56,9 +55,10 @@ def _call(
     rows: int,
     *,
     has_norm: bool,
-    staged: bool,
+    staged: bool | None,
 ) -> Call:
     check(x, gate, up)
+    staged = staging.saves(x[0], gate, up) if staged is None else staged
     if gate.shape != up.shape:
         raise ValueError(f"gate_up: {gate} and {up} differ in rows")
     simdgroups = staging.SIMDGROUPS[staged]

@@ -43,15 +43,15 @@ def matvec(
     rows: rows of w per simdgroup; more rows save loads of x, fewer rows give more simdgroups
     staged: whether threadgroups share x in their memory, for n of at least 1; None: where that saves time
     """
-    staged = staging.saves(len(x), w.layout) if staged is None else staged
     call = _call(x.shape, w.layout, rows, bias is not None, add is not None, staged=staged)
     (y,) = call([x, w.array, x if bias is None else bias, x if add is None else add])
     return y
 
 
 @functools.lru_cache(KEPT)
-def _call(x: Shape, w: Layout, rows: int, bias: bool, add: bool, *, staged: bool) -> Call:
+def _call(x: Shape, w: Layout, rows: int, bias: bool, add: bool, *, staged: bool | None) -> Call:
     check(x, w)
+    staged = staging.saves(x[0], w) if staged is None else staged
     simdgroups = staging.SIMDGROUPS[staged]
     tiles = -(-w.shape[0] // (rows * simdgroups))
     return _kernel(w.block.name, staged).prepare(

@@ -41,9 +41,7 @@ def matvecs(
     """
     inputs, has_norm = normed_input(x, norm)
     has_bias = tuple([bias is not None for bias in biases])
-    layouts = tuple([w.layout for w in ws])
-    staged = staging.saves(len(x), *layouts) if staged is None else staged
-    call = _call(x.shape, layouts, has_bias, has_norm, rows, staged=staged)
+    call = _call(x.shape, tuple([w.layout for w in ws]), has_bias, has_norm, rows, staged=staged)
     given = [x if bias is None else bias for bias in biases]
     return call([*inputs, *[w.array for w in ws], *given])
 
@@ -56,9 +54,10 @@ def _call(
     has_norm: bool,
     rows: int,
     *,
-    staged: bool,
+    staged: bool | None,
 ) -> Call:
     check(x, *ws)
+    staged = staging.saves(x[0], *ws) if staged is None else staged
     simdgroups = staging.SIMDGROUPS[staged]
     tiles = sum(-(-w.shape[0] // (rows * simdgroups)) for w in ws)
     template = {"ROWS": rows, "BATCH": x[0]}

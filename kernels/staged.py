@@ -5,7 +5,8 @@ from __future__ import annotations
 from mlx_ferrum.tensor import Layout
 
 LEAST = 2  # rows of x; each byte of w serves all of them, so that reads of x take longest
-SIMDGROUPS = {False: 2, True: 8}  # per threadgroup, by whether x is staged, as in matvec.metal and staged.metal
+# Per threadgroup, by whether x is staged; as in matvec.metal and staged.metal.
+SIMDGROUPS = {False: 2, True: 8}
 # For kernels with an optional RMS norm of x, by whether it is there: x in the body.
 _INPUT = {False: "x", True: "rms_norm_input(x, norm, eps[0])"}
 _STAGED_INPUT = "stage_input({}, staged, factors, squares, simdgroup_index_in_threadgroup)"
