@@ -14,7 +14,7 @@ from mlx_ferrum import blocks
 
 sys.path.append(str(Path(__file__).parent.parent / "bench"))
 cases, cost = import_module("metal_cases"), import_module("metal_cost")
-expert_cases = import_module("metal_expert_cases")
+expert_cases, timed = import_module("metal_expert_cases"), import_module("metal_kernels")
 prefill_cases = import_module("metal_prefill_cases")
 machines, models = import_module("metal_machines"), import_module("metal_models")
 
@@ -159,6 +159,16 @@ def test_a_tile_of_queries_reads_what_it_sees_once():
 )
 def test_cycles_are_those_that_were_measured(mixture, measured):
     assert machines.cycles(mixture) == pytest.approx(measured, rel=0.07)
+
+
+def test_both_ways_to_read_x_are_timed():
+    with cases.counting() as host:
+        ws = timed.weights(blocks.Q4_0, 64, 5000)
+        rates = timed.speeds(ws, 3, runs=2)
+    assert len(ws) == 3
+    assert all(0 < rate.low <= rate.median <= rate.high for rate in rates.values())
+    kernels = [counts.kernel for counts in host.counts]
+    assert kernels.count("matvec_Q4_0") == kernels.count("staged_matvec_Q4_0") == 9
 
 
 @pytest.mark.parametrize("name, size", [("Qwen3-8B", 5.028e9), ("Llama-3.1-8B", 4.921e9)])
