@@ -14,7 +14,7 @@
 
 constant constexpr int SIMDGROUPS = 2; // per threadgroup; they are independent
 
-// Simdgroups per threadgroup. Other inputs than these have barriers, which all simdgroups must reach (staged.metal).
+// Simdgroups per threadgroup; more where they share x, and have to reach the same barriers (staged.metal).
 template <typename X>
 METAL_FUNC int group_simdgroups(X) {
     return SIMDGROUPS;

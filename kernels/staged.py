@@ -18,7 +18,7 @@ _MEMORY = """
 
 
 def saves(rows: int, *ws: Layout) -> bool:
-    """Whether staging saves time by the cost model: for more than one of the rows of x, and weights in blocks."""
+    """Whether staging saves time by the cost model: for several rows of x, and weights in blocks."""
     return rows >= LEAST and any(w.block.weights > 1 for w in ws)
 
 
