@@ -115,6 +115,12 @@ def test_several_weights_of_mixed_types():
             assert_product(y, x, w, few_rows(w.block, batch), 0 if b is None else wide(b))
 
 
+def test_rounding_does_not_grow_with_the_bias_of_codes():
+    """All activations are rounded down, and codes of Q8_0 are q + 128."""
+    w, x = random_tensor(blocks.Q8_0, 9, 32, seed=1), mx.full((2, 32), 1 + 0.98 * 2.0**-11)
+    assert_product(matvec(x, w), x, w, STAGED)
+
+
 def normal_to(x: mx.array, weight: mx.array, eps: float) -> np.ndarray:
     """The RMS norm of x: (n, k)."""
     squares = (wide(x) ** 2).mean(-1, keepdims=True)
