@@ -44,6 +44,7 @@ endif
 bench: .venv/bench
 	$(BIN)/python bench/speed.py $(MODELS) $(LLAMA_BENCH:%=--llama-bench %)
 	$(BIN)/python bench/kernels.py
+	@if [ "$$(uname)" = Darwin ]; then $(BIN)/python bench/metal_kernels.py; fi
 
 .venv/bench: .venv/installed
 	$(BIN)/python -m pip install --quiet --editable '.[bench]'

@@ -36,6 +36,7 @@ class Cost:
     x_bytes: float
     flight: float
     threadgroup_bytes: int
+    body: int
     barriers: float
     simd: float
     arithmetic: float
@@ -49,6 +50,7 @@ class Cost:
         cells = [f"{n:6.2f}" for n in digits]
         cells += [
             f"{self.threadgroup_bytes / 1024:5.1f}",
+            f"{self.body:5}",
             f"{self.barriers:8.0f}",
             f"{self.simd:6.0f}",
         ]
@@ -59,9 +61,9 @@ class Cost:
 
 HEADER = (
     """| kernel, type, shape, rows of x       | groups |   read |   step | access | x lines | x bytes | flight |\
- tg KiB | barriers | simd | arith | all | cycles (estimate) | cache (estimate) |
+ tg KiB |  body | barriers | simd | arith | all | cycles (estimate) | cache (estimate) |
 | --- |"""
-    + " ---: |" * 14
+    + " ---: |" * 15
 )
 
 
@@ -108,6 +110,7 @@ class Case:
             x_bytes=x.simdgroup_bytes / self.products,
             flight=w.step_bytes / w.steps / 1024,
             threadgroup_bytes=counts.threadgroup_bytes,
+            body=counts.body,
             barriers=counts.issued["barrier"] / simdgroups,
             simd=sum(simd) / simdgroups,
             arithmetic=sum(n for kind, n in each.items() if kind in ARITHMETIC),

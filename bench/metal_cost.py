@@ -15,6 +15,8 @@ Columns:
   x bytes bytes of the other inputs that simdgroups read for a weight and row of x, each byte once a simdgroup
   flight  KiB of weights that a simdgroup asks for in a step: what can be under way at once
   tg KiB  threadgroup memory of a threadgroup
+  body    instructions of the longest basic block, mostly the body of a loop; an M1's instruction cache has 12 KB, room
+          for about 1,500 of 8 bytes
   barriers, simd   of a simdgroup: barriers; reductions, shuffles and 8x8 products
   arith, all   arithmetic and all instructions for a weight and row of x, of a thread
           (attend_rows: for a pair of a query and a key; its weights are the keys and values)

@@ -3,7 +3,7 @@
 #pragma once
 
 #include "activation.metal"
-#include "matvec.metal"
+#include "staged.metal"
 
 // Selects the sums of rows [first, first + ROWS / 2).
 template <int ROWS, int BATCH>
@@ -39,7 +39,7 @@ METAL_FUNC float2 multiply_both(RowPointers<B, ROWS> gates, RowPointers<B, ROWS>
 template <int ROWS, int BATCH, int ACT, typename G, typename U, typename X, typename T>
 METAL_FUNC void gate_up(const device G* gate, const device U* up, X x, device T* y, int rows, int k, int first,
                         uint lane) {
-    if (first >= rows) return;
+    if (first >= rows && group_simdgroups(x) == SIMDGROUPS) return;
     RowPointers<G, ROWS> gates = select_rows<ROWS>(gate, first, rows, k);
     RowPointers<U, ROWS> ups = select_rows<ROWS>(up, first, rows, k);
     float2 products = multiply_both<BATCH>(gates, ups, x, k, lane);

@@ -14,6 +14,12 @@
 
 constant constexpr int SIMDGROUPS = 2; // per threadgroup; they are independent
 
+// Simdgroups per threadgroup; more where they share x, and have to reach the same barriers (staged.metal).
+template <typename X>
+METAL_FUNC int group_simdgroups(X) {
+    return SIMDGROUPS;
+}
+
 template <typename B, int ROWS>
 struct RowPointers {
     const device B* row[ROWS];
@@ -189,7 +195,7 @@ METAL_FUNC float reduce_products(PartialSums<ROWS, BATCH> sums, X x, int k, uint
 // bias: (rows,), read if BIAS; add: (BATCH, rows), read if ADD.
 template <int ROWS, int BATCH, bool BIAS, bool ADD, typename B, typename X, typename P, typename Q, typename T>
 METAL_FUNC void matvec(const device B* w, X x, P bias, Q add, device T* y, int rows, int k, int first, uint lane) {
-    if (first >= rows) return;
+    if (first >= rows && group_simdgroups(x) == SIMDGROUPS) return;
     float sum = reduce_products<B>(multiply_rows<BATCH>(select_rows<ROWS>(w, first, rows, k), x, k, lane), x, k, lane);
     int n = lane / ROWS, row = first + lane % ROWS;
     if (n >= BATCH || row >= rows) return;

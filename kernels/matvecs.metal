@@ -2,7 +2,7 @@
 // in the order of the weights, so that a simdgroup runs the code of one type.
 #pragma once
 
-#include "matvec.metal"
+#include "staged.metal"
 
 // w (rows, k), bias (rows,), read if BIAS -> y (BATCH, rows).
 template <bool BIAS, typename B, typename P, typename T>
@@ -24,8 +24,8 @@ METAL_FUNC void matvecs(X, int, int, uint) {}
 // One simdgroup, numbered across all projections. x: (BATCH, k) or an RmsNormInput
 template <int ROWS, int BATCH, typename X, bool BIAS, typename B, typename P, typename T, typename... Rest>
 METAL_FUNC void matvecs(X x, int k, int simdgroup, uint lane, Projection<BIAS, B, P, T> p, Rest... rest) {
-    constexpr int TILE = ROWS * SIMDGROUPS;
-    int simdgroups = (p.rows + TILE - 1) / TILE * SIMDGROUPS;
+    int group = group_simdgroups(x), tile = ROWS * group;
+    int simdgroups = (p.rows + tile - 1) / tile * group;
     if (simdgroup < simdgroups)
         matvec<ROWS, BATCH, BIAS, false>(p.w, x, p.bias, p.bias, p.y, p.rows, k, ROWS * simdgroup, lane);
     else

@@ -15,6 +15,7 @@
 #define threadgroup
 #define METAL_FUNC __forceinline__
 #define UNROLL _Pragma("unroll")
+#define ROLLED _Pragma("unroll 1")
 #ifndef INFINITY
 #define INFINITY __int_as_float(0x7f800000)
 #endif

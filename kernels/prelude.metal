@@ -8,6 +8,8 @@ using namespace metal;
 
 // Unrolls loops over arrays in registers: an index that is not constant would move the array to memory.
 #define UNROLL _Pragma("clang loop unroll(full)")
+// Keeps a loop, whose body would otherwise be repeated.
+#define ROLLED _Pragma("clang loop unroll(disable)")
 
 #include "halves.metal"
 

@@ -110,7 +110,7 @@ def test_the_result_is_that_of_the_whole_header(body: str) -> None:
 
 
 def test_what_mlx_gets_is_what_the_host_runs() -> None:
-    for made in (matvecs_kernel(True, "Q4_K", "Q4_K", "Q6_K"), route_kernel()):
+    for made in (matvecs_kernel(True, True, "Q4_K", "Q4_K", "Q6_K"), route_kernel()):
         rows = made.text().splitlines(keepends=True)
         assert any(row.startswith("#line") for row in rows)
         assert made.bare_text == "".join(row for row in rows if not row.startswith("#line"))

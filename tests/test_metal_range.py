@@ -14,7 +14,7 @@ from divergence import kl, log_softmax
 from msl import metal_on_cpu
 from test_append import turned
 from test_metal_experts import spread
-from test_metal_kernels import HALVES, activated, activations, size, wide
+from test_metal_kernels import HALVES, STAGED, activated, activations, size, wide
 from test_ops import float64, random_tensor
 
 import mlx_ferrum
@@ -24,6 +24,8 @@ from mlx_ferrum.batch import Place
 from mlx_ferrum.kernels.append import Pool, append
 from mlx_ferrum.kernels.gather_matmul import gather_matmul
 from mlx_ferrum.kernels.matmul import matmul
+from mlx_ferrum.kernels.matvec import matvec
+from mlx_ferrum.kernels.matvecs import matvecs
 from mlx_ferrum.kernels.sort_pairs import sort_pairs
 from mlx_ferrum.tensor import QTensor
 
@@ -85,6 +87,22 @@ def test_activations_of_tiles(host, dtype, columns):
 def test_activations_of_tiles_that_end_amid_a_step(host, block):
     x, w = large(9, 53), random_tensor(block, 9, 53, seed=1)
     assert_products(matmul(x, w, columns=32), x, w)
+
+
+def test_staged_activations_of_any_size(host):
+    """They share a scale, so nothing is clamped; what is not finite stays so, in its row alone."""
+    w, sizes = random_tensor(blocks.Q6_K, 9, 512, seed=1), [1e-26, 1e-6, 1, 1e6, 1e30, 0, 1]
+    x = np.array(activations(7, 512)) * np.array(sizes, np.float32)[:, None]
+    x[6, 5] = np.inf
+    (normed,) = matvecs(mx.array(x), [w], [None], norm=(mx.ones(512), 1e-6))
+    found = matvec(mx.array(x), w)
+    error = np.abs(wide(found)[:5] - x[:5].astype(np.float64) @ float64(w).T)
+    assert (error <= STAGED * size(x[:5].astype(np.float64), float64(w))).all()
+    assert (wide(found)[5] == 0).all()
+    assert not np.isfinite(wide(found)[6]).any()
+    scale = wide(normed)[2:4] / wide(found)[2:4]  # of rows whose epsilon does not count
+    rms = np.sqrt((x[2:4].astype(np.float64) ** 2).mean(-1, keepdims=True))
+    np.testing.assert_allclose(scale * rms, 1, rtol=1e-5)
 
 
 WIDE = [blocks.F32, blocks.BF16, blocks.MXFP4, blocks.Q8_0, blocks.Q4_K, blocks.Q6_K]

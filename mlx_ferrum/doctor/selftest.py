@@ -45,6 +45,9 @@ _BOUNDS: Mapping[str, Mapping[str, float]] = {
         "append": _HALF,  # keys and values are stored as float16
     },
     "metal": {
+        **dict.fromkeys(
+            ("matmul", "matmuls", "gate_up"), _HALF
+        ),  # several rows are staged in float16
         **dict.fromkeys(("matmul, 9+ rows", "gate_up, 9+ rows"), _HALF),  # tiles of float16
         **dict.fromkeys(("gather_matmul, 9+ rows", "gather_down, 9+ rows"), _HALF),
         "gather_gate_up, 9+ rows": _HALF,
@@ -54,6 +57,9 @@ _BOUNDS: Mapping[str, Mapping[str, float]] = {
         "append": _HALF,
     },
     "cuda": {
+        **dict.fromkeys(
+            ("matmul", "matmuls", "gate_up"), _HALF
+        ),  # several rows are staged in float16
         **dict.fromkeys(("matmul, 9+ rows", "gate_up, 9+ rows"), _HALF),  # tiles of float16
         **dict.fromkeys(("gather_matmul, 9+ rows", "gather_down, 9+ rows"), _HALF),
         "gather_gate_up, 9+ rows": _HALF,

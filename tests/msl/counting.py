@@ -101,6 +101,7 @@ class Counts:
     issued: instructions of all simdgroups, by the kinds of llvm.py
     reads, writes: by the parameter's name
     threads: of a threadgroup; threadgroup_bytes: of its memory
+    body: instructions of the longest basic block that ran
     """
 
     kernel: str
@@ -108,6 +109,7 @@ class Counts:
     sampled: int
     threads: int
     threadgroup_bytes: int
+    body: int
     issued: Counter[str]
     reads: dict[str, Traffic]
     writes: dict[str, Traffic]
@@ -201,7 +203,9 @@ class _Tally:
         sampled = int(self.wanted.sum())
         scale = self.wanted.size / sampled
         issued: Counter[str] = Counter()
+        body = 0
         for costs, count in zip(self.program.costs, self.blocks, strict=True):
+            body = max(body, costs.total() if count.issued else 0)
             for kind, n in costs.items():
                 issued[kind] += n * count.issued * scale
         names = [b.name for b in made.buffers]
@@ -211,6 +215,7 @@ class _Tally:
             sampled,
             math.prod(call.threadgroup),
             self.program.threadgroup_bytes,
+            body,
             issued,
             {name: self._traffic(i, False, scale) for i, name in enumerate(names)},
             {name: self._traffic(i, True, scale) for i, name in enumerate(names)},
