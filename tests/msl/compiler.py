@@ -54,7 +54,9 @@ _CODE = (
 )
 _DIAGNOSTIC = re.compile(r"\S.*:\d+:\d+: (fatal error|error|warning|remark|note): ")
 _KEPT_SECONDS = 7 * 24 * 3600
-_UNDEFINED = "alignment,array-bounds,integer-divide-by-zero"
+_UNDEFINED = (
+    "alignment,array-bounds,integer-divide-by-zero,float-cast-overflow,signed-integer-overflow"
+)
 
 
 class Mode(NamedTuple):
