@@ -151,6 +151,30 @@ FAULTS = {
         "y[i] = -(n - 0x7fffffff - 1);",
         "signed overflow: of a negation",
     ),
+    "shuffle past the lanes": (
+        "y[i] = simd_shuffle(int(i), ushort(i % 32 + 1));",
+        "no such lane: 32 is outside",
+    ),
+    "shuffle with bits past the lanes": (
+        "y[i] = simd_shuffle_xor(int(i), ushort(n + 40));",
+        "no such lane: 40 is outside",
+    ),
+    "broadcast past the lanes": (
+        "y[i] = simd_broadcast(int(i), ushort(n + 32));",
+        "no such lane: 32 is outside",
+    ),
+    "shuffle past a quad": (
+        "y[i] = quad_shuffle(int(i), ushort(n + 4));",
+        "no such lane: 36 is outside",
+    ),
+    "broadcast of several lanes": (
+        "y[i] = simd_broadcast(int(i), ushort(i % 8));",
+        "lanes differ: the second argument has to be the same for all threads",
+    ),
+    "shift by several numbers": (
+        "y[i] = simd_shuffle_up(int(i), ushort(i % 2));",
+        "lanes differ: the second argument has to be the same for all threads",
+    ),
 }
 HEADER = "struct Wide { int v[16]; };"
 

@@ -248,3 +248,9 @@ EXPORT float __truncsfbf2(float x) {
     std::memcpy(&x, &bits, 4);
     return x;
 }
+EXPORT void msl_no_lane(int lane) {
+    worker->run->report("no such lane", worker->site, std::to_string(lane) + " is outside");
+}
+EXPORT void msl_lanes_differ() {
+    worker->run->report("lanes differ", worker->site, "the second argument has to be the same for all threads");
+}
