@@ -119,6 +119,7 @@ private:
         random ^= random >> 17;
         return random ^= random << 5;
     }
+    void shuffle(std::vector<int>&);
 };
 
 extern thread_local Worker* worker;

@@ -104,8 +104,7 @@ void Worker::run_group(std::uint32_t index) {
     std::vector<int> order;
     for (int i = 0; i < simdgroups; i++) order.push_back(i);
     do {
-        if (run->launch->seed)
-            for (int i = simdgroups - 1; i > 0; i--) std::swap(order[std::size_t(i)], order[next_random() % (i + 1u)]);
+        shuffle(order);
         for (int s : order) {
             run_simdgroup(s * 32, std::min(s * 32 + 32, count));
             if (run->stopped) return;
@@ -117,12 +116,15 @@ void Worker::run_group(std::uint32_t index) {
 
 void Worker::run_simdgroup(int first, int last) {
     for (;;) {
-        for (int i = first; i < last; i++) {
+        shuffle(order);
+        for (int i : order) {
             if (fibers[i].state != State::ready) continue;
             current = &fibers[i];
             msl_switch(&scheduler, current->top);
             current = nullptr;
             if (run->stopped) return;
+    std::vector<int> order;
+    for (int i = first; i < last; i++) order.push_back(i);
         }
         if (!release(first, last)) return;
     }
@@ -135,6 +137,12 @@ bool Worker::release(int first, int last) {
         Fiber& f = fibers[i];
         live += f.state != State::done;
         bool waits = f.state == State::collective || f.state == State::simdgroup_barrier;
+// With a seed.
+void Worker::shuffle(std::vector<int>& order) {
+    if (!run->launch->seed) return;
+    for (std::size_t i = order.size(); i > 1; i--) std::swap(order[i - 1], order[next_random() % i]);
+}
+
         waiting += waits;
         if (waits && (!leader || f.site < leader->site)) leader = &f;
     }
