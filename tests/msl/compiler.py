@@ -46,6 +46,8 @@ _CODE = (
     *(f"-D{name}=msl_{name}" for name in _RENAMED),
     # every operation rounds to its own type
     *("-ffp-contract=off", "-ffloat16-excess-precision=none", "-fbfloat16-excess-precision=none"),
+    # a variable that is too large meets the end of its stack, and not the next one
+    "-fstack-clash-protection",
     *("-debug-info-kind=line-tables-only", "-dwarf-version=4"),
     # remarks, for _check
     *("-Wno-everything", "-Wimplicit-float-conversion", "-Wimplicit-int-float-conversion"),
@@ -66,11 +68,11 @@ class Mode(NamedTuple):
     flags: tuple[str, ...]
 
 
-PLAIN = Mode("plain", ("-O2",))
+PLAIN = Mode("plain", ("-O2", "-ftrivial-auto-var-init=pattern"))
 CHECKED = Mode(
     "checked",
     (
-        *("-O1", "-DMSL_CHECKED"),
+        *("-O1", "-DMSL_CHECKED", "-ftrivial-auto-var-init=zero"),
         # a call before every access, at its full size; the runtime does what a sanitizer's would
         *("-fsanitize=kernel-address", "-mllvm", "-asan-instrumentation-with-call-threshold=0"),
         *("-mllvm", "-asan-stack=0", "-mllvm", "-asan-globals=0", "-mllvm", "-asan-opt=0"),

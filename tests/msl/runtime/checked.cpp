@@ -9,7 +9,7 @@ bool Worker::is_own(const char* a) const {
     auto within = [a](const void* low, std::size_t n) {
         return a >= static_cast<const char*>(low) && a < static_cast<const char*>(low) + n;
     };
-    return within(stacks, capacity * STACK) || within(fibers.data(), fibers.size() * sizeof(Fiber)) ||
+    return within(stacks, capacity * STRIDE) || within(fibers.data(), fibers.size() * sizeof(Fiber)) ||
            within(run->pointers.data(), run->pointers.size() * sizeof(void*)) ||
            (a >= run->library.first && a < run->library.second);
 }
