@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+UNDEFINED = "undefined conversion: the integer type has no such number"
 # (the fault in its line, what is found there); the rest of the kernel is right
 FAULTS = {
     "write after read": ("int v = t[(i + 1) % 64]; t[i] = v;", "race: threadgroup memory"),
@@ -138,6 +139,42 @@ FAULTS = {
         "misaligned: the address is 4 modulo 16",
     ),
     "division by zero": ("y[i] = 1 / (int(i) - 3);", "division by zero: of integers"),
+    "float beyond an integer": ("y[i] = int(3e9f + i);", UNDEFINED),
+    "NaN to an integer": ("y[i] = int(as_type<float>(0x7fc00000 + n));", UNDEFINED),
+    "negative float to unsigned": ("y[i] = uint(-1.0f - i);", UNDEFINED),
+    "half beyond a char": ("y[i] = char(half(127.0h + half(i)));", UNDEFINED),
+    "a vector of floats": ("y[i] = uchar4(float4(i, 1, 2, 256 + n)).x;", UNDEFINED),
+    "sum beyond an integer": ("y[i] = 0x7fffffff + b[0];", "signed overflow: of a sum"),
+    "difference beyond": ("y[i] = -0x7fffffff - b[0];", "signed overflow: of a difference"),
+    "product beyond an integer": ("y[i] = b[0] * 0x60000000;", "signed overflow: of a product"),
+    "negation beyond an integer": (
+        "y[i] = -(n - 0x7fffffff - 1);",
+        "signed overflow: of a negation",
+    ),
+    "shuffle past the lanes": (
+        "y[i] = simd_shuffle(int(i), ushort(i % 32 + 1));",
+        "no such lane: 32 is outside",
+    ),
+    "shuffle with bits past the lanes": (
+        "y[i] = simd_shuffle_xor(int(i), ushort(n + 40));",
+        "no such lane: 40 is outside",
+    ),
+    "broadcast past the lanes": (
+        "y[i] = simd_broadcast(int(i), ushort(n + 32));",
+        "no such lane: 32 is outside",
+    ),
+    "shuffle past a quad": (
+        "y[i] = quad_shuffle(int(i), ushort(n + 4));",
+        "no such lane: 36 is outside",
+    ),
+    "broadcast of several lanes": (
+        "y[i] = simd_broadcast(int(i), ushort(i % 8));",
+        "lanes differ: the second argument has to be the same for all threads",
+    ),
+    "shift by several numbers": (
+        "y[i] = simd_shuffle_up(int(i), ushort(i % 2));",
+        "lanes differ: the second argument has to be the same for all threads",
+    ),
 }
 HEADER = "struct Wide { int v[16]; };"
 
@@ -163,5 +200,6 @@ RIGHT = {
     "device memory": "y[g * 64 + i] = 1; threadgroup_barrier(mem_flags::mem_device); y[g * 64 + (i ^ 9)] = 2;",
     "unaligned packed loads": "y[g * 64 + i] = (*(const device packed_int4*)(a + 1 + i % 32)).w;",
     "a matrix of whole simdgroups": "simdgroup_float8x8 m(1), p; simdgroup_multiply(p, m, m);",
+    "numbers that integers have": "y[g * 64 + i] = int(-2147483648.0f) + uchar(255.9f) + char(-128.9h) + n;",
     "a shift at the edge": "y[g * 64 + i] = simd_shuffle_down(int(i), 4);",
 }

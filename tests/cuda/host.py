@@ -39,7 +39,7 @@ class CudaHost:
         ]
         memory = [
             Memory(
-                native.padded(host._contiguous(x)),
+                native.padded(host.bits(x)),
                 INITIALISED if name in kernel.writes else INPUT,
             )
             for name, x in zip(kernel.inputs, call.arrays, strict=True)

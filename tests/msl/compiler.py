@@ -48,6 +48,8 @@ _CODE = (
     *(f"-D{name}=msl_{name}" for name in _RENAMED),
     # every operation rounds to its own type
     *("-ffp-contract=off", "-ffloat16-excess-precision=none", "-fbfloat16-excess-precision=none"),
+    # a variable that is too large meets the end of its stack, and not the next one
+    "-fstack-clash-protection",
     *("-debug-info-kind=line-tables-only", "-dwarf-version=4"),
     # remarks, for _check
     *("-Wno-everything", "-Wimplicit-float-conversion", "-Wimplicit-int-float-conversion"),
@@ -56,7 +58,9 @@ _CODE = (
 )
 _DIAGNOSTIC = re.compile(r"\S.*:\d+:\d+: (fatal error|error|warning|remark|note): ")
 _KEPT_SECONDS = 7 * 24 * 3600
-_UNDEFINED = "alignment,array-bounds,integer-divide-by-zero"
+_UNDEFINED = (
+    "alignment,array-bounds,integer-divide-by-zero,float-cast-overflow,signed-integer-overflow"
+)
 
 
 class Mode(NamedTuple):
@@ -66,11 +70,11 @@ class Mode(NamedTuple):
     flags: tuple[str, ...]
 
 
-PLAIN = Mode("plain", ("-O2",))
+PLAIN = Mode("plain", ("-O2", "-ftrivial-auto-var-init=pattern"))
 CHECKED = Mode(
     "checked",
     (
-        *("-O1", "-DMSL_CHECKED"),
+        *("-O1", "-DMSL_CHECKED", "-ftrivial-auto-var-init=zero"),
         # a call before every access, at its full size; the runtime does what a sanitizer's would
         *("-fsanitize=kernel-address", "-mllvm", "-asan-instrumentation-with-call-threshold=0"),
         *("-mllvm", "-asan-stack=0", "-mllvm", "-asan-globals=0", "-mllvm", "-asan-opt=0"),

@@ -22,8 +22,16 @@ class FlushingHost(Host):
 
     def _execute(self, made: Signature, call: Launch, memory: list[Memory]) -> None:
         library = compiler.library_of(flushed(compiler.llvm_ir(made)))
-        sizes = {"grid": call.grid, "group": call.threadgroup}
-        if native.run(library, memory, seed=self.seed, checked=False, threads=1, **sizes):
+        found = native.run(
+            library,
+            memory,
+            grid=call.grid,
+            group=call.threadgroup,
+            seed=self.seed,
+            checked=False,
+            threads=1,
+        )
+        if found:
             raise KernelError(f"{made.kernel} failed")
 
 

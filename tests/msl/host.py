@@ -33,6 +33,8 @@ class Host:
     seed: 0 runs simdgroups and threadgroups in their order, others mix them
     edit: what is run in a kernel's place, for mutation tests
     kernels: those that ran
+    fill: the bytes of outputs, pads and threadgroup memory that nothing wrote
+    seconds: of a processor's time, after which a launch counts as endless
     """
 
     checked: bool = False
@@ -40,6 +42,8 @@ class Host:
     edit: Callable[[Kernel], Kernel] | None = None
     findings: list[Finding] = field(default_factory=list)
     kernels: dict[Kernel, None] = field(default_factory=dict)
+    fill: int = 0xFF
+    seconds: float = 120
 
     def __call__(self, kernel: Kernel, call: Launch) -> list[mx.array]:
         """Run one launch now. Raises SourceError, KernelError, ValueError."""
@@ -49,10 +53,10 @@ class Host:
         made = signature(kernel, call)
         _check_sizes(kernel, call)
         outputs = [
-            _fresh(shape, dtype, call.init_value)
+            _fresh(shape, dtype, call.init_value, self.fill)
             for shape, dtype in zip(call.output_shapes, call.output_dtypes, strict=True)
         ]
-        memory = _memory(made, call, outputs, kernel.writes)
+        memory = _memory(made, call, outputs, kernel.writes, fill=self.fill)
         self._execute(made, call, memory)
         keep_written(kernel, call, {b.name: m for b, m in zip(made.buffers, memory, strict=True)})
         return [_array(o, d) for o, d in zip(outputs, call.output_dtypes, strict=True)]
@@ -67,6 +71,8 @@ class Host:
             seed=self.seed,
             checked=self.checked,
             threads=1 if self.checked else _OS_THREADS,
+            fill=self.fill,
+            seconds=self.seconds,
         )
         self._note([located(made, library, r) for r in raw])
 
@@ -111,10 +117,15 @@ def keep_written(kernel: Kernel, call: Launch, memory: Mapping[str, Memory]) -> 
 
 
 def _memory(
-    made: Signature, call: Launch, outputs: list[np.ndarray], writes: Sequence[str]
+    made: Signature,
+    call: Launch,
+    outputs: list[np.ndarray],
+    writes: Sequence[str],
+    *,
+    fill: int,
 ) -> list[Memory]:
     """The buffers in the order of the parameters. writes: the inputs that may be written in place"""
-    inputs = [_contiguous(x) for x in call.arrays]
+    inputs = [bits(x) for x in call.arrays]
     role = OUTPUT if call.init_value is None else INITIALISED
     out = []
     for b in made.buffers:
@@ -130,7 +141,9 @@ def _memory(
         }[b.role]
         offset = _offset(described) if b.role == "input" else 0
         in_place = b.role == "input" and b.name in writes
-        out.append(Memory(native.padded(described, offset), INITIALISED if in_place else INPUT))
+        out.append(
+            Memory(native.padded(described, offset, fill), INITIALISED if in_place else INPUT)
+        )
     return out
 
 
@@ -145,18 +158,20 @@ def _mlx_start() -> int:
     return int(np.asarray(mx.zeros(64)).ctypes.data % 16)
 
 
-def _contiguous(x: mx.array) -> np.ndarray:
+def bits(x: mx.array) -> np.ndarray:
     """The values in row order; bfloat16 as its bits."""
     return np.ascontiguousarray(np.asarray(x.view(mx.uint16) if x.dtype == mx.bfloat16 else x))
 
 
-def _fresh(shape: Sequence[int], dtype: mx.Dtype, init: float | None) -> np.ndarray:
-    """An output as it is before the launch; without an initial value all bits are set, which is no number."""
+def _fresh(
+    shape: Sequence[int], dtype: mx.Dtype, init: float | None, fill: int = 0xFF
+) -> np.ndarray:
+    """An output as it is before the launch; without an initial value of bytes `fill`: 0xFF is no number."""
     if init is None:
-        start = np.full(int(np.prod(shape)) * dtype.size, 0xFF, np.uint8)
+        start = np.full(int(np.prod(shape)) * dtype.size, fill, np.uint8)
     else:
-        start = _contiguous(mx.full(shape, init, dtype)).reshape(-1).view(np.uint8)
-    return native.padded(start).view(_numpy(dtype)).reshape(shape)
+        start = bits(mx.full(shape, init, dtype)).reshape(-1).view(np.uint8)
+    return native.padded(start, fill=fill).view(_numpy(dtype)).reshape(shape)
 
 
 @functools.cache

@@ -53,6 +53,8 @@ class _Launch(ctypes.Structure):
         ("seed", ctypes.c_uint32),
         ("checked", ctypes.c_uint32),
         ("threads", ctypes.c_uint32),
+        ("fill", ctypes.c_uint32),
+        ("seconds", ctypes.c_double),
     ]
 
 
@@ -82,8 +84,10 @@ def run(
     seed: int,
     checked: bool,
     threads: int,
+    fill: int = 0xFF,
+    seconds: float = 120,
 ) -> list[Raw]:
-    """Run a kernel; it writes into the memory it is given."""
+    """Run a kernel; it writes into the memory it is given. fill, seconds: as Host has them"""
     buffers = (_Buffer * len(memory))(
         *(_Buffer(m.data.ctypes.data, m.data.nbytes, m.role) for m in memory)
     )
@@ -100,6 +104,8 @@ def run(
         seed,
         checked,
         threads,
+        fill,
+        seconds,
     )
     with _one_launch:
         _loaded(compiler.runtime()).msl_run(ctypes.byref(launch))
@@ -108,8 +114,8 @@ def run(
     ]
 
 
-def padded(data: np.ndarray, offset: int = 0) -> np.ndarray:
-    """A copy of the bytes, `offset` past a multiple of 64, with room on either side for what goes past the ends."""
+def padded(data: np.ndarray, offset: int = 0, fill: int = 0xFF) -> np.ndarray:
+    """A copy of the bytes, `offset` past a multiple of 64, between bytes `fill` for what goes past the ends."""
     page = mmap.PAGESIZE
     size = -(-(data.nbytes + 2 * PAD + 128) // page) * page
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
@@ -119,7 +125,7 @@ def padded(data: np.ndarray, offset: int = 0) -> np.ndarray:
     room = space[DISTANCE : DISTANCE + size]
     start = PAD + -(room.ctypes.data + PAD) % 64 + offset
     stop = start + data.nbytes
-    room[:start] = room[stop:] = 0xFF
+    room[:start] = room[stop:] = fill
     room[start:stop] = data.reshape(-1).view(np.uint8)
     return room[start:stop]
 

@@ -12,5 +12,7 @@ void msl_simdgroup_barrier(int flags) __attribute__((convergent, nomerge));
 uint msl_lane(void) __attribute__((const));
 __local void* msl_threadgroup(int index, ulong size, ulong align);
 void msl_inactive(int lane);
+void msl_no_lane(int lane);
+void msl_lanes_differ(void);
 void msl_atomic(ulong address, uint size, uint how);
 }

@@ -137,70 +137,85 @@ struct simd_vote {
 METAL_FUNC simd_vote simd_ballot(bool x) { return simd_vote(simd_or(uint(x) << msl_lane())); }
 METAL_FUNC simd_vote simd_active_threads_mask() { return simd_ballot(true); }
 
-// Another thread's value; where there is no such thread or it takes no part, which Metal leaves undefined, `fill`.
-// A lane outside the simdgroup is no error here: kernels shift and then do not look at what came in.
-template <typename T>
+// What Metal asks of the lanes that threads read.
+enum class msl_lanes {
+    exist, // each is one of the simdgroup
+    equal, // and all threads read the same
+    shift, // all are as far from their threads; at the edge, where there is none, threads keep what they have
+    edge   // at the edge threads keep what they have
+};
+
+// Another thread's value; where there is no such thread or it takes no part, `fill`.
+template <typename T, msl_lanes LANES>
 struct msl_shuffle {
+    static int told(__private msl_record<T>& record, int i) {
+        return LANES == msl_lanes::shift ? record.lane - i : record.lane;
+    }
     static void run(__private void* __private* p, uint mask) {
         msl_records<T> all = {p, mask};
+        int leader = __builtin_ctz(mask);
         for (int i = 0; i < 32; i++) {
             if (!all.active(i)) continue;
             int from = all[i].lane;
+            constexpr bool same = LANES == msl_lanes::equal || LANES == msl_lanes::shift;
+            if (same && told(all[i], i) != told(all[leader], leader)) msl_lanes_differ();
+            constexpr bool inside = LANES == msl_lanes::exist || LANES == msl_lanes::equal;
+            if (inside && (from < 0 || from > 31)) msl_no_lane(from);
             if (from >= 0 && from < 32 && !all.active(from)) msl_inactive(from);
             all[i].result = all.active(from) ? all[from].value : all[i].fill;
         }
     }
 };
-template <typename T>
+template <msl_lanes LANES, typename T>
 METAL_FUNC T msl_from(T x, int lane) {
-    return msl_together<T, msl_shuffle<T>>(x, lane, x);
+    return msl_together<T, msl_shuffle<T, LANES>>(x, lane, x);
 }
 template <typename T>
 METAL_FUNC T simd_shuffle(T x, ushort lane) {
-    return msl_from(x, lane);
+    return msl_from<msl_lanes::exist>(x, lane);
 }
 template <typename T>
 METAL_FUNC T simd_broadcast(T x, ushort lane) {
-    return msl_from(x, lane);
+    return msl_from<msl_lanes::equal>(x, lane);
 }
 template <typename T>
 METAL_FUNC T simd_shuffle_xor(T x, ushort mask) {
-    return msl_from(x, int(msl_lane() ^ mask));
+    return msl_from<msl_lanes::exist>(x, int(msl_lane() ^ mask));
 }
 template <typename T>
 METAL_FUNC T simd_shuffle_down(T x, ushort delta) {
-    return msl_from(x, int(msl_lane()) + delta);
+    return msl_from<msl_lanes::shift>(x, int(msl_lane()) + delta);
 }
 template <typename T>
 METAL_FUNC T simd_shuffle_up(T x, ushort delta) {
-    return msl_from(x, int(msl_lane()) - delta);
+    return msl_from<msl_lanes::shift>(x, int(msl_lane()) - delta);
 }
 template <typename T>
 METAL_FUNC T simd_shuffle_rotate_down(T x, ushort delta) {
-    return msl_from(x, int(msl_lane() + delta) & 31);
+    return msl_from<msl_lanes::exist>(x, int(msl_lane() + delta) & 31);
 }
 template <typename T>
 METAL_FUNC T simd_shuffle_rotate_up(T x, ushort delta) {
-    return msl_from(x, int(msl_lane() - delta) & 31);
+    return msl_from<msl_lanes::exist>(x, int(msl_lane() - delta) & 31);
 }
 // What is shifted in at the edge are the first values of `fill`, or the last.
 template <typename T>
 METAL_FUNC T simd_shuffle_and_fill_down(T x, T fill, ushort delta) {
     int from = int(msl_lane()) + delta;
-    T inside = msl_from(x, from), outside = msl_from(fill, from & 31);
+    T inside = msl_from<msl_lanes::shift>(x, from), outside = msl_from<msl_lanes::exist>(fill, from & 31);
     return from < 32 ? inside : outside;
 }
 template <typename T>
 METAL_FUNC T simd_shuffle_and_fill_up(T x, T fill, ushort delta) {
     int from = int(msl_lane()) - delta;
-    T inside = msl_from(x, from), outside = msl_from(fill, from & 31);
+    T inside = msl_from<msl_lanes::shift>(x, from), outside = msl_from<msl_lanes::exist>(fill, from & 31);
     return from >= 0 ? inside : outside;
 }
 
 // The same among four neighbours.
 template <typename T>
 METAL_FUNC T quad_shuffle(T x, ushort lane) {
-    return msl_from(x, int(msl_lane() & ~3u) + lane);
+    return msl_from<msl_lanes::exist>(x, lane < 4 ? int(msl_lane() & ~3u) + lane : 32 + lane);
 }
 template <typename T>
 METAL_FUNC T quad_broadcast(T x, ushort lane) {
@@ -208,15 +223,15 @@ METAL_FUNC T quad_broadcast(T x, ushort lane) {
 }
 template <typename T>
 METAL_FUNC T quad_shuffle_xor(T x, ushort mask) {
-    return msl_from(x, int(msl_lane() ^ mask));
+    return msl_from<msl_lanes::exist>(x, mask < 4 ? int(msl_lane() ^ mask) : 32 + mask);
 }
 template <typename T>
 METAL_FUNC T quad_shuffle_down(T x, ushort delta) {
-    return msl_from(x, int(msl_lane() % 4) + delta < 4 ? int(msl_lane()) + delta : -1);
+    return msl_from<msl_lanes::edge>(x, int(msl_lane() % 4) + delta < 4 ? int(msl_lane()) + delta : -1);
 }
 template <typename T>
 METAL_FUNC T quad_shuffle_up(T x, ushort delta) {
-    return msl_from(x, int(msl_lane() % 4) - delta >= 0 ? int(msl_lane()) - delta : -1);
+    return msl_from<msl_lanes::edge>(x, int(msl_lane() % 4) - delta >= 0 ? int(msl_lane()) - delta : -1);
 }
 #define MSL_QUAD(NAME, ...)                                                                                            \
     template <typename T>                                                                                              \

@@ -9,7 +9,7 @@ bool Worker::is_own(const char* a) const {
     auto within = [a](const void* low, std::size_t n) {
         return a >= static_cast<const char*>(low) && a < static_cast<const char*>(low) + n;
     };
-    return within(stacks, capacity * STACK) || within(fibers.data(), fibers.size() * sizeof(Fiber)) ||
+    return within(stacks, capacity * STRIDE) || within(fibers.data(), fibers.size() * sizeof(Fiber)) ||
            within(run->pointers.data(), run->pointers.size() * sizeof(void*)) ||
            (a >= run->library.first && a < run->library.second);
 }
@@ -118,3 +118,14 @@ EXPORT void __ubsan_handle_divrem_overflow(void*, std::uintptr_t, std::uintptr_t
     worker->run->report("division by zero", SITE, "of integers");
     worker->stop(); // this processor would trap
 }
+EXPORT void __ubsan_handle_float_cast_overflow(void*, std::uintptr_t) {
+    worker->run->report("undefined conversion", SITE, "the integer type has no such number");
+}
+#define OVERFLOW(NAME, WHAT)                                                                                           \
+    EXPORT void __ubsan_handle_##NAME##_overflow(void*, std::uintptr_t, std::uintptr_t) {                              \
+        worker->run->report("signed overflow", SITE, WHAT);                                                            \
+    }
+OVERFLOW(add, "of a sum")
+OVERFLOW(sub, "of a difference")
+OVERFLOW(mul, "of a product")
+OVERFLOW(negate, "of a negation")

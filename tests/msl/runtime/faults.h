@@ -2,6 +2,10 @@
 #pragma once
 
 #include <csignal>
+#include <ctime>
+#include <vector>
+
+constexpr int ALARM = SIGVTALRM; // of Watchdog
 
 class FaultsAreFindings {
 public:
@@ -9,5 +13,26 @@ public:
     ~FaultsAreFindings();
 
 private:
-    struct sigaction segment, bus, arithmetic; // who had these signals before
+    struct sigaction segment, bus, arithmetic, alarm; // who had these signals before
+};
+
+// Where an OS thread handles a fault: a kernel that has no stack left could not do it on its own.
+class FaultStack {
+public:
+    FaultStack();
+    ~FaultStack();
+
+private:
+    std::vector<char> memory;
+    stack_t before;
+};
+
+// Ends what this OS thread runs after so many seconds of its time.
+class Watchdog {
+public:
+    explicit Watchdog(double seconds);
+    ~Watchdog();
+
+private:
+    timer_t timer;
 };

@@ -70,7 +70,9 @@ void Run::report(const char* kind, const void* site, const std::string& detail) 
 namespace {
 void work(Run* run, Worker* w, std::uint32_t seed) {
     FlushSubnormals flush;
+    FaultStack faults;
     w->start(run, seed);
+    Watchdog watchdog(run->launch->seconds);
     std::uint32_t total = count_of(run->groups);
     while (!run->stopped) {
         std::uint32_t i = run->next++;

@@ -11,7 +11,8 @@
 #include <utility>
 #include <vector>
 
-constexpr std::size_t STACK = 128 << 10;
+// A thread's stack, and what is no memory below it.
+constexpr std::size_t STACK = 128 << 10, GUARD = 64 << 10, STRIDE = GUARD + STACK;
 // Larger than what a GPU has, so that too much can be reported, and so that variables are as far from each other as
 // all of them together could be.
 constexpr std::size_t ARENA = 64 << 20, SHADED = 256 << 10;
@@ -44,6 +45,8 @@ struct Launch {
     std::uint32_t buffer_count, capacity, finding_count;
     std::uint32_t grid[3], group[3];
     std::uint32_t seed, checked, threads;
+    std::uint32_t fill; // the bytes of memory that nothing wrote
+    double seconds;     // of an OS thread's time, after which it is stopped
 };
 
 // One launch while it runs; shared by the OS threads.
@@ -82,6 +85,8 @@ public:
     void access(char* address, std::size_t bytes, Access, void* from);
     // Ends the run, from within a kernel.
     [[noreturn]] void stop();
+    // Whether memory for threads ends there.
+    bool is_guard(const void* address) const;
 
 private:
     struct Slot {
@@ -114,6 +119,7 @@ private:
     void out_of_bounds(char* address, std::size_t bytes, Access, void* from);
     Stamp stamp(bool device) const;
     static std::string missing(int n);
+    void shuffle(std::vector<int>&);
     std::uint32_t next_random() {
         random ^= random << 13;
         random ^= random >> 17;

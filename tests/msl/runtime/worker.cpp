@@ -35,13 +35,20 @@ char* reserve(std::size_t bytes) {
     if (found == MAP_FAILED) std::abort();
     return static_cast<char*>(found);
 }
+
+char* reserve_stacks(std::size_t threads) {
+    char* found = reserve(threads * STRIDE);
+    for (std::size_t i = 0; i < threads; i++)
+        if (mprotect(found + i * STRIDE, GUARD, PROT_NONE)) std::abort();
+    return found;
+}
 } // namespace
 
 Worker::Worker() : shadow(0, false, true), arena(reserve(ARENA)), stacks(nullptr), capacity(0) {}
 
 Worker::~Worker() {
     munmap(arena, ARENA);
-    if (stacks) munmap(stacks, capacity * STACK);
+    if (stacks) munmap(stacks, capacity * STRIDE);
 }
 
 void Worker::start(Run* r, std::uint32_t seed) {
@@ -49,8 +56,8 @@ void Worker::start(Run* r, std::uint32_t seed) {
     random = seed * 2654435761u | 1;
     std::size_t threads = count_of(r->group);
     if (threads > capacity) {
-        if (stacks) munmap(stacks, capacity * STACK);
-        stacks = reserve(threads * STACK);
+        if (stacks) munmap(stacks, capacity * STRIDE);
+        stacks = reserve_stacks(threads);
         capacity = threads;
     }
     fibers.resize(threads);
@@ -89,7 +96,7 @@ void Worker::place(std::uint32_t index) {
         fibers[i].position = p;
         fibers[i].state = State::ready;
         // neighbours start on other cache lines than each other
-        fibers[i].top = fresh_stack(stacks + i * STACK, STACK - i % 16 * 320, boot);
+        fibers[i].top = fresh_stack(stacks + i * STRIDE + GUARD, STACK - i % 16 * 320, boot);
     }
 }
 
@@ -104,8 +111,7 @@ void Worker::run_group(std::uint32_t index) {
     std::vector<int> order;
     for (int i = 0; i < simdgroups; i++) order.push_back(i);
     do {
-        if (run->launch->seed)
-            for (int i = simdgroups - 1; i > 0; i--) std::swap(order[std::size_t(i)], order[next_random() % (i + 1u)]);
+        shuffle(order);
         for (int s : order) {
             run_simdgroup(s * 32, std::min(s * 32 + 32, count));
             if (run->stopped) return;
@@ -116,8 +122,11 @@ void Worker::run_group(std::uint32_t index) {
 }
 
 void Worker::run_simdgroup(int first, int last) {
+    std::vector<int> order;
+    for (int i = first; i < last; i++) order.push_back(i);
     for (;;) {
-        for (int i = first; i < last; i++) {
+        shuffle(order);
+        for (int i : order) {
             if (fibers[i].state != State::ready) continue;
             current = &fibers[i];
             msl_switch(&scheduler, current->top);
@@ -126,6 +135,12 @@ void Worker::run_simdgroup(int first, int last) {
         }
         if (!release(first, last)) return;
     }
+}
+
+// With a seed.
+void Worker::shuffle(std::vector<int>& order) {
+    if (!run->launch->seed) return;
+    for (std::size_t i = order.size(); i > 1; i--) std::swap(order[i - 1], order[next_random() % i]);
 }
 
 bool Worker::release(int first, int last) {
@@ -204,8 +219,13 @@ void* Worker::threadgroup_memory(int index, std::size_t bytes, std::size_t align
     used = offset + bytes;
     slots.push_back({index, offset, bytes, shaded});
     shaded += bytes;
-    std::memset(arena + offset - MARGIN, 0xff, bytes + 2 * MARGIN); // no number, so that reading it shows
+    std::memset(arena + offset - MARGIN, int(run->launch->fill), bytes + 2 * MARGIN);
     return arena + offset;
+}
+
+bool Worker::is_guard(const void* address) const {
+    auto* a = static_cast<const char*>(address);
+    return stacks && a >= stacks && a < stacks + capacity * STRIDE && std::size_t(a - stacks) % STRIDE < GUARD;
 }
 
 void Worker::stop() {
@@ -244,6 +264,12 @@ EXPORT void* msl_threadgroup(int index, std::size_t bytes, std::size_t align) {
 }
 EXPORT void msl_inactive(int lane) {
     worker->run->report("inactive lane", worker->site, "lane " + std::to_string(lane) + " takes no part");
+}
+EXPORT void msl_no_lane(int lane) {
+    worker->run->report("no such lane", worker->site, std::to_string(lane) + " is outside");
+}
+EXPORT void msl_lanes_differ() {
+    worker->run->report("lanes differ", worker->site, "the second argument has to be the same for all threads");
 }
 
 // Called where clang rounds to bfloat; returned as the low half of the register that a float is returned in.
