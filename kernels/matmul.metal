@@ -70,9 +70,10 @@ template <typename B, typename R>
 METAL_FUNC bool expand_run(R raw, const device B* row, int step, int h, thread Half8* out) {
     constexpr int SLICES = B::WEIGHTS / DEPTH;
     int start = first_run<B>(step % SLICES), i = start | (h * B::RUN_STRIDE);
-    Codes c = unpack_codes(raw_codes(raw, start, h), code_mask(*row, i));
+    Codes c = unpack_codes(*row, raw_codes(raw, start, h), start, h);
     float2 a = raw_affine(raw, i * 16 / B::GROUP);
-    float4 scale = a.x * shift_scale(*row, i) / CODE_SCALE, bias = a.y;
+    if (!has_bias(row)) a.y = 0;
+    float4 scale = a.x * shift_scale(*row, i) / code_scale(row), bias = a.y;
     UNROLL for (int j = 0; j < 2; j++) {
         float4 low = float4(c.even[2 * j].x, c.odd[2 * j].x, c.even[2 * j].y, c.odd[2 * j].y);
         float4 high = float4(c.even[2 * j + 1].x, c.odd[2 * j + 1].x, c.even[2 * j + 1].y, c.odd[2 * j + 1].y);

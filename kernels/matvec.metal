@@ -87,14 +87,14 @@ METAL_FUNC PartialSums<ROWS, BATCH> multiply_runs(RowPointers<B, ROWS> w, X x, i
         UNROLL for (int r = 0; r < ROWS; r++) slice[r] = load_slice(w.row[r][b], i);
         UNROLL for (int h = 0; h < 2; h++) {
             Codes codes[ROWS];
-            uint mask = code_mask(w.row[0][b], i | (h * B::RUN_STRIDE));
-            UNROLL for (int r = 0; r < ROWS; r++) codes[r] = unpack_codes(slice[r].packed[h], mask);
+            UNROLL for (int r = 0; r < ROWS; r++) codes[r] = unpack_codes(w.row[0][b], slice[r].packed[h], i, h);
             UNROLL for (int n = 0; n < BATCH; n++) {
                 Run values = load_input_run(x, n * k, b * B::WEIGHTS + 16 * (i + h * B::RUN_STRIDE), sums.squares[n]);
                 float activation_sum = sum_run(values) * CODE_SCALE;
                 UNROLL for (int r = 0; r < ROWS; r++) {
                     sums.v[n][r] = fma(slice[r].affine[2 * h], dot_run(codes[r], values), sums.v[n][r]);
-                    sums.v[n][r] = fma(slice[r].affine[2 * h + 1], activation_sum, sums.v[n][r]);
+                    if (has_bias(w.row[0]))
+                        sums.v[n][r] = fma(slice[r].affine[2 * h + 1], activation_sum, sums.v[n][r]);
                 }
             }
         }
@@ -131,27 +131,16 @@ METAL_FUNC enable_if_t<(B::WEIGHTS > 1), PartialSums<ROWS, BATCH>> multiply_rows
 
 template <typename B>
 METAL_FUNC float product_scale() {
-    return B::WEIGHTS == 1 ? 1 : CODE_SCALE;
+    return B::WEIGHTS == 1 ? 1 : code_scale((const device B*)nullptr);
 }
 
 constexpr int next_power_of_2(int n) { return n <= 1 ? 1 : 2 * next_power_of_2((n + 1) / 2); }
 
-// Sums v[n][r] over all lanes; the result is in lane n * ROWS + r. Lanes exchange halves of their values, so that each
-// step has half as many to add: 31 shuffles of 2 cycles for 32 values, where a reduction of each would take an M1 14.5.
-// Up to four values are reduced one by one, in fewer instructions.
-template <int ROWS, int BATCH>
-METAL_FUNC float reduce_sums(PartialSums<ROWS, BATCH> sums, uint lane) {
-    constexpr int COUNT = next_power_of_2(ROWS * BATCH);
-    if (COUNT <= 4) {
-        float out = 0;
-        UNROLL for (int i = 0; i < ROWS * BATCH; i++) {
-            float sum = simd_sum(sums.v[i / ROWS][i % ROWS]);
-            if (lane == uint(i)) out = sum;
-        }
-        return out;
-    }
-    float v[COUNT] = {};
-    UNROLL for (int n = 0; n < BATCH; n++) { UNROLL for (int r = 0; r < ROWS; r++) v[n * ROWS + r] = sums.v[n][r]; }
+// Sums each of COUNT values, a power of 2, over all lanes; the sum of v[i] is in the lanes that are i modulo COUNT. Lanes
+// exchange halves of their values, so that each step has half as many to add: 31 shuffles of 2 cycles for 32 values, 6
+// for 4, where a reduction of each would take an M1 14.5.
+template <int COUNT>
+METAL_FUNC float reduce_values(thread float* v, uint lane) {
     UNROLL for (int width = COUNT / 2; width > 0; width /= 2) {
         bool upper = lane & width;
         UNROLL for (int i = 0; i < width; i++) {
@@ -161,6 +150,15 @@ METAL_FUNC float reduce_sums(PartialSums<ROWS, BATCH> sums, uint lane) {
     }
     UNROLL for (int width = COUNT; width < 32; width *= 2) v[0] += simd_shuffle_xor(v[0], ushort(width));
     return v[0];
+}
+
+// Sums v[n][r] over all lanes; the result is in lane n * ROWS + r.
+template <int ROWS, int BATCH>
+METAL_FUNC float reduce_sums(PartialSums<ROWS, BATCH> sums, uint lane) {
+    constexpr int COUNT = next_power_of_2(ROWS * BATCH);
+    float v[COUNT] = {};
+    UNROLL for (int n = 0; n < BATCH; n++) { UNROLL for (int r = 0; r < ROWS; r++) v[n * ROWS + r] = sums.v[n][r]; }
+    return COUNT == 1 ? simd_sum(v[0]) : reduce_values<COUNT>(v, lane);
 }
 
 // The deferred RMS-norm scale for row n of x, in all lanes.

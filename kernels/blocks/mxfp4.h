@@ -13,8 +13,11 @@ struct MXFP4 {
 
 constant uchar E2M1_LEVELS[16] = {12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0};
 
+// Bytes that hold the nibbles of both runs of the slice from run i.
+inline uint4 packed_levels(const device MXFP4& b, int) { return load16<1>(b.qs); }
+
 inline uint4 codes(const device MXFP4& b, int i) {
-    return look_up16((load16<1>(b.qs) >> (4 * i)) & 0x0f0f0f0f, E2M1_LEVELS);
+    return look_up16((packed_levels(b, i) >> (4 * i)) & 0x0f0f0f0f, E2M1_LEVELS);
 }
 
 inline float2 affine(const device MXFP4& b, int) {
