@@ -136,19 +136,21 @@ METAL_FUNC float product_scale() {
 
 constexpr int next_power_of_2(int n) { return n <= 1 ? 1 : 2 * next_power_of_2((n + 1) / 2); }
 
-// Sums each of COUNT values, a power of 2, over all lanes; the sum of v[i] is in the lanes that are i modulo COUNT. Lanes
-// exchange halves of their values, so that each step has half as many to add: 31 shuffles of 2 cycles for 32 values, 6
-// for 4, where a reduction of each would take an M1 14.5.
-template <int COUNT>
+// Sums each of COUNT values over all lanes; the sum of v[i] is in lanes STRIDE * i to STRIDE * (i + 1) - 1, and in those
+// COUNT * STRIDE further on. Both are powers of 2. Lanes exchange halves of their values, so that each step has half as
+// many to add: 31 shuffles of 2 cycles for 32 values, 6 for 4, where a reduction of each would take an M1 14.5.
+template <int COUNT, int STRIDE>
 METAL_FUNC float reduce_values(thread float* v, uint lane) {
+    static_assert((STRIDE & (STRIDE - 1)) == 0 && COUNT * STRIDE <= 32, "lanes do not hold the sums");
     UNROLL for (int width = COUNT / 2; width > 0; width /= 2) {
-        bool upper = lane & width;
+        bool upper = lane & (STRIDE * width);
         UNROLL for (int i = 0; i < width; i++) {
-            float kept = upper ? v[i + width] : v[i], given = upper ? v[i] : v[i + width];
-            v[i] = kept + simd_shuffle_xor(given, ushort(width));
+            float low = v[i], high = v[i + width]; // numbers, as a choice of elements would be one of addresses
+            v[i] = (upper ? high : low) + simd_shuffle_xor(upper ? low : high, ushort(STRIDE * width));
         }
     }
-    UNROLL for (int width = COUNT; width < 32; width *= 2) v[0] += simd_shuffle_xor(v[0], ushort(width));
+    UNROLL for (int width = 1; width < STRIDE; width *= 2) v[0] += simd_shuffle_xor(v[0], ushort(width));
+    UNROLL for (int width = COUNT * STRIDE; width < 32; width *= 2) v[0] += simd_shuffle_xor(v[0], ushort(width));
     return v[0];
 }
 
@@ -158,29 +160,33 @@ METAL_FUNC float reduce_sums(PartialSums<ROWS, BATCH> sums, uint lane) {
     constexpr int COUNT = next_power_of_2(ROWS * BATCH);
     float v[COUNT] = {};
     UNROLL for (int n = 0; n < BATCH; n++) { UNROLL for (int r = 0; r < ROWS; r++) v[n * ROWS + r] = sums.v[n][r]; }
-    return COUNT == 1 ? simd_sum(v[0]) : reduce_values<COUNT>(v, lane);
+    return reduce_values<COUNT, 1>(v, lane);
 }
 
 // The deferred RMS-norm scale for row n of x, in all lanes.
-template <typename X, int ROWS, int BATCH>
-METAL_FUNC float input_scale(X, PartialSums<ROWS, BATCH>, int, int) {
-    return 1;
-}
-
 template <typename X, typename W, int ROWS, int BATCH>
 METAL_FUNC float input_scale(RmsNormInput<X, W> x, PartialSums<ROWS, BATCH> sums, int n, int k) {
     return precise::rsqrt(simd_sum(sums.squares[n]) / k + x.eps);
 }
 
+// The same for row lane / ROWS of x.
+template <typename X, int ROWS, int BATCH>
+METAL_FUNC float lane_scale(X, PartialSums<ROWS, BATCH>, int, uint) {
+    return 1;
+}
+
+template <typename X, typename W, int ROWS, int BATCH>
+METAL_FUNC float lane_scale(RmsNormInput<X, W> x, PartialSums<ROWS, BATCH> sums, int k, uint lane) {
+    constexpr int COUNT = next_power_of_2(BATCH);
+    float v[COUNT] = {};
+    UNROLL for (int n = 0; n < BATCH; n++) v[n] = sums.squares[n];
+    return precise::rsqrt(reduce_values<COUNT, ROWS>(v, lane) / k + x.eps);
+}
+
 // Reduces partial sums to products: that of row r of w and row n of x is in lane n * ROWS + r.
 template <typename B, int ROWS, int BATCH, typename X>
 METAL_FUNC float reduce_products(PartialSums<ROWS, BATCH> sums, X x, int k, uint lane) {
-    float scale = 1;
-    UNROLL for (int n = 0; n < BATCH; n++) {
-        float row_scale = input_scale(x, sums, n, k);
-        if (lane / ROWS == uint(n)) scale = row_scale;
-    }
-    return reduce_sums(sums, lane) * scale / product_scale<B>();
+    return reduce_sums(sums, lane) * lane_scale(x, sums, k, lane) / product_scale<B>();
 }
 
 // One simdgroup: ROWS rows of w (rows, k) from `first` on, times x (BATCH, k) or an RmsNormInput -> y (BATCH, rows).
