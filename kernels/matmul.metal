@@ -197,6 +197,17 @@ struct Epilogue {
         if (ACT != NO_ACTIVATION) sum *= activate<ACT>(float(gate[index]));
         return sum;
     }
+
+    // For rows `row` to `row` + 3.
+    float4 operator()(float4 sum, int row, size_t index) const {
+        if (BIAS) sum += load_floats(bias + row);
+        if (ADD) sum += load_floats(add + index);
+        if (ACT != NO_ACTIVATION) {
+            float4 x = load_floats(gate + index);
+            sum *= float4(activate<ACT>(x.x), activate<ACT>(x.y), activate<ACT>(x.z), activate<ACT>(x.w));
+        }
+        return sum;
+    }
 };
 
 template <bool BIAS, bool ADD, int ACT, typename P, typename Q, typename G>
@@ -217,6 +228,17 @@ struct TileStore {
         if (m >= rows || c >= columns.count()) return;
         size_t index = size_t(columns.output_row(c)) * rows + m;
         y[index] = T(epilogue(sum, m, index));
+    }
+
+    // Four rows, stored as a vector unless some are past the end.
+    void operator()(int row, int column, float4 sums) const {
+        int m = first_row + row, c = first_column + column;
+        if (m + 4 > rows) {
+            UNROLL for (int e = 0; e < 4; e++) (*this)(row + e, column, sums[e]);
+        } else if (c < columns.count()) {
+            size_t index = size_t(columns.output_row(c)) * rows + m;
+            store_floats(y + index, epilogue(sums, m, index));
+        }
     }
 };
 
