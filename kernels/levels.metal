@@ -1,12 +1,11 @@
-// Block types whose codes are numbers of a table. Products take the numbers as halves, which saves the bias and the
-// bytes of codes between. levels.cuh replaces this file on NVIDIA GPUs.
+// Products with IQ4 take its levels as halves, instead of codes: no bias, and no bytes between. levels.cuh replaces this
+// file on NVIDIA GPUs.
 #pragma once
 
 #include "numbers.h"
 
 struct IQ4_NL;
 struct IQ4_XS;
-struct MXFP4;
 
 // The bits of -127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89 and 113 as halves. All of it is in
 // one line of the cache, so that lanes may look up different numbers at once.
@@ -32,10 +31,3 @@ METAL_FUNC uint4 packed_codes(const device IQ4_XS& b, int i, int) { return packe
 METAL_FUNC uint2 code_halves(const device IQ4_XS&, uint word, int, int h) { return iq4_halves(word, h); }
 constexpr float code_scale(const device IQ4_XS*) { return 1; }
 constexpr bool has_bias(const device IQ4_XS*) { return false; }
-
-METAL_FUNC uint4 packed_codes(const device MXFP4& b, int i, int) { return packed_levels(b, i); }
-METAL_FUNC uint2 code_halves(const device MXFP4&, uint word, int, int h) {
-    return uint2(e2m1_halves(h ? word << 5 : word << 9), e2m1_halves(h ? word >> 3 : word << 1));
-}
-constexpr float code_scale(const device MXFP4*) { return E2M1_SCALE; }
-constexpr bool has_bias(const device MXFP4*) { return false; }

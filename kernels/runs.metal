@@ -59,6 +59,15 @@ METAL_FUNC float4 slice_affines(const device B& b, int i) {
         return float4(a, affine(b, (i | B::RUN_STRIDE) * 16 / B::GROUP));
 }
 
+// MXFP4's values, 2 v, without bias: the four bits of E2M1 are a part of those of a half.
+struct MXFP4;
+
+METAL_FUNC uint2 code_halves(const device MXFP4&, uint word, int, int h) {
+    return uint2(e2m1_halves(h ? word << 5 : word << 9), e2m1_halves(h ? word >> 3 : word << 1));
+}
+constexpr float code_scale(const device MXFP4*) { return E2M1_SCALE; }
+constexpr bool has_bias(const device MXFP4*) { return false; }
+
 // What is loaded of run h of the slice from run i, before any arithmetic where the block type overloads load_raw.
 struct RawRun {
     uint4 packed;

@@ -13,11 +13,8 @@ struct MXFP4 {
 
 constant uchar E2M1_LEVELS[16] = {12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0};
 
-// Bytes that hold the nibbles of both runs of the slice from run i.
-inline uint4 packed_levels(const device MXFP4& b, int) { return load16<1>(b.qs); }
-
 inline uint4 codes(const device MXFP4& b, int i) {
-    return look_up16((packed_levels(b, i) >> (4 * i)) & 0x0f0f0f0f, E2M1_LEVELS);
+    return look_up16((load16<1>(b.qs) >> (4 * i)) & 0x0f0f0f0f, E2M1_LEVELS);
 }
 
 inline float2 affine(const device MXFP4& b, int) {
@@ -25,3 +22,6 @@ inline float2 affine(const device MXFP4& b, int) {
     float scale = as_float(b.e < 2 ? 0x00200000u << b.e : uint(b.e - 1) << 23);
     return float2{scale, -12 * scale};
 }
+
+// Bytes that hold the nibbles of both runs; runs.metal takes the values from them.
+inline uint4 packed_codes(const device MXFP4& b, int, int) { return load16<1>(b.qs); }
