@@ -1,5 +1,5 @@
-// Products with IQ4 take its levels as halves, instead of codes: no bias, and no bytes between. levels.cuh replaces this
-// file on NVIDIA GPUs.
+// Products with IQ4 take its levels as halves, instead of codes: no bias, and no bytes between. levels.cuh replaces
+// this file on NVIDIA GPUs.
 #pragma once
 
 #include "numbers.h"

@@ -136,9 +136,9 @@ METAL_FUNC float product_scale() {
 
 constexpr int next_power_of_2(int n) { return n <= 1 ? 1 : 2 * next_power_of_2((n + 1) / 2); }
 
-// Sums each of COUNT values over all lanes; the sum of v[i] is in lanes STRIDE * i to STRIDE * (i + 1) - 1, and in those
-// COUNT * STRIDE further on. Both are powers of 2. Lanes exchange halves of their values, so that each step has half as
-// many to add: 31 shuffles of 2 cycles for 32 values, 6 for 4, where a reduction of each would take an M1 14.5.
+// Sums each of COUNT values over all lanes; the sum of v[i] is in lanes STRIDE * i to STRIDE * (i + 1) - 1, and in
+// those COUNT * STRIDE further on. Both are powers of 2. Lanes exchange halves of their values, so that each step has
+// half as many to add: 31 shuffles of 2 cycles for 32 values, 6 for 4, where a reduction of each would take an M1 14.5.
 template <int COUNT, int STRIDE>
 METAL_FUNC float reduce_values(thread float* v, uint lane) {
     static_assert((STRIDE & (STRIDE - 1)) == 0 && COUNT * STRIDE <= 32, "lanes do not hold the sums");

@@ -301,9 +301,7 @@ METAL_FUNC float4 load_aligned_floats(const T* p) {
 }
 
 // Stores four numbers; the address need only be aligned to one of them.
-METAL_FUNC void store_floats(float* p, float4 x) {
-    UNROLL for (int i = 0; i < 4; i++) p[i] = x[i];
-}
+METAL_FUNC void store_floats(float* p, float4 x) { UNROLL for (int i = 0; i < 4; i++) p[i] = x[i]; }
 
 // ---- tables of 16 bytes: lookups permute bytes in registers
 

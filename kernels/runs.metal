@@ -21,9 +21,9 @@ struct Codes {
 
 // Defaults that a block type may overload. packed_codes loads bytes that hold the codes of run h of the slice from run
 // i, or of both runs; code_mask gives the bits of run i in them, so that a mask selects codes without a shift;
-// slice_affines gives the scales and biases of both runs; code_halves unpacks a word of run h of the slice from run i to
-// the bits of halves, codes 0 and 2 in x, 1 and 3 in y, each times code_scale; has_bias says whether weights are more
-// than a scale times a code.
+// slice_affines gives the scales and biases of both runs; code_halves unpacks a word of run h of the slice from run i
+// to the bits of halves, codes 0 and 2 in x, 1 and 3 in y, each times code_scale; has_bias says whether weights are
+// more than a scale times a code.
 template <typename B>
 METAL_FUNC uint4 packed_codes(const device B& b, int i, int h) {
     return codes(b, i | (h * B::RUN_STRIDE));
