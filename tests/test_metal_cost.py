@@ -65,7 +65,9 @@ def test_mxfp4_looks_nothing_up():
     with cases.counting() as host:
         cases.product("MXFP4", SHAPE, 1).run()
     counts = host.counts[0]
-    assert counts.issued["constant load"] == 2 * counts.groups * counts.threads / 32  # of the shapes
+    assert (
+        counts.issued["constant load"] == 2 * counts.groups * counts.threads / 32
+    )  # of the shapes
 
 
 @pytest.mark.parametrize("batch, rows", [(1, 4096), (2, 64), (8, 64)])
@@ -81,7 +83,7 @@ def test_sums_of_a_simdgroup_are_exchanged(batch, rows):
 
 
 def test_tiles_are_stored_as_vectors():
-    """64 x 64 floats by four simdgroups: eight stores of four a lane, and three more for each of them where rows end."""
+    """64 x 64 floats by four simdgroups: eight stores of four a lane, three more each where rows end."""
     for rows, stores in [(64, 4 * 8), (63, 2 * 8 + 2 * (8 + 8 * 3))]:
         with cases.counting() as host:
             cases.product("Q4_K", (rows, 512), 64).run()
