@@ -65,9 +65,8 @@ def test_mxfp4_looks_nothing_up():
     with cases.counting() as host:
         cases.product("MXFP4", SHAPE, 1).run()
     counts = host.counts[0]
-    assert (
-        counts.issued["constant load"] == 2 * counts.groups * counts.threads / 32
-    )  # of the shapes
+    simdgroups = counts.groups * counts.threads / 32
+    assert counts.issued["constant load"] == 2 * simdgroups  # of the shapes
 
 
 @pytest.mark.parametrize("batch, rows", [(1, 4096), (2, 64), (8, 64)])
