@@ -141,7 +141,6 @@ constexpr int next_power_of_2(int n) { return n <= 1 ? 1 : 2 * next_power_of_2((
 // half as many to add: 31 shuffles of 2 cycles for 32 values, 6 for 4, where a reduction of each would take an M1 14.5.
 template <int COUNT, int STRIDE>
 METAL_FUNC float reduce_values(thread float* v, uint lane) {
-    static_assert((STRIDE & (STRIDE - 1)) == 0 && COUNT * STRIDE <= 32, "lanes do not hold the sums");
     UNROLL for (int width = COUNT / 2; width > 0; width /= 2) {
         bool upper = lane & (STRIDE * width);
         UNROLL for (int i = 0; i < width; i++) {
@@ -149,8 +148,9 @@ METAL_FUNC float reduce_values(thread float* v, uint lane) {
             v[i] = (upper ? high : low) + simd_shuffle_xor(upper ? low : high, ushort(STRIDE * width));
         }
     }
-    UNROLL for (int width = 1; width < STRIDE; width *= 2) v[0] += simd_shuffle_xor(v[0], ushort(width));
-    UNROLL for (int width = COUNT * STRIDE; width < 32; width *= 2) v[0] += simd_shuffle_xor(v[0], ushort(width));
+    UNROLL for (int width = 1; width < 32; width *= 2) {
+        if (width < STRIDE || width >= COUNT * STRIDE) v[0] += simd_shuffle_xor(v[0], ushort(width));
+    }
     return v[0];
 }
 
@@ -170,8 +170,8 @@ METAL_FUNC float input_scale(RmsNormInput<X, W> x, PartialSums<ROWS, BATCH> sums
 }
 
 // The same for row lane / ROWS of x.
-template <typename X, int ROWS, int BATCH>
-METAL_FUNC float lane_scale(X, PartialSums<ROWS, BATCH>, int, uint) {
+template <typename X, typename S>
+METAL_FUNC float lane_scale(X, S, int, uint) {
     return 1;
 }
 
