@@ -5,7 +5,7 @@
 constant constexpr float CODE_SCALE = 1;
 
 // Two codes below 1,024, in the low and the high 16 bits. With the exponent of 1,024 they are 1,024 + code, exactly.
-METAL_FUNC half2 code_halves(uint codes) { return as_type<half2>(codes | 0x64006400) - half2(1024); }
+inline uint code_halves(uint codes) { return as_type<uint>(as_type<half2>(codes | 0x64006400) - half2(1024)); }
 
 // E2M1 numbers v in bits 9 to 12 and 25 to 28, as the bits of halves, each 2 v times E2M1_SCALE.
 constant constexpr float E2M1_SCALE = 1;

@@ -37,12 +37,12 @@ METAL_FUNC uint code_mask(const device B&, int) {
 template <typename B>
 METAL_FUNC uint2 code_halves(const device B& b, uint word, int i, int h) {
     uint mask = code_mask(b, i | (h * B::RUN_STRIDE)) & 0x00ff00ff;
-    return uint2(as_type<uint>(code_halves(word & mask)), as_type<uint>(code_halves((word >> 8) & mask)));
+    return uint2(code_halves(word & mask), code_halves((word >> 8) & mask));
 }
 
 template <typename B>
 constexpr float code_scale(const device B*) {
-    return CODE_SCALE;
+    return B::WEIGHTS == 1 ? 1 : CODE_SCALE;
 }
 
 template <typename B>
