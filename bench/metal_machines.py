@@ -7,6 +7,11 @@ max(simple + 2 complex, 4 complex). A shift to the right by an amount not known 
 All figures are those of an M1 (github.com/philipturner/metal-benchmarks), and are used for later chips as they are,
 at their clocks.
 
+Look-ups: a core is taken to serve one line of 128 bytes a cycle from its first-level cache, and one word of each of 32
+banks from threadgroup memory, as GPUs of others do; the same source has no figures of Apple's, and says that its
+threadgroup memory has less bandwidth than theirs. So lanes that look up numbers of one line take a cycle of the core;
+lanes that look up words of a larger table in threadgroup memory meet in banks (`conflicts`).
+
 Cache: a core reads 32 bytes a cycle from the second-level cache (the same source). What a simdgroup reads is taken to
 come from there each time, as the first level has 8 KB, less than a row of x; simdgroups that happen to be at the same
 place of x find it in the first level, so this is the most that it can take.
@@ -19,8 +24,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
+
 SCHEDULERS = 4  # of a core
 CACHE_BYTES = 32  # a core's from the second-level cache, in a cycle
+
+LOOK_UPS = ("constant load", "threadgroup load")  # a cycle of the core each, at least
+LANES, BANKS = 32, 32
 
 # Cycles of the second pipeline.
 COMPLEX = {
@@ -88,4 +98,15 @@ def cycles(issued: Mapping[str, float]) -> float:
     long = sum(COMPLEX[kind] * n for kind, n in second.items())
     together = sum(TOGETHER[kind] * n for kind, n in issued.items() if kind in TOGETHER)
     simple = sum(n for kind, n in issued.items() if kind not in COMPLEX and kind not in TOGETHER)
-    return max(simple + 2 * complex_, long) + together
+    served = SCHEDULERS * sum(issued.get(kind, 0) for kind in LOOK_UPS)
+    return max(simple + 2 * complex_ + together, long + together, served)
+
+
+def conflicts(words: int) -> float:
+    """Cycles of a core in which threadgroup memory serves a simdgroup that looks up random words of a table.
+
+    That is how many different words one bank is asked for, at most, on average. words: of the table
+    """
+    asked = np.random.default_rng(0).integers(0, words, (2048, LANES))
+    banks = (np.bincount(np.unique(lanes) % BANKS) for lanes in asked)
+    return float(np.mean([n.max() for n in banks]))

@@ -66,7 +66,8 @@ template <int ROWS, bool ADD, typename B, typename X, typename I, typename W, ty
 METAL_FUNC void gather_down(const device B* w, X x, I ids, W weights, Q add, device T* y, ExpertShape s, int first,
                             uint lane) {
     if (first >= s.rows) return;
-    float sum = reduce_sums(multiply_experts<ROWS>(w, x, ids, weights, s, first, lane), lane) / product_scale<B>();
+    float sum = reduce_sums(multiply_experts<ROWS>(w, x, ids, weights, s, first, lane), lane) /
+                code_scale((const device B*)nullptr);
     int row = first + lane;
     if (int(lane) >= ROWS || row >= s.rows) return;
     y[row] = T(ADD ? sum + float(add[row]) : sum);

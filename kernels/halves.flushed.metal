@@ -5,7 +5,19 @@
 constant constexpr float CODE_SCALE = 1;
 
 // Two codes below 1,024, in the low and the high 16 bits. With the exponent of 1,024 they are 1,024 + code, exactly.
-METAL_FUNC half2 code_halves(uint codes) { return as_type<half2>(codes | 0x64006400) - half2(1024); }
+inline uint code_halves(uint codes) { return as_type<uint>(as_type<half2>(codes | 0x64006400) - half2(1024)); }
+
+// E2M1 numbers v in bits 9 to 12 and 25 to 28, as the bits of halves, each 2 v times E2M1_SCALE.
+constant constexpr float E2M1_SCALE = 1;
+
+// 15 more in the exponent make 2 v of normal numbers; the others, of exponent 0, are 1 or 1.5 instead of 0 or 1.
+inline uint e2m1_half(uint bits) {
+    half size = as_type<half>(ushort((bits & 0x0e00) + 0x3c00));
+    if (!(bits & 0x0c00)) size = 2 * size - 2;
+    return as_type<ushort>(size) | (bits & 0x1000) << 3;
+}
+
+inline uint e2m1_halves(uint bits) { return e2m1_half(bits) | e2m1_half(bits >> 16) << 16; }
 
 // The half with the low 16 bits of `bits`, as a float.
 inline float half_float(uint bits) {

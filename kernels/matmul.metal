@@ -69,9 +69,10 @@ template <typename B, typename R>
 METAL_FUNC bool expand_run(R raw, const device B* row, int step, int h, thread Half8* out) {
     constexpr int SLICES = B::WEIGHTS / DEPTH;
     int start = first_run<B>(step % SLICES), i = start | (h * B::RUN_STRIDE);
-    Codes c = unpack_codes(raw_codes(raw, start, h), code_mask(*row, i));
+    Codes c = unpack_codes(*row, raw_codes(raw, start, h), start, h);
     float2 a = raw_affine(raw, i * 16 / B::GROUP);
-    float4 scale = a.x * shift_scale(*row, i) / CODE_SCALE, bias = a.y;
+    if (!has_bias(row)) a.y = 0;
+    float4 scale = a.x * shift_scale(*row, i) / code_scale(row), bias = a.y;
     UNROLL for (int j = 0; j < 2; j++) {
         float4 low = float4(c.even[2 * j].x, c.odd[2 * j].x, c.even[2 * j].y, c.odd[2 * j].y);
         float4 high = float4(c.even[2 * j + 1].x, c.odd[2 * j + 1].x, c.even[2 * j + 1].y, c.odd[2 * j + 1].y);
@@ -194,6 +195,17 @@ struct Epilogue {
         if (ACT != NO_ACTIVATION) sum *= activate<ACT>(float(gate[index]));
         return sum;
     }
+
+    // For rows `row` to `row` + 3.
+    float4 operator()(float4 sum, int row, size_t index) const {
+        if (BIAS) sum += load_floats(bias + row);
+        if (ADD) sum += load_floats(add + index);
+        if (ACT != NO_ACTIVATION) {
+            float4 x = load_floats(gate + index);
+            sum *= float4(activate<ACT>(x.x), activate<ACT>(x.y), activate<ACT>(x.z), activate<ACT>(x.w));
+        }
+        return sum;
+    }
 };
 
 template <bool BIAS, bool ADD, int ACT, typename P, typename Q, typename G>
@@ -214,6 +226,17 @@ struct TileStore {
         if (m >= rows || c >= columns.count()) return;
         size_t index = size_t(columns.output_row(c)) * rows + m;
         y[index] = T(epilogue(sum, m, index));
+    }
+
+    // Four rows, stored as a vector unless some are past the end.
+    void operator()(int row, int column, float4 sums) const {
+        int m = first_row + row, c = first_column + column;
+        if (m + 4 > rows) {
+            UNROLL for (int e = 0; e < 4; e++) (*this)(row + e, column, sums[e]);
+        } else if (c < columns.count()) {
+            size_t index = size_t(columns.output_row(c)) * rows + m;
+            store_floats(y + index, epilogue(sums, m, index));
+        }
     }
 };
 

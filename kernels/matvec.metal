@@ -82,7 +82,7 @@ METAL_FUNC float4 load_input_4(RmsNormInput<X, W> x, int row, int start, int cou
     return values * load_up_to_4(x.weight + start, count);
 }
 
-// A lane's partial sums of rows of w times x (BATCH, k), multiplied by product_scale.
+// A lane's partial sums of rows of w times x (BATCH, k), multiplied by code_scale.
 template <int BATCH, typename B, int ROWS, typename X>
 METAL_FUNC PartialSums<ROWS, BATCH> multiply_runs(RowPointers<B, ROWS> w, X x, int k, uint lane) {
     constexpr int SLICES = B::WEIGHTS / 32;
@@ -93,14 +93,14 @@ METAL_FUNC PartialSums<ROWS, BATCH> multiply_runs(RowPointers<B, ROWS> w, X x, i
         UNROLL for (int r = 0; r < ROWS; r++) slice[r] = load_slice(w.row[r][b], i);
         UNROLL for (int h = 0; h < 2; h++) {
             Codes codes[ROWS];
-            uint mask = code_mask(w.row[0][b], i | (h * B::RUN_STRIDE));
-            UNROLL for (int r = 0; r < ROWS; r++) codes[r] = unpack_codes(slice[r].packed[h], mask);
+            UNROLL for (int r = 0; r < ROWS; r++) codes[r] = unpack_codes(w.row[0][b], slice[r].packed[h], i, h);
             UNROLL for (int n = 0; n < BATCH; n++) {
                 Run values = load_input_run(x, n * k, b * B::WEIGHTS + 16 * (i + h * B::RUN_STRIDE), sums.squares[n]);
                 float activation_sum = sum_run(values) * CODE_SCALE;
                 UNROLL for (int r = 0; r < ROWS; r++) {
                     sums.v[n][r] = fma(slice[r].affine[2 * h], dot_run(codes[r], values), sums.v[n][r]);
-                    sums.v[n][r] = fma(slice[r].affine[2 * h + 1], activation_sum, sums.v[n][r]);
+                    if (has_bias(w.row[0]))
+                        sums.v[n][r] = fma(slice[r].affine[2 * h + 1], activation_sum, sums.v[n][r]);
                 }
             }
         }
@@ -135,60 +135,59 @@ METAL_FUNC enable_if_t<(B::WEIGHTS > 1), PartialSums<ROWS, BATCH>> multiply_rows
     return multiply_runs<BATCH>(w, x, k, lane);
 }
 
-template <typename B>
-METAL_FUNC float product_scale() {
-    return B::WEIGHTS == 1 ? 1 : CODE_SCALE;
-}
-
 constexpr int next_power_of_2(int n) { return n <= 1 ? 1 : 2 * next_power_of_2((n + 1) / 2); }
 
-// Sums v[n][r] over all lanes; the result is in lane n * ROWS + r. Lanes exchange halves of their values, so that each
-// step has half as many to add: 31 shuffles of 2 cycles for 32 values, where a reduction of each would take an M1 14.5.
-// Up to four values are reduced one by one, in fewer instructions.
-template <int ROWS, int BATCH>
-METAL_FUNC float reduce_sums(PartialSums<ROWS, BATCH> sums, uint lane) {
-    constexpr int COUNT = next_power_of_2(ROWS * BATCH);
-    if (COUNT <= 4) {
-        float out = 0;
-        UNROLL for (int i = 0; i < ROWS * BATCH; i++) {
-            float sum = simd_sum(sums.v[i / ROWS][i % ROWS]);
-            if (lane == uint(i)) out = sum;
-        }
-        return out;
-    }
-    float v[COUNT] = {};
-    UNROLL for (int n = 0; n < BATCH; n++) { UNROLL for (int r = 0; r < ROWS; r++) v[n * ROWS + r] = sums.v[n][r]; }
-    UNROLL for (int width = COUNT / 2; width > 0; width /= 2) {
-        bool upper = lane & width;
+// Sums each of COUNT values over all lanes; the sum of v[i] is in lanes STRIDE * i to STRIDE * (i + 1) - 1, and in
+// those COUNT * STRIDE further on. Both are powers of 2. Lanes exchange halves of their values, so that each step has
+// half as many to add: 31 shuffles of 2 cycles for 32 values, 6 for 4, where a reduction of each would take an M1 14.5.
+template <int COUNT, int STRIDE>
+METAL_FUNC float sum_lanes(thread float* v, uint lane) {
+    UNROLL for (int width = COUNT / 2; width; width /= 2) {
+        bool up = lane & (STRIDE * width);
         UNROLL for (int i = 0; i < width; i++) {
-            float kept = upper ? v[i + width] : v[i], given = upper ? v[i] : v[i + width];
-            v[i] = kept + simd_shuffle_xor(given, ushort(width));
+            float low = v[i], high = v[i + width]; // numbers, as a choice of elements would be one of addresses
+            v[i] = (up ? high : low) + simd_shuffle_xor(up ? low : high, STRIDE * width);
         }
     }
-    UNROLL for (int width = COUNT; width < 32; width *= 2) v[0] += simd_shuffle_xor(v[0], ushort(width));
+    UNROLL for (int width = 1; width < 32; width *= 2) {
+        if (width < STRIDE || width >= COUNT * STRIDE) v[0] += simd_shuffle_xor(v[0], width);
+    }
     return v[0];
 }
 
-// The deferred RMS-norm scale for row n of x, in all lanes.
-template <typename X, int ROWS, int BATCH>
-METAL_FUNC float input_scale(X, PartialSums<ROWS, BATCH>, int, int) {
-    return 1;
+// Sums v[n][r] over all lanes; the result is in lane n * ROWS + r.
+template <int ROWS, int BATCH>
+METAL_FUNC float reduce_sums(PartialSums<ROWS, BATCH> sums, uint lane) {
+    constexpr int COUNT = next_power_of_2(ROWS * BATCH);
+    float v[COUNT] = {};
+    UNROLL for (int i = 0; i < ROWS * BATCH; i++) v[i] = sums.v[i / ROWS][i % ROWS];
+    return sum_lanes<COUNT, 1>(v, lane);
 }
 
+// The deferred RMS-norm scale for row n of x, in all lanes.
 template <typename X, typename W, int ROWS, int BATCH>
 METAL_FUNC float input_scale(RmsNormInput<X, W> x, PartialSums<ROWS, BATCH> sums, int n, int k) {
     return precise::rsqrt(simd_sum(sums.squares[n]) / k + x.eps);
 }
 
+// The same for row lane / ROWS of x.
+template <typename X, typename S>
+METAL_FUNC float lane_scale(X, S, int, uint) {
+    return 1;
+}
+
+template <typename X, typename W, int ROWS, int BATCH>
+METAL_FUNC float lane_scale(RmsNormInput<X, W> x, PartialSums<ROWS, BATCH> sums, int k, uint lane) {
+    constexpr int COUNT = next_power_of_2(BATCH);
+    float v[COUNT] = {};
+    UNROLL for (int n = 0; n < BATCH; n++) v[n] = sums.squares[n];
+    return precise::rsqrt(sum_lanes<COUNT, ROWS>(v, lane) / k + x.eps);
+}
+
 // Reduces partial sums to products: that of row r of w and row n of x is in lane n * ROWS + r.
 template <typename B, int ROWS, int BATCH, typename X>
 METAL_FUNC float reduce_products(PartialSums<ROWS, BATCH> sums, X x, int k, uint lane) {
-    float scale = 1;
-    UNROLL for (int n = 0; n < BATCH; n++) {
-        float row_scale = input_scale(x, sums, n, k);
-        if (lane / ROWS == uint(n)) scale = row_scale;
-    }
-    return reduce_sums(sums, lane) * scale / product_scale<B>();
+    return reduce_sums(sums, lane) * lane_scale(x, sums, k, lane) / code_scale((const device B*)nullptr);
 }
 
 // One simdgroup: ROWS rows of w (rows, k) from `first` on, times x (BATCH, k) or an RmsNormInput -> y (BATCH, rows).

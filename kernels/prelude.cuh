@@ -301,6 +301,9 @@ METAL_FUNC float4 load_aligned_floats(const T* p) {
     return float4(*(const vec<T, 4>*)p);
 }
 
+// Stores four numbers; the address need only be aligned to one of them.
+METAL_FUNC void store_floats(float* p, float4 x) { UNROLL for (int i = 0; i < 4; i++) p[i] = x[i]; }
+
 // ---- tables of 16 bytes: lookups permute bytes in registers
 
 // Packs four bytes below 16 into four nibbles.

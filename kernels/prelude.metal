@@ -66,6 +66,9 @@ METAL_FUNC float4 load_floats(const constant T* p) {
     return float4(to_float(p[0]), to_float(p[1]), to_float(p[2]), to_float(p[3]));
 }
 
+// Stores four numbers; the address need only be aligned to one of them.
+METAL_FUNC void store_floats(device float* p, float4 x) { *(device packed_float4*)p = packed_float4(x); }
+
 // As load_floats, for addresses aligned to four numbers on GPUs where that is faster.
 template <typename P>
 METAL_FUNC float4 load_aligned_floats(P p) {

@@ -6,6 +6,7 @@
 // multiply-adds, and sums are scaled by 2^-24. GPUs that take subnormal halves for 0 get other text (halves.metal).
 #pragma once
 
+#include "levels.metal"
 #include "numbers.h"
 
 // Sixteen weights, activations or codes.
@@ -13,14 +14,16 @@ struct Run {
     float4 v[4];
 };
 
-// 16 codes, each times CODE_SCALE. Element j holds codes 4 j and 4 j + 2 in even, 4 j + 1 and 4 j + 3 in odd.
+// 16 codes, each times code_scale. Element j holds codes 4 j and 4 j + 2 in even, 4 j + 1 and 4 j + 3 in odd.
 struct Codes {
     half2 even[4], odd[4];
 };
 
 // Defaults that a block type may overload. packed_codes loads bytes that hold the codes of run h of the slice from run
 // i, or of both runs; code_mask gives the bits of run i in them, so that a mask selects codes without a shift;
-// slice_affines gives the scales and biases of both runs.
+// slice_affines gives the scales and biases of both runs; code_halves unpacks a word of run h of the slice from run i
+// to the bits of halves, codes 0 and 2 in x, 1 and 3 in y, each times code_scale; has_bias says whether weights are
+// more than a scale times a code.
 template <typename B>
 METAL_FUNC uint4 packed_codes(const device B& b, int i, int h) {
     return codes(b, i | (h * B::RUN_STRIDE));
@@ -32,6 +35,22 @@ METAL_FUNC uint code_mask(const device B&, int) {
 }
 
 template <typename B>
+METAL_FUNC uint2 code_halves(const device B& b, uint word, int i, int h) {
+    uint mask = code_mask(b, i | (h * B::RUN_STRIDE)) & 0x00ff00ff;
+    return uint2(code_halves(word & mask), code_halves((word >> 8) & mask));
+}
+
+template <typename B>
+constexpr float code_scale(const device B*) {
+    return B::WEIGHTS == 1 ? 1 : CODE_SCALE;
+}
+
+template <typename B>
+constexpr bool has_bias(const device B*) {
+    return true;
+}
+
+template <typename B>
 METAL_FUNC float4 slice_affines(const device B& b, int i) {
     float2 a = affine(b, i * 16 / B::GROUP);
     if (B::RUN_STRIDE * 16 < B::GROUP)
@@ -39,6 +58,15 @@ METAL_FUNC float4 slice_affines(const device B& b, int i) {
     else
         return float4(a, affine(b, (i | B::RUN_STRIDE) * 16 / B::GROUP));
 }
+
+// MXFP4's values, 2 v, without bias: the four bits of E2M1 are a part of those of a half.
+struct MXFP4;
+
+METAL_FUNC uint2 code_halves(const device MXFP4&, uint word, int, int h) {
+    return uint2(e2m1_halves(h ? word << 5 : word << 9), e2m1_halves(h ? word >> 3 : word << 1));
+}
+constexpr float code_scale(const device MXFP4*) { return E2M1_SCALE; }
+constexpr bool has_bias(const device MXFP4*) { return false; }
 
 // What is loaded of run h of the slice from run i, before any arithmetic where the block type overloads load_raw.
 struct RawRun {
@@ -75,13 +103,14 @@ METAL_FUNC Slice load_slice(const device B& b, int i) {
     return Slice{a, {packed_codes(b, i, 0), packed_codes(b, i, 1)}};
 }
 
-// Unpacks codes of a run. mask: the run's code_mask
-METAL_FUNC Codes unpack_codes(uint4 packed, uint mask) {
-    uint4 even = packed & (mask & 0x00ff00ff), odd = (packed >> 8) & (mask & 0x00ff00ff);
+// Unpacks codes of run h of the slice from run i.
+template <typename B>
+METAL_FUNC Codes unpack_codes(const device B& b, uint4 packed, int i, int h) {
     Codes c;
     UNROLL for (int j = 0; j < 4; j++) {
-        c.even[j] = code_halves(even[j]);
-        c.odd[j] = code_halves(odd[j]);
+        uint2 bits = code_halves(b, packed[j], i, h);
+        c.even[j] = as_type<half2>(bits.x);
+        c.odd[j] = as_type<half2>(bits.y);
     }
     return c;
 }

@@ -69,8 +69,7 @@ METAL_FUNC void multiply_slices(const device B& block, int i, thread Slice* slic
     ROLLED for (int first = 0; first < 2; first += AT_ONCE) {
         UNROLL for (int h = first; h < first + AT_ONCE; h++) {
             Codes codes[ROWS];
-            uint mask = code_mask(block, i | (h * B::RUN_STRIDE));
-            UNROLL for (int r = 0; r < ROWS; r++) codes[r] = unpack_codes(slices[r].packed[0], mask);
+            UNROLL for (int r = 0; r < ROWS; r++) codes[r] = unpack_codes(block, slices[r].packed[0], i, h);
             UNROLL for (int n = 0; n < BATCH; n++) {
                 const threadgroup half4* values = x.values + 128 * (2 * n + h) + lane;
                 Run run = {{float4(values[0]), float4(values[32]), float4(values[64]), float4(values[96])}};
@@ -78,7 +77,7 @@ METAL_FUNC void multiply_slices(const device B& block, int i, thread Slice* slic
                 UNROLL for (int r = 0; r < ROWS; r++) {
                     float scale = slices[r].affine[0] * factors.x;
                     sums.v[n][r] = fma(scale, dot_run(codes[r], run), sums.v[n][r]);
-                    sums.v[n][r] = fma(slices[r].affine[1], factors.y, sums.v[n][r]);
+                    if (has_bias(&block)) sums.v[n][r] = fma(slices[r].affine[1], factors.y, sums.v[n][r]);
                 }
             }
             UNROLL for (int r = 0; r < ROWS; r++) { // an index that is not constant would move them to memory
@@ -137,6 +136,6 @@ METAL_FUNC enable_if_t<B::WEIGHTS == 1, PartialSums<ROWS, BATCH>> multiply_rows(
 }
 
 template <typename X, int ROWS, int BATCH>
-METAL_FUNC float input_scale(StagedInput<X> x, PartialSums<ROWS, BATCH> sums, int n, int k) {
-    return input_scale(x.input, sums, n, k);
+METAL_FUNC float lane_scale(StagedInput<X> x, PartialSums<ROWS, BATCH> sums, int k, uint lane) {
+    return lane_scale(x.input, sums, k, lane);
 }

@@ -59,14 +59,16 @@ METAL_FUNC void clear(thread Accumulators<COLUMNS>& sums) {
     }
 }
 
-// Calls store(row of w, row of x, sum) for each sum of a simdgroup, eight rows of x at a time.
+// Calls store(row of w, row of x, sums of four rows of w) for all sums of a simdgroup, eight rows of x at a time.
 // scratch: 1 KiB per simdgroup
 template <int COLUMNS, typename S>
 METAL_FUNC void store_sums(thread Accumulators<COLUMNS>& sums, threadgroup float* scratch, S store, uint lane) {
+    int row = lane % 8 * 4, column = lane / 8;
     UNROLL for (int j = 0; j < COLUMNS / 16; j++) {
         UNROLL for (int i = 0; i < 4; i++) simdgroup_store(sums.v[j][i], scratch + 8 * i, 32);
         simdgroup_barrier(mem_flags::mem_threadgroup);
-        for (int i = 0; i < 8; i++) store(lane, 8 * j + i, scratch[32 * i + lane]);
+        for (int i = 0; i < 8; i += 4)
+            store(row, 8 * j + i + column, float4(*(threadgroup packed_float4*)(scratch + 32 * (i + column) + row)));
         simdgroup_barrier(mem_flags::mem_threadgroup);
     }
 }

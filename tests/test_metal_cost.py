@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from metal_call import needs_host
 
 from mlx_ferrum import blocks
+from mlx_ferrum.backends.metal.shapes import rows_a_simdgroup
 
 sys.path.append(str(Path(__file__).parent.parent / "bench"))
 cases, cost = import_module("metal_cases"), import_module("metal_cost")
@@ -65,6 +67,44 @@ def test_arithmetic_bounds_few_rows(block, batch):
     assert found.instructions <= 1.04 * UNSTAGED[block][batch]
     assert found.body <= 768
     assert found.threadgroup_bytes <= 24 << 10
+
+
+def test_iq4_looks_numbers_up_where_lanes_do_not_meet():
+    """A table of pairs of numbers in threadgroup memory has one look-up for two weights, but lanes meet in its banks.
+
+    These look-ups alone would take longer than all that is done for a weight now.
+    """
+    found = cases.product("IQ4_NL", SHAPE, 1).cost(None)
+    assert machines.conflicts(16) == 1
+    assert found.cycles < machines.SCHEDULERS * machines.conflicts(256) / 2
+
+
+def test_mxfp4_looks_nothing_up():
+    with cases.counting() as host:
+        cases.product("MXFP4", SHAPE, 1).run()
+    counts = host.counts[0]
+    simdgroups = counts.groups * counts.threads / 32
+    assert counts.issued["constant load"] == 2 * simdgroups  # of the shapes
+
+
+@pytest.mark.parametrize("batch, rows", [(1, 4096), (2, 64), (8, 64)])
+def test_sums_of_a_simdgroup_are_exchanged(batch, rows):
+    """n sums, n a power of 2, take n - 1 shuffles and one for each lane bit that is left."""
+    with cases.counting(2) as host:
+        cases.product("Q4_K", (rows, 512), batch).run()
+    counts = host.counts[0]
+    sums = batch * rows_a_simdgroup(rows)
+    shuffles = sums - 1 + int(math.log2(32 // sums))
+    assert counts.issued["shuffle"] == shuffles * counts.groups * counts.threads / 32
+    assert not counts.issued["reduction"]
+
+
+def test_tiles_are_stored_as_vectors():
+    """64 x 64 floats by four simdgroups: eight stores of four a lane, three more each where rows end."""
+    for rows, stores in [(64, 4 * 8), (63, 2 * 8 + 2 * (8 + 8 * 3))]:
+        with cases.counting() as host:
+            cases.product("Q4_K", (rows, 512), 64).run()
+        assert host.counts[0].issued["device store"] == stores
 
 
 @pytest.mark.parametrize("batch", [2, 128])

@@ -16,8 +16,11 @@ struct IQ4_XS {
     uchar qs[128];
 };
 
+// Bytes that hold the nibbles of both runs of the slice from run i.
+inline uint4 packed_levels(const device IQ4_XS& b, int i) { return load16<8>(b.qs + 8 * (i & 14)); }
+
 inline uint4 codes(const device IQ4_XS& b, int i) {
-    uint4 q = (load16<8>(b.qs + 8 * (i & 14)) >> (4 * (i & 1))) & 0x0f0f0f0f;
+    uint4 q = (packed_levels(b, i) >> (4 * (i & 1))) & 0x0f0f0f0f;
     return look_up16(q, IQ4_LEVELS);
 }
 

@@ -22,3 +22,6 @@ inline float2 affine(const device MXFP4& b, int) {
     float scale = as_float(b.e < 2 ? 0x00200000u << b.e : uint(b.e - 1) << 23);
     return float2{scale, -12 * scale};
 }
+
+// Bytes that hold the nibbles of both runs; runs.metal takes the values from them.
+inline uint4 packed_codes(const device MXFP4& b, int, int) { return load16<1>(b.qs); }
