@@ -25,8 +25,8 @@ CASES = [
     (METAL, "llama"),
     (METAL, "gemma3"),
 ]
-# A kernel is compiled for each type and number of rows; test_logits.py has models of all types, and mixed ones.
-TYPES = {"metal": ("Q4_K",)}
+# A kernel is compiled for each type and number of rows; test_logits.py has models of all types.
+TYPES = {("metal", "llama"): ("Q4_K", "Q6_K"), ("metal", "gemma3"): ("Q4_K",)}
 MOST = {"reference": 1e-6, "cpu": 1e-4, "metal": 1e-3}  # KL in nats
 NARROW = 5e-2  # nats: KL of the logits with 8-bit keys and values to those with 16 bits
 CLOSE = 1e-3  # of the two likeliest logits: either may be chosen
@@ -37,7 +37,7 @@ def loaded(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Any
     backend, name = request.param
     with backend.in_use():
         case = random_models.CASES[name]
-        case = case | {"types": TYPES.get(backend.name, random_blocks.TYPES)}
+        case = case | {"types": TYPES.get((backend.name, name), random_blocks.TYPES)}
         path = random_models.write(tmp_path / "m.gguf", seed=11, **case)
         yield mlx_ferrum.load(path)[0], backend
 
