@@ -42,7 +42,8 @@ class _Handler:
 
     def uninstall(self) -> None:
         """Give the place back, unless another handler has it."""
-        if signal.getsignal(signal.SIGINT) is self:
+        present: Any = signal.getsignal(signal.SIGINT)
+        if present is self:
             signal.signal(signal.SIGINT, self._before)
 
     def pass_on(self) -> None:
