@@ -66,9 +66,14 @@ def _of_arrays(rng: np.random.Generator) -> Iterator[Case]:
         yield _rms_norm(rng, n, d, add=True)
 
 
+def _named(op: str, rows: int) -> str:
+    """Backends have other kernels for a few rows, and for many."""
+    return op if rows == 1 else f"{op}, 2+ rows" if rows <= FEW_ROWS else f"{op}, 9+ rows"
+
+
 def _matmul(rng: np.random.Generator, w: QTensor, n: int) -> Case:
     x, bias, add = _normal(rng, n, w.shape[1]), _normal(rng, w.rows), _normal(rng, n, w.rows)
-    op = "matmul" if n <= FEW_ROWS else "matmul, 9+ rows"
+    op = _named("matmul", n)
 
     def compute(run: Operations, array: Convert) -> Any:
         return run.matmul(array(x), w, bias=array(bias), add=array(add))
@@ -102,7 +107,7 @@ def _gate_up(
         norm = (array(weight), 1e-5) if normed else None
         return run.gate_up(array(x), gate, up, act, norm=norm)
 
-    op = "gate_up" if n <= FEW_ROWS else "gate_up, 9+ rows"
+    op = _named("gate_up", n)
     shape = f"x ({n}, {gate.shape[1]}){_NORMED * normed}, w {_shape(gate)}, {act}"
     return Case(op, gate.block.name, shape, compute)
 
