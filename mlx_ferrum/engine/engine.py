@@ -192,7 +192,8 @@ class Engine:
                 try:
                     chosen = text.next(made, row)
                 except Exception as error:  # noqa: BLE001 - callers' functions raise anything, and others go on
-                    self._events.append(self._end(each.number, "error", error=error))
+                    with uninterrupted():
+                        self._events.append(self._end(each.number, "error", error=error))
                     continue
                 lazy += chosen.arrays
                 with uninterrupted():

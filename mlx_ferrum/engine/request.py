@@ -32,7 +32,7 @@ class Request:
     bias: token id to what is added to its logit
     end_tokens: the text ends with one of them
     ignore_eos: never choose one of them
-    ends: called with each token; whether the text ends with it
+    ends: called with each token, once; whether the text ends with it. It should be quick: Ctrl-C waits for it
     mask: called with the tokens so far, those of the prompt too; gives the allowed ones, bool (vocab,), or None for all
     priority: higher ones go first
     logprobs: whether events have the log-probabilities
