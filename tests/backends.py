@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from mlx_ferrum.kernels.cpu import build, native
 
 FLOAT_ERROR = 5e-7
 SHARED, LARGEST = 32, 16256  # of activations.h
+FEW_ROWS = 8  # of activations
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,7 @@ class Backend:
     pieces: how far it may lie from itself when the same text comes in other pieces: sums have another order then
     attention: how far attention may lie from float32's, of keys and values that half precision holds
     tiles: how far products of many rows may lie from float32's, of the largest, besides
+    staged: how far those of 2 to 8 rows of activations may, of |w| |x|, besides
     """
 
     name: str
@@ -37,6 +40,7 @@ class Backend:
     pieces: float = 5e-3
     attention: float = 1e-6
     tiles: float = 0
+    staged: float = 0
 
     def __str__(self) -> str:
         return self.name if self.level == "native" else f"{self.name}-{self.level}"
@@ -54,6 +58,8 @@ class Backend:
         """
         terms = np.abs(x).sum(-1)[..., None] * np.abs(w).max(-1)
         rounded = FLOAT_ERROR * terms
+        if 1 < math.prod(x.shape[:-1]) <= FEW_ROWS:
+            rounded = rounded + self.staged * (np.abs(x) @ np.abs(w).T)
         if not self.integers:
             return rounded
         k = x.shape[-1]
@@ -76,8 +82,10 @@ class Backend:
 
 
 REFERENCE = Backend("reference", integers=False, logit=2e-3, pieces=2e-4)  # both sides are float32
-# tiles hold float16, attention is computed in it
-METAL = Backend("metal", integers=False, logit=6e-2, pieces=2e-2, attention=4e-3, tiles=2e-3)
+# tiles and activations that rows of w share are float16, attention is computed in it
+METAL = Backend(
+    "metal", integers=False, logit=6e-2, pieces=2e-2, attention=4e-3, tiles=2e-3, staged=2**-11
+)
 # "native" compiles the code of the best level that has a name
 LEVELS = [level for n, level in enumerate(build.levels()) if n != 1 or level == "portable"]
 CPU, *LOWER = (Backend("cpu", level) for level in LEVELS)

@@ -39,7 +39,10 @@ def test_a_kernel_that_does_not_end_is_an_error(name: str, checked: bool) -> Non
                 launch(text, [NUMBERS], INTEGERS, grid=64, init_value=0)
     if checked:
         (found,) = [f for f in host.findings if f.kind == "endless loop"]
-        assert str(found) == "test body:2: endless loop: no end within 0.1 s [test]"
+        at, _, said = str(found).rpartition(": endless")
+        assert said == " loop: no end within 0.1 s [test]"
+        # stopped within a barrier, it is not always known where that was called
+        assert at == "test body:2" or ("barrier" in name and at == "??:0")
     with metal_on_cpu():
         (y,) = launch(
             kernel("y[thread_position_in_grid.x] = a[1];", 1, 1), [NUMBERS], INTEGERS, grid=64

@@ -111,8 +111,8 @@ def test_gate_up(backend, act):
     activated = ACTIVATIONS[act](g)
     found = np.asarray(ops.gate_up(backend.array(x), gate, up, act))
     # both activations are at most 1.13 times as steep as their argument
-    error = 1.13 * backend.product_error(wide, float64(gate)) * np.abs(u)
-    error += backend.product_error(wide, float64(up)) * np.abs(activated)
+    errors = [backend.product_error(wide, float64(w)) for w in (gate, up)]
+    error = 1.13 * errors[0] * (np.abs(u) + errors[1]) + errors[1] * np.abs(activated)
     assert (np.abs(found - activated * u) <= error + 1e-6 * np.abs(activated * u)).all()
 
 
@@ -138,7 +138,8 @@ def test_rms_norm(backend, shape):
 
 @pytest.mark.parametrize("n", [1, 3, 20])
 def test_a_norm_before_products(backend, n):
-    """As the norm, and then the products."""
+    """As the norm, and then the products. Activations that are staged are rounded before or after they are scaled."""
+    relative = 2e-3 if backend.staged and n > 1 else 1e-5
     rng = np.random.default_rng(n)
     ws = [random_tensor(b, 45, 256, seed=b.id) for b in (blocks.Q4_K, blocks.F16, blocks.Q5_0)]
     x = backend.array(7 * rng.normal(size=(n, 1, 256)).astype(np.float32))
@@ -147,9 +148,9 @@ def test_a_norm_before_products(backend, n):
     bias = mx.array(rng.normal(size=45).astype(np.float32))
     found = ops.matmuls(x, ws, [None, bias, None], norm=norm)
     for y, wanted in zip(found, ops.matmuls(plain, ws, [None, bias, None]), strict=True):
-        assert_close(y, np.asarray(wanted))
+        assert_close(y, np.asarray(wanted), relative)
     gated = np.asarray(ops.gate_up(plain, ws[0], ws[2], "silu"))
-    assert_close(ops.gate_up(x, ws[0], ws[2], "silu", norm=norm), gated)
+    assert_close(ops.gate_up(x, ws[0], ws[2], "silu", norm=norm), gated, relative)
     normed, y = ops.norm_matmul(x, ws[1], norm)
     assert_close(normed, np.asarray(plain), relative=1e-6)
     assert_close(y, np.asarray(ops.matmul(plain, ws[1])))

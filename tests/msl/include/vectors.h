@@ -50,6 +50,13 @@ METAL_FUNC constexpr vec<T, N> msl_truth(vec<T, N> x) {
 }
 METAL_FUNC constexpr bool msl_truth(bool x) { return x; }
 
+// Checked mode converts element by element, as the sanitizer sees no others.
+#ifdef MSL_CHECKED
+constant constexpr bool MSL_CONVERTS_AT_ONCE = false;
+#else
+constant constexpr bool MSL_CONVERTS_AT_ONCE = true;
+#endif
+
 template <typename R, typename A, typename... Rest>
 METAL_FUNC constexpr R msl_build(A a, Rest... rest) {
     using E = typename msl_vector<R>::element;
@@ -59,7 +66,7 @@ METAL_FUNC constexpr R msl_build(A a, Rest... rest) {
     } else if constexpr (sizeof...(Rest) == 0 && msl_vector<A>::size == 1) {
         R r = msl_convert<E>(a);
         return r;
-    } else if constexpr (sizeof...(Rest) == 0 && msl_has_builtin<R, A>) {
+    } else if constexpr (sizeof...(Rest) == 0 && msl_has_builtin<R, A> && MSL_CONVERTS_AT_ONCE) {
         return __builtin_convertvector(a, R); // all elements in one instruction
     } else if constexpr (sizeof...(Rest) + 1 == msl_vector<R>::size && (... && (msl_vector<Rest>::size == 1))) {
         return R{msl_convert<E>(a), msl_convert<E>(rest)...};
