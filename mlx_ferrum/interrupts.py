@@ -23,28 +23,29 @@ class _Handler:
         self._noted: list[tuple[Any, ...]] = []
 
     def __call__(self, *came: Any) -> None:
-        if self.depth:
+        before = self._before
+        if self.depth or before is None:  # None: amid `install`
             self._noted.append(came)
             return
-        before = self._before
         if not self.keep:
             self.uninstall()
         self._noted.clear()
-        if before is not None:
-            before(*came)
+        before(*came)
 
     def install(self) -> None:
         """Take the place of Python's handler, or a program's; a signal that ends the process may do so."""
-        before = signal.getsignal(signal.SIGINT)
+        before: Any = signal.signal(signal.SIGINT, self)
         if callable(before) and before is not self:
             self._before = before
-            signal.signal(signal.SIGINT, self)
+        elif before is not self:
+            signal.signal(signal.SIGINT, before)
 
     def uninstall(self) -> None:
         """Give the place back, unless another handler has it."""
-        present: Any = signal.getsignal(signal.SIGINT)
-        if present is self:
-            signal.signal(signal.SIGINT, self._before)
+        if self._before is not None:
+            present: Any = signal.signal(signal.SIGINT, self._before)
+            if present is not self:
+                signal.signal(signal.SIGINT, present)
 
     def pass_on(self) -> None:
         """Tell the handler before of a signal that came."""

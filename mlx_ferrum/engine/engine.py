@@ -185,7 +185,7 @@ class Engine:
         for row, job in enumerate(rows):
             if job.unread or job.number not in self._texts:
                 continue
-            forks = self._scheduler.fork(job)
+            forks = self._scheduler.fork(job) if job.forks else []
             self._stats.forks += len(forks)
             for each in [job, *forks]:
                 text = self._texts[each.number]

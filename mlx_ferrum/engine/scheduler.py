@@ -133,6 +133,8 @@ class Scheduler:
         self.live.sort(key=_rank)
         for job in [job for job in self.live if job.decodes and not job.is_full]:
             self._reserve(job, 1, rows)
+        if len(rows) == len(self.live) and not self.waiting:
+            return rows  # as nearly always
         budget = self._beside if rows else self._chunk
         reading = sorted((job for job in self.live if not job.decodes), key=_turn)
         is_open = True
