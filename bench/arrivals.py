@@ -68,7 +68,7 @@ def closed(clients: int, *, count: int, prompt: int, tokens: int, vocab_size: in
     """So many clients."""
     rng = np.random.default_rng(clients)
     asks = [Ask(_prompt(rng, prompt, vocab_size), tokens, 0.0) for _ in range(count)]
-    return Load(f"{clients} clients", asks, clients)
+    return Load(f"{clients} client{'s' * (clients > 1)}", asks, clients)
 
 
 def open_(rate: float, *, count: int, prompt: int, tokens: int, vocab_size: int) -> Load:

@@ -50,8 +50,10 @@ def _bars(axes: Axes, rows: list[dict[str, Any]], kind: str) -> None:
         axes.vlines(at, middle, worst, color=COLORS[name], linewidth=1)
         axes.plot(at, most, "_", color="black", markersize=8)
     axes.set_xticks(range(len(rows)), [row["load"] for row in rows])
-    title = PARTS[kind] if kind == "rate" else f"{PARTS[kind]}: p50, mark p95, line to p99"
-    axes.set(title=title, ylim=(0, None))
+    axes.set_title(
+        PARTS[kind] if kind == "rate" else f"{PARTS[kind]}: p50, mark p95, line to p99", size=9
+    )
+    axes.set_ylim(0, None)
     axes.legend(frameon=False, fontsize=8)
 
 
