@@ -24,7 +24,7 @@ class _Handler:
 
     def __call__(self, *came: Any) -> None:
         before = self._before
-        if self.depth or before is None:  # None: amid `install`
+        if self.depth or before is None:
             self._noted.append(came)
             return
         if not self.keep:
@@ -34,18 +34,16 @@ class _Handler:
 
     def install(self) -> None:
         """Take the place of Python's handler, or a program's; a signal that ends the process may do so."""
-        before: Any = signal.signal(signal.SIGINT, self)
+        before: Any = signal.getsignal(signal.SIGINT)  # None: not one of Python's
         if callable(before) and before is not self:
             self._before = before
-        elif before is not self:
-            signal.signal(signal.SIGINT, before)
+            signal.signal(signal.SIGINT, self)
 
     def uninstall(self) -> None:
         """Give the place back, unless another handler has it."""
-        if self._before is not None:
-            present: Any = signal.signal(signal.SIGINT, self._before)
-            if present is not self:
-                signal.signal(signal.SIGINT, present)
+        present: Any = signal.getsignal(signal.SIGINT)
+        if present is self:
+            signal.signal(signal.SIGINT, self._before)
 
     def pass_on(self) -> None:
         """Tell the handler before of a signal that came."""
