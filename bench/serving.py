@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
+import statistics
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -33,6 +34,7 @@ from timing import Others, Spread, alternate, hardware, once
 
 import mlx_ferrum
 from mlx_ferrum import catalog, cli, ops
+from mlx_ferrum.engine import Engine, Request
 from mlx_ferrum.engine.choosing import Forward, forward
 from mlx_ferrum.models.base import LanguageModel
 from mlx_ferrum.state.model import ModelStates
@@ -123,6 +125,26 @@ def prefix(model: LanguageModel, length: int, runs: int) -> tuple[Spread, Spread
     return Spread.of(seconds[0]), Spread.of(seconds[1])
 
 
+def overhead(model: LanguageModel, plan: Plan) -> float:
+    """How many times as long one text takes through the engine: the median of the ratios of alternating runs."""
+    run = forward(model)
+
+    def bare() -> None:
+        texts = Texts(model, 1, plan.prompt)
+        texts.read(run)
+        texts.extend(run, plan.tokens - 1)
+
+    def through() -> None:
+        engine = Engine(model)
+        prompt = Texts(model, 1, plan.prompt).prompts[0].tolist()
+        engine.submit(Request(prompt, plan.tokens))
+        while engine.is_busy:
+            engine.step()
+
+    bare()
+    return statistics.median(once(through) / once(bare) for _ in range(5 * plan.runs))
+
+
 def theirs(path: Path, plan: Plan) -> dict[str, float]:
     """The same by llama.cpp."""
     assert plan.llama_batched_bench is not None
@@ -153,11 +175,19 @@ def measure(name: str, plan: Plan) -> dict[str, Any]:
         f"A prompt of {plan.prefix} tokens: first token after {cold} s, after {held} s if its blocks "
         f"are held ({held.median / cold.median:.1%})."
     )
+    ratio = overhead(model, plan)
+    print(f"One text takes {ratio:.3f} times as long through the engine as in a bare loop.")
     share = others.share()
     if share is not None:
         print(f"Other processes and guests took {share:.0%} of the cores meanwhile.", flush=True)
     times = {"cold": cold._asdict(), "held": held._asdict()}
-    return {"name": title, "others": share, "prefix": times, "rows": [_plain(row) for row in rows]}
+    return {
+        "name": title,
+        "others": share,
+        "engine": ratio,
+        "prefix": times,
+        "rows": [_plain(row) for row in rows],
+    }
 
 
 def _plain(row: dict[str, Any]) -> dict[str, Any]:
