@@ -18,6 +18,7 @@ import json
 import shlex
 import statistics
 import sys
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
@@ -229,8 +230,12 @@ def arrivals_of(name: str, args: argparse.Namespace, threads: int) -> dict[str, 
             options = {"slots": slots, "context": context, "threads": threads}
             client = stack.enter_context(llama_server.serving(args.llama_server, path, **options))
             programs[LLAMA] = client.run
+        start = time.perf_counter()
         rows = arrivals.measure(loads, programs, args.runs)
+        seconds = time.perf_counter() - start
     arrivals.show(rows)
+    if args.llama_server:
+        print(f"Asking llama.cpp took {client.busy / seconds:.1%} of a core.")
     found = [{"load": row["load"], "waits": _named(row["waits"])} for row in rows]
     return {"name": title, "rows": found}
 
