@@ -49,7 +49,8 @@ METAL_FUNC void add_products(thread Accumulators<COLUMNS>& sums, const threadgro
 
 template <int COLUMNS>
 METAL_FUNC Accumulators<COLUMNS> make_sums() {
-    return Accumulators<COLUMNS>();
+    Accumulators<COLUMNS> sums; // not filled with zeros, as `clear` does that
+    return sums;
 }
 
 template <int COLUMNS>

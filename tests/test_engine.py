@@ -471,6 +471,8 @@ def test_what_does_not_fit_is_refused(model: Any) -> None:
     ("options", "said"),
     [
         ({"prompt": []}, "the prompt is empty"),
+        ({"prompt": [1.5]}, "the prompt has 1.5, expected token ids"),
+        ({"history": [True]}, "history has True, expected token ids"),
         ({"limit": 0}, "limit is 0"),
         ({"sampler": 3}, "sampler is 3, expected a function"),
         ({"sampler": {"temp": -1}}, "temp is -1"),
@@ -481,6 +483,61 @@ def test_what_does_not_fit_is_refused(model: Any) -> None:
 def test_bad_requests_are_refused(options: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         Request(**{"prompt": [1], "limit": 1, **options})
+
+
+@pytest.mark.parametrize("backend", [REFERENCE, CPU], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"sampler": lambda logprobs: mx.array([10**6])},
+        {"processors": [lambda seen, logits: np.array(logits)]},
+        {"processors": [lambda seen, logits: logits / 0 if len(seen) > 3 else logits]},
+    ],
+    ids=["token", "numpy", "late"],
+)
+def test_a_text_does_not_hold_up_the_others(
+    model: Any, backend: Backend, options: dict[str, Any]
+) -> None:
+    with backend.in_use():
+        engine = Engine(model)
+        [odd], [plain] = (
+            engine.submit(Request([5, 6], 4, **options)),
+            engine.submit(Request([5, 7], 4)),
+        )
+        found = run(engine)
+        assert len(tokens(found[plain])) == 4
+        if found[odd][-1].error is None:
+            assert tokens(found[odd]) == alone(model, Request([5, 6], 4))
+        elif "processors" in options:
+            assert len(tokens(found[odd])) == 2, "those before the error are given"
+
+
+def test_functions_of_requests_do_not_change_what_goes_on(model: Any) -> None:
+    engine = Engine(model)
+    for call in (engine.close, engine.step):
+        [id] = engine.submit(Request([5, 6], 3, ends=lambda _, call=call: bool(call())))  # type: ignore[misc]
+        error = run(engine)[id][-1].error
+        assert isinstance(error, RuntimeError) and "within a step" in str(error)
+
+
+def test_a_past_that_could_hold_others_up_is_refused(model: Any) -> None:
+    states = model.make_states()
+    engine, past = Engine(model, states=states), states.begin()
+    engine.submit(Request([5, 6], 3), past=past)
+    with pytest.raises(ValueError, match="the past is being extended already"):
+        engine.submit(Request([5, 6], 3), past=past)
+    with pytest.raises(ValueError, match="n is 2 with a past"):
+        engine.submit(Request([5, 6], 3), 2, past=past)
+    narrow = model.make_states(blocks=4)
+    with pytest.raises(ValueError, match="a past in a pool that has a size"):
+        Engine(model, states=narrow).submit(Request([5, 6], 3), past=narrow.begin())
+
+
+@pytest.mark.parametrize("name", ["most", "blocks", "chunk", "chunk_beside"])
+@pytest.mark.parametrize("value", [0, 1.5])
+def test_bad_sizes_are_refused(model: Any, name: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=f"{name} is {value}"):
+        Engine(model, **{name: value})
 
 
 def test_close_frees_everything(model: Any) -> None:

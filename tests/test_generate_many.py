@@ -110,6 +110,7 @@ def test_a_killed_process_goes_on_where_it_was(tmp_path: Path) -> None:
         ("[" * 200_000, "line 2: expected a JSON object"),
         ("[1]", "line 2: expected a JSON object, found a list"),
         ('{"text": "x"}', 'line 2: expected "prompt" or "messages", found neither'),
+        ('{"prompt": "x", "id": NaN}', "line 2: expected a JSON object"),
         ('{"prompt": 3}', 'line 2: "prompt" is a int, expected text'),
         ('{"messages": []}', 'line 2: "messages" is no list'),
         ('{"prompt": "x", "max_tokens": 0}', 'line 2: "max_tokens" is 0'),
@@ -158,7 +159,14 @@ def test_a_part_of_other_work_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FileExistsError, match="there already"):
         Journal(path, {"prompts": "a", "model": "m"})
     other = tmp_path / "s.jsonl"
-    Path(f"{other}.part").write_text("my notes\n")
-    with pytest.raises(ValueError, match="is no part of results"):
-        Journal(other, {})
-    assert Path(f"{other}.part").read_text() == "my notes\n"
+    for text in ("my notes\n", "my notes", "one\ntwo"):
+        Path(f"{other}.part").write_text(text)
+        with pytest.raises(ValueError, match="is no part of results"):
+            Journal(other, {})
+        assert Path(f"{other}.part").read_text() == text
+
+
+def test_an_id_may_be_half_of_a_pair(tmp_path: Path) -> None:
+    prompts = write(tmp_path / "p.jsonl", [{"prompt": "x", "id": "\ud800"}])
+    assert run(prompts, tmp_path / "r.jsonl", "-n", "2") == 0
+    assert read(tmp_path / "r.jsonl")[0]["id"] == "\ud800"

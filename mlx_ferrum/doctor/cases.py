@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from .. import ops
-from ..blocks import SUPPORTED, Block
+from ..blocks import Q4_K, SUPPORTED, Block
 from ..tensor import QTensor
 from . import attention_cases, expert_cases
 from .case import Case, Convert, Operations
@@ -43,6 +43,10 @@ def _of_type(rng: np.random.Generator, block: type[Block]) -> Iterator[Case]:
     k = block.weights if block.weights > 1 else _LEAST_K
     for n, rows, width in [(1, 1027, k), (3, 5, 3 * k), (9, 70, k), (33, 35, 2 * k)]:
         yield _matmul(rng, random_tensor(rng, block, rows, width), n)
+    if block is Q4_K:  # several steps of GPUs' kernels, and as many rows as share one
+        yield _matmul(rng, random_tensor(rng, block, 1027, 9 * k), 8)
+        pair = random_tensor(rng, block, 21, 9 * k), random_tensor(rng, block, 21, 9 * k)
+        yield _gate_up(rng, *pair, 8, "silu", True)
     other = SUPPORTED[(SUPPORTED.index(block) + 1) % len(SUPPORTED)]
     for normed in (False, True):
         yield _matmuls(rng, [(block, 40), (other, 7), (block, 12)], normed)

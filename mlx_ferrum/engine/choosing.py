@@ -80,7 +80,7 @@ class Chooser:
                 if logits.shape != found[0].shape:
                     expected = tuple(found[0].shape)
                     raise ValueError(f"a processor gave {tuple(logits.shape)}, expected {expected}")
-            logits = at_hand(logits)
+            logits = mx.array(logits) if ops.is_lazy() else np.asarray(logits)
             token, extent = best(logits)
             ranges.append(logit_range(extent, position, logits.shape[-1], processed=True))
         is_greedy = self.sampler is greedy

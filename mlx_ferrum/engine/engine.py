@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 import mlx.core as mx
@@ -49,6 +51,11 @@ class Engine:
         chunk_beside: int = 64,
         most: int | None = None,
     ) -> None:
+        for name, value in [("chunk", chunk), ("chunk_beside", chunk_beside)]:
+            check_integer(name, value, 1)
+        for name, given in [("blocks", blocks), ("most", most)]:
+            if given is not None:
+                check_integer(name, given, 1)
         self._model = model
         self._states = states or model.make_states(blocks=blocks, kv_bits=kv_bits)
         self._scheduler = Scheduler(self._states, chunk=chunk, chunk_beside=chunk_beside, most=most)
@@ -60,6 +67,7 @@ class Engine:
         self._cancelled: set[int] = set()
         self._events: list[Event] = []  # not yet given
         self._next = 0
+        self._is_working = False
         self._stats = Stats()
 
     @property
@@ -76,8 +84,8 @@ class Engine:
         pool.
         """
         check_integer("n", n, 1)
-        if past is not None and n > 1:
-            raise ValueError(f"n is {n} with a past, expected 1")
+        if past is not None:
+            self._check_past(past, n)
         self._check_request(request, 0 if past is None else past.position)
         ids = range(self._next, self._next + n)
         prompt = [*(() if past is None else past.tokens), *map(int, request.prompt)]
@@ -91,6 +99,15 @@ class Engine:
             self._texts.update(zip(ids, texts, strict=True))
             self._next += n
         return list(ids)
+
+    def _check_past(self, past: Past, n: int) -> None:
+        """Raises ValueError for one that could hold others up, or that another text extends."""
+        if n > 1:
+            raise ValueError(f"n is {n} with a past, expected 1")
+        if any(state.pool.size is not None for state in self._states.states):
+            raise ValueError("a past in a pool that has a size, expected one that grows")
+        if any(text.job.past is past for text in self._texts.values()):
+            raise ValueError("the past is being extended already, expected another one")
 
     def _check_request(self, request: Request, held: int) -> None:
         args = self._model.args
@@ -113,13 +130,37 @@ class Engine:
         if id in self._texts:
             self._cancelled.add(id)
 
-    @often_uninterrupted()
     def step(self) -> list[Event]:
         """Compute a token more of each text that runs, and a chunk of prompts.
 
-        An error of one text ends that text. Raises what concerns all, such as a changed model file. The step after an
-        interrupted one goes on where that was, and gives its events too.
+        An error of one text ends that text. Raises what concerns all, such as a changed model file, and RuntimeError if
+        it is called by a function of a request. The step after an interrupted one goes on where that was, and gives its
+        events too.
         """
+        with self._alone("step"):
+            self._work()
+        events: list[Event] = []
+        try:
+            events, self._events = self._events, events
+            return events
+        except BaseException:  # Ctrl-C before they are given
+            self._events = events + self._events
+            raise
+
+    @contextmanager
+    def _alone(self, what: str) -> Iterator[None]:
+        """While entered, functions of requests are called, which must not change what goes on."""
+        if self._is_working:
+            raise RuntimeError(f"{what} is called by a function of a request, within a step")
+        self._is_working = True
+        try:
+            with often_uninterrupted():
+                yield
+        finally:
+            self._is_working = False
+
+    def _work(self) -> None:
+        """A step, whose events are noted."""
         self._end_cancelled()
         if not ops.is_lazy():
             self._read(len(self._pending))  # some are left after an interruption
@@ -134,9 +175,6 @@ class Engine:
                 earlier = 0
             self._choose(rows, made)
         self._read(earlier if made is not None and ops.is_lazy() else len(self._pending))
-        with uninterrupted():
-            events, self._events = self._events, []
-        return events
 
     def _compute(self, rows: dict[Job, int]) -> Made | None:
         """What a pass over the planned rows gives; None if no text is read to its end."""
@@ -189,12 +227,7 @@ class Engine:
             self._stats.forks += len(forks)
             for each in [job, *forks]:
                 text = self._texts[each.number]
-                try:
-                    chosen = text.next(made, row)
-                except Exception as error:  # noqa: BLE001 - callers' functions raise anything, and others go on
-                    with uninterrupted():
-                        self._events.append(self._end(each.number, "error", error=error))
-                    continue
+                chosen = text.next(made, row)
                 lazy += chosen.arrays
                 with uninterrupted():
                     self._pending.append((text, chosen))
@@ -210,7 +243,9 @@ class Engine:
             is_live = text.job.number in self._texts  # else it ended while this was worked out
             try:
                 token = chosen.value if is_live else -1
-            except ValueError as found:
+            except Exception as found:
+                if not isinstance(found, ValueError) and found is not chosen.error:
+                    raise
                 error = found
             with uninterrupted():
                 self._pending.popleft()
@@ -229,7 +264,7 @@ class Engine:
         self._stats.generated_tokens += 1
         try:
             has_stopped = text.request.stops(token)
-        except Exception as error:  # noqa: BLE001 - as above
+        except Exception as error:  # noqa: BLE001 - callers' functions raise anything, and others go on
             return self._end(job.number, "error", error=error)
         choice = chosen.choice if text.request.logprobs else None
         if has_stopped or len(job.tokens) == job.prompt + job.limit:
@@ -288,7 +323,9 @@ class Engine:
 
     @uninterrupted()
     def close(self) -> None:
-        """End all texts, without events."""
+        """End all texts, without events. Raises RuntimeError if a function of a request calls it."""
+        if self._is_working:
+            raise RuntimeError("close is called by a function of a request, within a step")
         self._cancelled.clear()
         self._events.clear()
         self._pending.clear()

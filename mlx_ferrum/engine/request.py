@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, SupportsIndex
 
 import mlx.core as mx
 import numpy as np
@@ -58,6 +59,7 @@ class Request:
         check_integer("priority", self.priority, -(2**31), 2**31)
         if not len(self.prompt):
             raise ValueError("the prompt is empty (0 tokens), expected at least one")
+        self.prompt, self.history = _ids("the prompt", self.prompt), _ids("history", self.history)
         self.make_sampler(0)
         self.make_processors()
 
@@ -80,6 +82,15 @@ class Request:
         """Whether the text ends with this token."""
         is_end = token in self.end_tokens
         return (self.ends is not None and self.ends(token)) or is_end
+
+
+def _ids(what: str, tokens: Any) -> list[int]:
+    """Token ids as plain numbers."""
+    ids: list[Any] = list(np.asarray(tokens) if isinstance(tokens, mx.array) else tokens)
+    for token in ids:
+        if type(token) is bool or not isinstance(token, SupportsIndex):
+            raise ValueError(f"{what} has {token!r}, expected token ids")
+    return [operator.index(token) for token in ids]
 
 
 def mixed_seed(seed: int | None, index: int) -> int | None:

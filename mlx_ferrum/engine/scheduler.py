@@ -31,7 +31,7 @@ class Job:
     limit: how many tokens can be generated
     priority: higher ones go first
     past: what is computed of the tokens; None while the job waits
-    is_kept: the past was there before the job, and outlives it; it is never preempted
+    is_kept: the past was there before the job, and outlives it; only over pools that grow
     decodes: whether the job computes a row in each step
     chosen: 1 while the next token is chosen but not known, as on a lazy backend; else 0
     forks: jobs with the same prompt, which go on from this one's past once it has read the prompt
@@ -166,9 +166,7 @@ class Scheduler:
             try:
                 self._states.reserve([(job.past, count)])
             except OutOfBlocksError:
-                victim = max((job for job in self.live if not job.is_kept), key=_rank, default=None)
-                if victim is None:
-                    raise
+                victim = max(self.live, key=_rank)
                 rows.pop(victim, None)
                 self._preempt(victim)
             else:

@@ -41,15 +41,16 @@ class Text:
         return is_greedy and not self.request.logprobs
 
     def next(self, made: Made, row: int) -> Chosen:
-        """The next token, after a row of what a pass gave.
-
-        Raises ValueError, and what functions of the request raise.
-        """
+        """The next token, after a row of what a pass gave; or the error of choosing it."""
         position = self.job.count
         if self.is_plain:
             return Chosen(made, row, position)
         generated = position - self.job.prompt
-        return Chosen(made, row, position, self.choose(made.of(row), position, generated))
+        try:
+            choice = self.choose(made.of(row), position, generated)
+        except Exception as error:  # noqa: BLE001 - callers' functions raise anything, and others go on
+            return Chosen(made, row, position, error=error)
+        return Chosen(made, row, position, choice)
 
     def add(self, chosen: Chosen) -> None:
         """A token is chosen: the text computes a row in each step from now on."""
@@ -100,12 +101,14 @@ class Chosen:
     made, row: what it was chosen from
     position: tokens before it
     choice: None where the likeliest token is taken
+    error: why there is none; the row that is computed for it is void
     """
 
     made: Made
     row: int
     position: int
     choice: Choice | None = None
+    error: Exception | None = None
 
     @property
     def arrays(self) -> list[Array]:
@@ -114,12 +117,16 @@ class Chosen:
 
     @property
     def token(self) -> Array:
-        """Its id (1,), for the next pass of a lazy backend."""
-        return self.made.of(self.row)[1] if self.choice is None else self.choice.token
+        """Its id (1,), for the next pass of a lazy backend; within the vocabulary, whatever the sampler gave."""
+        if self.choice is None:
+            return self.made.of(self.row)[1]
+        return mx.minimum(self.choice.token, self.made.logits.shape[-1] - 1)
 
     @property
     def value(self) -> int:
-        """Its id; waits for it. Raises ValueError if the logits were not such that one could be chosen."""
+        """Its id; waits for it. Raises `error`, and ValueError if the logits were not such that one could be chosen."""
+        if self.error is not None:
+            raise self.error
         vocab_size = self.made.logits.shape[-1]
         if self.choice is None:
             extent = self.made.extents[self.row : self.row + 1]

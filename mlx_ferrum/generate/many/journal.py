@@ -6,6 +6,8 @@ import errno
 import fcntl
 import json
 import os
+import shutil
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -48,12 +50,11 @@ class Journal:
         """Check the first line, drop a last one that is not whole, and count the others."""
         self._file.seek(0)
         text = self._file.read()
-        whole = text[: text.rfind(b"\n") + 1]
-        self._file.truncate(len(whole))
-        first, *rest = whole.splitlines() or [b""]
-        if not first:
+        if not text:
             self._write(about)
             return
+        whole = text[: text.rfind(b"\n") + 1]
+        first, *rest = whole.splitlines() or [text]
         try:
             found = json.loads(first)
         except (ValueError, RecursionError):
@@ -65,6 +66,7 @@ class Journal:
                 raise ValueError(
                     f"{self._part}: was begun with other {key}; remove it to begin anew"
                 )
+        self._file.truncate(len(whole))
         self.count = len(rest)
         self.failed = sum("error" in json.loads(line) for line in rest)
 
@@ -75,20 +77,24 @@ class Journal:
         self.failed += "error" in result
 
     def _write(self, line: Mapping[str, Any]) -> None:
-        self._file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
+        try:
+            text = json.dumps(line, ensure_ascii=False).encode()
+        except UnicodeEncodeError:  # half of a surrogate pair, as an id may have
+            text = json.dumps(line).encode()
+        self._file.write(text + b"\n")
         self._file.flush()
 
     def finish(self) -> None:
         """Give the results their name, without the first line."""
         self._file.seek(0)
         self._file.readline()
-        new = Path(f"{self.path}.new")
-        with new.open("wb") as file:
-            while piece := self._file.read(1 << 20):
-                file.write(piece)
-            file.flush()
-            os.fsync(file.fileno())
-        new.replace(self.path)
+        with tempfile.TemporaryDirectory(dir=self.path.parent, prefix=".results-") as folder:
+            new = Path(folder) / self.path.name
+            with new.open("wb") as file:
+                shutil.copyfileobj(self._file, file)
+                file.flush()
+                os.fsync(file.fileno())
+            new.replace(self.path)
         self._part.unlink()
 
     def __enter__(self) -> Journal:

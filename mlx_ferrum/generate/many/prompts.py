@@ -46,7 +46,7 @@ def read_prompts(path: str | Path) -> list[Line]:
 
 def _line(number: int, raw: bytes) -> Line:
     try:
-        fields = json.loads(raw)
+        fields = json.loads(raw, parse_constant=_refuse)
     except (ValueError, RecursionError):
         shown = raw[:40].decode(errors="replace").strip()
         raise ValueError(f"expected a JSON object, found {shown!r}") from None
@@ -58,6 +58,10 @@ def _line(number: int, raw: bytes) -> Line:
             f'expected "prompt" or "messages", found {" and ".join(given) or "neither"}'
         )
     return Line(number, _prompt(given[0], fields[given[0]]), fields.get("id"), _most(fields))
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no JSON")
 
 
 def _prompt(name: str, value: Any) -> str | list[Mapping[str, Any]]:
