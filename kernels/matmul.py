@@ -44,7 +44,7 @@ def matmul(
     x: (n, k) of a float type; w: (rows, k) of at least 8 words -> (n, rows)
     bias: (rows,); add: (n, rows); gate: (n, rows) and an activation
     columns: rows of x in a tile, 16, 32 or 64
-    tensor: whether tiles are multiplied by Metal 4's tensor operations; only where tensor_products.work says so
+    tensor: whether tiles are multiplied by Metal 4's tensor operations; only where tensor_products.failure finds none
     """
     gated, act = (x, NO_ACTIVATION) if gate is None else (gate[0], ACTIVATIONS[gate[1]])
     flags = Flags(bias is not None, add is not None, act)

@@ -25,10 +25,8 @@ def failure(columns: int) -> str | None:
     w = QTensor(F16, (_ROWS, _K), weights.astype(np.float16).view(np.uint8).reshape(-1))
     try:
         found = np.array(matmul(mx.array(x, mx.float32), w, columns=columns, tensor=True))
-    except (
-        RuntimeError,
-        ValueError,
-    ) as error:  # Metal's compiler refuses the text, or the GPU the launch
+    # Metal's compiler refuses the text, or the GPU the launch
+    except (RuntimeError, ValueError) as error:
         return " ".join(str(error).split())
     wrong = int((found != x @ weights.T).sum())
     return f"{wrong} of {found.size} products are wrong" if wrong else None

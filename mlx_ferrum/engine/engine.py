@@ -61,9 +61,8 @@ class Engine:
         self._scheduler = Scheduler(self._states, chunk=chunk, chunk_beside=chunk_beside, most=most)
         self._forward = forward(model)
         self._texts: dict[int, Text] = {}
-        self._pending: deque[tuple[Text, Chosen]] = (
-            deque()
-        )  # tokens that are not read yet, in order
+        # tokens that are not read yet, in order
+        self._pending: deque[tuple[Text, Chosen]] = deque()
         self._cancelled: set[int] = set()
         self._events: list[Event] = []  # not yet given
         self._next = 0
@@ -79,7 +78,7 @@ class Engine:
         """Queue n texts, whose prompt is computed once; returns their ids.
 
         past: a sequence of the engine's states, which the prompt continues. It is extended in place and stays the
-            caller's; the text begins at once, and is never preempted. Only with n = 1.
+            caller's; the text begins at once. Only with n = 1, and pools that grow.
         Raises ValueError for token ids outside the vocabulary, and if a text would not fit the model's context or the
         pool.
         """
@@ -88,7 +87,7 @@ class Engine:
             self._check_past(past, n)
         self._check_request(request, 0 if past is None else past.position)
         ids = range(self._next, self._next + n)
-        prompt = [*(() if past is None else past.tokens), *map(int, request.prompt)]
+        prompt = [*(() if past is None else past.tokens), *request.prompt]
         texts = []
         for index, id in enumerate(ids):
             job = Job(id, prompt.copy(), request.limit, request.priority, past, past is not None)
@@ -137,7 +136,7 @@ class Engine:
         it is called by a function of a request. The step after an interrupted one goes on where that was, and gives its
         events too.
         """
-        with self._alone("step"):
+        with self._alone():
             self._work()
         events: list[Event] = []
         try:
@@ -148,10 +147,10 @@ class Engine:
             raise
 
     @contextmanager
-    def _alone(self, what: str) -> Iterator[None]:
+    def _alone(self) -> Iterator[None]:
         """While entered, functions of requests are called, which must not change what goes on."""
         if self._is_working:
-            raise RuntimeError(f"{what} is called by a function of a request, within a step")
+            raise RuntimeError("step is called by a function of a request, within a step")
         self._is_working = True
         try:
             with often_uninterrupted():
