@@ -7,26 +7,21 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from plot import COLORS
+from plot import COLORS, sheet
 
 PARTS = {"rate": "tokens per second", "first": "first token, ms", "gap": "between tokens, ms"}
 
 
 def draw(results: dict[str, Any], path: Path) -> None:
     """Write a PNG. results: what serving.py saves."""
-    mpl.rcParams.update({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False})
     models, hardware = results["models"], results["hardware"]
-    figure = Figure(figsize=(11, 0.9 + 2.9 * len(models)), layout="constrained", dpi=150)
-    figure.suptitle(
+    title = (
         f"Requests that come and go, prompts up to {results['prompt']} tokens, {results['tokens']} generated, "
-        f"on {hardware['cpu']}, {hardware['cores']} cores",
-        fontweight="bold",
+        f"on {hardware['cpu']}, {hardware['cores']} cores"
     )
-    rows = figure.subfigures(len(models), 1, squeeze=False)[:, 0]
+    figure, rows = sheet(title, len(models), 11)
     for part, model in zip(rows, models, strict=True):
         part.suptitle(model["name"], x=0.01, ha="left")
         for axes, kind in zip(part.subplots(1, 3), PARTS, strict=True):

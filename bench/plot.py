@@ -16,16 +16,19 @@ FAINTEST = 0.4  # the opacity of the fewest threads; the most have 1
 LABELS = 16  # more bars than this have no figures on them
 
 
+def sheet(title: str, models: int, width: float) -> tuple[Figure, list[Any]]:
+    """A figure with a title, and a part of it for each model."""
+    mpl.rcParams.update({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False})
+    figure = Figure(figsize=(width, 0.9 + 2.9 * models), layout="constrained", dpi=150)
+    figure.suptitle(title, fontweight="bold")
+    return figure, list(figure.subfigures(models, 1, squeeze=False)[:, 0])
+
+
 def draw(results: dict[str, Any], path: Path) -> None:
     """Write a PNG. results: what speed.py saves."""
-    mpl.rcParams.update({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False})
-    models = results["models"]
-    figure = Figure(figsize=(10, 0.9 + 2.9 * len(models)), layout="constrained", dpi=150)
-    hardware = results["hardware"]
-    figure.suptitle(
-        f"Tokens per second on {hardware['cpu']}, {hardware['cores']} cores", fontweight="bold"
-    )
-    rows = figure.subfigures(len(models), 1, squeeze=False)[:, 0]
+    models, hardware = results["models"], results["hardware"]
+    title = f"Tokens per second on {hardware['cpu']}, {hardware['cores']} cores"
+    figure, rows = sheet(title, len(models), 10)
     for part, model in zip(rows, models, strict=True):
         part.suptitle(f"{model['name']}  ({model['file_bytes'] / 1e6:.0f} MB)", x=0.01, ha="left")
         prompt, decode = part.subplots(1, 2, width_ratios=[3, 2])

@@ -7,25 +7,20 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from plot import COLORS
+from plot import COLORS, sheet
 
 TITLES = {"prompt": "prompts", "generate": "generation"}
 
 
 def draw(results: dict[str, Any], path: Path) -> None:
     """Write a PNG. results: what serving.py saves."""
-    mpl.rcParams.update({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False})
     models, hardware = results["models"], results["hardware"]
-    figure = Figure(figsize=(9, 0.9 + 2.9 * len(models)), layout="constrained", dpi=150)
-    figure.suptitle(
+    title = (
         f"Tokens per second of all sequences together, {results['prompt']} + {results['tokens']} tokens each, "
-        f"on {hardware['cpu']}, {hardware['cores']} cores",
-        fontweight="bold",
+        f"on {hardware['cpu']}, {hardware['cores']} cores"
     )
-    rows = figure.subfigures(len(models), 1, squeeze=False)[:, 0]
+    figure, rows = sheet(title, len(models), 9)
     for part, model in zip(rows, models, strict=True):
         part.suptitle(model["name"], x=0.01, ha="left")
         for axes, kind in zip(part.subplots(1, 2), TITLES, strict=True):
