@@ -7,7 +7,7 @@ streamed text equals text decoded at once.
 from __future__ import annotations
 
 import codecs
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from functools import lru_cache
 from operator import index
 
@@ -60,10 +60,15 @@ class StreamingDetokenizer:
     """Text of a growing list of ids; each character appears once it is complete."""
 
     def __init__(
-        self, pieces: Pieces, skip_special: bool = False, before: Iterable[int] = ()
+        self,
+        pieces: Pieces,
+        skip_special: bool = False,
+        before: Iterable[int] = (),
+        shown: Collection[str] = (),
     ) -> None:
-        """before: ids whose text the caller has already; what `add` gives continues it."""
+        """before: ids whose text the caller has already; what `add` gives continues it. shown: see Tokenizer."""
         self._pieces, self._skip_special = pieces, skip_special
+        self._shown = frozenset(text.encode() for text in shown)
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._strip_space = pieces.strip_space
         for token in before:
@@ -76,7 +81,7 @@ class StreamingDetokenizer:
             piece, self._strip_space = piece.removeprefix(b" "), not piece
         if kind in _CUTTING:
             self._strip_space = self._pieces.strip_space
-        if kind in _SPECIAL and self._skip_special:
+        if kind in _SPECIAL and self._skip_special and piece not in self._shown:
             return ""
         return self._decoder.decode(piece)
 

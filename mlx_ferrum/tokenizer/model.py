@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from ..template import ChatTemplates, split_final
@@ -91,13 +91,17 @@ class Tokenizer:
         return self.detokenizer(skip_special).decode(ids)
 
     def detokenizer(
-        self, skip_special: bool = False, before: Iterable[int] = ()
+        self,
+        skip_special: bool = False,
+        before: Iterable[int] = (),
+        shown: Collection[str] = (),
     ) -> StreamingDetokenizer:
         """A detokenizer for ids that come one by one.
 
         What it gives is what `decode` gives for all ids, without the text of those in `before`.
+        shown: texts of special tokens that are not left out.
         """
-        return StreamingDetokenizer(self._kind.pieces, skip_special, before)
+        return StreamingDetokenizer(self._kind.pieces, skip_special, before, shown)
 
     def apply_chat_template(
         self,
