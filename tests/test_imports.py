@@ -29,6 +29,7 @@ cache nn rope
 sample
 template
 tokenizer
+structured
 catalog
 gguf
 models

@@ -15,7 +15,7 @@ from .bpe import byte_letters
 from .spaces import SPACE
 from .vocabulary import TokenType, Vocabulary
 
-_SPECIAL = (TokenType.CONTROL, TokenType.UNKNOWN)
+SPECIAL = (TokenType.CONTROL, TokenType.UNKNOWN)
 # Encoding cuts the text at these tokens and adds a space before each part between them.
 _CUTTING = (TokenType.CONTROL, TokenType.USER_DEFINED)
 
@@ -45,7 +45,7 @@ class Pieces:
 
     def _spell(self, text: str, kind: int) -> bytes:
         """Bytes of a token of some type; unused ones have none."""
-        if kind in (*_SPECIAL, TokenType.USER_DEFINED):
+        if kind in (*SPECIAL, TokenType.USER_DEFINED):
             return text.encode()
         if kind == TokenType.BYTE:
             return bytes([int(text[3:5], 16)])
@@ -77,11 +77,11 @@ class StreamingDetokenizer:
     def add(self, token: int) -> str:
         """The text that is certain with this token, maybe empty. ValueError for an id out of range."""
         piece, kind = self._pieces.get(token)
-        if self._strip_space and kind not in (*_SPECIAL, TokenType.USER_DEFINED):
+        if self._strip_space and kind not in (*SPECIAL, TokenType.USER_DEFINED):
             piece, self._strip_space = piece.removeprefix(b" "), not piece
         if kind in _CUTTING:
             self._strip_space = self._pieces.strip_space
-        if kind in _SPECIAL and self._skip_special and piece not in self._shown:
+        if kind in SPECIAL and self._skip_special and piece not in self._shown:
             return ""
         return self._decoder.decode(piece)
 
