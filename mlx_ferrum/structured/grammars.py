@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 LONGEST = 1 << 18  # characters of a grammar
 _KEPT = 32  # compiled grammars
-# JSON on one line, spelled as most models spell it: keys and punctuation are forced, and no model is lost in white space.
+# JSON on one line, as most models spell it: keys and punctuation are forced, and no model is lost in white space.
 _JSON = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 _LIMITS = {
     "max_items_in_row": 2000,
@@ -142,14 +142,13 @@ class Grammars:
         name = "after_reasoning"
         opening = "" if reasoning.is_open else self.literal(reasoning.open)
         close = self.literal(reasoning.close)
-        if close.startswith("<"):  # a special token, which no regular expression can hold
-            closed = f"thought: /(.|\\n)*/ {close}"
-        else:
-            closed = f"thought[suffix={close}]: /(.|\\n)*/"
+        # no regular expression can hold a special token
+        is_special = close.startswith("<")
+        head, tail = ("thought", f" {close}") if is_special else (f"thought[suffix={close}]", "")
         optional = "" if reasoning.is_open else "?"
         lark = (
             f"start: (opened thought SPACE){optional} @{name}\nopened: {opening or json.dumps('')}\n"
-            f"{closed}\nSPACE: /[ \\n]{{0,4}}/"
+            f"{head}: /(.|\\n)*/{tail}\nSPACE: /[ \\n]{{0,4}}/"
         )
         top = {"name": "start", "lark_grammar": lark}
         return json.dumps({"grammars": [top, {**first, "name": name}, *others]})

@@ -28,7 +28,7 @@ class _Spelling:
 def llguidance_tokenizer(tokenizer: Tokenizer, vocab_size: int) -> LLTokenizer:
     """The tokenizer for llguidance; logits have `vocab_size` columns, perhaps more than there are tokens.
 
-    Raises ValueError if logits are fewer than tokens or no token ends a text, and ModuleNotFoundError without llguidance.
+    Raises ValueError if logits are fewer than tokens or no token ends a text.
     """
     if vocab_size < tokenizer.vocab_size:
         raise ValueError(f"{vocab_size} logits for {tokenizer.vocab_size} tokens, expected more")
