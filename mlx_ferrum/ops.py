@@ -335,10 +335,7 @@ def choose(logits: A) -> tuple[A, A]:
 
 
 def mask_logits(logits: A, bits: A) -> A:
-    """The logits of the tokens whose bit is 1, -inf for others: logits: (n, v), bits: (n, ceil(v / 32)) -> (n, v).
-
-    bits: int32; bit i % 32 of word i / 32 is that of token i, the lowest first; what lies behind the last is ignored.
-    """
+    """Logits (n, v), -inf where the bit of a token is 0: bits: (n, ceil(v / 32)) int32, the lowest first -> (n, v)"""
     check_mask(logits, bits)
     return _backend().mask_logits(logits, bits)
 

@@ -30,6 +30,7 @@ class Choice:
     token: (1,) ids
     arrays: those of MLX that have to be computed
     scores: (1, vocab), logits or, where `is_normalized`, log-probabilities
+    is_end: whether a constraint ends the text with this token
     """
 
     def __init__(
@@ -42,7 +43,7 @@ class Choice:
         is_normalized: bool,
     ) -> None:
         self.token, self.scores, self.arrays, self._ranges = token, scores, arrays, ranges
-        self._is_normalized = is_normalized
+        self._is_normalized, self.is_end = is_normalized, False
 
     @cached_property
     def value(self) -> int:

@@ -283,6 +283,8 @@ class Engine:
         has_stopped = text.request.stops(token)
         if text.follower is not None and text.follower.must_end:
             has_stopped = True
+            if choice is not None:
+                choice.is_end = True
         if has_stopped or len(job.tokens) == job.prompt + job.limit:
             reason = "stop" if has_stopped else "length"
             return self._end(job.number, reason, token=token, choice=choice)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlx_ferrum import catalog, cli
 
+from .constraint import check_constraint, constraint, constraint_arguments
 from .messages import TEMPLATE_OPTIONS
 
 if TYPE_CHECKING:
@@ -74,6 +75,7 @@ def main(argv: Sequence[str] | None) -> int:
     elif args.prompt is None:
         _take_sample(parser, args)
     cli.check_sampling(parser, args)
+    check_constraint(parser, args)
     for name in TEMPLATE_OPTIONS if args.raw else ():
         if getattr(args, name):
             option = name.replace("_", "-")
@@ -159,6 +161,7 @@ def _parser() -> argparse.ArgumentParser:
     _batch_arguments(parser)
     cli.model_arguments(parser)
     _length_arguments(parser)
+    constraint_arguments(parser)
     cli.sampling_arguments(parser, temp=0.0)
     _output_arguments(parser)
     return parser
@@ -263,6 +266,7 @@ def _run(args: argparse.Namespace) -> int:
         logit_bias=dict(args.logit_bias),
         stop=args.stop,
         ignore_eos=args.ignore_eos,
+        constraint=constraint(args, model, tokenizer),
         top_logprobs=args.logprobs,
         cache=held.cache,
         history=held.tokens,

@@ -11,6 +11,7 @@ import numpy as np
 from mlx_ferrum.cache import Cache, check_cache
 from mlx_ferrum.engine import Engine, Request
 from mlx_ferrum.engine.choosing import Choice, check_sampler, given_processors
+from mlx_ferrum.engine.constraint import Constraint
 from mlx_ferrum.models.base import LanguageModel
 from mlx_ferrum.sample import Processor, Sampler
 from mlx_ferrum.sample.checks import check_integer, short
@@ -26,6 +27,7 @@ def generate_choices(
     *,
     max_tokens: int = 256,
     sampler: Sampler | None = None,
+    constraint: Constraint | None = None,
     logits_processors: Sequence[Processor] | None = None,
     cache: Cache | None = None,
     prompt_cache: Cache | None = None,
@@ -40,6 +42,7 @@ def generate_choices(
         model: from `load`.
         max_tokens: how many to generate at most; -1 for as many as the context has room for.
         sampler: log-probabilities (1, vocab) to token (1,); greedy by default.
+        constraint: says which tokens may come next; the text ends when nothing can follow.
         logits_processors: applied in order before the log-probabilities are taken.
         cache: from `model.make_cache()`, updated in place; a new one by default. When the n-th
             token is handed out it holds the prompt and n - 1 tokens; on a lazy backend the n-th
@@ -66,6 +69,7 @@ def generate_choices(
         limit,
         check_sampler(sampler),
         given_processors(logits_processors),
+        constraint=constraint,
         history=history,
         logprobs=True,
     )

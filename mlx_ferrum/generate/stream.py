@@ -15,6 +15,7 @@ import numpy as np
 
 from mlx_ferrum.cache import Cache
 from mlx_ferrum.engine.choosing import Choice, given_processors
+from mlx_ferrum.engine.constraint import Constraint
 from mlx_ferrum.models.base import LanguageModel
 from mlx_ferrum.sample import Processor, bias
 from mlx_ferrum.sample.checks import check_integer
@@ -87,6 +88,7 @@ def stream_generate(
     logit_bias: Mapping[int, float] | None = None,
     stop: str | Sequence[str] | None = None,
     ignore_eos: bool = False,
+    constraint: Constraint | None = None,
     top_logprobs: int = 0,
     cache: Cache | None = None,
     prompt_cache: Cache | None = None,
@@ -105,6 +107,7 @@ def stream_generate(
         stop: the text ends before the first of these strings, which may span tokens.
         ignore_eos: never choose an end token (its logit becomes -inf), so that only `stop` and
             the length end the text.
+        constraint: says which tokens may come next, as of `mlx_ferrum.structured`; not with `ignore_eos`.
         top_logprobs: how many of the most likely tokens each response lists.
         cache: from `model.make_cache()`, updated in place.
         prompt_cache: another name for `cache`, as in mlx-lm.
@@ -120,9 +123,17 @@ def stream_generate(
     limit = token_limit(model, cache.offset, ids, max_tokens)
     check_integer("top_logprobs", top_logprobs, 0, tokenizer.vocab_size)
     check_ids("the prompt", ids, tokenizer.vocab_size)
+    if ignore_eos and constraint is not None:
+        raise ValueError("ignore_eos with a constraint, whose end no token could then say")
     processors = [*biases(tokenizer, logit_bias, ignore_eos), *given_processors(logits_processors)]
     steps = generate_choices(
-        ids, model, max_tokens=limit, logits_processors=processors, cache=cache, **options
+        ids,
+        model,
+        max_tokens=limit,
+        logits_processors=processors,
+        constraint=constraint,
+        cache=cache,
+        **options,
     )
     text = Text(tokenizer, StopStrings(stop), [*options.get("history", ()), *ids])
     return _responses(steps, text, _Clock(len(ids)), limit, top_logprobs)
@@ -207,8 +218,8 @@ def _responses(
     for count, choice in enumerate(steps, 1):
         clock.tick(count)
         token = choice.value
-        piece, stopped = text.add(token, last=count == limit)
-        reason = "stop" if stopped else "length" if count == limit else None
+        piece, stopped = text.add(token, last=count == limit or choice.is_end)
+        reason = "stop" if stopped or choice.is_end else "length" if count == limit else None
         yield GenerationResponse(
             text=piece,
             token=token,

@@ -35,7 +35,12 @@ def llguidance_tokenizer(tokenizer: Tokenizer, vocab_size: int) -> LLTokenizer:
     ends = sorted(tokenizer.eos_token_ids)
     if not ends:
         raise ValueError("the tokenizer has no end token, which grammars need")
-    from llguidance import LLTokenizer, TokenizerWrapper
+    try:
+        from llguidance import LLTokenizer, TokenizerWrapper
+    except ModuleNotFoundError:
+        raise ModuleNotFoundError(
+            "grammars need llguidance: pip install 'mlx_ferrum[server]'"
+        ) from None
 
     first = tokenizer.eos_token_id
     spelling: Any = TokenizerWrapper(_Spelling(tokenizer, ends[0] if first is None else first))

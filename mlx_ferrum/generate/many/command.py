@@ -14,6 +14,7 @@ from mlx_ferrum import cli, progress
 from mlx_ferrum.models.base import LanguageModel
 from mlx_ferrum.tokenizer import Tokenizer
 
+from ..constraint import constraint
 from ..messages import check_template, prompt_text
 from ..prompt import encode_prompt
 from ..stream import biases
@@ -37,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
     with Journal(out, _about(args, model)) as journal, resident(model):
         if journal.count and not args.quiet:
             print(f"{journal.count} of {len(lines)} results are there already", file=sys.stderr)
-        work = Work(model, tokenizer, _options(args, tokenizer))
+        work = Work(model, tokenizer, _options(args, model, tokenizer))
         first = journal.count
         show = not args.quiet
         with progress.bar(total=len(lines), initial=first, unit="prompt", show=show) as bar:
@@ -60,7 +61,7 @@ def _about(args: argparse.Namespace, model: LanguageModel) -> dict[str, str]:
     }
 
 
-def _options(args: argparse.Namespace, tokenizer: Tokenizer) -> Options:
+def _options(args: argparse.Namespace, model: LanguageModel, tokenizer: Tokenizer) -> Options:
     def encode(prompt: str | Sequence[Mapping[str, Any]]) -> list[int]:
         return encode_prompt(tokenizer, prompt_text(args, tokenizer, prompt))
 
@@ -71,6 +72,7 @@ def _options(args: argparse.Namespace, tokenizer: Tokenizer) -> Options:
         sampler=cli.sampler_options(args, tokenizer),
         processors=[*biases(tokenizer, bias, args.ignore_eos), *cli.processors(args)],
         stop=args.stop,
+        constraint=constraint(args, model, tokenizer),
         kv_bits=args.kv_bits,
         chunk=args.prefill_step_size,
         sequences=args.sequences,

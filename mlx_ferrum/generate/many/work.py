@@ -9,6 +9,7 @@ from typing import Any
 
 from mlx_ferrum import entry
 from mlx_ferrum.engine import Engine, Event, Request
+from mlx_ferrum.engine.constraint import Constraint
 from mlx_ferrum.engine.request import mixed_seed
 from mlx_ferrum.models.base import LanguageModel
 from mlx_ferrum.sample import Processor
@@ -30,6 +31,7 @@ class Options:
     max_tokens: of a text whose line does not say it; -1 for as many as fit
     sampler: arguments of `make_sampler`; each text mixes its index into the seed
     stop: a text ends before the first of these strings
+    constraint: what each text follows
     chunk: prompt tokens per pass
     sequences: texts that run at the same time
     """
@@ -39,6 +41,7 @@ class Options:
     sampler: Mapping[str, Any]
     processors: Sequence[Processor]
     stop: Sequence[str]
+    constraint: Constraint | None
     kv_bits: int
     chunk: int
     sequences: int
@@ -140,4 +143,5 @@ class Work:
             {**options.sampler, "seed": seed},
             processors=options.processors,
             ends=result.add,
+            constraint=options.constraint,
         )
