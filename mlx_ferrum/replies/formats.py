@@ -56,13 +56,19 @@ CALL_FORMATS = (
         qwen3_coder.read,
         texts=(hermes.END,),
     ),
-    CallFormat(
-        "mistral",
-        ((mistral.START,),),
-        (mistral.START,),
-        mistral.read,
-        new_id=short_id,
-        texts=(mistral.ARGUMENTS, mistral.ID),
+    *(
+        CallFormat(
+            name,
+            (signs,),
+            (mistral.START,),
+            mistral.read,
+            new_id=short_id,
+            texts=(mistral.ARGUMENTS, mistral.ID),
+        )
+        for name, signs in (
+            ("mistral", (mistral.START, mistral.ARGUMENTS)),
+            ("mistral-list", (mistral.START,)),
+        )
     ),
     CallFormat("hermes", ((hermes.START,),), (hermes.START,), hermes.read, texts=(hermes.END,)),
     CallFormat(

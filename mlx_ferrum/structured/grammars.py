@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
+from ..replies.calls import schemas
+from ..replies.formats import CallFormat
 from ..tokenizer import Tokenizer
 from .follower import Follower, one_line
 from .tokens import llguidance_tokenizer
+from .tools import tool_grammar
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher
@@ -103,9 +106,42 @@ class Grammars:
 
     def lark(self, text: str, reasoning: Reasoning | None = None) -> Grammar:
         """Text that a lark grammar makes, with the extensions of llguidance, such as `%json {…}`."""
-        self._check_size("the grammar", text)
+        return self._lark("the grammar", text, reasoning)
+
+    def tool_calls(
+        self,
+        calls: CallFormat,
+        tools: Sequence[Mapping[str, Any]],
+        choice: str = "auto",
+        *,
+        parallel: bool = True,
+        reasoning: Reasoning | None = None,
+    ) -> Grammar:
+        """Tool calls as `replies.call_format` says, whose arguments are valid for the tools' schemas.
+
+        choice: "auto", text in which calls are well-formed; "required", only calls; or the name of the tool to call
+        """
+        known = schemas(tools)
+        if choice not in ("auto", "required"):
+            if choice not in known:
+                raise ValueError(f"tool_choice is {choice!r}, expected one of {sorted(known)}")
+            known, parallel = {choice: known[choice]}, False
+        if not known:
+            raise ValueError("there are no tools to call")
+        text = tool_grammar(
+            calls,
+            known,
+            must_call=choice != "auto",
+            parallel=parallel,
+            literal=self.literal,
+            to_json=_inline,
+        )
+        return self._lark("the tools' schemas", text, reasoning)
+
+    def _lark(self, what: str, text: str, reasoning: Reasoning | None) -> Grammar:
+        self._check_size(what, text)
         grammar = {"grammars": [{"name": "lark", "lark_grammar": text}]}
-        return self._grammar("the grammar", json.dumps(grammar), reasoning)
+        return self._grammar(what, json.dumps(grammar), reasoning)
 
     def _check_size(self, what: str, text: str) -> None:
         if len(text) > LONGEST:
@@ -156,6 +192,11 @@ class Grammars:
     def literal(self, text: str) -> str:
         """A text in a lark rule; special tokens, which are no text, by their ids."""
         return literal(self._tokenizer, text)
+
+
+def _inline(schema: Mapping[str, Any]) -> str:
+    """A JSON schema in a lark rule."""
+    return f"%json {json.dumps({**schema, 'x-guidance': _JSON})}"
 
 
 def literal(tokenizer: Tokenizer, text: str) -> str:

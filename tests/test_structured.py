@@ -1,0 +1,201 @@
+"""What grammars let through, and texts of a small model under them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import jsonschema
+import numpy as np
+import pytest
+from random_schemas import Schemas
+from test_replies import FORMATS, TOOLS, shown
+
+import mlx_ferrum
+from mlx_ferrum.engine import Engine, Request
+from mlx_ferrum.replies import joined
+from mlx_ferrum.replies.parser import ReplyParser
+from mlx_ferrum.structured import Grammar, Grammars, Reasoning
+
+
+@pytest.fixture(scope="module")
+def loaded() -> Any:
+    return mlx_ferrum.load("tiny-moe")
+
+
+@pytest.fixture(scope="module")
+def grammars(loaded: Any) -> Grammars:
+    model, tokenizer = loaded
+    return Grammars(tokenizer, model.args.vocab_size)
+
+
+@pytest.fixture
+def takes(loaded: Any, grammars: Grammars) -> Callable[[Grammar, str], bool]:
+    """Whether a text follows a grammar from its start to its end."""
+
+    def check(grammar: Grammar, text: str) -> bool:
+        follower = grammar.begin()
+        try:
+            for token in loaded[1].encode_within(text):
+                follower.accept(token)
+        except ValueError:
+            return False
+        return follower.may_end
+
+    return check
+
+
+def texts(loaded: Any, constraints: list[Grammar], **options: Any) -> list[str | None]:
+    """What the model writes under each, drawn at random; None if it did not come to an end."""
+    model, tokenizer = loaded
+    engine = Engine(model, most=40)
+    made: dict[int, list[int]] = {}
+    ended = set()
+    for seed, constraint in enumerate(constraints):
+        sampler = {"temp": 1.0, "seed": seed}
+        prompt = tokenizer.encode("{")
+        [id] = engine.submit(Request(prompt, 300, sampler, constraint=constraint, **options))
+        made[id] = []
+    while engine.is_busy:
+        for event in engine.step():
+            assert event.error is None, event.error
+            made[event.id].append(event.token)
+            if event.finish_reason == "stop":
+                ended.add(event.id)
+    return [
+        tokenizer.decode([t for t in ids if t not in tokenizer.eos_token_ids])
+        if id in ended
+        else None
+        for id, ids in made.items()
+    ]
+
+
+def test_two_hundred_schemas(loaded: Any, grammars: Grammars) -> None:
+    made = Schemas(5)
+    schemas = [made.make() for _ in range(200)]
+    found = texts(loaded, [grammars.json_schema(schema) for schema in schemas])
+    for schema, text in zip(schemas, found, strict=True):
+        assert text is not None
+        jsonschema.validate(json.loads(text), schema, cls=jsonschema.Draft202012Validator)
+    assert len(set(found)) > 150
+
+
+def test_what_a_schema_leaves_out(
+    grammars: Grammars, takes: Callable[[Grammar, str], bool]
+) -> None:
+    grammar = grammars.json_schema(
+        {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
+    )
+    assert takes(grammar, '{"a": 12}')
+    assert takes(grammar, '{"a": 12, "b": [null]}')
+    for text in ('{"a": "12"}', '{"a": 1', "[]", '{"b": 1}', '{"a": 1} '):
+        assert not takes(grammar, text)
+    assert takes(grammars.json_object(), '{"x": {"y": []}}')
+    assert not takes(grammars.json_object(), "[1]")
+
+
+def test_regular_expressions_and_lark(
+    grammars: Grammars, takes: Callable[[Grammar, str], bool]
+) -> None:
+    assert takes(grammars.regex("[a-c]+/é"), "abc/é")
+    assert not takes(grammars.regex("[a-c]+/é"), "abd/é")
+    lark = grammars.lark('start: "(" start ")" | "x"')
+    assert takes(lark, "((x))") and not takes(lark, "((x)")
+
+
+@pytest.mark.parametrize("is_open", [False, True])
+def test_reasoning_comes_before_the_grammar(
+    grammars: Grammars, takes: Callable[[Grammar, str], bool], is_open: bool
+) -> None:
+    reasoning = Reasoning("<think>", "</think>", is_open)
+    grammar = grammars.regex("[0-9]+", reasoning)
+    thought = "two < 3\nso</think>\n\n23"
+    assert takes(grammar, thought if is_open else f"<think>{thought}")
+    assert takes(grammar, "23") is not is_open
+    assert not takes(grammar, thought.removesuffix("3") + "x")
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "said"),
+    [
+        ("json_schema", {"type": "foo"}, "the JSON schema: Invalid type: foo"),
+        ("json_schema", {"type": "array", "uniqueItems": True}, "uniqueItems"),
+        ("json_schema", {"x-guidance": {}}, "x-guidance, which is not supported"),
+        ("json_schema", False, "nothing is valid for"),
+        ("json_schema", [], "the JSON schema is list, expected an object"),
+        ("regex", "a(", "the regular expression: .*unclosed group"),
+        ("lark", "start: nothing", "the grammar: .*nothing"),
+        ("lark", "start: " + '"x" ' * 100_000, "400007 characters, expected at most 262144"),
+    ],
+)
+def test_bad_grammars_are_refused_in_one_line(
+    grammars: Grammars, kind: str, given: Any, said: str
+) -> None:
+    with pytest.raises(ValueError, match=said) as found:
+        getattr(grammars, kind)(given)
+    assert "\n" not in str(found.value)
+
+
+def test_each_text_has_a_state_of_its_own(loaded: Any, grammars: Grammars) -> None:
+    grammar = grammars.regex("ab|cd")
+    assert grammars.regex("ab|cd") is grammar
+    one, other = grammar.begin(), grammar.begin()
+    for token in loaded[1].encode_within("ab"):
+        one.accept(token)
+    assert (one.may_end, one.must_end, other.may_end) == (True, True, False)
+    bits = np.zeros(-(-loaded[0].args.vocab_size // 32), np.int32)
+    other.fill(bits)
+    allowed = np.flatnonzero(np.unpackbits(bits.view(np.uint8), bitorder="little"))
+    assert {loaded[1].piece(int(token))[0][:1] for token in allowed} == {b"a", b"c"}
+
+
+@pytest.mark.parametrize("family", ["hermes", "qwen3-coder", "llama3", "mistral", "mistral-list"])
+@pytest.mark.parametrize("choice", ["required", "weather"])
+def test_calls_that_a_grammar_makes_are_read(
+    loaded: Any, grammars: Grammars, family: str, choice: str
+) -> None:
+    city = {"type": "string", "enum": ["Rome", 'Ayr "on" Sea']}
+    small = {"city": city, "days": {"enum": [1, 20]}, "is_warm": {"type": "boolean"}}
+    schema = {"type": "object", "properties": small, "required": ["days"]}
+    tools = [
+        {"function": {"name": "weather", "parameters": schema | {"additionalProperties": False}}},
+        {"function": {"name": "now", "parameters": {"type": "object", "maxProperties": 0}}},
+    ]
+    form = FORMATS[family]
+    grammar = grammars.tool_calls(form, tools, choice, parallel=False)
+    found = [text for text in texts(loaded, [grammar] * 4) if text is not None]
+    assert found
+    for text in found:
+        parser = ReplyParser(form, None, tools=tools)
+        (_, name), arguments = shown(joined([*parser.feed(text), *parser.end()]))
+        assert name == "weather" or choice == "required"
+        if name == "weather":
+            jsonschema.validate(arguments, schema)
+
+
+@pytest.mark.parametrize("parallel", [False, True])
+def test_calls_among_text(
+    grammars: Grammars, takes: Callable[[Grammar, str], bool], parallel: bool
+) -> None:
+    call = '<tool_call>\n{"name": "weather", "arguments": {"days": 3}}\n</tool_call>'
+    grammar = grammars.tool_calls(FORMATS["hermes"], TOOLS, parallel=parallel)
+    assert takes(grammar, "only < text") and takes(grammar, f"Hm. {call}")
+    assert takes(grammar, f"{call}\n{call}") is parallel
+    assert not takes(grammar, call.replace("3", '"3"'))
+    assert not takes(grammar, call.replace("weather", "other"))
+
+
+def test_parameters_that_are_text_are_free(
+    grammars: Grammars, takes: Callable[[Grammar, str], bool]
+) -> None:
+    grammar = grammars.tool_calls(FORMATS["qwen3-coder"], TOOLS, "weather")
+    city = '<parameter=city>\nany <text>\n"\n</parameter>\n'
+    for days, is_right in (("3", True), ("three", False)):
+        call = f"<function=weather>\n{city}<parameter=days>\n{days}\n</parameter>\n</function>\n"
+        assert takes(grammar, f"<tool_call>\n{call}</tool_call>") is is_right
+
+
+def test_a_choice_must_be_a_tool(grammars: Grammars) -> None:
+    with pytest.raises(ValueError, match="tool_choice is 'x', expected one of"):
+        grammars.tool_calls(FORMATS["hermes"], TOOLS, "x")
