@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -29,27 +30,28 @@ class Schemas:
         return tree | {"$defs": {"node": node}}
 
     def value(self, depth: int) -> dict[str, Any]:
+        kinds: list[Callable[[int], dict[str, Any]]]
         kinds = [self.number, self.string, self.pattern, self.enum, self.constant]
         if depth:
             kinds += [self.array, self.object, self.union] * 2
         return kinds[self.rng.integers(len(kinds))](depth - 1)
 
-    def number(self, _: int) -> dict[str, Any]:
+    def number(self, depth: int) -> dict[str, Any]:
         low = int(self.rng.integers(-50, 50))
         kind = "integer" if self.rng.random() < 0.7 else "number"
         return {"type": kind, "minimum": low, "maximum": low + int(self.rng.integers(1, 500))}
 
-    def string(self, _: int) -> dict[str, Any]:
+    def string(self, depth: int) -> dict[str, Any]:
         return {"type": "string", "maxLength": int(self.rng.integers(1, 8))}
 
-    def pattern(self, _: int) -> dict[str, Any]:
+    def pattern(self, depth: int) -> dict[str, Any]:
         return {"type": "string", "pattern": str(self.rng.choice(PATTERNS))}
 
-    def enum(self, _: int) -> dict[str, Any]:
+    def enum(self, depth: int) -> dict[str, Any]:
         words = list(self.rng.choice(WORDS, 3, replace=False))
         return {"enum": [*map(str, words), int(self.rng.integers(100)), None]}
 
-    def constant(self, _: int) -> dict[str, Any]:
+    def constant(self, depth: int) -> dict[str, Any]:
         return {"const": {"a": [1, {"b": str(self.rng.choice(WORDS))}], "c": False}}
 
     def array(self, depth: int) -> dict[str, Any]:

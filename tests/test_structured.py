@@ -60,6 +60,7 @@ def texts(loaded: Any, constraints: list[Grammar], **options: Any) -> list[str |
     while engine.is_busy:
         for event in engine.step():
             assert event.error is None, event.error
+            assert event.token is not None
             made[event.id].append(event.token)
             if event.finish_reason == "stop":
                 ended.add(event.id)
