@@ -104,7 +104,7 @@ def append(
     arrays = [q, k, v, q_weight, k_weight, frequencies, positions, slots]
     arrays += [
         constant(magnitude, eps),
-        mark_of(pool),
+        mark_or_first(pool.mark),
         pool.keys,
         pool.values,
         *(pool.scales or ()),
@@ -130,9 +130,9 @@ def _call(shapes: tuple[Shape, ...], bits: int, norm: bool, interleaved: bool) -
     )
 
 
-def mark_of(pool: Pool) -> mx.array:
-    """The pool's mark, or an array in its place."""
-    return constant(FIRST_LAUNCH) if pool.mark is None else pool.mark
+def mark_or_first(mark: mx.array | None) -> mx.array:
+    """The mark, or an array in its place."""
+    return constant(FIRST_LAUNCH) if mark is None else mark
 
 
 def _check(q: Shape, k: Shape, v: Shape, keys: Shape, values: Shape, frequencies: Shape) -> None:
