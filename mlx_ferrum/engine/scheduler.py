@@ -214,7 +214,8 @@ class Scheduler:
                     continue
                 extra = min(state.block, job.most - job.count) if job is jobs[-1] else 0
                 count = job.unread + extra
-                fresh = state.needed(job.past.parts[index], job.past.position, count)
+                past = job.past
+                fresh = state.needed(past.parts[index], past.position, count, len(past.tokens))
                 needed += min(fresh, state.most(job.past.position + count, self._longest(job)))
             if needed > state.pool.free:
                 return False
