@@ -7,6 +7,7 @@ import functools
 import mlx.core as mx
 
 from mlx_ferrum.launch import KEPT, Call, Kernel, constant
+from mlx_ferrum.options import Delta
 
 from .append import LANES, Shape, mark_or_first
 from .header import header
@@ -38,26 +39,24 @@ def gated_delta(
     matrices: mx.array,
     turns: Turns,
     *,
-    decay: mx.array,
-    dt: mx.array,
-    eps: float,
-    tiled: bool,
+    delta: Delta,
+    mark: mx.array | None,
 ) -> tuple[mx.array, mx.array]:
     """One launch, which writes the matrices in place. The arguments are those of ops.gated_delta.
 
     qkv: (n, C) float32, q, k and v of heads one after another; a, b: (n, Hv) of a float type
-    matrices: (slots, Hv, S, S) float32; decay, dt: (Hv,)
-    tiled: whether value head h reads key head h % Hk, else h // (Hv / Hk)
-    -> o (n, Hv, S) float32, and the mark of the matrices
+    matrices: (slots, Hv, S, S) float32
+    mark: as that of a Pool
+    -> o (n, Hv, S) float32, and the next mark
     Raises ValueError for shapes that do not fit together, and NotImplementedError for S above `MOST`.
     """
     turns.check("gated_delta")
+    decay, dt = delta.decay, delta.dt
     shapes = qkv.shape, a.shape, b.shape, matrices.shape, decay.shape, dt.shape
-    call = _call(shapes, turns.sources.size, turns.rows > 1, tiled)
-    batch = [turns.starts, turns.sources, turns.targets]
-    given = [decay, dt, constant(eps), *batch, mark_or_first(turns.mark), matrices]
-    o, mark = call([qkv, a, b, *given])
-    return o, mark
+    call = _call(shapes, turns.sources.size, turns.rows > 1, delta.is_tiled)
+    given = [qkv, a, b, decay, dt, constant(delta.eps)]
+    o, made = call([*given, *turns.arrays, mark_or_first(mark), matrices])
+    return o, made
 
 
 @functools.lru_cache(KEPT)

@@ -31,14 +31,17 @@ class Turns(NamedTuple):
     sources: (sequences,) int32, slots that are read; -1: zeros
     targets: (sequences,) int32, slots that are written; all different, and none of the sources
     rows: the most that a sequence has
-    mark: as that of a Pool
     """
 
     starts: mx.array
     sources: mx.array
     targets: mx.array
     rows: int
-    mark: mx.array | None
+
+    @property
+    def arrays(self) -> tuple[mx.array, ...]:
+        """As kernels take them."""
+        return self.starts, self.sources, self.targets
 
     def check(self, name: str) -> None:
         """Raises ValueError for slots of other sequences than the rows."""
@@ -50,28 +53,19 @@ class Turns(NamedTuple):
 
 
 def short_conv(
-    x: mx.array, weight: mx.array, columns: mx.array, turns: Turns
+    x: mx.array, weight: mx.array, columns: mx.array, turns: Turns, *, mark: mx.array | None
 ) -> tuple[mx.array, mx.array]:
     """One launch, which writes the columns in place: silu(Σ weight[c, j] * x[t - (K - 1) + j]), as float32.
 
     x: (n, C) of a float type, weight: (C, K), columns: (slots, K - 1, C) float32, the newest last
-    -> (n, C), and the mark of the columns
+    mark: as that of a Pool
+    -> (n, C), and the next mark
     Raises ValueError for shapes that do not fit together.
     """
     turns.check("short_conv")
     call = _call(x.shape, weight.shape, columns.shape, turns.sources.size, -(-turns.rows // RUN))
-    y, mark = call(
-        [
-            x,
-            weight,
-            turns.starts,
-            turns.sources,
-            turns.targets,
-            mark_or_first(turns.mark),
-            columns,
-        ]
-    )
-    return y, mark
+    y, made = call([x, weight, *turns.arrays, mark_or_first(mark), columns])
+    return y, made
 
 
 @functools.lru_cache(KEPT)

@@ -13,6 +13,7 @@ import recurrent_numpy as exact
 from msl import metal_on_cpu
 from msl.mutations import survivors
 
+from mlx_ferrum import options
 from mlx_ferrum.kernels.gate import gate
 from mlx_ferrum.kernels.gated_delta import gated_delta
 from mlx_ferrum.kernels.gated_norm import gated_norm
@@ -43,7 +44,7 @@ class Batch:
 
     def turns(self) -> Turns:
         slots = (mx.array(x, mx.int32) for x in (self.sources, self.targets))
-        return Turns(mx.array(self.starts), *slots, max(self.rows), None)
+        return Turns(mx.array(self.starts), *slots, max(self.rows))
 
     def wanted(self, one: Any, held: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """one: (rows of the batch, what a sequence holds) -> its results and what it holds then. Also all slots."""
@@ -77,7 +78,7 @@ def convolve(batch: Batch, channels: int, taps: int) -> None:
     x, weight = drawn(1, batch.n, channels), drawn(2, channels, taps)
     held = drawn(3, SLOTS, taps - 1, channels)
     columns = mx.array(held)
-    y, mark = short_conv(mx.array(x), mx.array(weight), columns, batch.turns())
+    y, mark = short_conv(mx.array(x), mx.array(weight), columns, batch.turns(), mark=None)
     mx.eval(y, mark)
     wanted, slots = batch.wanted(lambda rows, c: exact.short_conv(x[rows], weight, c), held)
     assert_close(y, wanted)
@@ -106,9 +107,13 @@ class Delta:
             *map(mx.array, (qkv, a, b)),
             matrices,
             batch.turns(),
-            **{name: mx.array(x) for name, x in given.items()},
-            eps=EPS,
-            tiled=self.tiled,
+            delta=options.Delta(
+                **{name: mx.array(x) for name, x in given.items()},
+                key_heads=self.key_heads,
+                eps=EPS,
+                is_tiled=self.tiled,
+            ),
+            mark=None,
         )
         mx.eval(o, mark)
 
