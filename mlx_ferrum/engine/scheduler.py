@@ -148,7 +148,8 @@ class Scheduler:
                 is_open = is_open and self.preemptions == before and self._admit(job)
                 if not is_open:
                     continue
-            count = min(budget, job.unread)
+            assert job.past is not None
+            count = self._states.whole(job.past, min(budget, job.unread))
             if self._reserve(job, count, rows):
                 budget -= count
         return rows

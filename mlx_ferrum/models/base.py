@@ -297,11 +297,19 @@ class LanguageModel(LoadedModel):
         return Cache(self._keeps(kv_bits), self.fingerprint)
 
     def make_states(
-        self, *, blocks: int | None = None, slack: int = 0, block: int = BLOCK, kv_bits: int = 16
+        self,
+        *,
+        blocks: int | None = None,
+        slots: int | None = None,
+        slack: int = 0,
+        block: int = BLOCK,
+        kv_bits: int = 16,
     ) -> ModelStates:
         """What the model keeps of many sequences, which come and go; see `ModelStates`. kv_bits: as of `make_cache`."""
         keeps = self._keeps(kv_bits)
-        return ModelStates(keeps, ops.allocate, blocks=blocks, slack=slack, block=block)
+        return ModelStates(
+            keeps, ops.allocate, blocks=blocks, slots=slots, slack=slack, block=block
+        )
 
     def _keeps(self, kv_bits: int) -> list[Keeps]:
         return [

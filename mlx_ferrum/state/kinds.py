@@ -94,6 +94,9 @@ class State(Protocol):
     def most(self, positions: int, count: int) -> int:
         """The most blocks that a sequence of `positions` holds if at most `count` are reserved at a time."""
 
+    def whole(self, position: int, count: int) -> int:
+        """How many of the next `count` rows of a prompt a pass should compute, so that the state after it is of use."""
+
     def reserve(self, part: Any, position: int, count: int, known: int) -> None:
         """Make positions position ... position + count - 1 writable. Raises OutOfBlocksError.
 

@@ -25,7 +25,9 @@ class ModelStates(States):
     """All that a model keeps of its sequences.
 
     keeps: what each layer declares
-    blocks: of each window group; None: as many as are needed. Recurrent states get as many slots as fit the same bytes
+    blocks: of each window group; None: as many as are needed
+    slots: for recurrent states, of which a sequence takes 2 to 4 and a snapshot one; None: as many as fit the bytes of
+        the blocks, or as are needed
     slack: positions behind a window that are kept, to go back by without computing them again
     """
 
@@ -35,6 +37,7 @@ class ModelStates(States):
         allocate: Allocate,
         *,
         blocks: int | None = None,
+        slots: int | None = None,
         slack: int = 0,
         block: int = BLOCK,
     ) -> None:
@@ -44,7 +47,8 @@ class ModelStates(States):
         ]
         recurrent = {i: kind for i, kind in enumerate(keeps) if isinstance(kind, Recurrent)}
         if recurrent:
-            slots = None if blocks is None else _slots(keeps, recurrent, blocks * block)
+            if slots is None and blocks is not None:
+                slots = _slots(keeps, recurrent, blocks * block)
             self.groups.append(RecurrentState(recurrent, allocate, slots=slots, block=block))
         super().__init__(self.groups, block)
         places = {

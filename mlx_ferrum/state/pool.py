@@ -136,6 +136,10 @@ class Pool:
         """The block with this hash, held or cached."""
         return self._blocks.get(key)
 
+    def has_key(self, block: int) -> bool:
+        """Whether the block has a hash."""
+        return block in self._keys
+
     def is_mine(self, block: int) -> bool:
         """Whether the holder may write into the block: it has one reference and no hash."""
         self._check_held(block)

@@ -103,6 +103,11 @@ class Slotted:
         """The most slots that a sequence holds: before a token that is not known, after it, now, and the next one."""
         return min(4, positions + 1)
 
+    def whole(self, position: int, count: int) -> int:
+        """Up to the last end of a block, where there is one: a new sequence can only find a snapshot there."""
+        end = (position + count) // self.block * self.block
+        return end - position if end > position else count
+
     def reserve(self, part: Part, position: int, count: int, known: int) -> None:
         """Takes the slot that the next pass writes. Raises OutOfBlocksError; nothing has changed then."""
         if not count or part.target >= 0:
@@ -133,15 +138,14 @@ class Slotted:
             self._keep_private(part)
 
     def _keep_private(self, part: Part) -> None:
-        """A snapshot of the state now for this sequence and its forks, unless a block ends here.
+        """A snapshot of the state now that only this sequence finds, unless a block ends here.
 
         Only in a pool that grows: in others nobody goes back to such positions.
         """
         if not part.held or self.pool.size is not None:
             return
         position, slot = part.held[-1]
-        known = any(each.position == position for each in part.snapshots)
-        if position % self.block == 0 or known:
+        if position % self.block == 0 or self.pool.has_key(slot):
             return
         key = _private()
         self.pool.publish(slot, key)
@@ -150,8 +154,8 @@ class Slotted:
     def publish(self, part: Part, keys: Sequence[bytes], known: int) -> None:
         """Make the held states at ends of blocks, below position `known`, findable as snapshots."""
         for i, (position, slot) in enumerate(part.held):
-            has = any(each.position == position for each in part.snapshots)
-            if not position or position % self.block or position > known or has:
+            is_end = position > 0 and position % self.block == 0
+            if not is_end or position > known or self.pool.has_key(slot):
                 continue
             key = keys[position // self.block - 1]
             part.held[i] = position, self.pool.publish(slot, key)
@@ -168,10 +172,10 @@ class Slotted:
         part.snapshots = kept
 
     def fork(self, part: Part) -> Part:
-        """Shares the slots."""
+        """Shares the slots; the new part finds those snapshots that any sequence finds."""
         for _, slot in part.held:
             self.pool.share(slot)
-        return Part(part.held.copy(), -1, part.snapshots.copy(), part.is_prompt)
+        return Part(part.held.copy())
 
     def reach(self, part: Part, keys: Sequence[bytes], position: int) -> int:
         """The highest position <= position that is held or has a snapshot, or 0."""
@@ -193,18 +197,23 @@ class Slotted:
         for _, kept in part.held:
             self.pool.share(kept)
         self._release(before)
+        self._forget(part, position)
+        part.is_prompt = False
+
+    def _forget(self, part: Part, position: int) -> None:
+        """Give up the snapshots behind a position; those at ends of blocks stay, for others to find."""
         for snapshot in part.snapshots:
             if snapshot.position > position and snapshot.key.startswith(PRIVATE):
                 self.pool.forget(snapshot.key)
         part.snapshots = [each for each in part.snapshots if each.position <= position]
-        part.is_prompt = False
 
     def free(self, part: Part) -> None:
         """Releases all slots, and empties the part."""
         self._release(part.held)
         if part.target >= 0:
             self.pool.release(part.target)
-        part.held, part.target, part.snapshots = [], -1, []
+        self._forget(part, -1)
+        part.held, part.target = [], -1
 
     def _release(self, held: Sequence[tuple[int, int]]) -> None:
         for _, slot in held:

@@ -68,6 +68,12 @@ class States:
         """The number of blocks that every state can still take. sys.maxsize if no pool has a size."""
         return min((state.pool.free for state in self.states), default=sys.maxsize)
 
+    def whole(self, sequence: Sequence, count: int) -> int:
+        """How many of the next `count` rows of a prompt a pass should compute, so that what it leaves is of use."""
+        for state in self.states:
+            count = state.whole(sequence.position, count)
+        return count
+
     def reserve(self, wanted: abc.Sequence[tuple[Sequence, int]]) -> None:
         """Make the next `count` positions of each (sequence, count) writable, or change nothing.
 
