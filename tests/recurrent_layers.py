@@ -127,7 +127,7 @@ def _tensors(experts: ExpertArgs | None) -> dict[str, QTensor]:
         stack = (experts.count, experts.size, HIDDEN)
         matrices |= {"ffn_gate_exps": stack, "ffn_up_exps": stack}
         matrices["ffn_down_exps"] = (experts.count, HIDDEN, experts.size)
-    shapes = [(name, blocks.F32, shape) for name, shape in vectors.items()]
+    shapes: list[Any] = [(name, blocks.F32, shape) for name, shape in vectors.items()]
     shapes += [(f"{name}.weight", blocks.Q4_K, shape) for name, shape in matrices.items()]
     return {
         f"blk.0.{name}": random_tensor(block, *shape, seed=seed)

@@ -72,10 +72,12 @@ def test_recurrent_layers(experts: bool, sequences: int) -> None:
     texts = [states.begin() for _ in range(sequences)]
     for length in (20, 1):
         batch = states.batch([(text, length) for text in texts], np.arange(sequences * length))
-        at, x = batch.layer(0), mx.zeros((sequences * length, recurrent_layers.HIDDEN))
+        at: Any = batch.layer(0)
+        x = mx.zeros((sequences * length, recurrent_layers.HIDDEN))
         mx.eval(x, batch.mlx_starts, at.slots.mlx_sources, at.slots.mlx_targets)
         with counting() as seen:
-            seen.settle([layer(x, at)])
+            out: Any = layer(x, at)
+            seen.settle([out])
         batch.advance()
     assert seen.names[1:4] == RECURRENT, seen.names
     assert len(seen.names) == (9 if experts else 7), seen.names
