@@ -22,7 +22,10 @@ template <int TAPS, typename X, typename W>
 METAL_FUNC void short_conv(X x, W weight, const device float* columns, device float* stored, device float* y, RowRun r,
                            int source, int target, int channel, int channels) {
     float factors[TAPS], window[TAPS];
-    UNROLL for (int j = 0; j < TAPS; j++) factors[j] = weight[size_t(channel) * TAPS + j];
+    UNROLL for (int j = 0; j < TAPS; j += 4) {
+        float4 four = load_up_to_4(weight + size_t(channel) * TAPS + j, TAPS - j);
+        UNROLL for (int i = j; i < min(j + 4, TAPS); i++) factors[i] = four[i - j];
+    }
     UNROLL for (int j = 0; j < TAPS - 1; j++) {
         int row = r.begin - (TAPS - 1) + j;
         window[j] = 0;
