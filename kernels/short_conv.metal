@@ -24,7 +24,9 @@ METAL_FUNC void short_conv(X x, W weight, const device float* columns, device fl
     float factors[TAPS], window[TAPS];
     UNROLL for (int j = 0; j < TAPS; j += 4) {
         float4 four = load_up_to_4(weight + size_t(channel) * TAPS + j, TAPS - j);
-        UNROLL for (int i = j; i < min(j + 4, TAPS); i++) factors[i] = four[i - j];
+        UNROLL for (int i = 0; i < 4; i++) {
+            if (j + i < TAPS) factors[j + i] = four[i];
+        }
     }
     UNROLL for (int j = 0; j < TAPS - 1; j++) {
         int row = r.begin - (TAPS - 1) + j;
