@@ -142,7 +142,7 @@ DELTAS = {
     "as in models": Delta(128, 2, 2, tiled=True),
     "grouped, of 3": Delta(16, 2, 3, tiled=False),
     "tiled, of 3": Delta(36, 2, 3, tiled=True),
-    "as many keys as values": Delta(40, 3, 1, tiled=False),
+    "as many keys as values": Delta(16, 5, 1, tiled=False),
     "the largest": Delta(256, 1, 1, tiled=True),
 }
 
