@@ -32,8 +32,10 @@ class Plan:
 
     steps: int = 3200
     batch: int = 4
-    peak: float = 2e-3  # learning rate, after `warmup` steps; a cosine brings it to 0
+    peak: float = 2e-3  # learning rate, after `warmup` steps
+    horizon: int = 3200  # the step by which a cosine brings the rate to 0
     warmup: int = 150
+    cooldown: int = 0  # last steps, over which the rate also falls to 0 in a line
     decay: float = 0.1
     chapters: int = 1600  # the step from which one window of a batch begins with a chapter
     evaluate: int = 200  # steps between evaluations and checkpoints
@@ -43,8 +45,10 @@ class Plan:
         """The learning rate of a step, counted from 0."""
         if step < self.warmup:
             return self.peak * (step + 1) / self.warmup
-        progress = (step - self.warmup) / (self.steps - self.warmup)
-        return self.peak * 0.5 * (1 + math.cos(math.pi * progress))
+        progress = (step - self.warmup) / (self.horizon - self.warmup)
+        rate = self.peak * 0.5 * (1 + math.cos(math.pi * progress))
+        left = self.steps - step
+        return rate * left / self.cooldown if left < self.cooldown else rate
 
 
 def plain(
@@ -156,7 +160,12 @@ def figures(nats: float, tokens: int, nbytes: int) -> str:
     return f"{nats / tokens:.4f} nats per token, {nats / math.log(2) / nbytes:.4f} bits per byte"
 
 
-def main(description: str | None, make: Callable[[], torch.nn.Module], objective: Objective) -> int:
+def main(
+    description: str | None,
+    make: Callable[[], torch.nn.Module],
+    objective: Objective,
+    plan: Plan,
+) -> int:
     """Train, or resume, from a command line."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -169,7 +178,7 @@ def main(description: str | None, make: Callable[[], torch.nn.Module], objective
     text = corpus.read(args.corpus)
     tokenizer = vocabulary.train(text.train, VOCABULARY)
     tokens, held_out = (np.array(vocabulary.encode(tokenizer, chapters)) for chapters in text)
-    training = Training(make, objective, Plan(), tokens)
+    training = Training(make, objective, plan, tokens)
     if args.checkpoint.exists():
         training.resume(args.checkpoint)
     print(f"{len(tokens)} tokens to train on, {len(held_out)} held out", flush=True)

@@ -5,7 +5,7 @@
     python training/export.py kjv.txt tiny_hybrid.pt tiny-hybrid.gguf
 
 corpus.py says where kjv.txt comes from, and what is held out. A second call resumes at the last checkpoint.
-The plan is that of tiny_moe.py.
+The plan is that of tiny_moe.py, cut short.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ import math
 import loop
 import torch
 import transformers
-from loop import CONTEXT, VOCABULARY
+from loop import CONTEXT, VOCABULARY, Plan
 
+PLAN = Plan(steps=2000, cooldown=400)
 STEPS = (1e-3, 1e-1)  # softplus(dt) of a head at first
 
 
@@ -67,4 +68,4 @@ def model() -> transformers.Qwen3_5ForCausalLM:
 
 
 if __name__ == "__main__":
-    raise SystemExit(loop.main(__doc__, model, loop.plain))
+    raise SystemExit(loop.main(__doc__, model, loop.plain, PLAN))

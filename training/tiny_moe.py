@@ -67,4 +67,4 @@ def imbalance(logits: torch.Tensor, used: int) -> torch.Tensor:
 
 
 if __name__ == "__main__":
-    raise SystemExit(loop.main(__doc__, model, objective))
+    raise SystemExit(loop.main(__doc__, model, objective, loop.Plan()))
