@@ -13,6 +13,7 @@ from typing import Any
 
 import gguf
 import numpy as np
+import oracle_hybrid
 import torch
 import transformers
 
@@ -55,6 +56,7 @@ MODELS = {
     "qwen2moe": (transformers.Qwen2MoeConfig, transformers.Qwen2MoeForCausalLM),
     "qwen3moe": (transformers.Qwen3MoeConfig, transformers.Qwen3MoeForCausalLM),
     "mixtral": (transformers.MixtralConfig, transformers.MixtralForCausalLM),
+    **oracle_hybrid.MODELS,
 }
 GEMMA3_27B_LAYERS = 62
 
@@ -131,6 +133,8 @@ def _config(arch: str, metadata: dict[str, Any], tensors: dict[str, np.ndarray])
         config["attention_bias"] = "blk.0.attn_q.bias" in tensors
     if arch == "gemma3":
         config |= _gemma3_config(metadata, config)
+    if arch in oracle_hybrid.MODELS:
+        config |= oracle_hybrid.config(metadata, config["head_dim"])
     if "expert_count" in metadata:
         config |= _expert_config(metadata, tensors)
     return config
@@ -205,8 +209,12 @@ def _state(arch: str, config: Any, tensors: dict[str, np.ndarray]) -> dict[str, 
             array = array - 1  # the file holds 1 + weight
         if stem.endswith("ffn_gate_inp_shexp"):
             array = array.reshape(1, -1)
+        if arch in oracle_hybrid.MODELS:
+            stem = stem if kind in ("weight", "bias") else name
+            array = oracle_hybrid.arranged(stem.rpartition(".")[2], array, config)
         target = _target(arch, stem)
-        key = target if stem.endswith("_exps") else f"{target}.{kind}"
+        is_bare = stem.endswith(("_exps", *oracle_hybrid.VECTORS))
+        key = target if is_bare else f"{target}.{kind}"
         state[key] = torch.tensor(np.ascontiguousarray(array))
     return state
 
@@ -228,7 +236,9 @@ def _target(arch: str, stem: str) -> str:
     layer = re.fullmatch(r"blk\.(\d+)\.(\w+)", stem)
     if layer is None:
         return GLOBAL_NAMES[stem]
-    names = GEMMA_LAYER_NAMES if arch == "gemma3" else LAYER_NAMES
+    names = {"gemma3": GEMMA_LAYER_NAMES}.get(arch, LAYER_NAMES)
+    if arch in oracle_hybrid.MODELS:
+        names = LAYER_NAMES | oracle_hybrid.LAYER_NAMES | oracle_hybrid.VECTORS
     return f"model.layers.{layer[1]}.{names[layer[2]]}"
 
 
