@@ -165,8 +165,7 @@ class _Tensors:
 
     def _shape(self, name: str) -> tuple[int, ...]:
         """The shape in config.json's terms. Raises ValueError if the file's is another one."""
-        parts = name.split(".", 2)
-        expected = self.shapes.get(parts[2] if parts[0] == "blk" else name)
+        expected = self.shapes.get(name)
         found = self.model.tensors[name].shape
         if expected is None:
             raise ValueError(f"tensor {name!r}: this architecture does not have it")
@@ -208,7 +207,7 @@ class _Tensors:
         return made
 
     def _zeros(self, module: str, name: str) -> Module:
-        shape = self.shapes[f"{name.split('.', 2)[2]}.bias"]
+        shape = self.shapes[f"{name}.bias"]
         array = Array(f"{module}.bias", affine.FLOATS[self.dtype][0], shape)
         zeros = np.zeros(array.nbytes, np.uint8)
         return Module(array.name, shape, "-", self.dtype, (array,), lambda: iter([zeros]))
