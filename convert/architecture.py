@@ -100,6 +100,7 @@ class Architecture:
     activation: ClassVar[str] = "silu"
     llama3_rope: ClassVar[bool] = False  # whether the model may have Llama 3's factors
     needs_biases: ClassVar[bool] = False  # whether every linear has one
+    whole_heads: ClassVar[bool] = True  # whether all of a head is rotated
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         """Raises ValueError for missing or impossible sizes, NotImplementedError for what the package cannot run."""
@@ -110,6 +111,9 @@ class Architecture:
         self.kv_heads = self.size("num_key_value_heads", self.heads)
         self.head_dim = self.size("head_dim", max(1, self.hidden // self.heads))
         self.experts = self.size("num_experts", self.config.get("num_local_experts", 0), least=0)
+        for what, count in (("num_hidden_layers", self.layers), ("experts", self.experts)):
+            if count > MOST:
+                raise ValueError(f"config.json: {what}: expected at most {MOST}, found {count}")
         self.vocabulary = self.size("vocab_size")
         self.rotary = rope.read(self.config)
         self.tied = bool(self.config.get("tie_word_embeddings", False))
@@ -124,6 +128,12 @@ class Architecture:
             )
         if self.rotary.kind == "llama3" and not self.llama3_rope:
             raise NotImplementedError(f"config.json: rope_type 'llama3' in {self.name} models")
+
+        if self.rotary.part != 1 and self.whole_heads:
+            raise NotImplementedError(
+                "config.json: partial_rotary_factor: only whole heads are supported, found "
+                f"{self.rotary.part:g}"
+            )
 
     def size(self, key: str, default: int | None = None, *, least: int = 1) -> int:
         """A whole number of config.json. Raises ValueError if it is missing without a default, or too small."""
@@ -143,7 +153,8 @@ class Architecture:
         w.add_block_count(self.layers)
         w.add_context_length(self.size("max_position_embeddings"))
         w.add_embedding_length(self.hidden)
-        w.add_feed_forward_length(self.size("intermediate_size"))
+        if "intermediate_size" in self.config:  # models of experts alone may have none
+            w.add_feed_forward_length(self.size("intermediate_size"))
         w.add_head_count(self.heads)
         w.add_head_count_kv(self.kv_heads)
         rope.add(w, self.rotary, self.size("max_position_embeddings"))
@@ -218,9 +229,6 @@ class Architecture:
 
         Raises ValueError for tensors that are missing, unknown or of a wrong shape.
         """
-        for what, count in (("num_hidden_layers", self.layers), ("experts", self.experts)):
-            if count > MOST:
-                raise ValueError(f"config.json: {what}: expected at most {MOST}, found {count}")
         names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[self.name.upper()], self.layers)
         renamed = ((self.renamed(name), stored) for name, stored in checkpoint.items())
         used = ((name, stored) for name, stored in renamed if name is not None)
@@ -265,6 +273,8 @@ class Architecture:
         whole = len(expected) == 1 or (change is not None and change.rows)
         types = {piece.stored.repacks for piece in pieces}
         packed = types.pop() if len(types) == 1 else None
+        if packed is not None and change is not None and not change.keeps(packed):
+            packed = None
         read = [replace(piece, packed=packed is not None) for piece in pieces]
         parts = tuple(part for piece in read for part in piece.parts(whole))
         made = Converted(name, expected, pieces[0].stored.dtype, parts, packed)

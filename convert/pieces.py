@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
+
+from mlx_ferrum.blocks import Block
 
 from .checkpoint import Stored
 
@@ -98,3 +100,37 @@ def _halves(stack: str, stored: Stored) -> Iterator[tuple[str, list[Piece]]]:
         )
     for half, name in enumerate(("gate_proj", "up_proj")):
         yield f"{stack}.{name}.weight", [Piece(stored, half=half)]
+
+
+@dataclass(frozen=True)
+class Picked(Stored):
+    """Some rows of a tensor, in an order of their own. whole: the tensor; places: of its rows, (rows,)"""
+
+    whole: Stored | None = None
+    places: tuple[int, ...] = ()
+
+    def read(self, start: int = 0, stop: int | None = None) -> np.ndarray:
+        assert self.whole is not None
+        return self._taken(self.whole.read, start, self.rows if stop is None else stop)
+
+    @property
+    def repacks(self) -> type[Block] | None:
+        return None if self.whole is None else self.whole.repacks
+
+    def packed(self, start: int, stop: int) -> np.ndarray:
+        assert self.whole is not None
+        return self._taken(self.whole.packed, start, stop)
+
+    def _taken(self, read: Callable[[int, int], np.ndarray], start: int, stop: int) -> np.ndarray:
+        """Rows start to stop, of which all between the first and the last in the tensor are read."""
+        places = np.array(self.places[start:stop])
+        low = int(places.min())
+        return np.ascontiguousarray(read(low, int(places.max()) + 1)[places - low])
+
+
+def picked(whole: Stored, places: Sequence[int]) -> Picked:
+    """The rows of `whole` at `places`."""
+    shape = (len(places), *whole.shape[1:])
+    return Picked(
+        whole.name, whole.file, whole.dtype, shape, whole.offset, whole=whole, places=tuple(places)
+    )

@@ -1,0 +1,215 @@
+"""Hybrid models from Hugging Face to GGUF: what llama.cpp's converter writes, other forms of folders, and refusals."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import hf_folders
+import hf_hybrid
+import mlx.core as mx
+import mlx_folders
+import numpy as np
+import pytest
+
+from mlx_ferrum import gguf
+from mlx_ferrum.blocks import by_name
+from mlx_ferrum.convert import pieces
+from mlx_ferrum.convert.command import main
+
+GOLDEN: dict[str, Any] = json.loads(
+    (Path(__file__).parent / "golden" / "convert_hybrid.json").read_text()
+)
+
+
+def convert(folder: Path, *arguments: str) -> gguf.GGUF:
+    out = folder.with_suffix(".gguf")
+    assert main(["hf", str(folder), str(out), "--force", *arguments]) == 0
+    return gguf.read(out)
+
+
+def same(a: gguf.GGUF, b: gguf.GGUF) -> None:
+    """Assert that two files have the same metadata, but the model's name, and the same tensors."""
+    assert {k: a.raw(k) for k in a.metadata if k != "general.name"} == {
+        k: b.raw(k) for k in b.metadata if k != "general.name"
+    }
+    assert {t.name: (t.type, t.shape) for t in a.tensors.values()} == {
+        t.name: (t.type, t.shape) for t in b.tensors.values()
+    }
+    for name in a.tensors:
+        np.testing.assert_array_equal(a.data(name), b.data(name), name)
+
+
+@pytest.mark.parametrize("case", hf_hybrid.CASES)
+def test_tensors_and_metadata_are_those_of_llama_cpp(case: str, tmp_path: Path) -> None:
+    hf_hybrid.write(tmp_path / f"Tiny-{case}", case)
+    file = convert(tmp_path / f"Tiny-{case}", "--type", "f16")
+    assert {
+        name: [t.type, list(t.shape), hf_folders.digest(file.data(name).tobytes())]
+        for name, t in file.tensors.items()
+    } == GOLDEN[case]["tensors"]
+    assert {
+        key: value.tolist() if isinstance(value, np.ndarray) else value
+        for key, value in file.metadata.items()
+        if not key.endswith((".tokens", ".merges"))
+    } == GOLDEN[case]["metadata"]
+
+
+def test_value_heads_are_tiled(tmp_path: Path) -> None:
+    """Of 2 key heads and 6 value heads: 0 3 1 4 2 5, so that head h reads key head h % 2."""
+    made = hf_hybrid.write(tmp_path / "m", "qwen35-3", "F32")
+    file = convert(tmp_path / "m", "--type", "f32")
+    order = [0, 3, 1, 4, 2, 5]
+    given = made["model.layers.0.linear_attn.out_proj.weight"].reshape(64, 6, 16)
+    found = file.data("blk.0.ssm_out.weight").view(np.float32).reshape(64, 6, 16)
+    np.testing.assert_array_equal(found, given[:, order])
+    decay = -np.exp(made["model.layers.0.linear_attn.A_log"])[order]
+    np.testing.assert_allclose(file.data("blk.0.ssm_a").view(np.float32), decay, rtol=2e-7)
+
+
+@pytest.mark.parametrize("case", ["qwen3next-3", "qwen35moe-3"])
+def test_large_tensors_are_converted_in_parts(
+    case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hf_hybrid.write(tmp_path / "a", case)
+    hf_hybrid.write(tmp_path / "b", case)
+    wanted = convert(tmp_path / "a", "--type", "q8_0")
+    monkeypatch.setattr(pieces, "PART", 100)
+    same(convert(tmp_path / "b", "--type", "q8_0"), wanted)
+
+
+@pytest.mark.parametrize("dtype", ["F32", "F16"])
+def test_every_float_type_gives_the_same_weights(dtype: str, tmp_path: Path) -> None:
+    hf_hybrid.write(tmp_path / "a", "qwen35-3")
+    hf_hybrid.write(tmp_path / "b", "qwen35-3", dtype)
+    same(*(convert(tmp_path / name, "--type", "f32") for name in "ab"))
+
+
+def test_layers_by_an_interval(tmp_path: Path) -> None:
+    hf_hybrid.write(tmp_path / "m", "qwen3next", full_attention_interval=3)
+    file = convert(tmp_path / "m")
+    assert file.metadata["qwen3next.full_attention_interval"] == 3
+    assert file.metadata["qwen3next.attention.recurrent_layers"].tolist() == [1, 1, 0, 1]
+    assert "blk.2.attn_q.weight" in file.tensors and "blk.3.ssm_a" in file.tensors
+
+
+@pytest.mark.parametrize("case", ["qwen35", "qwen35moe"])
+def test_text_model_of_one_that_sees_pictures(
+    case: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = hf_hybrid.write(tmp_path / "a", case)
+    wanted = convert(tmp_path / "a", "--type", "f16")
+    hf_hybrid.write(tmp_path / "b", case)
+    config = json.loads((tmp_path / "b" / "config.json").read_text())
+    name = config.pop("architectures")[0].replace("CausalLM", "ConditionalGeneration")
+    tokens = {key: config.pop(key) for key in ("bos_token_id", "eos_token_id")}
+    nested = {"architectures": [name], "text_config": config, "vision_config": {"depth": 1}}
+    (tmp_path / "b" / "config.json").write_text(json.dumps(nested | tokens))
+    renamed = {name.replace("model.", "model.language_model.", 1): x for name, x in made.items()}
+    renamed["model.visual.blocks.0.norm1.weight"] = np.zeros(2, np.float32)
+    hf_folders.save(tmp_path / "b" / "model.safetensors", renamed, "BF16")
+    caplog.clear()
+    same(convert(tmp_path / "b", "--type", "f16"), wanted)
+    left_out = "tensors are left out: 8 of multi-token prediction and 1 of the vision tower"
+    assert caplog.messages == [f"warning: {left_out}"]
+
+
+def as_mlx(made: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The weights as mlx_lm has them: kernels with another axis, norms with 1, experts in stacks."""
+    plain = {k: x for k, x in made.items() if not k.startswith("mtp.")}
+    for name, x in plain.items():
+        if name.endswith("conv1d.weight"):
+            plain[name] = x.swapaxes(1, 2)
+        elif name.endswith("norm.weight") and not name.endswith("linear_attn.norm.weight"):
+            plain[name] = x + 1
+    found = mlx_folders.stacked({k: x for k, x in plain.items() if ".mlp.experts." not in k})
+    for name, x in plain.items():
+        stem, fused, _ = name.partition("experts.gate_up_proj")
+        if fused:
+            gate, up = np.split(x, 2, axis=1)
+            found |= {f"{stem}switch_mlp.gate_proj.weight": gate}
+            found |= {f"{stem}switch_mlp.up_proj.weight": up}
+        elif ".mlp.experts." in name:
+            found[name.replace("experts", "switch_mlp") + ".weight"] = x
+    return {f"language_model.{name}": np.ascontiguousarray(x) for name, x in found.items()}
+
+
+@pytest.mark.parametrize("case", ["qwen35-3", "qwen35moe-3"])
+def test_folders_of_mlx_lm_have_other_norms_and_kernels(case: str, tmp_path: Path) -> None:
+    made = hf_hybrid.write(tmp_path / "a", case)
+    hf_hybrid.write(tmp_path / "b", case)
+    hf_folders.save(tmp_path / "b" / "model.safetensors", as_mlx(made), "BF16")
+    same(*(convert(tmp_path / name, "--type", "f32") for name in "ba"))
+
+
+@pytest.mark.parametrize("size", [32, 16])
+def test_codes_of_mlx_move_with_their_heads(size: int, tmp_path: Path) -> None:
+    """Rows, and columns in heads of whole blocks, keep their codes; other columns are decoded."""
+    folder, made = tmp_path / "m", {}
+    heads: dict[str, Any] = {"linear_key_head_dim": size, "linear_value_head_dim": size}
+    arrays: dict[str, mx.array] = {}
+    for name, x in as_mlx(hf_hybrid.write(folder, "qwen35-3", **heads)).items():
+        arrays[name] = mx.array(x).astype(mx.bfloat16)
+        made[name] = x
+        if x.ndim == 2 and x.shape[1] % 32 == 0:
+            w, scales, biases = mx.quantize(arrays[name], 32, 4)
+            stem = name.removesuffix(".weight")
+            arrays |= {name: w, f"{stem}.scales": scales, f"{stem}.biases": biases}
+            made[name] = mlx_folders.decoded(w, scales, biases, mlx_folders.LAYOUT)
+    hf_folders.save(folder / "model.safetensors", made, "F32")
+    wanted = convert(folder, "--type", "f32")
+    mx.save_safetensors(str(folder / "model.safetensors"), arrays)
+    mlx_folders.change(folder, quantization=mlx_folders.LAYOUT)
+    same(convert(folder, "--type", "f32"), wanted)
+    assert main(["mlx", str(folder), str(tmp_path / "kept.gguf")]) == 0
+    kept = gguf.read(tmp_path / "kept.gguf")
+    for part in ("attn_qkv", "attn_gate", "ssm_alpha", "ssm_beta", "ssm_out"):
+        name = f"blk.0.{part}.weight"
+        info, raw = kept.tensors[name], kept.data(name)
+        assert info.type == ("Q8_0" if (part, size) == ("ssm_out", 16) else "Q4_1"), name
+        found = np.array(by_name(info.type).dequantize(mx.array(raw.reshape(info.shape[0], -1))))
+        x = wanted.data(name).view(np.float32).reshape(info.shape)
+        np.testing.assert_allclose(found, x, atol=0.02 if info.type == "Q8_0" else 1e-6)
+
+
+BROKEN: dict[str, tuple[dict[str, Any], str]] = {
+    "kinds of another number": ({"layer_types": ["full_attention"]}, "layer_types: expected 4 of"),
+    "an unknown kind": ({"layer_types": ["full"] * 4}, "full_attention or linear_attention"),
+    "kinds that are no list": ({"layer_types": "full_attention"}, "layer_types: expected 4 of"),
+    "no interval": ({"full_attention_interval": 0}, "full_attention_interval: expected a whole"),
+    "heads that do not divide": ({"linear_num_value_heads": 5}, "expected a multiple of 2"),
+    "no key heads": ({"linear_num_key_heads": None}, "linear_num_key_heads: expected a whole"),
+    "values of another size": ({"linear_value_head_dim": 8}, "qwen35 files mean 16"),
+    "no gate": ({"attn_output_gate": False}, "attn_output_gate: qwen35 files mean True"),
+    "a kernel of one column": ({"linear_conv_kernel_dim": 1}, "linear_conv_kernel_dim: expected"),
+    "an odd part": ({"rope_parameters": {"partial_rotary_factor": 0.1}}, "an even part of 32"),
+    "more than a head": ({"rope_parameters": {"partial_rotary_factor": 2}}, "an even part of 32"),
+    "sections of text": (
+        {"rope_parameters": {"mrope_section": "x", "partial_rotary_factor": 0.5}},
+        "mrope_section: expected whole numbers, found 'x'",
+    ),
+    "too many layers": ({"num_hidden_layers": 10**9}, "num_hidden_layers: expected at most 4096"),
+    "another kernel": ({"linear_conv_kernel_dim": 3}, "expected shape (128, 1, 3) by config.json"),
+    "another state": (
+        {"linear_key_head_dim": 32, "linear_value_head_dim": 32},
+        "expected shape (256, 1, 4) by config.json, found (128, 1, 4)",
+    ),
+    "kinds of other layers": (
+        {"layer_types": hf_hybrid.LAYERS},
+        "6 tensors missing: blk.0.attn_q.weight",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", BROKEN)
+def test_configurations_that_do_not_fit_are_refused(
+    what: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changes, message = BROKEN[what]
+    hf_hybrid.write(tmp_path / "m", "qwen35")
+    config = json.loads((tmp_path / "m" / "config.json").read_text()) | changes
+    (tmp_path / "m" / "config.json").write_text(json.dumps(config))
+    assert main(["hf", str(tmp_path / "m"), str(tmp_path / "m.gguf")]) == 1
+    assert message in capsys.readouterr().err.splitlines()[-1]
+    assert [path.name for path in tmp_path.iterdir()] == ["m"]
