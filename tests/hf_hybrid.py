@@ -56,6 +56,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
         **EXPERTS,
     },
 }
+MTP_NORMS = ("norm", "pre_fc_norm_embedding", "pre_fc_norm_hidden")
 # What golden files have: each architecture with Hv / Hk of 1, 2 and 3 among them, and layers by kind and by interval.
 LAYERS = ["full_attention", "linear_attention", "linear_attention", "full_attention"]
 MROPE: dict[str, Any] = {"mrope_section": [2, 1, 1], "mrope_interleaved": True, **ROPE}
@@ -91,16 +92,16 @@ def tensors(kind: str, config: Mapping[str, Any]) -> dict[str, np.ndarray]:
         "model.embed_tokens.weight": (vocab, h),
         "model.norm.weight": (h,),
         "mtp.fc.weight": (h, 2 * h),
-        "mtp.norm.weight": (h,),
+        **{f"mtp.{name}.weight": (h,) for name in MTP_NORMS},
     }
     if not config["tie_word_embeddings"]:
         shapes["lm_head.weight"] = (vocab, h)
-    for i, is_recurrent in enumerate(recurrent(config)):
+    kinds = {f"model.layers.{i}": kind for i, kind in enumerate(recurrent(config))}
+    for at, is_recurrent in (kinds | {"mtp.layers.0": False}).items():
         inside = _delta_net(kind, config) if is_recurrent else _attention(config)
         layer = inside | (_experts(kind, config) if "num_experts" in config else _mlp(config))
         layer |= {f"{p}_layernorm.weight": (h,) for p in ("input", "post_attention")}
-        shapes |= {f"model.layers.{i}.{name}": shape for name, shape in layer.items()}
-    shapes |= {f"mtp.layers.0.{name}": shape for name, shape in _attention(config).items()}
+        shapes |= {f"{at}.{name}": shape for name, shape in layer.items()}
     return {name: hf_folders.weights(name, *shape) for name, shape in shapes.items()}
 
 
