@@ -15,7 +15,7 @@ import mlx.core as mx
 import numpy as np
 
 from .state.sequence import Sequence as Text
-from .state.storage import Storage
+from .state.storage import KVStorage, RecurrentStorage
 
 
 @dataclass
@@ -29,6 +29,11 @@ class Paging:
     table: np.ndarray
     slots: np.ndarray
 
+    @property
+    def arrays(self) -> tuple[np.ndarray, ...]:
+        """In the order of the fields."""
+        return self.table, self.slots
+
     @cached_property
     def mlx_slots(self) -> mx.array:
         """The slots for a backend that computes with MLX."""
@@ -41,12 +46,48 @@ class Paging:
 
 
 @dataclass
+class Slots:
+    """Which slots of the recurrent states a pass reads and writes, for each sequence of a batch.
+
+    sources: (sequences,) int32, the state before the rows; -1 for zeros
+    targets: (sequences,) int32, where the state after the rows goes; none of them is a source
+    """
+
+    sources: np.ndarray
+    targets: np.ndarray
+
+    @property
+    def arrays(self) -> tuple[np.ndarray, ...]:
+        """In the order of the fields."""
+        return self.sources, self.targets
+
+    @cached_property
+    def mlx_sources(self) -> mx.array:
+        """The sources for a backend that computes with MLX."""
+        return mx.array(self.sources)
+
+    @cached_property
+    def mlx_targets(self) -> mx.array:
+        """The targets for a backend that computes with MLX."""
+        return mx.array(self.targets)
+
+
+@dataclass
 class Place:
-    """What a layer reads and writes in a pass: its keys and values, and where the batch lies in them."""
+    """What an attention layer reads and writes in a pass: its keys and values, and where the batch lies in them."""
 
     batch: Batch
     paging: Paging
-    storage: Storage
+    storage: KVStorage
+
+
+@dataclass
+class RecurrentPlace:
+    """What a recurrent layer reads and writes in a pass: its states, and the slots of the batch in them."""
+
+    batch: Batch
+    slots: Slots
+    storage: RecurrentStorage
 
 
 @dataclass
@@ -58,7 +99,8 @@ class Batch:
     positions: (n,) int32, of each row in its sequence
     starts: (sequences + 1,) int32, the first row of each sequence, then n
     lengths: (sequences,) int32, positions that each sequence holds once the rows are computed
-    states: for each state of the model where the sequences lie in it: a Paging of each window group
+    states: for each state of the model where the sequences lie in it: a Paging of each window group, and Slots where
+        layers are recurrent
     layers: for each layer the index of its state, and its storage
     grown: how often storage had grown, and so was moved
     shared: what a backend computes once for all layers
@@ -70,7 +112,7 @@ class Batch:
     starts: np.ndarray
     lengths: np.ndarray
     states: list[Any]
-    layers: list[tuple[int, Storage]] = field(repr=False)
+    layers: list[tuple[int, Any]] = field(repr=False)
     grown: int = 0
     shared: dict[Any, Any] = field(default_factory=dict, repr=False)
 
@@ -101,10 +143,12 @@ class Batch:
         """Whether every sequence has one row."""
         return len(self.positions) == len(self.lengths)
 
-    def layer(self, index: int) -> Place:
-        """What layer `index` reads and writes."""
-        state, storage = self.layers[index]
-        return Place(self, self.states[state], storage)
+    def layer(self, index: int) -> Any:
+        """What layer `index` reads and writes: a Place, or a RecurrentPlace."""
+        number, storage = self.layers[index]
+        state = self.states[number]
+        kind = RecurrentPlace if isinstance(state, Slots) else Place
+        return kind(self, state, storage)
 
     def advance(self) -> None:
         """Say that the rows are computed. Ids of tokens that are not computed yet have to be noted later."""

@@ -11,7 +11,7 @@ import numpy as np
 
 from . import amounts, ops
 from .batch import Batch
-from .state.kinds import KV
+from .state.kinds import KV, Keeps
 from .state.model import ModelStates
 from .state.sequence import Sequence as Text
 
@@ -29,12 +29,12 @@ class Model(Protocol):
 
 
 class Cache:
-    """Keys and values of sequences that grow in step, in blocks of their own.
+    """Keys and values of sequences that grow in step, in blocks of their own, and the states of recurrent layers.
 
     states: the blocks of all layers; None until the first tokens come
     """
 
-    def __init__(self, keeps: Sequence[KV], fingerprint: str = "") -> None:
+    def __init__(self, keeps: Sequence[Keeps], fingerprint: str = "") -> None:
         self.keeps, self.fingerprint = list(keeps), fingerprint
         self.states: ModelStates | None = None
         self.sequences: list[Text] = []
@@ -62,8 +62,10 @@ class Cache:
         return [x for storage in storages for x in storage.arrays]
 
     def __repr__(self) -> str:
-        windows = sorted({keeps.window for keeps in self.keeps if keeps.window})
-        said = [f"{len(self.keeps)} layers"]
+        attention = [keeps for keeps in self.keeps if isinstance(keeps, KV)]
+        windows = sorted({keeps.window for keeps in attention if keeps.window})
+        recurrent = len(self.keeps) - len(attention)
+        said = [f"{len(self.keeps)} layers" + (f", {recurrent} recurrent" if recurrent else "")]
         said += [f"windows of {', '.join(map(str, windows))}"] if windows else []
         said += [f"{len(self.sequences)} sequences"] if len(self.sequences) > 1 else []
         return f"Cache({', '.join(said)}, {self.offset} positions, {amounts.size(self.nbytes)})"

@@ -20,17 +20,28 @@ import numpy as np
 from . import notice, profile
 from .backends import BACKENDS
 from .options import Activation as Activation
+from .options import Delta as Delta
 from .options import Gating as Gating
 from .options import HeadNorms as HeadNorms
 from .options import Norm as Norm
 from .options import Routing as Routing
-from .shapes import check_append, check_attend, check_experts, check_pair, check_product
+from .shapes import (
+    check_append,
+    check_attend,
+    check_delta,
+    check_experts,
+    check_gate,
+    check_gated_norm,
+    check_pair,
+    check_product,
+    check_short_conv,
+)
 from .tensor import QTensor
 
 if TYPE_CHECKING:
     from .backends.observed import Observer
     from .backends.protocol import A, Backend
-    from .batch import Batch, Place
+    from .batch import Batch, Place, RecurrentPlace
 
 T = TypeVar("T")
 Array = mx.array | np.ndarray  # activations: NumPy's on the cpu backend, MLX's on all others
@@ -227,6 +238,7 @@ def append(
     Each query and key gets its RMS norm, where there is one, then its rotary position embedding.
 
     q: (n, h, d), k: (n, g, d), v: (n, g, dv) -> q: (n, h, d)
+        q may be (n, h, 2 d), as `gate` takes it: the first half of each head is the query
     at: the layer's keys and values, to which those of the n rows of its batch are added
     frequencies: (m,) radians a position; the first 2 m values of a head are rotated, the rest stay
     interleaved: pairs are (2 i, 2 i + 1), else (i, i + m)
@@ -262,6 +274,40 @@ def attend_both_ways(q: A, k: A, v: A, lengths: list[int], *, scale: float) -> A
     scale: multiplies q kᵀ
     """
     return _backend().attend_both_ways(q, k, v, lengths, scale=scale)
+
+
+def short_conv(x: A, weight: mx.array, at: RecurrentPlace) -> A:
+    """SiLU of a causal convolution of each channel over the rows of its sequence: x: (n, c) -> (n, c).
+
+    weight: (c, kernel), the newest row last
+    at: the layer's states, which give the inputs before the rows and get the last ones
+    """
+    check_short_conv(x, weight, at)
+    return _backend().short_conv(x, weight, at)
+
+
+def gated_delta(qkv: A, a: A, b: A, at: RecurrentPlace, delta: Delta) -> A:
+    """The gated delta rule over the rows of each sequence: qkv: (n, c), a and b: (n, h) -> (n, h, s).
+
+    qkv: queries and keys of all key heads, then values of the h value heads, s numbers each
+    A state M: (s, s) of each value head, which the layer's states give and get, goes on with each row:
+        q, k: divided by their lengths, q by sqrt(s) too
+        M = exp(decay softplus(a + dt)) M, then M += k dᵀ with d = sigmoid(b) (v - Mᵀ k); the result is Mᵀ q
+    """
+    check_delta(qkv, a, b, at, delta)
+    return _backend().gated_delta(qkv, a, b, at, delta)
+
+
+def gated_norm(x: A, weight: mx.array, eps: float, gate: A) -> A:
+    """The RMS norm of each head, times silu(gate): x: (n, h, d), weight: (d,), gate: (n, h d) -> (n, h d)"""
+    check_gated_norm(x, weight, gate)
+    return _backend().gated_norm(x, weight, eps, gate)
+
+
+def gate(x: A, pairs: A) -> A:
+    """x times the sigmoid of the second half of each head of `pairs`: x: (n, h, d), pairs: (n, h, 2 d) -> (n, h, d)"""
+    check_gate(x, pairs)
+    return _backend().gate(x, pairs)
 
 
 def rms_norm(x: A, weight: mx.array, eps: float, *, add: A | None = None) -> A:

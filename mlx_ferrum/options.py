@@ -14,6 +14,24 @@ Norm = tuple[mx.array, float]  # an RMS norm: weight (k,), and epsilon
 HeadNorms = tuple[mx.array, mx.array, float]  # weight (d,) of queries, of keys, and epsilon
 
 
+@dataclass(frozen=True, eq=False)
+class Delta:
+    """Parameters of a gated delta rule over h value heads.
+
+    decay: (h,), below 0; of softplus(a + dt) it makes the logarithm of the decay of a step
+    dt: (h,), added to a
+    key_heads: of queries and of keys, a divisor of h
+    eps: added to the square sums by whose roots queries and keys are divided
+    is_tiled: value head i reads key head i % key_heads, else i // (h / key_heads)
+    """
+
+    decay: mx.array
+    dt: mx.array
+    key_heads: int
+    eps: float
+    is_tiled: bool
+
+
 @dataclass(frozen=True)
 class Routing:
     """How a router chooses experts from its logits, and the weight of each expert.

@@ -12,6 +12,9 @@ import numpy as np
 
 from .cache import Cache
 from .models.base import LanguageModel
+from .state.kinds import KV
+from .state.recurrent import RecurrentState
+from .state.slotted import Part
 from .state.storage import Storage
 
 FORMAT = "mlx_ferrum cache 3"
@@ -28,10 +31,19 @@ def save(path: str | Path, cache: Cache) -> None:
         raise ValueError(f"the cache holds {len(cache.sequences)} sequences, expected one")
     cache.settle()
     arrays, firsts, tokens = dict[str, mx.array](), list[int](), list[int]()
+    states: dict[str, str] = {}
     if cache.states is not None and cache.sequences:
         (sequence,) = cache.sequences
         tokens = sequence.tokens
         for group, part in zip(cache.states.groups, sequence.parts, strict=True):
+            if isinstance(group, RecurrentState):
+                firsts.append(0)
+                slots = _slots(group.snapshots(part, sequence.keys), len(tokens))
+                states["states"] = json.dumps(list(slots))
+                for layer, held in group.storages.items():
+                    for name, x in held.named.items():
+                        arrays[f"{layer}.{name}"] = _taken(x, list(slots.values()))
+                continue
             firsts.append(part.first)
             size = group.block
             # an interrupted pass may have reserved more
@@ -47,13 +59,25 @@ def save(path: str | Path, cache: Cache) -> None:
         "kv_bits": _bits(cache),
         "layers": _layers(cache),
         "firsts": json.dumps(firsts),
+        **states,
     }
     _write(Path(path), arrays, metadata)
 
 
+def _slots(reachable: dict[int, int], position: int) -> dict[int, int]:
+    """By their positions the slots that a file gets: of the state at the end, and of the last snapshot before it."""
+    before = max((at for at in reachable if 0 < at < position), default=0)
+    return {at: reachable[at] for at in (position, before) if at}
+
+
+def _taken(x: Any, places: list[int]) -> mx.array:
+    """Some blocks or slots of storage, one after another."""
+    return mx.array(x[np.array(places)] if isinstance(x, np.ndarray) else x[mx.array(places)])
+
+
 def _blocks(x: Any, blocks: list[int], last: int) -> mx.array:
     """Some blocks of storage, one after another. Positions of the last one from `last` on are of other texts: 0."""
-    found = mx.array(x[np.array(blocks)] if isinstance(x, np.ndarray) else x[mx.array(blocks)])
+    found = _taken(x, blocks)
     if blocks:
         found[-1, :, last:] = 0
     return found
@@ -66,7 +90,8 @@ def _layers(cache: Cache) -> str:
 
 def _bits(cache: Cache) -> str:
     """Of each number in keys and values; layers may differ."""
-    return ", ".join(map(str, sorted({keeps.bits for keeps in cache.keeps})))
+    found = {keeps.bits for keeps in cache.keeps if isinstance(keeps, KV)}
+    return ", ".join(map(str, sorted(found)))
 
 
 def _write(path: Path, arrays: dict[str, mx.array], metadata: dict[str, str]) -> None:
@@ -89,7 +114,9 @@ def load(path: str | Path, model: LanguageModel, *, kv_bits: int = 16) -> Cache:
         arrays, metadata = loaded
         cache = model.make_cache(kv_bits=kv_bits)
         _check_metadata(metadata, cache)
-        _restore(cache, arrays, _firsts(metadata["firsts"]), model.args.vocab_size)
+        firsts = _listed("the first blocks", metadata["firsts"])
+        at = _listed("the positions of states", metadata.get("states", "[]"))
+        _restore(cache, arrays, firsts, at, model.args.vocab_size)
         mx.eval(cache.arrays)  # so that another thread can use them
         return cache
     except (RuntimeError, ValueError) as error:
@@ -117,15 +144,25 @@ def _check_metadata(metadata: dict[str, str], cache: Cache) -> None:
         raise ValueError("the list of first blocks is missing")
 
 
-def _firsts(text: str) -> Any:
+def _listed(what: str, text: str) -> list[int]:
+    """Whole numbers in JSON."""
     try:
-        return json.loads(text)
+        found = json.loads(text)
     except (ValueError, RecursionError):
-        raise ValueError(f"expected the first blocks as JSON, found {text[:60]!r}") from None
+        found = None
+    if not isinstance(found, list) or any(type(each) is not int for each in found):
+        raise ValueError(f"expected {what} as a list in JSON, found {text[:60]!r}")
+    return found
 
 
-def _restore(cache: Cache, arrays: dict[str, mx.array], firsts: Any, vocab_size: int) -> None:
-    """Fill an empty cache."""
+def _restore(
+    cache: Cache,
+    arrays: dict[str, mx.array],
+    firsts: list[int],
+    at: list[int],
+    vocab_size: int,
+) -> None:
+    """Fill an empty cache. at: positions of recurrent states, the last one first"""
     tokens = arrays.get("tokens")
     if tokens is None or tokens.ndim != 1 or tokens.dtype != mx.int32:
         raise ValueError("the list of tokens is missing")
@@ -136,17 +173,28 @@ def _restore(cache: Cache, arrays: dict[str, mx.array], firsts: Any, vocab_size:
         if not 0 <= token < vocab_size:
             raise ValueError(f"token {token}, expected 0 to {vocab_size - 1}")
     states = cache.start()
-    is_list = isinstance(firsts, list) and all(type(first) is int for first in firsts)
-    if not is_list or len(firsts) != len(states.groups):
+    if len(firsts) != len(states.groups):
         raise ValueError(
             f"expected the first blocks of {len(states.groups)} groups, found {firsts}"
         )
     sequence = states.resume(ids, firsts)
     for group, part in zip(states.groups, sequence.parts, strict=True):
+        places = (
+            _restored(group, part, len(ids), at)
+            if isinstance(group, RecurrentState)
+            else part.blocks[part.first :]
+        )
         group.grow()
         for layer, storage in group.storages.items():
-            _fill(storage, part.blocks[part.first :], arrays, layer)
+            _fill(storage, places, arrays, layer)
     cache.sequences = [sequence]
+
+
+def _restored(group: RecurrentState, part: Part, position: int, at: list[int]) -> list[int]:
+    """The slots for the states at positions `at`. Raises ValueError unless they are `position` and one before it."""
+    if at[:1] != [position] or len(at) > 2 or not all(0 < each < position for each in at[1:]):
+        raise ValueError(f"expected the state at {position} and one before it, found {at}")
+    return [part.source, *(group.restore(part, each) for each in at[1:])]
 
 
 def _fill(storage: Storage, blocks: list[int], arrays: dict[str, mx.array], layer: int) -> None:
@@ -156,7 +204,7 @@ def _fill(storage: Storage, blocks: list[int], arrays: dict[str, mx.array], laye
         if found is None or found.shape != shape:
             had = "none" if found is None else found.shape
             raise ValueError(f"{name} of layer {layer}: expected shape {shape}, found {had}")
-        is_integer = storage.kv.bits == 8 and not name.endswith("scales")
+        is_integer = target.dtype in (np.int8, mx.int8)
         if found.dtype not in ((mx.int8,) if is_integer else FLOATS):
             expected = "int8" if is_integer else "float16 or float32"
             raise ValueError(f"{name} of layer {layer}: expected {expected}, found {found.dtype}")

@@ -94,6 +94,7 @@ class QTensor:
         self.row_bytes = block.row_bytes(self.shape[-1])
         self.kept: dict[Any, Any] = {}  # what a backend keeps with the tensor
         self._whole: tuple[QTensor, int] | None = None  # the tensor that this is part of, and where
+        self._order: np.ndarray | None = None  # which rows of the tensor in the file these are
         self.rows = int(np.prod(self.shape[:-1], dtype=np.int64))
         self.nbytes = self.rows * self.row_bytes
         if offset < 0 or offset + self.nbytes > buffer.size:
@@ -192,6 +193,15 @@ class QTensor:
         nbytes = self.nbytes // count
         return self._within(tuple(shape), self.offset + i * nbytes)
 
+    def permuted(self, order: np.ndarray) -> QTensor:
+        """Rows of a matrix in another order, copied: (rows, k) -> (len(order), k)."""
+        rows = np.ascontiguousarray(self.data[order])
+        found = QTensor(
+            self.block, rows.shape[:1] + self.shape[1:], rows.reshape(-1), name=self.name
+        )
+        found._order = order
+        return found
+
     def substitute(self, whole: QTensor | None) -> QTensor:
         """The same rows of `whole`, which holds the tensor that this is, or is a part of, in other blocks.
 
@@ -199,6 +209,8 @@ class QTensor:
         Raises ValueError if it has another number of rows, or rows of another length.
         """
         mine, start = self._whole or (self, 0)
+        if whole is not None and mine._order is not None:
+            whole = whole.permuted(mine._order)
         whole = mine if whole is None else whole
         if (whole.rows, whole.shape[-1]) != (mine.rows, mine.shape[-1]):
             raise ValueError(f"{whole} cannot stand in for {mine}: the rows differ")

@@ -210,9 +210,15 @@ TAMPERED = {
     "firsts below 0": (say("firsts", "[0, -1]"), "blocks from -1 on, expected"),
     "firsts behind what is seen": (say("firsts", "[3, 3]"), "blocks from 3 on, expected"),
     "firsts too early": (say("firsts", "[0, 0]"), "expected shape"),
-    "firsts of text": (say("firsts", '["0", "0"]'), "first blocks of 2 groups, found"),
-    "firsts that are true": (say("firsts", "[true, true]"), "first blocks of 2 groups, found"),
-    "firsts that are no JSON": (say("firsts", "["), "expected the first blocks as JSON, found"),
+    "firsts of text": (say("firsts", '["0", "0"]'), "the first blocks as a list in JSON, found"),
+    "firsts that are true": (
+        say("firsts", "[true, true]"),
+        "the first blocks as a list in JSON, found",
+    ),
+    "firsts that are no JSON": (
+        say("firsts", "["),
+        "expected the first blocks as a list in JSON, found",
+    ),
 }
 
 

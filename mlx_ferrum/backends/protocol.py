@@ -8,8 +8,8 @@ from typing import Protocol, TypeVar
 import mlx.core as mx
 import numpy as np
 
-from ..batch import Batch, Place
-from ..options import Activation, HeadNorms, Norm, Routing
+from ..batch import Batch, Place, RecurrentPlace
+from ..options import Activation, Delta, HeadNorms, Norm, Routing
 from ..shapes import Array
 from ..tensor import QTensor
 
@@ -81,6 +81,14 @@ class Backend(Protocol[A]):
     ) -> A: ...
 
     def attend_both_ways(self, q: A, k: A, v: A, lengths: list[int], *, scale: float) -> A: ...
+
+    def short_conv(self, x: A, weight: mx.array, at: RecurrentPlace) -> A: ...
+
+    def gated_delta(self, qkv: A, a: A, b: A, at: RecurrentPlace, delta: Delta) -> A: ...
+
+    def gated_norm(self, x: A, weight: mx.array, eps: float, gate: A) -> A: ...
+
+    def gate(self, x: A, pairs: A) -> A: ...
 
     def rms_norm(self, x: A, weight: mx.array, eps: float, *, add: A | None = None) -> A: ...
 

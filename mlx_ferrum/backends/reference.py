@@ -18,6 +18,10 @@ from ..batch import Batch, Place
 from ..options import Activation, HeadNorms, Norm, Routing
 from ..tensor import QTensor
 from . import paged
+from .recurrent import gate as gate
+from .recurrent import gated_delta as gated_delta
+from .recurrent import gated_norm as gated_norm
+from .recurrent import short_conv as short_conv
 
 T = TypeVar("T")
 LAZY = True
@@ -111,6 +115,7 @@ def append(
     magnitude: float = 1.0,
     norms: HeadNorms | None = None,
 ) -> mx.array:
+    q = q[..., : k.shape[-1]]  # a gate may follow
     if norms is not None:
         q_weight, k_weight, eps = norms
         q, k = rms_norm(q, q_weight, eps), rms_norm(k, k_weight, eps)

@@ -33,6 +33,7 @@ class Engine:
     model: from `load`
     states: of the model, where others use them too; None: new ones, with
         blocks: of each window group; None: as many as are needed
+        slots: for recurrent states, as of `make_states`
         kv_bits: 16, or 8, which takes half the memory for keys and values and is less exact
     chunk: prompt tokens in a step in which nothing else runs
     chunk_beside: prompt tokens in a step beside texts that run
@@ -46,6 +47,7 @@ class Engine:
         *,
         states: ModelStates | None = None,
         blocks: int | None = None,
+        slots: int | None = None,
         kv_bits: int = 16,
         chunk: int = 512,
         chunk_beside: int = 64,
@@ -53,11 +55,11 @@ class Engine:
     ) -> None:
         for name, value in [("chunk", chunk), ("chunk_beside", chunk_beside)]:
             check_integer(name, value, 1)
-        for name, given in [("blocks", blocks), ("most", most)]:
+        for name, given in [("blocks", blocks), ("slots", slots), ("most", most)]:
             if given is not None:
                 check_integer(name, given, 1)
         self._model = model
-        self._states = states or model.make_states(blocks=blocks, kv_bits=kv_bits)
+        self._states = states or model.make_states(blocks=blocks, slots=slots, kv_bits=kv_bits)
         self._scheduler = Scheduler(self._states, chunk=chunk, chunk_beside=chunk_beside, most=most)
         self._forward = forward(model)
         self._texts: dict[int, Text] = {}

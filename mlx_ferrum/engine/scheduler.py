@@ -148,7 +148,8 @@ class Scheduler:
                 is_open = is_open and self.preemptions == before and self._admit(job)
                 if not is_open:
                     continue
-            count = min(budget, job.unread)
+            assert job.past is not None
+            count = self._states.whole(job.past, min(budget, job.unread))
             if self._reserve(job, count, rows):
                 budget -= count
         return rows
@@ -214,7 +215,8 @@ class Scheduler:
                     continue
                 extra = min(state.block, job.most - job.count) if job is jobs[-1] else 0
                 count = job.unread + extra
-                fresh = state.needed(job.past.parts[index], job.past.position, count)
+                past = job.past
+                fresh = state.needed(past.parts[index], past.position, count, len(past.tokens))
                 needed += min(fresh, state.most(job.past.position + count, self._longest(job)))
             if needed > state.pool.free:
                 return False

@@ -4,7 +4,7 @@ import importlib
 import pkgutil
 from types import ModuleType
 
-_SHARED = {"base", "encoder", "experts", "feed_forward", "metadata", "weights"}
+_SHARED = {"base", "encoder", "experts", "feed_forward", "hybrid", "metadata", "weights"}
 
 
 def architectures() -> list[str]:

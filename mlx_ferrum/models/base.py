@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import mlx.core as mx
 import numpy as np
@@ -19,7 +19,7 @@ from ..nn import GatedMLP, Module, QLinear, RMSNorm
 from ..profile import stage
 from ..rope import RopeArgs
 from ..sample.recommended import Recommended
-from ..state.kinds import KV
+from ..state.kinds import KV, Keeps
 from ..state.model import ModelStates
 from ..state.paged import BLOCK
 from .experts import ExpertArgs
@@ -44,6 +44,10 @@ class BaseArgs:
     context_length: int
     rope: RopeArgs
     experts: ExpertArgs | None
+
+    skips_predictors: ClassVar[bool] = (
+        False  # whether layers that predict further tokens are left out
+    )
 
     def __post_init__(self) -> None:
         if self.experts is None and self.intermediate_size < 1:
@@ -95,7 +99,7 @@ class BaseArgs:
             raise NotImplementedError(
                 f"{architecture}.attention.causal: attention to later positions is not supported"
             )
-        if m.size("nextn_predict_layers", 0, zero=0):
+        if not cls.skips_predictors and m.size("nextn_predict_layers", 0, zero=0):
             raise NotImplementedError(
                 f"{architecture}.nextn_predict_layers: layers that predict further tokens are not supported"
             )
@@ -157,7 +161,7 @@ class Decoder(Module):
     norm: Module
 
     @property
-    def keeps(self) -> list[KV]:
+    def keeps(self) -> list[Keeps]:
         """What each layer keeps of a sequence."""
         return [layer.keeps for layer in self.layers]
 
@@ -293,14 +297,25 @@ class LanguageModel(LoadedModel):
         return Cache(self._keeps(kv_bits), self.fingerprint)
 
     def make_states(
-        self, *, blocks: int | None = None, slack: int = 0, block: int = BLOCK, kv_bits: int = 16
+        self,
+        *,
+        blocks: int | None = None,
+        slots: int | None = None,
+        slack: int = 0,
+        block: int = BLOCK,
+        kv_bits: int = 16,
     ) -> ModelStates:
         """What the model keeps of many sequences, which come and go; see `ModelStates`. kv_bits: as of `make_cache`."""
         keeps = self._keeps(kv_bits)
-        return ModelStates(keeps, ops.allocate, blocks=blocks, slack=slack, block=block)
+        return ModelStates(
+            keeps, ops.allocate, blocks=blocks, slots=slots, slack=slack, block=block
+        )
 
-    def _keeps(self, kv_bits: int) -> list[KV]:
-        return [replace(keeps, bits=kv_bits) for keeps in self.body.keeps]
+    def _keeps(self, kv_bits: int) -> list[Keeps]:
+        return [
+            replace(keeps, bits=kv_bits) if isinstance(keeps, KV) else keeps
+            for keeps in self.body.keeps
+        ]
 
 
 def _check_hidden(hidden: Any, size: int) -> None:

@@ -35,6 +35,7 @@ class Attention(Module):
 
     interleaved: ClassVar[bool] = True
     head_norms: ClassVar[bool] = False
+    gated: ClassVar[bool] = False  # whether each query is followed by a gate of what its head gives
 
     def __init__(self, args: BaseArgs, w: Weights, rope: Rope, window: int | None = None) -> None:
         super().__init__()
@@ -42,7 +43,7 @@ class Attention(Module):
         self.keeps = KV(args.num_kv_heads, args.head_dim, args.value_dim, window)
         d, hidden = args.head_dim, args.hidden_size
         rows = {
-            "attn_q": args.num_heads * d,
+            "attn_q": args.num_heads * d * (1 + self.gated),
             "attn_k": args.num_kv_heads * d,
             "attn_v": args.num_kv_heads * args.value_dim,
         }
@@ -57,8 +58,9 @@ class Attention(Module):
         self, x: ops.Array, at: Place, norm: RMSNorm, add: ops.Array | None = None
     ) -> ops.Array:
         q, k, v = self.qkv_proj(x, norm)
+        queries = heads(q, self.args.num_heads)
         q = ops.append(
-            heads(q, self.args.num_heads),
+            queries,
             heads(k, self.args.num_kv_heads),
             heads(v, self.args.num_kv_heads),
             at,
@@ -68,6 +70,8 @@ class Attention(Module):
             norms=self._head_norms(),
         )
         out = ops.attend(q, at, scale=self.args.scale)  # (n, h, dv)
+        if self.gated:
+            out = ops.gate(out, queries)
         return self.o_proj(out.reshape(len(x), -1), add)
 
     def _head_norms(self) -> ops.HeadNorms | None:
@@ -80,16 +84,22 @@ class DecoderLayer(Module):
     """x: (n, hidden) -> (n, hidden)"""
 
     attention: ClassVar[type[Attention]] = Attention
+    ffn_norm: ClassVar[str] = "ffn_norm"
 
     def __init__(self, args: BaseArgs, w: Weights, rope: Rope, i: int) -> None:
         super().__init__()
         self.input_layernorm = w.norm("attn_norm", args.hidden_size, args.norm_eps)
-        self.self_attn = self.attention(args, w, rope)
+        self.self_attn = self.make_attention(args, w, rope, i)
         self.keeps = self.self_attn.keeps
-        self.post_attention_layernorm = w.norm("ffn_norm", args.hidden_size, args.norm_eps)
+        self.post_attention_layernorm = w.norm(self.ffn_norm, args.hidden_size, args.norm_eps)
         self.mlp = feed_forward(args, w, i)
 
-    def __call__(self, x: ops.Array, at: Place) -> ops.Array:
+    def make_attention(self, args: BaseArgs, w: Weights, rope: Rope, i: int) -> Module:
+        """What mixes the rows of a sequence in layer i."""
+        return self.attention(args, w, rope)
+
+    def __call__(self, x: ops.Array, at: Any) -> ops.Array:
+        """at: the place of what the layer keeps"""
         x = self.self_attn(x, at, self.input_layernorm, add=x)
         return self.mlp(x, self.post_attention_layernorm, add=x)
 

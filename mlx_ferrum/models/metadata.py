@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -44,9 +44,14 @@ class Metadata:
     def __init__(self, values: Mapping[str, Any], architecture: str) -> None:
         self.values, self.architecture = values, architecture
         self._read: set[str] = set()
+        self._without: dict[str, Sequence[bool]] = {}
 
     def __contains__(self, name: str) -> bool:
         return f"{self.architecture}.{name}" in self.values
+
+    def without(self, name: str, layers: Sequence[bool]) -> None:
+        """Say which layers do not have what a key counts: where it has a value for each layer, theirs may be 0."""
+        self._without[name] = layers
 
     def raw(self, name: str) -> Any:
         """The value of a key as the file has it, None if it is missing."""
@@ -63,19 +68,28 @@ class Metadata:
         if value is None:
             raise ValueError(f"metadata key {key!r} is missing")
         if name in PER_LAYER and isinstance(value, np.ndarray):
-            value = self._shared(key, value)
+            value = self._shared(name, value)
         if kind is float and type(value) is int:
             value = float(value)
         if type(value) is not kind:
             raise ValueError(f"{key}: expected {kind.__name__}, found {type(value).__name__}")
         return value
 
-    def _shared(self, key: str, values: np.ndarray) -> Any:
+    def _shared(self, name: str, values: np.ndarray) -> Any:
         """The value of all layers, from an array with one value for each."""
+        key = f"{self.architecture}.{name}"
         layers = self.size("block_count", most=MAX_LAYERS)
         if values.shape != (layers,):
             found = "x".join(map(str, values.shape))
             raise ValueError(f"{key}: expected {layers} values, one a layer, found {found}")
+        if name in self._without:
+            has = np.flatnonzero(~np.array(self._without[name]))
+            wrong = has[values[has] == 0]
+            if wrong.size:
+                raise ValueError(
+                    f"{key}: 0 in layer {wrong[0]}, expected 1 at least: it has attention"
+                )
+            values = values[has]
         distinct = np.unique(values).tolist()
         if 0 in distinct[:1] and len(distinct) > 1:
             raise NotImplementedError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Mapping
 
 import mlx.core as mx
@@ -34,6 +35,13 @@ class Weights:
 
     def __contains__(self, name: str) -> bool:
         return self.prefix + name in self.tensors
+
+    def skip_layers(self, first: int) -> None:
+        """Leave out blocks from `first` on, which predict further tokens; says so if there are any."""
+        later = [name for name in self.left if _block(name) >= first]
+        if later:
+            warn(f"ignored: layers that predict further tokens ({len(later)} tensors)")
+        self.left.difference_update(later)
 
     def tensor(self, name: str, *shape: int) -> QTensor:
         """A tensor by name; files may write axes of 1 before the others, or leave them out.
@@ -123,6 +131,12 @@ class Weights:
             names = sorted(self.left)
             shown = ", ".join(names[:4]) + (", …" if len(names) > 4 else "")
             raise ValueError(f"{len(names)} tensors that this architecture does not know: {shown}")
+
+
+def _block(name: str) -> int:
+    """The number of the block that a tensor is of, -1 for none."""
+    found = re.match(r"blk\.(\d+)\.", name)
+    return int(found[1]) if found else -1
 
 
 def without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:

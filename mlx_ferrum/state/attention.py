@@ -11,7 +11,7 @@ from ..batch import Paging
 from .kinds import KV
 from .paged import Paged, Part
 from .pool import Pool
-from .storage import Allocate, Storage
+from .storage import Allocate, KVStorage
 
 WIDTH = 16  # of a table at least; it grows by doubling, as a recorded step is made for one width
 
@@ -30,7 +30,7 @@ class AttentionState(Paged):
         block: int,
     ) -> None:
         super().__init__(pool, self._copy_block, window=window, slack=slack, block=block)
-        self.storages = {i: Storage(kv, block, allocate) for i, kv in layers.items()}
+        self.storages = {i: KVStorage(kv, block, allocate) for i, kv in layers.items()}
         self.room = self.grown = 0  # blocks of the arrays, and how often they were made anew
         # the last table, and of which parts at which versions; it keeps them, so identities are not reused
         self._table: tuple[list[Part], list[int], np.ndarray] | None = None

@@ -38,6 +38,34 @@ class KV:
             raise ValueError(f"KV: shares is {self.shares}, expected the index of a layer")
 
 
+@dataclass(frozen=True)
+class Recurrent:
+    """What a recurrent layer keeps: the last inputs of a short convolution, and a matrix for each head.
+
+    channels: of the convolution
+    columns: earlier inputs that the convolution reads, one less than its kernel has
+    heads: matrices, each (size, size) float32, with the key along the first axis
+    """
+
+    channels: int
+    columns: int
+    heads: int
+    size: int
+
+    def __post_init__(self) -> None:
+        for name in ("channels", "columns", "heads", "size"):
+            if (value := getattr(self, name)) < 1:
+                raise ValueError(f"Recurrent: {name} is {value}, expected at least 1")
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the state of one sequence takes."""
+        return 4 * (self.columns * self.channels + self.heads * self.size**2)
+
+
+Keeps = KV | Recurrent
+
+
 class State(Protocol):
     """One kind of state for all sequences. A sequence has one part in each state; only the state looks into it.
 
@@ -60,14 +88,23 @@ class State(Protocol):
     def resume(self, position: int, first: int) -> Any:
         """The part of a sequence of `position` positions, whose contents from block `first` on the caller writes."""
 
-    def needed(self, part: Any, position: int, count: int) -> int:
+    def needed(self, part: Any, position: int, count: int, known: int) -> int:
         """The free blocks that `reserve` needs."""
 
     def most(self, positions: int, count: int) -> int:
         """The most blocks that a sequence of `positions` holds if at most `count` are reserved at a time."""
 
-    def reserve(self, part: Any, position: int, count: int) -> None:
-        """Make positions position ... position + count - 1 writable. Raises OutOfBlocksError."""
+    def whole(self, position: int, count: int) -> int:
+        """How many of the next `count` rows of a prompt a pass should compute, so that the state after it is of use."""
+
+    def reserve(self, part: Any, position: int, count: int, known: int) -> None:
+        """Make positions position ... position + count - 1 writable. Raises OutOfBlocksError.
+
+        known: the sequence may have to go back to this position, as ids of tokens behind it are not known yet
+        """
+
+    def advance(self, part: Any, position: int, count: int) -> None:
+        """The rows position ... position + count - 1, which were reserved, are computed."""
 
     def publish(self, part: Any, keys: Sequence[bytes], known: int) -> None:
         """Make the full blocks below position `known` findable: their contents are final."""

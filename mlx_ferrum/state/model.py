@@ -10,12 +10,15 @@ import numpy as np
 
 from ..batch import Batch
 from .attention import AttentionState
-from .kinds import KV
+from .kinds import KV, Keeps, Recurrent
 from .paged import BLOCK
 from .pool import Pool
+from .recurrent import RecurrentState
 from .sequence import Sequence as Text
 from .states import States
-from .storage import Allocate, Storage
+from .storage import Allocate
+
+LEAST_SLOTS = 8
 
 
 class ModelStates(States):
@@ -23,39 +26,38 @@ class ModelStates(States):
 
     keeps: what each layer declares
     blocks: of each window group; None: as many as are needed
+    slots: for recurrent states, of which a sequence takes 2 to 4 and a snapshot one; None: as many as fit the bytes of
+        the blocks, or as are needed
     slack: positions behind a window that are kept, to go back by without computing them again
     """
 
     def __init__(
         self,
-        keeps: Sequence[KV],
+        keeps: Sequence[Keeps],
         allocate: Allocate,
         *,
         blocks: int | None = None,
+        slots: int | None = None,
         slack: int = 0,
         block: int = BLOCK,
     ) -> None:
-        windows = list(dict.fromkeys(kv.window for kv in keeps if kv.shares is None))
-        self.groups = [
-            AttentionState(
-                {i: kv for i, kv in enumerate(keeps) if kv.window == window and kv.shares is None},
-                Pool(blocks),
-                allocate,
-                window=window,
-                slack=slack,
-                block=block,
-            )
-            for window in windows
+        self.groups: list[AttentionState | RecurrentState] = [
+            AttentionState(layers, Pool(blocks), allocate, window=window, slack=slack, block=block)
+            for window, layers in _windows(keeps).items()
         ]
+        recurrent = {i: kind for i, kind in enumerate(keeps) if isinstance(kind, Recurrent)}
+        if recurrent:
+            if slots is None and blocks is not None:
+                slots = _slots(keeps, recurrent, blocks * block)
+            self.groups.append(RecurrentState(recurrent, allocate, slots=slots, block=block))
         super().__init__(self.groups, block)
-        owners = [i if kv.shares is None else kv.shares for i, kv in enumerate(keeps)]
-        groups = [windows.index(keeps[i].window) for i in owners]
-        self._layers = [
-            (g, self.groups[g].storages[i]) for g, i in zip(groups, owners, strict=True)
-        ]
+        places = {
+            i: (g, s) for g, group in enumerate(self.groups) for i, s in group.storages.items()
+        }
+        self._layers = [places[_owner(i, kind)] for i, kind in enumerate(keeps)]
 
     @property
-    def storages(self) -> list[Storage]:
+    def storages(self) -> list[Any]:
         """Of all layers that have their own."""
         return [storage for group in self.groups for storage in group.storages.values()]
 
@@ -86,6 +88,27 @@ class ModelStates(States):
         lengths = np.array([positions.stop for positions in new], np.int32)
         grown = sum(group.grown for group in self.groups)
         return Batch(rows, tokens, positions, starts, lengths, arrays, self._layers, grown)
+
+
+def _windows(keeps: Sequence[Keeps]) -> dict[int | None, dict[int, KV]]:
+    """The attention layers that have their own keys and values, by their windows."""
+    found: dict[int | None, dict[int, KV]] = {}
+    for i, kind in enumerate(keeps):
+        if isinstance(kind, KV) and kind.shares is None:
+            found.setdefault(kind.window, {})[i] = kind
+    return found
+
+
+def _owner(layer: int, kind: Keeps) -> int:
+    """The layer whose storage a layer uses."""
+    return layer if isinstance(kind, Recurrent) or kind.shares is None else kind.shares
+
+
+def _slots(keeps: Sequence[Keeps], recurrent: dict[int, Recurrent], positions: int) -> int:
+    """As many slots as take the bytes of keys and values of so many positions, and enough for two sequences."""
+    heads = [kind for kind in keeps if isinstance(kind, KV) and kind.shares is None]
+    nbytes = sum(kv.heads * (kv.key_dim + kv.value_dim) * kv.bits // 8 for kv in heads)
+    return max(LEAST_SLOTS, positions * nbytes // sum(kind.nbytes for kind in recurrent.values()))
 
 
 def _rows(new: Sequence[range]) -> tuple[np.ndarray, np.ndarray]:

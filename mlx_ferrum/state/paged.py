@@ -102,7 +102,7 @@ class Paged:
         taken = [self.pool.take() for _ in range(first, end)]
         return Part([-1] * first + taken, first=first, published=first)
 
-    def needed(self, part: Part, position: int, count: int) -> int:
+    def needed(self, part: Part, position: int, count: int, known: int = 0) -> int:
         """The free blocks that `reserve` needs, less those that it frees first."""
         if not count or position + count <= part.ready:
             return 0
@@ -119,7 +119,7 @@ class Paged:
             return blocks
         return min(blocks, self._end(self.window + self.slack + count - 2) + 1)
 
-    def reserve(self, part: Part, position: int, count: int) -> None:
+    def reserve(self, part: Part, position: int, count: int, known: int = 0) -> None:
         """Frees blocks behind the window, copies those that are not the part's own, and takes new ones.
 
         Raises OutOfBlocksError if the pool has fewer than `needed`; nothing has changed then.
@@ -159,6 +159,13 @@ class Paged:
         part.blocks[index] = target
         part.version += 1
         self.pool.release(source)
+
+    def whole(self, position: int, count: int) -> int:
+        """All of them: a pass may end anywhere."""
+        return count
+
+    def advance(self, part: Part, position: int, count: int) -> None:
+        """Nothing to do: rows lie where their positions say."""
 
     def publish(self, part: Part, keys: Sequence[bytes], known: int) -> None:
         """Gives the full blocks below position `known` their hashes; equal blocks become one."""

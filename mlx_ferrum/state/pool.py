@@ -122,9 +122,23 @@ class Pool:
         self.release(block)
         return held
 
+    def forget(self, key: bytes) -> None:
+        """Take the hash from a block that has it: nobody finds it any more, and it is free once it is released."""
+        block = self._blocks.pop(key, None)
+        if block is None:
+            return
+        del self._keys[block]
+        if block in self._cached:
+            del self._cached[block]
+            self._released.append(block)
+
     def find(self, key: bytes) -> int | None:
         """The block with this hash, held or cached."""
         return self._blocks.get(key)
+
+    def has_key(self, block: int) -> bool:
+        """Whether the block has a hash."""
+        return block in self._keys
 
     def is_mine(self, block: int) -> bool:
         """Whether the holder may write into the block: it has one reference and no hash."""

@@ -68,6 +68,12 @@ class States:
         """The number of blocks that every state can still take. sys.maxsize if no pool has a size."""
         return min((state.pool.free for state in self.states), default=sys.maxsize)
 
+    def whole(self, sequence: Sequence, count: int) -> int:
+        """How many of the next `count` rows of a prompt a pass should compute, so that what it leaves is of use."""
+        for state in self.states:
+            count = state.whole(sequence.position, count)
+        return count
+
     def reserve(self, wanted: abc.Sequence[tuple[Sequence, int]]) -> None:
         """Make the next `count` positions of each (sequence, count) writable, or change nothing.
 
@@ -82,12 +88,13 @@ class States:
         for index, state in enumerate(self.states):
             needed = 0
             for sequence, count in wanted:
-                needed += state.needed(sequence.parts[index], sequence.position, count)
+                part, known = sequence.parts[index], len(sequence.tokens)
+                needed += state.needed(part, sequence.position, count, known)
             if needed:
                 state.pool.check(needed)
         for sequence, count in wanted:
             for state, part in zip(self.states, sequence.parts, strict=True):
-                state.reserve(part, sequence.position, count)
+                state.reserve(part, sequence.position, count, len(sequence.tokens))
             sequence.reserved = sequence.position + count
 
     def advance(self, sequence: Sequence, count: int, tokens: abc.Sequence[int] = ()) -> None:
@@ -108,9 +115,16 @@ class States:
                     f"token ids of rows from {sequence.position} on, expected those from {known} on first"
                 )
             self._check_tokens(tokens, count)
-        sequence.position = position
+        self._move(sequence, position)
         if tokens:
             self._learn(sequence, tokens)
+
+    @uninterrupted()
+    def _move(self, sequence: Sequence, position: int) -> None:
+        before = sequence.position
+        for state, part in zip(self.states, sequence.parts, strict=True):
+            state.advance(part, before, position - before)
+        sequence.position = position
 
     def note(self, sequence: Sequence, tokens: abc.Sequence[int]) -> None:
         """Give the ids of the next rows whose ids are not known yet; full blocks are published.

@@ -19,7 +19,7 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 
-from ...batch import Batch, Paging
+from ...batch import Batch
 from ...kernels.cpu import native
 from .memory import Arena, trace, within
 
@@ -39,7 +39,7 @@ class Repeated(Generic[T]):
     def __call__(self, batch: Batch) -> T:
         if not batch.decodes or not self._repeats:
             return self._run(batch)
-        shape = (len(batch.lengths), *(paging.table.shape for paging in batch.states))
+        shape = (len(batch.lengths), *(x.shape for state in batch.states for x in state.arrays))
         step = self._steps.pop(shape, None)
         if step is None or not step.fits(batch):
             step = _Step(batch)
@@ -88,15 +88,19 @@ class _Step(Generic[T]):
 
 
 def _copy(batch: Batch) -> Batch:
-    states = [Paging(p.table.copy(), p.slots.copy()) for p in batch.states]
+    states = [type(state)(*(x.copy() for x in state.arrays)) for state in batch.states]
     arrays: dict[str, Any] = {name: np.array(getattr(batch, name)) for name in NAMES}
     return replace(batch, rows=[], states=states, shared={}, **arrays)
 
 
 def _arrays(batch: Batch) -> list[np.ndarray]:
     """All arrays of a batch."""
-    paging = [x for p in batch.states for x in (p.table, p.slots)]
-    return [*(getattr(batch, name) for name in NAMES), *paging]
+    return [*(getattr(batch, name) for name in NAMES), *_places(batch)]
+
+
+def _places(batch: Batch) -> list[np.ndarray]:
+    """The arrays that say where the sequences lie in the states."""
+    return [x for state in batch.states for x in state.arrays]
 
 
 def _trace_all(out: Any) -> None:
@@ -113,5 +117,5 @@ def _fill(target: Batch, source: Batch) -> None:
     target.tokens[:] = source.tokens
     target.positions[:] = source.positions
     target.lengths[:] = source.lengths
-    for to, by in zip(target.states, source.states, strict=True):
-        to.table[:], to.slots[:] = by.table, by.slots
+    for to, by in zip(_places(target), _places(source), strict=True):
+        to[:] = by

@@ -143,6 +143,8 @@ def rms_norm(x: mx.array, weight: mx.array, eps: float, *, add: mx.array | None 
 
 
 softcap, choose = reference.softcap, reference.choose
+short_conv, gated_delta = reference.short_conv, reference.gated_delta
+gated_norm, gate = reference.gated_norm, reference.gate
 
 
 def to_mlx(x: mx.array) -> mx.array:

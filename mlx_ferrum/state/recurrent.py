@@ -1,0 +1,52 @@
+"""The states of all recurrent layers of a model: slots, and the arrays that they number."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from ..batch import Slots
+from .kinds import Recurrent
+from .pool import Pool
+from .slotted import Part, Slotted
+from .storage import Allocate, RecurrentStorage
+
+KEPT = 1 << 30  # bytes of states and snapshots, up to which a pool without a size evicts none
+LEAST, MOST = 4, 64  # slots of them, whatever their size
+
+
+class RecurrentState(Slotted):
+    """A State. `storages`: of each of its layers.
+
+    slots: of all sequences and snapshots; None: as many as are needed
+    """
+
+    def __init__(
+        self,
+        layers: Mapping[int, Recurrent],
+        allocate: Allocate,
+        *,
+        slots: int | None,
+        block: int,
+    ) -> None:
+        self.nbytes = sum(kind.nbytes for kind in layers.values())
+        keep = min(max(KEPT // self.nbytes, LEAST), MOST)
+        super().__init__(Pool(slots, keep=keep if slots is None else 0), block)
+        self.storages = {i: RecurrentStorage(kind, allocate) for i, kind in layers.items()}
+        self.room = self.grown = 0  # slots of the arrays, and how often they were made anew
+
+    def grow(self) -> None:
+        """Have room for every slot that the pool has given out."""
+        if self.pool.capacity > self.room:
+            self.grown += 1
+            for storage in self.storages.values():
+                storage.grow(self.pool.capacity)
+            # last: an interruption before it lets all of them grow again
+            self.room = min(storage.blocks for storage in self.storages.values())
+
+    def arrays(self, parts: Sequence[Part], positions: Sequence[range]) -> Slots:
+        """Which slot each sequence reads, and which one it writes."""
+        self.grow()
+        sources = np.array([part.source for part in parts], np.int32)
+        return Slots(sources, np.array([part.target for part in parts], np.int32))
