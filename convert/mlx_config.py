@@ -78,7 +78,9 @@ def _find(args: BaseArgs) -> type[Architecture]:
         stacks = any("switch_mlp" in name for name in kind.modules)
         if kind.name == args.architecture and kind.written_as and stacks == bool(args.experts):
             return kind
-    raise NotImplementedError(f"architecture {args.architecture!r}: mlx_lm has no such model")
+    raise NotImplementedError(
+        f"architecture {args.architecture!r}: writing it as a folder of mlx_lm is not supported"
+    )
 
 
 def _sizes(args: BaseArgs, kind: type[Architecture]) -> dict[str, Any]:
