@@ -116,6 +116,36 @@ def test_text_model_of_one_that_sees_pictures(
     assert caplog.messages == [f"warning: {left_out}"]
 
 
+def test_pre_tokenizer_with_marks_in_words(tmp_path: Path) -> None:
+    """That of Qwen 3.5: as Qwen 2's, but marks belong to words."""
+    hf_hybrid.write(tmp_path / "m", "qwen35")
+    words = hf_folders.QWEN2.replace(r"?\p{L}+|", r"?[\p{L}\p{M}]+|")
+    words = words.replace(r"[^\s\p{L}\p{N}]+", r"[^\s\p{L}\p{M}\p{N}]+")
+    hf_folders.write_tokenizer(tmp_path / "m", words)
+    assert convert(tmp_path / "m").metadata["tokenizer.ggml.pre"] == "qwen35"
+
+
+def test_mixed_rows_in_fp8_keep_their_scales(tmp_path: Path) -> None:
+    """In blocks of 24 x 40, which no head begins with."""
+    made = hf_hybrid.write(tmp_path / "m", "qwen3next-3")
+    name = "model.layers.1.linear_attn.in_proj_qkvz.weight"
+    rows, columns = made[name].shape
+    rng = np.random.default_rng(3)
+    codes = rng.integers(0, 120, (rows, columns), np.uint8)
+    scale = rng.uniform(0.5, 2, (-(-rows // 24), -(-columns // 40))).astype(np.float32)
+    exponent, fraction = codes >> 3, (codes & 7) / 8
+    x = np.where(exponent > 0, (1 + fraction) * 2.0 ** (exponent - 7.0), fraction * 2.0**-6)
+    factors = np.repeat(np.repeat(scale, 24, 0)[:rows], 40, 1)[:, :columns]
+    decoded = made | {name: x.astype(np.float32) * factors}
+    hf_folders.save(tmp_path / "m" / "model.safetensors", decoded, "F32")
+    wanted = convert(tmp_path / "m", "--type", "f32")
+    scaled = made | {name: codes, f"{name}_scale_inv": scale}
+    hf_folders.save(tmp_path / "m" / "model.safetensors", scaled, "F32")
+    quantization = {"quant_method": "fp8", "weight_block_size": [24, 40]}
+    mlx_folders.change(tmp_path / "m", quantization_config=quantization)
+    same(convert(tmp_path / "m", "--type", "f32"), wanted)
+
+
 def as_mlx(made: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The weights as mlx_lm has them: kernels with another axis, norms with 1, experts in stacks."""
     plain = {k: x for k, x in made.items() if not k.startswith("mtp.")}
