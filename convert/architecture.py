@@ -84,7 +84,8 @@ class Architecture:
 
     Of the way back, see mlx_config.py:
     written_as: the class and the model_type of config.json; None where another converter writes these models
-    modules: of a layer, with all experts in one
+    modules: of layers, with all experts in one; prefix: of their names, and of those outside the layers
+    arrays: of a layer, which belong to no module, by their names in GGUF files
     biases: modules that have biases in mlx_lm, by the option of config.json that gives them; "" for always
     halves: whether activations fit float16
     lacks: what mlx_lm's model does not have, of "head_dim", "rope_scaling", "tied" and "softcap"
@@ -93,6 +94,8 @@ class Architecture:
     name: ClassVar[str]
     written_as: ClassVar[tuple[str, str] | None] = None
     modules: ClassVar[tuple[str, ...]] = (*ATTENTION, *MLP)
+    prefix: ClassVar[str] = ""
+    arrays: ClassVar[Mapping[str, str]] = {}
     biases: ClassVar[Mapping[str, Sequence[str]]] = {}
     halves: ClassVar[bool] = True
     lacks: ClassVar[frozenset[str]] = frozenset({"softcap"})
@@ -218,6 +221,18 @@ class Architecture:
     def change(self, name: str) -> Change | None:
         """How GGUF files hold a tensor otherwise than the checkpoint does. name: in GGUF files"""
         return None
+
+    def modules_of(self, i: int) -> Sequence[str]:
+        """The modules of layer `i` in mlx_lm."""
+        return self.modules
+
+    def mlx_change(self, name: str) -> Change | None:
+        """How GGUF files hold a tensor otherwise than mlx_lm does. name: in GGUF files"""
+        return self.change(name)
+
+    def mlx_shape(self, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of a tensor in mlx_lm. name, shape: in GGUF files"""
+        return shape
 
     @classmethod
     def describe(cls, args: BaseArgs) -> dict[str, Any]:

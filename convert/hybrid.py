@@ -6,9 +6,10 @@ Checkpoints of transformers hold w of norms that multiply by 1 + w, but for the 
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar
@@ -18,11 +19,15 @@ import numpy as np
 
 from mlx_ferrum.notice import warn
 
-from .architecture import Converted
+from .architecture import Architecture, Converted
 from .architectures import qwen2
 from .checkpoint import Stored
 from .modules import Change
 
+DELTA_NET = tuple(
+    f"linear_attn.{name}"
+    for name in "in_proj_qkv in_proj_z in_proj_a in_proj_b conv1d norm out_proj".split()
+)
 INTERVAL = 4  # every so many layers one has attention, where config.json does not say
 RECURRENT, ATTENTION = "linear_attention", "full_attention"
 _LAYER = re.compile(r"^blk\.\d+\.")
@@ -42,6 +47,10 @@ class Hybrid(qwen2.Converter):
     """
 
     whole_heads = False
+    prefix = "language_model."
+    arrays = {"ssm_a": "linear_attn.A_log", "ssm_dt.bias": "linear_attn.dt_bias"}
+    biases = {}
+    lacks = Architecture.lacks | {"rope_scaling"}
     tiled: ClassVar[bool] = True
     sections: ClassVar[tuple[int, ...] | None] = (11, 11, 10)
     defaults = {
@@ -181,11 +190,47 @@ class Hybrid(qwen2.Converter):
         if part.endswith("norm.weight"):
             return None if part == "ssm_norm.weight" or self.norms_have_one else _ONE_MORE
         if part == "ssm_a":
-            there, back = self._heads(self.value_heads, 1)
-            return Change(lambda x: there(_decay(x)), lambda x: _log(back(x)))
+            order = self._order()
+            return Change(
+                lambda x: _decay(x)[..., order], lambda x: _log(x)[..., np.argsort(order)]
+            )
         if not self.tiled or self.value_heads == self.key_heads:
             return None
         return self._in_tiles(part)
+
+    def modules_of(self, i: int) -> Sequence[str]:
+        other = "self_attn." if self.recurrent[i] else "linear_attn."
+        return [name for name in self.modules if not name.startswith(other)]
+
+    def mlx_change(self, name: str) -> Change | None:
+        return None if name.endswith("norm.weight") else self.change(name)
+
+    def mlx_shape(self, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return (*shape, 1) if name.endswith("ssm_conv1d.weight") else shape
+
+    @classmethod
+    def describe(cls, args: Any) -> dict[str, Any]:
+        """args: a HybridArgs of models/hybrid.py"""
+        if not math.isclose(args.norm_eps, 1e-6, rel_tol=1e-5):
+            raise NotImplementedError(
+                f"attention.layer_norm_rms_epsilon: mlx_lm's delta nets have 1e-06, found {args.norm_eps:g}"
+            )
+        return {
+            **super().describe(args),
+            "attn_output_gate": True,
+            "linear_conv_kernel_dim": args.delta.kernel,
+            "linear_key_head_dim": args.delta.size,
+            "linear_value_head_dim": args.delta.size,
+            "linear_num_key_heads": args.delta.key_heads,
+            "linear_num_value_heads": args.delta.value_heads,
+            "full_attention_interval": _interval(args.recurrent),
+            "layer_types": [RECURRENT if flag else ATTENTION for flag in args.recurrent],
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": args.rope.base,
+                "partial_rotary_factor": args.rope.dims / args.head_dim,
+            },
+        }
 
     def _in_tiles(self, part: str) -> Change | None:
         """How value heads change places. part: a tensor's name without the layer"""
@@ -219,6 +264,17 @@ class Hybrid(qwen2.Converter):
 
 
 _Values = Callable[[np.ndarray], np.ndarray]
+
+
+def _interval(recurrent: Sequence[bool]) -> int:
+    """The interval of layers with attention. Raises NotImplementedError for layers that no interval gives."""
+    for n in range(1, len(recurrent) + 1):
+        if all(flag == ((i + 1) % n != 0) for i, flag in enumerate(recurrent)):
+            return n
+    raise NotImplementedError(
+        "attention.recurrent_layers: mlx_lm has attention in every n-th layer, found "
+        f"{''.join('.a'[not flag] for flag in recurrent)} (a: with attention)"
+    )
 
 
 def _taken(x: np.ndarray, places: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Commands on GGUF files of hybrid models: load, quantize, imatrix, split, merge, edit, and the way to mlx_lm."""
+"""Commands on GGUF files of hybrid models: load, quantize, imatrix, split, merge and edit."""
 
 from __future__ import annotations
 
@@ -123,13 +123,3 @@ def test_edit_changes_arrays_of_layers(folder: Path, tmp_path: Path) -> None:
     assert gguf.read(out).metadata[key].tolist() == [0, 0, 0, 2]
     run("quantize", out, tmp_path / "small.gguf", "--type", "q4_k_m")
     mlx_ferrum.load(tmp_path / "small.gguf")
-
-
-@pytest.mark.parametrize("name", ARCHITECTURES)
-def test_folders_of_mlx_lm_are_not_written(
-    name: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["mlx", str(folder / f"{name}.gguf"), str(tmp_path / "out")]) == 1
-    message = f"error: architecture {name!r}: writing it as a folder of mlx_lm is not supported"
-    assert capsys.readouterr().err.splitlines()[-1] == message
-    assert not list(tmp_path.iterdir())

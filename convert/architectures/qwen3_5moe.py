@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from ..hybrid import Hybrid
+from ..hybrid import DELTA_NET, Hybrid
+from ..modules import ATTENTION, HEAD_NORMS
 from . import qwen2moe
 
 
@@ -10,6 +11,7 @@ class Converter(Hybrid, qwen2moe.Converter):
     """GGUF files call it `qwen35moe`."""
 
     name = "qwen35moe"
-    written_as = None
+    written_as = ("Qwen3_5MoeForCausalLM", "qwen3_5_moe")
+    modules = (*ATTENTION, *HEAD_NORMS, *DELTA_NET, *qwen2moe.STACKS, *qwen2moe.SHARED)
     normed = True
     defaults = {**Hybrid.defaults, "norm_topk_prob": True}
