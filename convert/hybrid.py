@@ -32,18 +32,21 @@ INTERVAL = 4  # every so many layers one has attention, where config.json does n
 RECURRENT, ATTENTION = "linear_attention", "full_attention"
 _LAYER = re.compile(r"^blk\.\d+\.")
 _LEFT_OUT = {
-    "multi-token prediction": re.compile(r"^(model\.)?mtp\."),
+    "multi-token prediction": re.compile(r"(^|\.)mtp\."),
     "the vision tower": re.compile(r"(^|\.)(visual|vision_tower)\."),
 }
 
 
 class Hybrid(qwen2.Converter):
-    """Layers of two kinds. tiled: whether value head h of the file reads key head h % Hk, not h // (Hv / Hk).
+    """A converter of layers of two kinds.
 
-    sections: of rotated pairs, for pictures, where config.json has none; None where files have none
-    recurrent: of each layer, whether it is a delta net
+    tiled: whether value head h of the file reads key head h % Hk, instead of h // (Hv / Hk) as in the checkpoint
+    sections: counts of rotated pairs for pictures, where config.json has none; None if the file needs none
+    recurrent: for each layer, whether it is a delta net
     key_heads, value_heads: Hk and Hv of the delta nets; state: S, the size of each head
-    channels: of the convolution, 2 Hk S + Hv S
+    channels: of the convolution, 2 Hk S + Hv S; kernel: its columns
+    rotated: how many numbers of an attention head are rotated
+    norms_have_one: whether norms of the checkpoint hold 1 + w
     """
 
     whole_heads = False
@@ -130,7 +133,7 @@ class Hybrid(qwen2.Converter):
         return norms | inside | self.feed_forward()
 
     def _attention(self) -> dict[str, tuple[int, ...]]:
-        """Of an attention layer: for each head the query, then the gate."""
+        """The shapes of attention. `attn_q` has for each head the query, then the gate."""
         h, d, q = self.hidden, self.head_dim, self.heads * self.head_dim
         return {
             "attn_q.weight": (2 * q, h),
@@ -142,7 +145,7 @@ class Hybrid(qwen2.Converter):
         }
 
     def _delta_net(self) -> dict[str, tuple[int, ...]]:
-        """Of a recurrent layer."""
+        """The shapes of a delta net."""
         inner = self.value_heads * self.state
         return {
             "attn_qkv.weight": (self.channels, self.hidden),

@@ -184,3 +184,23 @@ def test_configurations_that_do_not_fit_are_refused(
     assert main(["hf", str(tmp_path / "m"), str(tmp_path / "m.gguf")]) == 1
     assert message in capsys.readouterr().err.splitlines()[-1]
     assert [path.name for path in tmp_path.iterdir()] == ["m"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"mlp_only_layers": [1]}, "layers without experts are not supported"),
+        ({"decoder_sparse_step": 2}, "layers without experts are not supported"),
+        ({"norm_topk_prob": False}, "norm_topk_prob: qwen3next files mean True, found False"),
+        ({"linear_num_key_heads": 4}, "in_proj_qkvz.weight': expected shape (256, 64)"),
+        ({"linear_num_key_heads": 10**9, "linear_num_value_heads": 10**9}, "in_proj_qkvz.weight'"),
+        ({"num_experts": 4}, "expected experts 0 to 3, found 3, without 3"),
+    ],
+)
+def test_experts_and_heads_that_do_not_fit_are_refused(
+    changes: dict[str, Any], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hf_hybrid.write(tmp_path / "m", "qwen3next")
+    mlx_folders.change(tmp_path / "m", **changes)
+    assert main(["hf", str(tmp_path / "m"), str(tmp_path / "m.gguf")]) == 1
+    assert message in capsys.readouterr().err.splitlines()[-1]

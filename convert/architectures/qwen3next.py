@@ -38,11 +38,12 @@ class Converter(Hybrid, qwen2moe.Converter):
         """Two tensors: queries, keys and values of all heads, and z. Raises ValueError for a wrong number of rows."""
         s, values = self.state, self.value_heads // self.key_heads * self.state
         each = 2 * s + 2 * values
-        rows = np.arange(self.key_heads * each).reshape(self.key_heads, each)
-        if stored.shape != (rows.size, self.hidden):
+        shape = (self.key_heads * each, self.hidden)
+        if stored.shape != shape:
             raise ValueError(
-                f"tensor {name!r}: expected shape {(rows.size, self.hidden)} by config.json, found {stored.shape}"
+                f"tensor {name!r}: expected shape {shape} by config.json, found {stored.shape}"
             )
+        rows = np.arange(self.key_heads * each).reshape(self.key_heads, each)
         q, k, v, z = np.split(rows, [s, 2 * s, 2 * s + values], axis=1)
         qkv = np.concatenate([q.reshape(-1), k.reshape(-1), v.reshape(-1)])
         stem = name.removesuffix("in_proj_qkvz.weight")
