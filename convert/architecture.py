@@ -75,7 +75,9 @@ def find(config: Mapping[str, Any]) -> Architecture:
             f"config.json: architecture {names[0]!r} is not supported; known: {', '.join(known)}"
         )
     module = importlib.import_module(f".{name}", architectures.__name__)
-    found: Architecture = module.Converter({**config, **text})
+    tied = any(given.get("tie_word_embeddings") for given in (config, text))  # text may not say so
+    own = {"tie_word_embeddings": True} if tied else {}
+    found: Architecture = module.Converter({**config, **text, **own})
     return found
 
 

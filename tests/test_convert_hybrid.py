@@ -102,7 +102,9 @@ def test_text_model_of_one_that_sees_pictures(
     config = json.loads((tmp_path / "b" / "config.json").read_text())
     name = config.pop("architectures")[0].replace("CausalLM", "ConditionalGeneration")
     tokens = {key: config.pop(key) for key in ("bos_token_id", "eos_token_id")}
-    nested = {"architectures": [name], "text_config": config, "vision_config": {"depth": 1}}
+    tied = {"tie_word_embeddings": config["tie_word_embeddings"]}
+    text = config | {"tie_word_embeddings": False}  # as transformers writes it
+    nested = {"architectures": [name], "text_config": text, "vision_config": {"depth": 1}} | tied
     (tmp_path / "b" / "config.json").write_text(json.dumps(nested | tokens))
     renamed = {name.replace("model.", "model.language_model.", 1): x for name, x in made.items()}
     renamed["model.visual.blocks.0.norm1.weight"] = np.zeros(2, np.float32)
