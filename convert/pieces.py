@@ -104,7 +104,7 @@ def _halves(stack: str, stored: Stored) -> Iterator[tuple[str, list[Piece]]]:
 
 @dataclass(frozen=True)
 class Picked(Stored):
-    """Some rows of a tensor, in an order of their own. whole: the tensor; places: of its rows, (rows,)"""
+    """Rows of another tensor, in an order of their own. places: which row of `whole` each one is"""
 
     whole: Stored | None = None
     places: tuple[int, ...] = ()
