@@ -34,11 +34,17 @@ typedef Floats Sums[TALL][WIDE];
 FERRUM_INLINE void multiply(const float* x, long wide, const float* y, long apart, int count, Sums& sums) {
     for (int i = 0; i < count; i++) {
         Floats row[WIDE];
-        for (int v = 0; v < WIDE; v++) row[v] = load_floats(y + i * apart + LANES * v);
+        for (int v = 0; v < WIDE; v++) row[v] = in_register(load_floats(y + i * apart + LANES * v));
 #pragma GCC unroll 8
         for (int r = 0; r < TALL; r++)
             for (int v = 0; v < WIDE; v++) sums[r][v] += row[v] * x[r * wide + i];
     }
+}
+
+// A row of a strip, of which some columns exist.
+FERRUM_INLINE void copy_strip(const float* from, int columns, float* to) {
+    if (columns < STRIP) return void(std::copy_n(from, columns, to));
+    for (int v = 0; v < WIDE; v++) store_floats(to + LANES * v, load_floats(from + LANES * v));
 }
 
 // What a thread needs for a chunk of a head. Numbers past `size` are zero, and so are rows past the last.
@@ -80,13 +86,13 @@ private:
         std::fill_n(state_, long(wide_) * wide_, 0.0f);
         for (int n = 0; from && n < strips_; n++)
             for (int i = 0; i < size_; i++)
-                std::copy_n(from + long(i) * size_ + n * STRIP, columns(n), state(n) + i * STRIP);
+                copy_strip(from + long(i) * size_ + n * STRIP, columns(n), state(n) + i * STRIP);
     }
 
     void write_state(float* to) const {
         for (int n = 0; n < strips_; n++)
             for (int i = 0; i < size_; i++)
-                std::copy_n(state(n) + i * STRIP, columns(n), to + long(i) * size_ + n * STRIP);
+                copy_strip(state(n) + i * STRIP, columns(n), to + long(i) * size_ + n * STRIP);
     }
 
     // Unit keys and queries, and values times beta, of rows from `first` on.
@@ -151,7 +157,16 @@ private:
 
     static float lasting(float x) { return x < GONE ? 0 : x; } // a NaN stays
 
+    // Part of the next chunk's rows, which lie far apart: no processor sees them coming.
+    FERRUM_INLINE void prefetch(const DeltaHead& h, int strip) const {
+        constexpr int LINE = 16;
+        for (int t = first_ + SPAN; t < std::min(first_ + 2 * SPAN, h.rows()); t++)
+            for (int i = strip * STRIP; i < std::min((strip + 1) * STRIP, size_); i += LINE)
+                for (const float* x : {h.query(t), h.key(t), h.value(t)}) __builtin_prefetch(x + i);
+    }
+
     void run_strip(const DeltaHead& h, int strip) {
+        prefetch(h, strip);
         for (int t = 0; t < rows_; t += TALL) solve(strip, t);
         for (int t = 0; t < rows_; t += TALL) answer(h, strip, t);
         update(strip);
@@ -187,7 +202,7 @@ private:
                     sums[r][v] += change * by_query_[t + r][t + s];
                 }
             for (int v = 0; v < WIDE; v++) store_floats(out + LANES * v, sums[r][v]);
-            std::copy_n(out, columns(strip), h.out(first_ + t + r) + strip * STRIP);
+            copy_strip(out, columns(strip), h.out(first_ + t + r) + strip * STRIP);
         }
     }
 
