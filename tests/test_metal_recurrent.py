@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -142,7 +143,7 @@ DELTAS = {
     "as in models": Delta(128, 2, 2, tiled=True),
     "grouped, of 3": Delta(16, 2, 3, tiled=False),
     "tiled, of 3": Delta(36, 2, 3, tiled=True),
-    "as many keys as values": Delta(40, 3, 1, tiled=False),
+    "as many keys as values": Delta(16, 5, 1, tiled=False),
     "the largest": Delta(256, 1, 1, tiled=True),
 }
 
@@ -191,6 +192,50 @@ def test_gate(size: int, dtype: mx.Dtype) -> None:
         assert found.dtype == mx.float32
         wide = np.array(x).astype(np.float64)
         assert_close(found, wide * exact.sigmoid(pairs[..., size:].astype(np.float64)))
+
+
+ONE = Turns(mx.array([0, 3], mx.int32), mx.array([0]), mx.array([1]), 3)
+TWO = Turns(mx.array([0, 1, 3], mx.int32), mx.array([0]), mx.array([1]), 2)
+
+
+def ask_delta(
+    channels: int, heads: int, state: tuple[int, ...], turns: Turns = ONE, given: int = 0
+) -> object:
+    """given: numbers of decay and dt, if not one a head"""
+    x, vector = mx.zeros((3, heads)), mx.zeros(given or heads)
+    rule = options.Delta(vector, vector, 1, EPS, is_tiled=True)
+    return gated_delta(mx.zeros((3, channels)), x, x, mx.zeros(state), turns, delta=rule, mark=None)
+
+
+def ask_conv(weight: tuple[int, int], columns: tuple[int, ...], turns: Turns = ONE) -> object:
+    return short_conv(mx.zeros((3, 8)), mx.zeros(weight), mx.zeros(columns), turns, mark=None)
+
+
+@pytest.mark.parametrize(
+    "ask, error, said",
+    [
+        (lambda: ask_conv((9, 4), (2, 3, 9)), ValueError, r"x \(3, 8\) does not fit a weight of"),
+        (lambda: ask_conv((8, 4), (2, 4, 8)), ValueError, r"columns of \(2, 4, 8\)"),
+        (lambda: ask_conv((8, 1), (2, 0, 8)), ValueError, r"a weight of \(8, 1\)"),
+        (lambda: ask_conv((8, 4), (2, 3, 8), TWO), ValueError, "1 sources and 1 targets for 2 s"),
+        (lambda: ask_delta(48, 2, (2, 2, 16, 16)), ValueError, "48 channels do not fit"),
+        (lambda: ask_delta(64, 2, (2, 2, 16, 8)), ValueError, "64 channels do not fit"),
+        (lambda: ask_delta(64, 2, (2, 2, 16, 16), TWO), ValueError, "1 sources and 1 targets"),
+        (lambda: ask_delta(64, 2, (2, 2, 16, 16), given=3), ValueError, r"decay \(3,\)"),
+        (lambda: ask_delta(771, 1, (2, 1, 257, 257)), NotImplementedError, "257 rows, expected at"),
+        (
+            lambda: gated_norm(mx.zeros((3, 2, 8)), mx.ones(8), EPS, mx.zeros((3, 8))),
+            ValueError,
+            r"a gate of \(3, 8\)",
+        ),
+        (lambda: gate(mx.zeros((3, 2, 8)), mx.zeros((3, 2, 8))), ValueError, r"gates of \(3, 2, 8"),
+    ],
+)
+def test_what_does_not_fit_is_refused(
+    ask: Callable[[], object], error: type[Exception], said: str
+) -> None:
+    with metal_on_cpu(), pytest.raises(error, match=said):
+        ask()
 
 
 @pytest.mark.parametrize("batch", ["decode", "ragged"])

@@ -17,9 +17,9 @@ from mlx_ferrum.models.hybrid import DeltaArgs
 
 FLOATS = 2e-5  # of the largest: float32 sums in another order, over some hundred rows
 LAYERS = {
-    "tiled, of 3": (DeltaArgs(kernel=4, size=20, key_heads=2, value_heads=6), True),
-    "grouped, of 2": (DeltaArgs(kernel=4, size=32, key_heads=2, value_heads=4), False),
-    "one head of each": (DeltaArgs(kernel=3, size=16, key_heads=1, value_heads=1), True),
+    "tiled, of 3": (DeltaArgs(kernel=4, size=36, key_heads=2, value_heads=6), True),
+    "grouped, of 2": (DeltaArgs(kernel=4, size=16, key_heads=2, value_heads=4), False),
+    "one head of each": (DeltaArgs(kernel=2, size=16, key_heads=1, value_heads=1), False),
 }
 
 
@@ -55,7 +55,8 @@ def test_no_finding() -> None:
 def steps(rows: int) -> Recorder:
     """Steps of two sequences, encoded while those before them are in flight. Nothing but their states links them."""
     with METAL.in_use():
-        layer = RandomRows(*LAYERS["one head of each"][:1], tiled=True)
+        sizes, tiled = LAYERS["one head of each"]
+        layer = RandomRows(sizes, tiled=tiled)
         layer.begin(2)
         mx.eval(layer({0: 3, 1: 2}))
         layer.fork(0)
