@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from .state.storage import Storage
 
 FORMAT = "mlx_ferrum cache 3"
 EARLIER = ("mlx_ferrum cache 1", "mlx_ferrum cache 2")
+SNAPSHOTS = 2  # of recurrent states, besides those at the end: of the end of a prompt, and of a block before it
 FLOATS = (mx.float16, mx.float32)  # that backends store as 16 bits
 
 
@@ -39,6 +41,7 @@ def save(path: str | Path, cache: Cache) -> None:
             if isinstance(group, RecurrentState):
                 firsts.append(0)
                 slots = _slots(group.snapshots(part, sequence.keys), len(tokens))
+                slots |= {len(tokens): part.source} if tokens else {}
                 states["states"] = json.dumps(list(slots))
                 for layer, held in group.storages.items():
                     for name, x in held.named.items():
@@ -64,10 +67,9 @@ def save(path: str | Path, cache: Cache) -> None:
     _write(Path(path), arrays, metadata)
 
 
-def _slots(reachable: dict[int, int], position: int) -> dict[int, int]:
-    """By their positions the slots that a file gets: of the state at the end, and of the last snapshot before it."""
-    before = max((at for at in reachable if 0 < at < position), default=0)
-    return {at: reachable[at] for at in (position, before) if at}
+def _slots(found: dict[int, int], position: int) -> dict[int, int]:
+    """By their positions the slots of the snapshots that a file gets: the last ones before the end."""
+    return {at: found[at] for at in sorted(at for at in found if at < position)[-SNAPSHOTS:]}
 
 
 def _taken(x: Any, places: list[int]) -> mx.array:
@@ -162,7 +164,7 @@ def _restore(
     at: list[int],
     vocab_size: int,
 ) -> None:
-    """Fill an empty cache. at: positions of recurrent states, the last one first"""
+    """Fill an empty cache. at: positions of recurrent states, the last one is the end"""
     tokens = arrays.get("tokens")
     if tokens is None or tokens.ndim != 1 or tokens.dtype != mx.int32:
         raise ValueError("the list of tokens is missing")
@@ -191,10 +193,13 @@ def _restore(
 
 
 def _restored(group: RecurrentState, part: Part, position: int, at: list[int]) -> list[int]:
-    """The slots for the states at positions `at`. Raises ValueError unless they are `position` and one before it."""
-    if at[:1] != [position] or len(at) > 2 or not all(0 < each < position for each in at[1:]):
-        raise ValueError(f"expected the state at {position} and one before it, found {at}")
-    return [part.source, *(group.restore(part, each) for each in at[1:])]
+    """The slots for the states at positions `at`. Raises ValueError unless these rise, and end with `position`."""
+    rises = all(a < b for a, b in pairwise([0, *at]))
+    if at[-1:] != [position] or len(at) > SNAPSHOTS + 1 or not rises:
+        raise ValueError(
+            f"expected states at {SNAPSHOTS} positions at most before {position}, then there, found {at}"
+        )
+    return [*(group.restore(part, each) for each in at[:-1]), part.source]
 
 
 def _fill(storage: Storage, blocks: list[int], arrays: dict[str, mx.array], layer: int) -> None:

@@ -179,17 +179,20 @@ class Slotted:
 
     def reach(self, part: Part, keys: Sequence[bytes], position: int) -> int:
         """The highest position <= position that is held or has a snapshot, or 0."""
-        return max((at for at in self.snapshots(part, keys) if at <= position), default=0)
+        return max((at for at in self._reachable(part, keys) if at <= position), default=0)
 
     def snapshots(self, part: Part, keys: Sequence[bytes]) -> dict[int, int]:
-        """The slots of all states to which a sequence can go back, and of the one now, by their positions."""
+        """The slots of all snapshots that a sequence finds, by their positions."""
         found = {(i + 1) * self.block: self.pool.find(key) for i, key in enumerate(keys)}
         found |= {each.position: self.pool.find(each.key) for each in part.snapshots}
-        return {at: slot for at, slot in found.items() if slot is not None} | dict(part.held)
+        return {at: slot for at, slot in found.items() if slot is not None}
+
+    def _reachable(self, part: Part, keys: Sequence[bytes]) -> dict[int, int]:
+        return self.snapshots(part, keys) | dict(part.held)
 
     def rewind(self, part: Part, keys: Sequence[bytes], position: int) -> None:
         """Go back to a position that `reach` gave. Raises ValueError for another one."""
-        slot = self.snapshots(part, keys).get(position)
+        slot = self._reachable(part, keys).get(position)
         if position and slot is None:
             raise ValueError(f"cannot go back to position {position}: there is no snapshot")
         before = part.held
