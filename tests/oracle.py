@@ -190,7 +190,7 @@ def _expert_config(metadata: dict[str, Any], tensors: dict[str, np.ndarray]) -> 
         "shared_expert_intermediate_size": metadata.get("expert_shared_feed_forward_length"),
         "mlp_only_layers": [i for i in layers if f"blk.{i}.ffn_gate_inp.weight" not in tensors],
         "norm_topk_prob": metadata.get(
-            "expert_weights_norm", "blk.0.attn_q_norm.weight" in tensors
+            "expert_weights_norm", any("attn_q_norm" in name for name in tensors)
         ),
     }
     return {key: value for key, value in config.items() if value is not None}
@@ -199,6 +199,8 @@ def _expert_config(metadata: dict[str, Any], tensors: dict[str, np.ndarray]) -> 
 def _state(arch: str, config: Any, tensors: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
     """The transformers state dict of a file's tensors."""
     state = {}
+    if arch in oracle_hybrid.MODELS:
+        tensors = oracle_hybrid.trunk(arch, config, tensors)
     for name, array in _gates_with_ups(tensors).items():
         stem, _, kind = name.rpartition(".")
         if stem == "rope_freqs":
@@ -211,7 +213,7 @@ def _state(arch: str, config: Any, tensors: dict[str, np.ndarray]) -> dict[str, 
             array = array.reshape(1, -1)
         if arch in oracle_hybrid.MODELS:
             stem = stem if kind in ("weight", "bias") else name
-            array = oracle_hybrid.arranged(stem.rpartition(".")[2], array, config)
+            array = oracle_hybrid.arranged(arch, stem.rpartition(".")[2], array, config)
         target = _target(arch, stem)
         is_bare = stem.endswith(("_exps", *oracle_hybrid.VECTORS))
         key = target if is_bare else f"{target}.{kind}"

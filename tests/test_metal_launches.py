@@ -9,8 +9,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 import pytest
 import random_models
+import recurrent_layers
 from backends import REFERENCE
 from launches import counting
 from metal_call import kernel, launch
@@ -18,6 +20,7 @@ from metal_call import kernel, launch
 import mlx_ferrum
 from mlx_ferrum import ops
 from mlx_ferrum.nn import GatedMLP
+from mlx_ferrum.state.model import ModelStates
 
 # Products with their norm, append, attention, o_proj with the residual, and two of the MLP.
 DENSE = 6
@@ -54,6 +57,30 @@ def test_layers(name: str, sequences: int, tmp_path: Any) -> None:
         most = DENSE if isinstance(layer.mlp, GatedMLP) else EXPERTS
         assert (seen.names.count("append_16"), seen.names.count("attend_16")) == (1, 1)
         assert len(seen.names) <= most + MORE.get(model.args.architecture, 0), seen.names
+
+
+# Products with their norm, the convolution, the delta rule, the norm with its gate, the product with the residual.
+RECURRENT = ["short_conv", "gated_delta", "gated_norm"]
+
+
+@pytest.mark.parametrize("sequences", [1, 3])
+@pytest.mark.parametrize("experts", [False, True], ids=["dense", "experts"])
+def test_recurrent_layers(experts: bool, sequences: int) -> None:
+    layer = recurrent_layers.decoder_layer(recurrent_layers.EXPERTS if experts else None)
+    mx.eval(layer.parameters())
+    states = ModelStates([layer.keeps], ops.allocate)
+    texts = [states.begin() for _ in range(sequences)]
+    for length in (20, 1):
+        batch = states.batch([(text, length) for text in texts], np.arange(sequences * length))
+        at: Any = batch.layer(0)
+        x = mx.zeros((sequences * length, recurrent_layers.HIDDEN))
+        mx.eval(x, batch.mlx_starts, at.slots.mlx_sources, at.slots.mlx_targets)
+        with counting() as seen:
+            out: Any = layer(x, at)
+            seen.settle([out])
+        batch.advance()
+    assert seen.names[1:4] == RECURRENT, seen.names
+    assert len(seen.names) == (9 if experts else 7), seen.names
 
 
 def update(x: mx.array, at: Any, held: list[mx.array]) -> mx.array:

@@ -71,6 +71,8 @@ FERRUM_INLINE Ints in_register(Ints v) {
     return v;
 }
 
+FERRUM_INLINE Floats in_register(Floats v) { return (Floats)in_register((Ints)v); }
+
 // COUNT neighbouring words, 1, 2 or 4, again and again.
 template <int COUNT>
 FERRUM_INLINE Ints repeat_words(const void* p) {

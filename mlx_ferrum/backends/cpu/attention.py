@@ -36,7 +36,7 @@ def append(
     norms: HeadNorms | None = None,
 ) -> np.ndarray:
     q, k, v = map(floats, (q, k, v))
-    (rows, heads, d), (groups, dv) = q.shape, v.shape[1:]
+    (rows, heads, wide), (groups, dv), d = q.shape, v.shape[1:], k.shape[-1]
     q_weight, k_weight, eps = (None, None, 0.0) if norms is None else norms
     turned, to = empty(rows, heads, d), at.storage
     native.run(
@@ -58,6 +58,7 @@ def append(
         bits=to.kv.bits,
         rows=rows,
         heads=heads,
+        wide=wide,
         groups=groups,
         d=d,
         dv=dv,

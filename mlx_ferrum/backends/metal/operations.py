@@ -37,6 +37,10 @@ from .experts import gather_gate_up as gather_gate_up
 from .experts import gather_matmul as gather_matmul
 from .experts import route as route
 from .experts import sigmoid_gate as sigmoid_gate
+from .recurrent import gate as gate
+from .recurrent import gated_delta as gated_delta
+from .recurrent import gated_norm as gated_norm
+from .recurrent import short_conv as short_conv
 from .shapes import MATVEC_ROWS, as_rows, is_tiny, like, rows_a_simdgroup
 
 T = TypeVar("T")
@@ -143,8 +147,6 @@ def rms_norm(x: mx.array, weight: mx.array, eps: float, *, add: mx.array | None 
 
 
 softcap, choose = reference.softcap, reference.choose
-short_conv, gated_delta = reference.short_conv, reference.gated_delta
-gated_norm, gate = reference.gated_norm, reference.gate
 
 
 def to_mlx(x: mx.array) -> mx.array:
