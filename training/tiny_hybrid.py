@@ -2,7 +2,7 @@
 
     pip install '.[train]'
     python training/tiny_hybrid.py kjv.txt tiny_hybrid.pt     # 40 minutes on one core
-    python training/export.py kjv.txt tiny_hybrid.pt tiny-hybrid.gguf
+    python training/export.py tiny-hybrid kjv.txt tiny_hybrid.pt tiny-hybrid.gguf
 
 corpus.py says where kjv.txt comes from, and what is held out. A second call resumes at the last checkpoint.
 The plan is that of tiny_moe.py, cut short at 2,200 of 3,200 steps.
