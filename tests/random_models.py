@@ -4,8 +4,7 @@
 drawn with integer and exact float arithmetic only. Weights of a matrix have a standard deviation of about
 1 / sqrt(k), so that activations neither vanish nor explode.
 
-The vocabulary is byte-level BPE (`gpt2`) with a few merges; it means nothing, but it lets llama.cpp load
-the files too. Nothing here knows what a model computes.
+The vocabulary means nothing, but it lets llama.cpp load the files too. Nothing here knows what a model computes.
 """
 
 from __future__ import annotations
@@ -21,6 +20,7 @@ import gguf
 import numpy as np
 import random_blocks
 import random_hybrid
+import random_vocabulary
 from random_hybrid import Delta
 
 
@@ -191,6 +191,7 @@ def write(
     biases: Sequence[str] = (),
     metadata: Mapping[str, Any] | None = None,
     vectors: Mapping[str, np.ndarray] | None = None,
+    is_ascii: bool = False,
 ) -> Path:
     """Write a random model of architecture `arch` to `path` and return `path`.
 
@@ -199,13 +200,14 @@ def write(
     biases: matrices that get a bias: those of layers (`attn_q` …), and `output`.
     metadata: further keys, without the architecture's prefix; they override the defaults.
     vectors: further float32 tensors by their whole name.
+    is_ascii: each token is text of its own, so that llama.cpp gives log-probabilities of all.
     """
     rng = np.random.default_rng(seed)
     writer = gguf.GGUFWriter(path, arch)
     writer.add_name(f"random {arch} {seed}")
     for key, value in {**_metadata(arch, sizes), **(metadata or {})}.items():
         _add_value(writer, f"{arch}.{key}", value)
-    _add_vocabulary(writer, sizes.vocab)
+    (random_vocabulary.add_ascii if is_ascii else random_vocabulary.add)(writer, sizes.vocab)
     deal = itertools.cycle(types[i] for i in rng.permutation(len(types)))
     for name, shape in _shapes(arch, sizes, tied, biases).items():
         if len(shape) == 1:
@@ -370,22 +372,3 @@ def _add_value(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
         writer.add_string(key, value)
     else:
         writer.add_array(key, value)
-
-
-def _add_vocabulary(writer: gguf.GGUFWriter, size: int) -> None:
-    """Byte-level BPE: 256 bytes, some merges of two, unused tokens if need be, one end-of-text token."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    rest = [byte for byte in range(256) if byte not in printable]
-    bytes_ = [chr(byte) for byte in printable] + [chr(256 + i) for i in range(len(rest))]
-    merges = [f"{a} {b}" for a in "\u0120etaoins" for b in "etaoinshr"][: size - len(bytes_) - 1]
-    tokens = bytes_ + [merge.replace(" ", "") for merge in merges]
-    unused = [f"<unused{i}>" for i in range(size - len(tokens) - 1)]
-    kinds = [gguf.TokenType.NORMAL] * len(tokens) + [gguf.TokenType.UNUSED] * len(unused)
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("gpt-2")
-    writer.add_token_list([*tokens, *unused, "<|endoftext|>"])
-    writer.add_token_types([*kinds, gguf.TokenType.CONTROL])
-    writer.add_token_merges(merges)
-    writer.add_bos_token_id(size - 1)
-    writer.add_eos_token_id(size - 1)
-    writer.add_add_bos_token(False)
