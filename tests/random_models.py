@@ -137,12 +137,12 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "qwen3next": {
         "arch": "qwen3next",
-        "types": ("Q4_K", "Q6_K", "Q8_0"),
+        "types": ("Q4_K", "Q8_0"),
         "sizes": Sizes(layers=2, experts=8, used=2, expert_ffn=256, shared_ffn=256, delta=Delta()),
     },
     "qwen3next-old-dense": {
         "arch": "qwen3next",
-        "types": ("Q5_0", "F16", "Q8_0"),
+        "types": ("Q5_0", "F16"),
         "metadata": {"attention.head_count_kv": [0, 2, 0]},
         "sizes": Sizes(
             layers=3,
@@ -152,12 +152,12 @@ CASES: dict[str, dict[str, Any]] = {
     "qwen35": {
         "arch": "qwen35",
         "tied": True,
-        "types": ("Q4_K", "Q6_K", "Q8_0", "Q5_K"),
+        "types": ("Q4_K", "Q6_K", "Q8_0"),
         "sizes": Sizes(layers=4, delta=Delta(1, 3, 128, kernel=3, interval=4)),
     },
     "qwen35moe-predictor": {
         "arch": "qwen35moe",
-        "types": ("Q4_K", "Q8_0", "IQ4_XS"),
+        "types": ("Q8_0", "IQ4_XS"),
         "sizes": Sizes(
             layers=3,
             experts=9,

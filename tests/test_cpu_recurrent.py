@@ -63,10 +63,21 @@ def assert_near(found: np.ndarray, wanted: np.ndarray, relative: float = 2e-6) -
 def test_gated_delta(
     native: Backend, counts: list[int], size: int, keys: int, per_key: int, is_tiled: bool
 ) -> None:
-    """Results and states; nothing but the targets is written."""
     kind = kind_of(keys, per_key, size)
-    at, how = place(kind, counts), args(keys, kind.heads, is_tiled=is_tiled)
-    given, (_, before) = inputs(kind, sum(counts), seed=size), held(at)
+    assert_exact(kind, counts, args(keys, kind.heads, is_tiled=is_tiled))
+
+
+@pytest.mark.parametrize("least", [1.0, 1e5])
+@pytest.mark.parametrize("counts", [[1, 300], [1, 1, 2, 1, 1, 1, 1, 1]], ids=str)
+def test_states_of_the_real_size(native: Backend, counts: list[int], least: float) -> None:
+    """Decays of a row, and such that nothing is ever forgotten; also so many states that they are large."""
+    assert_exact(kind_of(1, 2, 128), counts, args(1, 2, least=least))
+
+
+def assert_exact(kind: Recurrent, counts: list[int], how: ops.Delta) -> None:
+    """Results and states; nothing but the targets is written."""
+    at, given = place(kind, counts), inputs(kind, sum(counts), seed=kind.size)
+    _, before = held(at)
     found = ops.gated_delta(*given, at, how)
     _, after = held(at)
     for rows, source, target in sequences(at):
@@ -76,19 +87,6 @@ def test_gated_delta(
         assert_near(after[target], state)
     others = np.setdiff1d(np.arange(len(before)), at.slots.targets)
     assert np.array_equal(before[others], after[others])
-
-
-@pytest.mark.parametrize("least", [1.0, 1e5])
-def test_a_long_prompt_of_the_real_size(native: Backend, least: float) -> None:
-    """Decays of a row, and such that nothing is ever forgotten."""
-    kind = kind_of(1, 2, 128)
-    at, how, given = place(kind, [1, 300]), args(1, 2, least=least), inputs(kind, 301)
-    (_, before), found = held(at), ops.gated_delta(*given, at, how)
-    for rows, source, target in sequences(at):
-        state = before[source] if source >= 0 else np.zeros_like(before[0])
-        wanted, state = delta(*part(given, rows), how, state)
-        assert_near(found[rows], wanted)
-        assert_near(held(at)[1][target], state)
 
 
 @pytest.mark.parametrize("is_tiled", [False, True])

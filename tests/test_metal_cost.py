@@ -207,8 +207,8 @@ def test_a_state_is_read_once_in_whole_lines_however_long_the_prompt() -> None:
 def test_the_delta_rule_is_a_small_part_of_a_prompt() -> None:
     """Row by row, with the state in registers, beside the layer's products before its feed-forward.
 
-    So a chunked form has little to win: for a chunk of C rows its products are 3 S² + 5/2 C S a row and head, at the
-    price of 8x8 products 0.6 to 0.7 of this.
+    So a chunked form has little to win: for a chunk of C rows its products are 3 S² + 5/2 C S a row and head, which
+    take 0.6 to 0.7 of these cycles on 8x8 matrices.
     """
     delta = recurrent_cases.SIZES
     rule = next(x for x in recurrent_cases.recurrent(512) if x.name == "gated_delta 512")

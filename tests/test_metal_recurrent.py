@@ -10,9 +10,10 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
-import recurrent_numpy as exact
 from msl import metal_on_cpu
 from msl.mutations import survivors
+from slotted_rows import convolved
+from slotted_rows import delta as delta_rule
 
 from mlx_ferrum import options
 from mlx_ferrum.kernels.gate import gate
@@ -73,6 +74,11 @@ def drawn(seed: int, *shape: int, scale: float = 1.0) -> np.ndarray:
     return (scale * np.random.default_rng(seed).normal(size=shape)).astype(np.float32)
 
 
+def sigmoid(x: np.ndarray) -> np.ndarray:
+    """In float64."""
+    return np.exp(-np.logaddexp(0, -x.astype(np.float64)))
+
+
 def assert_close(found: Any, wanted: np.ndarray, bound: float = FLOATS) -> None:
     found = np.array(found).astype(np.float64)
     assert found.shape == wanted.shape
@@ -85,7 +91,7 @@ def convolve(batch: Batch, channels: int, taps: int) -> None:
     columns = mx.array(held)
     y, mark = short_conv(mx.array(x), mx.array(weight), columns, batch.turns(), mark=None)
     mx.eval(y, mark)
-    wanted, slots = batch.wanted(lambda rows, c: exact.short_conv(x[rows], weight, c), held)
+    wanted, slots = batch.wanted(lambda rows, c: convolved(x[rows], weight, c), held)
     assert_close(y, wanted)
     assert np.array_equal(np.array(columns), slots.astype(np.float32))
 
@@ -112,27 +118,22 @@ class Delta:
         a, b = (
             drawn(x, batch.n, heads, scale=self.spread) + np.float32(self.shift) for x in (2, 3)
         )
-        lives = np.geomspace(*self.half_life, heads)
-        given = {"decay": (-np.log(2) / lives).astype(np.float32), "dt": drawn(4, heads)}
+        decay = -np.log(2) / np.geomspace(*self.half_life, heads)
+        rule = options.Delta(
+            mx.array(decay.astype(np.float32)),
+            mx.array(drawn(4, heads)),
+            self.key_heads,
+            LARGE_EPS,
+            self.tiled,
+        )
         held = drawn(5, SLOTS, heads, self.size, self.size)
         matrices = mx.array(held)
-        o, mark = gated_delta(
-            *map(mx.array, (qkv, a, b)),
-            matrices,
-            batch.turns(),
-            delta=options.Delta(
-                **{name: mx.array(x) for name, x in given.items()},
-                key_heads=self.key_heads,
-                eps=LARGE_EPS,
-                is_tiled=self.tiled,
-            ),
-            mark=None,
-        )
+        given = map(mx.array, (qkv, a, b))
+        o, mark = gated_delta(*given, matrices, batch.turns(), delta=rule, mark=None)
         mx.eval(o, mark)
 
         def one(rows: slice, before: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-            x, y, z = (x[rows].astype(np.float64) for x in (qkv, a, b))
-            return exact.gated_delta(x, y, z, before, **given, eps=LARGE_EPS, tiled=self.tiled)
+            return delta_rule(qkv[rows], a[rows], b[rows], rule, before)
 
         wanted, slots = batch.wanted(one, held)
         assert_close(o, wanted)
@@ -180,7 +181,9 @@ def test_gated_norm(size: int) -> None:
     x, weight, z = drawn(1, 3, 5, size), drawn(2, size), drawn(3, 3, 5 * size, scale=20)
     with metal_on_cpu():
         found = gated_norm(mx.array(x), mx.array(weight), 1e-2, mx.array(z))
-        assert_close(found, exact.gated_norm(x.astype(np.float64), weight, 1e-2, z))
+        wide = x.astype(np.float64)
+        normed = wide / np.sqrt((wide**2).mean(-1, keepdims=True) + 1e-2) * weight
+        assert_close(found, normed.reshape(z.shape) * z * sigmoid(z))
 
 
 @pytest.mark.parametrize("size", [8, 37])
@@ -191,7 +194,7 @@ def test_gate(size: int, dtype: mx.Dtype) -> None:
         found = gate(x, mx.array(pairs))
         assert found.dtype == mx.float32
         wide = np.array(x).astype(np.float64)
-        assert_close(found, wide * exact.sigmoid(pairs[..., size:].astype(np.float64)))
+        assert_close(found, wide * sigmoid(pairs[..., size:]))
 
 
 ONE = Turns(mx.array([0, 3], mx.int32), mx.array([0]), mx.array([1]), 3)

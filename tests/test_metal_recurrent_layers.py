@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -11,16 +13,78 @@ from msl import metal_on_cpu
 from msl.recorder import Recorder, recording
 from msl.replay import differences
 from msl.schedule import APART, Limits, schedule
-from recurrent_layers import RandomRows
 
+from mlx_ferrum import ops
+from mlx_ferrum.batch import Batch, RecurrentPlace
 from mlx_ferrum.models.hybrid import DeltaArgs
+from mlx_ferrum.state.kinds import Recurrent
+from mlx_ferrum.state.model import ModelStates
 
+EPS = 1e-6
 FLOATS = 2e-5  # of the largest: float32 sums in another order, over some hundred rows
 LAYERS = {
     "tiled, of 3": (DeltaArgs(kernel=4, size=36, key_heads=2, value_heads=6), True),
     "grouped, of 2": (DeltaArgs(kernel=4, size=16, key_heads=2, value_heads=4), False),
     "one head of each": (DeltaArgs(kernel=2, size=16, key_heads=1, value_heads=1), False),
 }
+
+
+class RandomRows:
+    """A layer without products, whose inputs are drawn. states: of the backend in use
+
+    half_lives: of the first value head and of the last one, in tokens
+    """
+
+    def __init__(
+        self,
+        sizes: DeltaArgs,
+        *,
+        tiled: bool,
+        half_lives: tuple[float, float] = (1, 500),
+        seed: int = 0,
+    ) -> None:
+        self.sizes, self.rng = sizes, np.random.default_rng(seed)
+        heads = sizes.value_heads
+        kind = Recurrent(sizes.channels, sizes.kernel - 1, heads, sizes.size)
+        self.states = ModelStates([kind], ops.allocate, block=4)
+        self.texts: list[Any] = []
+        self.weight = self.draw(sizes.channels, sizes.kernel)
+        self.norm = self.draw(sizes.size)
+        decay = -np.log(2) / np.geomspace(*half_lives, heads)
+        self.delta = ops.Delta(
+            mx.array(decay.astype(np.float32)), self.draw(heads), sizes.key_heads, EPS, tiled
+        )
+
+    def draw(self, *shape: int) -> mx.array:
+        return mx.array(self.rng.normal(size=shape).astype(np.float32))
+
+    def begin(self, count: int) -> None:
+        """So many new sequences."""
+        self.texts += [self.states.begin() for _ in range(count)]
+
+    def fork(self, i: int) -> None:
+        """A new sequence with the state of sequence i."""
+        self.texts.append(self.states.fork(self.texts[i]))
+
+    def batch(self, counts: dict[int, int]) -> Batch:
+        """The next rows of some sequences, of tokens that differ from all others."""
+        n = sum(counts.values())
+        rows = [(self.texts[i], count) for i, count in counts.items()]
+        return self.states.batch(rows, self.rng.integers(0, 1 << 40, n))
+
+    def __call__(self, counts: dict[int, int]) -> mx.array:
+        """A pass, by sequence how many rows it gets: (n, h s)"""
+        batch, n = self.batch(counts), sum(counts.values())
+        out = self.compute(batch.layer(0), self.draw(n, self.sizes.channels))
+        batch.advance()
+        return out
+
+    def compute(self, at: RecurrentPlace, x: mx.array) -> mx.array:
+        """x: (n, channels) -> (n, h s)"""
+        n, heads = x.shape[0], self.sizes.value_heads
+        qkv = ops.short_conv(x, self.weight, at)
+        o = ops.gated_delta(qkv, 3 * self.draw(n, heads), 3 * self.draw(n, heads), at, self.delta)
+        return ops.gated_norm(o, self.norm, EPS, self.draw(n, self.sizes.values))
 
 
 def passes(name: str) -> list[np.ndarray]:

@@ -41,10 +41,12 @@ FERRUM_INLINE void multiply(const float* x, long wide, const float* y, long apar
     }
 }
 
-// A row of a strip, of which some columns exist.
-FERRUM_INLINE void copy_strip(const float* from, int columns, float* to) {
-    if (columns < STRIP) return void(std::copy_n(from, columns, to));
-    for (int v = 0; v < WIDE; v++) store_floats(to + LANES * v, load_floats(from + LANES * v));
+// A row of a strip, of which some columns exist, times scale.
+FERRUM_INLINE void copy_strip(const float* from, int columns, float* to, float scale = 1) {
+    if (columns == STRIP)
+        for (int v = 0; v < WIDE; v++) store_floats(to + LANES * v, load_floats(from + LANES * v) * scale);
+    else
+        for (int i = 0; i < columns; i++) to[i] = from[i] * scale;
 }
 
 // What a thread needs for a chunk of a head. Numbers past `size` are zero, and so are rows past the last.
@@ -106,8 +108,7 @@ private:
             unit(h.query(first + t), size_, h.a.eps, 1 / std::sqrt(float(size_)), queries_ + t * wide_);
             beta_[t] = h.beta(first + t);
             for (int n = 0; n < strips_; n++)
-                for (int i = 0; i < columns(n); i++)
-                    changes(n)[t * STRIP + i] = h.value(first + t)[n * STRIP + i] * beta_[t];
+                copy_strip(h.value(first + t) + n * STRIP, columns(n), changes(n) + t * STRIP, beta_[t]);
         }
     }
 
@@ -157,16 +158,7 @@ private:
 
     static float lasting(float x) { return x < GONE ? 0 : x; } // a NaN stays
 
-    // Part of the next chunk's rows, which lie far apart: no processor sees them coming.
-    FERRUM_INLINE void prefetch(const DeltaHead& h, int strip) const {
-        constexpr int LINE = 16;
-        for (int t = first_ + SPAN; t < std::min(first_ + 2 * SPAN, h.rows()); t++)
-            for (int i = strip * STRIP; i < std::min((strip + 1) * STRIP, size_); i += LINE)
-                for (const float* x : {h.query(t), h.key(t), h.value(t)}) __builtin_prefetch(x + i);
-    }
-
     void run_strip(const DeltaHead& h, int strip) {
-        prefetch(h, strip);
         for (int t = 0; t < rows_; t += TALL) solve(strip, t);
         for (int t = 0; t < rows_; t += TALL) answer(h, strip, t);
         update(strip);

@@ -124,8 +124,12 @@ class Slotted:
 
     @staticmethod
     def _old(part: Part, known: int) -> int:
-        """How many of the held slots nobody goes back to: those before the last one at `known` or earlier."""
-        return max((i for i, (position, _) in enumerate(part.held) if position <= known), default=0)
+        """How many of the held slots nobody goes back to: those before the last one at `known` or earlier.
+
+        Where ids stay unknown, only the last three are held.
+        """
+        old = max((i for i, (position, _) in enumerate(part.held) if position <= known), default=0)
+        return max(old, len(part.held) - 3)
 
     def advance(self, part: Part, position: int, count: int) -> None:
         """The target is the state now."""

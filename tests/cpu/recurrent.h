@@ -25,6 +25,18 @@ struct Slotted {
     int rows() const { return starts.back(); }
 };
 
+// Random numbers that begin where any vector may be written.
+struct alignas(64) Line {
+    float numbers[16];
+};
+
+std::vector<Line> lines(Random& random, size_t count) {
+    std::vector<Line> out((count + 15) / 16);
+    for (Line& line : out)
+        for (float& x : line.numbers) x = std::normal_distribution<float>()(random);
+    return out;
+}
+
 void convolve(Random& random, const Slotted& batch, int channels, int kernel) {
     Floats x = floats(random, size_t(batch.rows()) * channels), weight = floats(random, size_t(channels) * kernel);
     Floats columns = floats(random, size_t(batch.slots()) * (kernel - 1) * channels);
@@ -46,7 +58,7 @@ void delta(Random& random, const Slotted& batch, int key_heads, int per_key, int
     Floats qkv = floats(random, size_t(rows) * (2 * key_heads + heads) * size);
     Floats gates = floats(random, size_t(rows) * heads), decay = floats(random, heads);
     for (float& x : decay) x = -std::fabs(x);
-    Floats matrices = floats(random, size_t(batch.slots()) * heads * size * size);
+    std::vector<Line> matrices = lines(random, size_t(batch.slots()) * heads * size * size);
     for (int is_tiled : {0, 1})
         run("GatedDelta", {{"qkv", qkv.data()},
                            {"a", gates.data()},
@@ -88,6 +100,7 @@ void all_recurrent(Random& random) {
         for (int size : {1, 8, 16, 24, 64})
             for (int per_key : {1, 3}) delta(random, batch, 2, per_key, size);
     }
+    delta(random, Slotted(random, {1, 1, 2, 1}), 2, 2, 128); // large enough to be written past the caches
     for (long rows : {1, 7, 300})
         for (int d : {1, 33, 64}) gates(random, rows, d);
 }

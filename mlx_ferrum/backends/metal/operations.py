@@ -1,8 +1,9 @@
 """The operations on a GPU, and which kernel serves which shape.
 
-Products are float32; attention takes and returns float16. Products of several rows round activations to float16: up to
-8 rows, 16 activations share a scale; more rows, and attention, clamp to the range of float16, ±65,504. MLX's own fast
-operations serve for norms that no product of few rows follows, and for attention in both directions.
+Products and recurrent layers are float32; attention takes and returns float16. Products of several rows round
+activations to float16: up to 8 rows, 16 activations share a scale; more rows, and attention, clamp to the range of
+float16, ±65,504. MLX's own fast operations serve for norms that no product of few rows follows, and for attention in
+both directions.
 """
 
 from __future__ import annotations
