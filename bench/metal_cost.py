@@ -19,7 +19,8 @@ Columns:
           for about 1,500 of 8 bytes
   barriers, simd   of a simdgroup: barriers; reductions, shuffles and 8x8 products
   arith, all   arithmetic and all instructions for a weight and row of x, of a thread
-          (attend_rows: for a pair of a query and a key; its weights are the keys and values)
+          (attend_rows: for a pair of a query and a key; its weights are the keys and values. gated_delta: for a number
+          of a state and a row; its weights are the state, those of short_conv the columns. gated_norm: for a number)
   cycles  estimate: of one lane for a weight and row of x, at an M1's speeds of instructions (metal_machines.py)
   cache   estimate: the same of the second-level cache, at most, for all that simdgroups read; what takes longest counts
 """
@@ -42,6 +43,8 @@ from metal_expert_cases import SORT, mixtures
 from metal_machines import CHIPS, MIXTURE_SHARES, SHARES, Chip, cycles
 from metal_models import MODELS, Launch, Model, launches, output
 from metal_prefill_cases import prompts
+from metal_recurrent import StateLaunch
+from metal_recurrent_cases import recurrent
 
 from mlx_ferrum import blocks, cli
 from mlx_ferrum.backends import metal
@@ -58,7 +61,7 @@ class Demand(NamedTuple):
     cached: float
 
 
-def count(launch: Launch, batch: int, sample: int) -> Demand:
+def count(launch: Launch | StateLaunch, batch: int, sample: int) -> Demand:
     """What a launch needs for `batch` rows of x."""
     with counting(sample, whole=[SORT]) as host:
         launch.run(mx.zeros((batch, launch.k)))
@@ -87,7 +90,7 @@ class Speed:
 class Work(NamedTuple):
     """A launch, how often a token needs it, and what it needs: for one token, and for a prompt."""
 
-    launch: Launch
+    launch: Launch | StateLaunch
     times: int
     one: Demand
     prompt: Demand
@@ -154,7 +157,7 @@ def table(args: argparse.Namespace) -> Iterator[Cost]:
     cases = (product(t, s, n) for n in args.batches for t in args.types for s in args.shapes)
     more = (case for n in args.batches if n <= metal.MATVEC_ROWS for case in others(n))
     print(HEADER)
-    for case in chain(cases, more, mixtures(), prompts()):
+    for case in chain(cases, more, mixtures(), prompts(), recurrent(1, 512)):
         found = case.cost(args.sample)
         print(found.line(), flush=True)
         yield found

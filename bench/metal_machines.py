@@ -82,12 +82,14 @@ class Chip:
 MIXTURE_SHARES = (0.31, 0.55)
 
 # Cores and bandwidth: Apple's announcements (68.25 GB/s: the M1's memory, LPDDR4X-4266 on 128 bits).
-# Clocks: M1 and M1 Max as above; M3 Max and M4 Max from hmc-tech.com, which has 1578 and 1678 MHz for M4.
+# Clocks: M1 and M1 Max as above; M3 Max and M4 Max from hmc-tech.com, which has 1578 and 1678 MHz for M4. That of the
+# M5 Max is not published: it is taken for the M4 Max's, and its tensor hardware is left out.
 CHIPS = (
     Chip("M1", 8, 1.278e9, 68.25e9),
     Chip("M1 Max", 32, 1.296e9, 400e9),
     Chip("M3 Max", 40, 1.398e9, 400e9),
     Chip("M4 Max", 40, 1.578e9, 546e9),
+    Chip("M5 Max", 40, 1.578e9, 614e9),
 )
 
 

@@ -1,7 +1,9 @@
 """The weights of some models as their Q4_K_M files have them, and the launches of a token.
 
 The types are those that llama-quantize gives them: Q4_K, but Q6_K for the output and, in every other layer or so,
-for attn_v and ffn_down; F32 for the router of a mixture of experts.
+for attn_v, attn_qkv and ffn_down; F32 for the router of a mixture of experts, and for the gate of a shared expert.
+
+Sizes of Qwen3.6 are those of the model cards of Qwen3.5-35B-A3B and Qwen3.6-27B.
 """
 
 from __future__ import annotations
@@ -13,23 +15,26 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 import numpy as np
+from metal_recurrent import Delta, StateLaunch, states
 
 from mlx_ferrum import blocks
 from mlx_ferrum.backends import metal
 from mlx_ferrum.tensor import QTensor
 
-LAYER_LAUNCHES, MIXTURE_LAUNCHES = (
-    7,
-    9,
-)  # of a layer for one token, as tests/test_metal_launches.py counts them
+# Of a layer for one token, as tests/test_metal_launches.py counts them: up to the feed-forward, and from there on.
+ATTENTION_LAUNCHES, DELTA_LAUNCHES, GATE_LAUNCHES = 5, 5, 1
+DENSE_LAUNCHES, MIXTURE_LAUNCHES, SHARED_LAUNCHES = 2, 4, 4
+INTERVAL = 4  # every so many layers of a hybrid model one has attention
 OTHER_LAUNCHES = 3  # of a token: the embedding, the last norm, the output
 
 
 @dataclass(frozen=True)
 class Model:
-    """q, kv: rows of attn_q, of attn_k and attn_v; ffn: rows of ffn_gate and ffn_up
+    """q, kv: rows of attn_q without gates, of attn_k and attn_v; ffn: rows of ffn_gate and ffn_up
 
     experts: how many such there are, of which a token gets `used`; 0 for no mixture
+    shared: rows of an expert that every token gets, 0 for none
+    delta: of all layers but each fourth, whose attention has gates; None for a model without
     """
 
     name: str
@@ -41,6 +46,11 @@ class Model:
     vocab: int
     experts: int = 0
     used: int = 0
+    shared: int = 0
+    delta: Delta | None = None
+
+    def is_recurrent(self, layer: int) -> bool:
+        return self.delta is not None and (layer + 1) % INTERVAL != 0
 
     def has_more_bits(self, layer: int) -> bool:
         """Whether the layer's attn_v and ffn_down are Q6_K: the first and last eighth, and a third between."""
@@ -51,18 +61,37 @@ class Model:
     @property
     def launches(self) -> int:
         """Of a token, those of MLX's own operations included."""
-        layer = MIXTURE_LAUNCHES if self.experts else LAYER_LAUNCHES
-        return layer * self.layers + OTHER_LAUNCHES
+        layer = MIXTURE_LAUNCHES if self.experts else DENSE_LAUNCHES
+        layer += SHARED_LAUNCHES if self.shared else 0
+        attention = ATTENTION_LAUNCHES + (GATE_LAUNCHES if self.delta else 0)
+        mixing = attention * self.attending + DELTA_LAUNCHES * (self.layers - self.attending)
+        return layer * self.layers + mixing + OTHER_LAUNCHES
+
+    @property
+    def attending(self) -> int:
+        """Layers with attention."""
+        return sum(not self.is_recurrent(layer) for layer in range(self.layers))
 
     def cache_bytes(self, held: int) -> int:
         """Of keys and values in float16 that a token reads after `held` others."""
-        return self.layers * 2 * self.kv * held * 2
+        return self.attending * 2 * self.kv * held * 2
 
 
 MODELS = (
     Model("Qwen3-8B", 36, 4096, 4096, 1024, 12288, 151936),
     Model("Llama-3.1-8B", 32, 4096, 4096, 1024, 14336, 128256),
     Model("Qwen3-30B-A3B", 48, 2048, 4096, 512, 768, 151936, experts=128, used=8),
+    Model(
+        *("Qwen3.6-35B-A3B", 40, 2048, 4096, 512, 512, 248320),
+        experts=256,
+        used=8,
+        shared=512,
+        delta=Delta(key_heads=16, heads=32, size=128),
+    ),
+    Model(
+        *("Qwen3.6-27B", 64, 5120, 6144, 1024, 17408, 248320),
+        delta=Delta(key_heads=16, heads=48, size=128),
+    ),
 )
 
 
@@ -128,11 +157,13 @@ def random_ids(tokens: int, used: int, experts: int) -> mx.array:
     return mx.array(rng.random((tokens, experts)).argsort(axis=-1)[:, :used].astype(np.int32))
 
 
-def launches(model: Model) -> Counter[Launch]:
-    """How often a token needs each product."""
-    out = Counter[Launch]()
+def launches(model: Model) -> Counter[Launch | StateLaunch]:
+    """How often a token needs each product, and each launch over states."""
+    out = Counter[Launch | StateLaunch]()
     for layer in range(model.layers):
-        out.update(_layer(model, "Q6_K" if model.has_more_bits(layer) else "Q4_K"))
+        more = "Q6_K" if model.has_more_bits(layer) else "Q4_K"
+        out.update(_delta(model, more) if model.is_recurrent(layer) else _attention(model, more))
+        out.update(_feed_forward(model, more))
     out[output(model)] += 1
     return out
 
@@ -142,15 +173,32 @@ def output(model: Model) -> Launch:
     return Launch("matmul", (("Q6_K", model.vocab, model.dim),))
 
 
-def _layer(m: Model, more: str) -> Iterator[Launch]:
-    qkv = (("Q4_K", m.q, m.dim), ("Q4_K", m.kv, m.dim), (more, m.kv, m.dim))
+def _attention(m: Model, more: str) -> Iterator[Launch]:
+    q = 2 * m.q if m.delta else m.q
+    qkv = (("Q4_K", q, m.dim), ("Q4_K", m.kv, m.dim), (more, m.kv, m.dim))
     yield Launch("matmuls", qkv)
     yield Launch("matmul", (("Q4_K", m.dim, m.q),))
+
+
+def _delta(m: Model, more: str) -> Iterator[Launch | StateLaunch]:
+    d = m.delta
+    assert d is not None
+    rows = ((more, d.channels), ("Q4_K", d.values), ("Q4_K", d.heads), ("Q4_K", d.heads))
+    yield Launch("matmuls", tuple((block, n, m.dim) for block, n in rows))
+    yield from states(d)
+    yield Launch("matmul", (("Q4_K", m.dim, d.values),))
+
+
+def _feed_forward(m: Model, more: str) -> Iterator[Launch]:
     gates, down = (("Q4_K", m.ffn, m.dim),) * 2, ((more, m.dim, m.ffn),)
     if m.experts:
         yield Launch("norm_matmul", (("F32", m.experts, m.dim),))
         yield Launch("gather_gate_up", gates, m.experts, m.used)
         yield Launch("gather_down", down, m.experts, m.used)
+        if m.shared:
+            yield Launch("gate_up", (("Q4_K", m.shared, m.dim),) * 2)
+            yield Launch("matmul", ((more, m.dim, m.shared),))
+            yield Launch("matmul", (("F32", 1, m.dim),))
     else:
         yield Launch("gate_up", gates)
         yield Launch("matmul", down)

@@ -30,6 +30,7 @@ from unittest import mock
 import gguf
 import mlx.core as mx
 import numpy as np
+import random_files
 import random_qwen3
 from timing import Spread, once_busy
 
@@ -101,13 +102,9 @@ def write(path: Path, sizes: random_qwen3.Sizes) -> None:
     """A file whose tensors are a hole: zeros that take no space."""
     writer = gguf.GGUFWriter(path, sizes.architecture)
     random_qwen3.add_metadata(writer, sizes)
-    nbytes = 0
-    for tensor in random_qwen3.tensors(sizes):
-        kind = gguf.GGMLQuantizationType[tensor.type]
-        is_float = kind == gguf.GGMLQuantizationType.F32
-        shape, dtype = (tensor.shape, np.float32) if is_float else (tensor.stored, np.uint8)
-        writer.add_tensor_info(tensor.name, shape, np.dtype(dtype), tensor.nbytes, kind)
-        nbytes += writer.ggml_pad(tensor.nbytes, writer.data_alignment)
+    tensors = list(random_qwen3.tensors(sizes))
+    random_files.add_tensor_infos(writer, tensors)
+    nbytes = sum(writer.ggml_pad(tensor.nbytes, writer.data_alignment) for tensor in tensors)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()

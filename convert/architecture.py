@@ -7,11 +7,9 @@ transformers that config.json names: `Qwen3MoeForCausalLM` is in qwen3moe.py.
 from __future__ import annotations
 
 import importlib
-import itertools
-import math
 import pkgutil
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -25,18 +23,15 @@ from mlx_ferrum.blocks import Block
 from . import architectures, rope
 from .checkpoint import Stored
 from .modules import ATTENTION, MLP, Change
+from .pieces import Piece, gathered
 
 if TYPE_CHECKING:
     from mlx_ferrum.models.base import BaseArgs
 
 MOST = 4096  # layers, or experts in a layer, as in the models that run
-PART = 1 << 26  # weights that are converted at a time, unless a tensor's rows change places
 _CLASS = re.compile(r"(ForCausalLM|ForConditionalGeneration|ForMaskedLM|Model)$")
-_EXPERT = re.compile(r"(?P<stack>.*\.experts)\.(?P<number>\d+)\.(?P<name>.+)$")
-_FUSED = re.compile(r"(?P<stack>.*\.experts)\.gate_up_proj(\.weight)?$")
-_LAYER = re.compile(r"blk\.(\d+)\.(.+)$")
+_LAYER = re.compile(r"blk\.(\d+)\.")
 _ENDS = ("output_norm.weight", "output.weight")  # after the layers
-_OUTER = ("token_embd", "position_embd", "token_types", "output")  # not of a layer
 _UNUSED = (".attention.masked_bias", ".attention.bias")
 
 
@@ -80,7 +75,9 @@ def find(config: Mapping[str, Any]) -> Architecture:
             f"config.json: architecture {names[0]!r} is not supported; known: {', '.join(known)}"
         )
     module = importlib.import_module(f".{name}", architectures.__name__)
-    found: Architecture = module.Converter({**config, **text})
+    tied = any(given.get("tie_word_embeddings") for given in (config, text))  # text may not say so
+    own = {"tie_word_embeddings": True} if tied else {}
+    found: Architecture = module.Converter({**config, **text, **own})
     return found
 
 
@@ -89,7 +86,8 @@ class Architecture:
 
     Of the way back, see mlx_config.py:
     written_as: the class and the model_type of config.json; None where another converter writes these models
-    modules: of a layer, with all experts in one
+    modules: of layers, with all experts in one; prefix: of their names, and of those outside the layers
+    arrays: of a layer, which belong to no module, by their names in GGUF files
     biases: modules that have biases in mlx_lm, by the option of config.json that gives them; "" for always
     halves: whether activations fit float16
     lacks: what mlx_lm's model does not have, of "head_dim", "rope_scaling", "tied" and "softcap"
@@ -98,6 +96,8 @@ class Architecture:
     name: ClassVar[str]
     written_as: ClassVar[tuple[str, str] | None] = None
     modules: ClassVar[tuple[str, ...]] = (*ATTENTION, *MLP)
+    prefix: ClassVar[str] = ""
+    arrays: ClassVar[Mapping[str, str]] = {}
     biases: ClassVar[Mapping[str, Sequence[str]]] = {}
     halves: ClassVar[bool] = True
     lacks: ClassVar[frozenset[str]] = frozenset({"softcap"})
@@ -105,6 +105,7 @@ class Architecture:
     activation: ClassVar[str] = "silu"
     llama3_rope: ClassVar[bool] = False  # whether the model may have Llama 3's factors
     needs_biases: ClassVar[bool] = False  # whether every linear has one
+    whole_heads: ClassVar[bool] = True  # whether all of a head is rotated
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         """Raises ValueError for missing or impossible sizes, NotImplementedError for what the package cannot run."""
@@ -115,6 +116,9 @@ class Architecture:
         self.kv_heads = self.size("num_key_value_heads", self.heads)
         self.head_dim = self.size("head_dim", max(1, self.hidden // self.heads))
         self.experts = self.size("num_experts", self.config.get("num_local_experts", 0), least=0)
+        for what, count in (("num_hidden_layers", self.layers), ("experts", self.experts)):
+            if count > MOST:
+                raise ValueError(f"config.json: {what}: expected at most {MOST}, found {count}")
         self.vocabulary = self.size("vocab_size")
         self.rotary = rope.read(self.config)
         self.tied = bool(self.config.get("tie_word_embeddings", False))
@@ -129,6 +133,12 @@ class Architecture:
             )
         if self.rotary.kind == "llama3" and not self.llama3_rope:
             raise NotImplementedError(f"config.json: rope_type 'llama3' in {self.name} models")
+
+        if self.rotary.part != 1 and self.whole_heads:
+            raise NotImplementedError(
+                "config.json: partial_rotary_factor: only whole heads are supported, found "
+                f"{self.rotary.part:g}"
+            )
 
     def size(self, key: str, default: int | None = None, *, least: int = 1) -> int:
         """A whole number of config.json. Raises ValueError if it is missing without a default, or too small."""
@@ -148,7 +158,8 @@ class Architecture:
         w.add_block_count(self.layers)
         w.add_context_length(self.size("max_position_embeddings"))
         w.add_embedding_length(self.hidden)
-        w.add_feed_forward_length(self.size("intermediate_size"))
+        if "intermediate_size" in self.config:  # models of experts alone may have none
+            w.add_feed_forward_length(self.size("intermediate_size"))
         w.add_head_count(self.heads)
         w.add_head_count_kv(self.kv_heads)
         rope.add(w, self.rotary, self.size("max_position_embeddings"))
@@ -173,13 +184,22 @@ class Architecture:
         return None
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """The shape of each tensor by its GGUF name without the layer. Biases may be missing unless `needs_biases`."""
+        """The shape of each tensor by its GGUF name. Biases of matrices may be missing unless `needs_biases`."""
+        inside = {
+            f"blk.{i}.{name}": s for i in range(self.layers) for name, s in self.layer(i).items()
+        }
+        return self.outside() | inside
+
+    def outside(self) -> dict[str, tuple[int, ...]]:
+        """The shapes of the tensors before and after the layers."""
+        table = (self.vocabulary, self.hidden)
+        head = {} if self.tied else {"output.weight": table}
+        return {"token_embd.weight": table, "output_norm.weight": (self.hidden,), **head}
+
+    def layer(self, i: int) -> dict[str, tuple[int, ...]]:
+        """The shapes of the tensors of layer `i`, by their names without the layer."""
         h, q, kv = self.hidden, self.heads * self.head_dim, self.kv_heads * self.head_dim
-        head = {} if self.tied else {"output.weight": (self.vocabulary, h)}
         return {
-            "token_embd.weight": (self.vocabulary, h),
-            "output_norm.weight": (h,),
-            **head,
             "attn_norm.weight": (h,),
             **linear("attn_q", q, h),
             **linear("attn_k", kv, h),
@@ -204,10 +224,17 @@ class Architecture:
         """How GGUF files hold a tensor otherwise than the checkpoint does. name: in GGUF files"""
         return None
 
-    def changed(self, tensor: Converted) -> Converted:
-        """A tensor as GGUF files hold it."""
-        change = self.change(tensor.name)
-        return tensor if change is None else tensor.mapped(change.there)
+    def modules_of(self, i: int) -> Sequence[str]:
+        """The modules of layer `i` in mlx_lm."""
+        return self.modules
+
+    def mlx_change(self, name: str) -> Change | None:
+        """How GGUF files hold a tensor otherwise than mlx_lm does. name: in GGUF files"""
+        return self.change(name)
+
+    def mlx_shape(self, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of a tensor in mlx_lm. name, shape: in GGUF files"""
+        return shape
 
     @classmethod
     def describe(cls, args: BaseArgs) -> dict[str, Any]:
@@ -219,142 +246,61 @@ class Architecture:
 
         Raises ValueError for tensors that are missing, unknown or of a wrong shape.
         """
-        for what, count in (("num_hidden_layers", self.layers), ("experts", self.experts)):
-            if count > MOST:
-                raise ValueError(f"config.json: {what}: expected at most {MOST}, found {count}")
         names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[self.name.upper()], self.layers)
-        found: dict[str, list[_Rows]] = {}
+        renamed = ((self.renamed(name), stored) for name, stored in checkpoint.items())
+        used = ((name, stored) for name, stored in renamed if name is not None)
+        found: dict[str, list[Piece]] = {}
         unknown = []
-        for name, stored in self._stacked(checkpoint):
+        for name, pieces in gathered(used, self.experts):
             new = names.get_name(name, (".weight", ".bias"))
             if new is None:
                 unknown.append(name)
             elif new in found:
                 raise ValueError(f"tensors {name!r} and {found[new][0].name!r} are both {new!r}")
             else:
-                found[new] = stored
+                found[new] = pieces
         _refuse("that this architecture does not know", unknown)
         shapes = self.shapes()
-        _refuse("missing", self._missing(found, shapes))
-        made = [self.changed(_converted(name, s, shapes)) for name, s in found.items()]
+        _refuse("missing", [n for n in shapes if n not in found and self._needs(n, shapes)])
+        made = [self._converted(name, pieces, shapes.get(name)) for name, pieces in found.items()]
         if self.rotary.kind == "llama3":
             factors = rope.llama3_factors(self.rotary, self.head_dim)
             made.append(Converted("rope_freqs.weight", factors.shape, "F32", (lambda: factors,)))
         return sorted(made, key=_place)
 
-    def _stacked(self, checkpoint: Mapping[str, Stored]) -> Iterator[tuple[str, list[_Rows]]]:
-        """Names for TensorNameMap, with the pieces of the checkpoint that make up the tensor."""
-        stacks: dict[str, dict[int, Stored]] = {}
-        for original, stored in checkpoint.items():
-            name = self.renamed(original)
-            if name is None:
-                continue
-            expert, fused = _EXPERT.match(name), _FUSED.match(name)
-            if expert is not None:
-                stack = stacks.setdefault(f"{expert['stack']}.{expert['name']}", {})
-                stack[int(expert["number"])] = stored
-            elif fused is not None:
-                yield from _halves(fused["stack"], stored)
-            else:
-                name = (
-                    f"{name}.weight"
-                    if ".experts." in name and "." not in name.rsplit(".experts.")[1]
-                    else name
-                )
-                yield name, [_Rows(stored.name, stored)]
-        for name, stack in stacks.items():
-            missing = [n for n in range(self.experts) if n not in stack]
-            if missing or len(stack) != self.experts:
+    def _needs(self, name: str, shapes: Mapping[str, Any]) -> bool:
+        """Whether a checkpoint must have the tensor: it may lack the bias of a matrix."""
+        weight = shapes.get(f"{name.removesuffix('.bias')}.weight", ())
+        return self.needs_biases or not name.endswith(".bias") or len(weight) < 2
+
+    def _converted(
+        self, name: str, pieces: Sequence[Piece], expected: tuple[int, ...] | None
+    ) -> Converted:
+        """Raises ValueError if the shape is not the one that config.json asks for."""
+        if expected is None:
+            raise ValueError(f"tensor {pieces[0].name!r}: this architecture does not have {name!r}")
+        for piece in pieces:
+            wanted = (1, *expected[1:]) if piece.stacked else expected
+            if piece.shape != wanted:
                 raise ValueError(
-                    f"tensor {name!r}: expected experts 0 to {self.experts - 1}, found {len(stack)}"
-                    + (f", without {missing[0]}" if missing else "")
+                    f"tensor {piece.name!r}: expected shape {wanted[piece.stacked :]} by config.json, "
+                    f"found {piece.stored.shape}"
                 )
-            yield name, [_Rows(stack[n].name, stack[n], stacked=True) for n in range(self.experts)]
-
-    def _missing(self, found: Mapping[str, Any], shapes: Mapping[str, Any]) -> list[str]:
-        """Names that the model needs and the checkpoint does not have."""
-        outer = {name for name in shapes if name.startswith(_OUTER)}
-        wanted = [name for name in shapes if name in outer] + [
-            f"blk.{i}.{name}"
-            for i, name in itertools.product(range(self.layers), shapes)
-            if name not in outer and (self.needs_biases or not name.endswith(".bias"))
-        ]
-        return [name for name in wanted if name not in found]
-
-
-@dataclass(frozen=True)
-class _Rows:
-    """A piece of a tensor. stacked: one matrix of a stack; half: 0 or 1, of the second axis of a stack, or all.
-
-    packed: read as bytes of the block type that the piece is stored in
-    """
-
-    name: str
-    stored: Stored
-    stacked: bool = False
-    half: int | None = None
-    packed: bool = False
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        shape = self.stored.shape
-        if self.half is not None:
-            return (shape[0], shape[1] // 2, *shape[2:])
-        return (1, *shape) if self.stacked else shape
-
-    def read(self, start: int, stop: int) -> np.ndarray:
-        read = self.stored.packed if self.packed else self.stored.read
-        if self.stacked:
-            return read(0, self.stored.rows)[None]
-        x = read(start, stop)
-        if self.half is None:
-            return x
-        middle = x.shape[1] // 2
-        return x[:, middle:] if self.half else x[:, :middle]
-
-    def parts(self, whole: bool) -> Iterator[Callable[[], np.ndarray]]:
-        rows = self.shape[0] if self.shape else 1
-        step = rows if whole else max(1, PART // max(1, math.prod(self.shape[1:])))
-        for start in range(0, rows, step):
-            yield partial(self.read, start, min(rows, start + step))
+        change = self.change(name)
+        whole = len(expected) == 1 or (change is not None and change.rows)
+        types = {piece.stored.repacks for piece in pieces}
+        packed = types.pop() if len(types) == 1 else None
+        if packed is not None and change is not None and not change.keeps(packed):
+            packed = None
+        read = [replace(piece, packed=packed is not None) for piece in pieces]
+        parts = tuple(part for piece in read for part in piece.parts(whole))
+        made = Converted(name, expected, pieces[0].stored.dtype, parts, packed)
+        return made if change is None else made.mapped(change.there)
 
 
 def linear(name: str, rows: int, k: int) -> dict[str, tuple[int, ...]]:
     """The shapes of a weight (rows, k) and of a bias that may be there."""
     return {f"{name}.weight": (rows, k), f"{name}.bias": (rows,)}
-
-
-def _halves(stack: str, stored: Stored) -> Iterator[tuple[str, list[_Rows]]]:
-    """The gates of all experts, and what they are multiplied by, from one tensor (experts, 2 n, k)."""
-    if len(stored.shape) != 3 or stored.shape[1] % 2:
-        raise ValueError(
-            f"tensor {stored.name!r}: expected (experts, 2 n, k), found {stored.shape}"
-        )
-    for half, name in enumerate(("gate_proj", "up_proj")):
-        yield f"{stack}.{name}.weight", [_Rows(stored.name, stored, half=half)]
-
-
-def _converted(
-    name: str, rows: Sequence[_Rows], shapes: Mapping[str, tuple[int, ...]]
-) -> Converted:
-    """Raises ValueError if the shape is not the one that config.json asks for."""
-    layer = _LAYER.match(name)
-    expected = shapes.get(layer[2] if layer else name)
-    if expected is None:
-        raise ValueError(f"tensor {rows[0].name!r}: this architecture does not have {name!r}")
-    for piece in rows:
-        wanted = (1, *expected[1:]) if piece.stacked else expected
-        if piece.shape != wanted:
-            raise ValueError(
-                f"tensor {piece.name!r}: expected shape {wanted[piece.stacked :]} by config.json, "
-                f"found {piece.stored.shape}"
-            )
-    whole = len(expected) == 1 or name.endswith(("attn_q.weight", "attn_k.weight"))
-    types = {piece.stored.repacks for piece in rows}
-    packed = types.pop() if len(types) == 1 else None
-    pieces = [replace(piece, packed=packed is not None) for piece in rows]
-    parts = tuple(part for piece in pieces for part in piece.parts(whole))
-    return Converted(name, expected, rows[0].stored.dtype, parts, packed)
 
 
 def _place(tensor: Converted) -> tuple[int, int]:

@@ -60,13 +60,24 @@ def make(
 def modules(model: Architecture) -> dict[str, str]:
     """The name of each module in mlx_lm by its tensor's name in GGUF files, without `.weight`."""
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[model.name.upper()], model.layers)
-    inside = [f"model.layers.{i}.{name}" for i in range(model.layers) for name in model.modules]
+    layers = range(model.layers)
+    inside = [f"model.layers.{i}.{name}" for i in layers for name in model.modules_of(i)]
     found = {}
-    for module in (*OUTSIDE, *inside):
+    for module in (model.prefix + name for name in (*OUTSIDE, *inside)):
         known = model.renamed(f"{module}.weight")
         name = None if known is None else names.get_name(known, (".weight",))
         if name is not None:
             found[name.removesuffix(".weight")] = module
+    return found
+
+
+def arrays(model: Architecture) -> dict[str, str]:
+    """The names in mlx_lm of arrays that belong to no module, by their names in GGUF files."""
+    shapes, found = model.shapes(), {}
+    for i in range(model.layers):
+        for name, array in model.arrays.items():
+            if f"blk.{i}.{name}" in shapes:
+                found[f"blk.{i}.{name}"] = f"{model.prefix}model.layers.{i}.{array}"
     return found
 
 
@@ -78,7 +89,9 @@ def _find(args: BaseArgs) -> type[Architecture]:
         stacks = any("switch_mlp" in name for name in kind.modules)
         if kind.name == args.architecture and kind.written_as and stacks == bool(args.experts):
             return kind
-    raise NotImplementedError(f"architecture {args.architecture!r}: mlx_lm has no such model")
+    raise NotImplementedError(
+        f"architecture {args.architecture!r}: writing it as a folder of mlx_lm is not supported"
+    )
 
 
 def _sizes(args: BaseArgs, kind: type[Architecture]) -> dict[str, Any]:
@@ -110,7 +123,7 @@ def _check_limits(args: BaseArgs, kind: type[Architecture], config: Mapping[str,
         found.append(f"rope scaling {config['rope_scaling']['rope_type']!r}")
     if "softcap" in kind.lacks and config.get("final_logit_softcapping"):
         found.append("final_logit_softcapping")
-    if args.rope.dims != args.head_dim:
+    if kind.whole_heads and args.rope.dims != args.head_dim:
         found.append(f"rotary embeddings of {args.rope.dims} of {args.head_dim}")
     if args.value_dim != args.head_dim:
         found.append(f"values of {args.value_dim} beside keys of {args.head_dim}")

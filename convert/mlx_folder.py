@@ -29,6 +29,7 @@ from mlx_ferrum.blocks import (
 )
 from mlx_ferrum.models.base import BaseArgs
 from mlx_ferrum.models.weights import without_ones
+from mlx_ferrum.notice import warn
 
 from . import affine, mlx_config, recipes, repack
 from .affine import Layout
@@ -71,12 +72,21 @@ def plan(model: gguf.GGUF, options: Options) -> Plan:
     """
     args = mlx_config.read(model.metadata)
     config, converter = mlx_config.make(args, model.metadata, model.tensors, _factors(model, args))
-    found = _Tensors(model, converter, options)
+    found = _Tensors(model, converter, options, _used(model, args))
     modules = found.modules(config)
     config["torch_dtype"] = found.dtype
     if quantization := _quantization(found.layouts):
         config["quantization"] = quantization
     return Plan(config, modules, found.dtype, found.errors)
+
+
+def _used(model: gguf.GGUF, args: BaseArgs) -> list[str]:
+    """The names of the tensors but those of layers that predict further tokens, where mlx_lm has none."""
+    past = [name for name in model.tensors if recipes.layer(name) >= args.num_layers]
+    if not args.skips_predictors or not past:
+        return list(model.tensors)
+    warn(f"tensors are left out: {len(past)} of multi-token prediction")
+    return [name for name in model.tensors if name not in set(past)]
 
 
 def _factors(model: gguf.GGUF, args: BaseArgs) -> np.ndarray | None:
@@ -101,11 +111,13 @@ def _quantization(layouts: Mapping[str, Layout]) -> dict[str, Any]:
 
 
 class _Tensors:
-    """The tensors of a model by modules. layouts: of each module that is quantized."""
+    """The tensors of a model by modules. used: names of tensors; layouts: of each module that is quantized."""
 
-    def __init__(self, model: gguf.GGUF, converter: Architecture, options: Options) -> None:
-        self.model, self.converter, self.options = model, converter, options
-        self.names = mlx_config.modules(converter)
+    def __init__(
+        self, model: gguf.GGUF, converter: Architecture, options: Options, used: list[str]
+    ) -> None:
+        self.model, self.converter, self.options, self.used = model, converter, options, used
+        self.names, self.arrays = mlx_config.modules(converter), mlx_config.arrays(converter)
         self.shapes = converter.shapes()
         self.errors = Errors()
         self.layouts: dict[str, Layout] = {}
@@ -114,7 +126,7 @@ class _Tensors:
     def modules(self, config: dict[str, Any]) -> list[Module]:
         """Modules in the order of the file; sets the options of config.json that say which have biases."""
         self._check()
-        found = [self._module(name) for name in self.model.tensors if name != FACTORS]
+        found = [self._module(name) for name in self.used if name != FACTORS]
         if "lm_head" in self.names.values() and "output.weight" not in self.model.tensors:
             found.append(self._module("token_embd.weight", "lm_head"))
         return found + self._missing_biases(config)
@@ -131,13 +143,13 @@ class _Tensors:
 
     def _check(self) -> None:
         """Raises ValueError unless every tensor is known, and every module that the model needs is there."""
-        known = {FACTORS}
+        known = {FACTORS, *self.arrays}
         for name in self.names:
             known |= {f"{name}.weight", f"{name}.bias"}
-        unknown = [name for name in self.model.tensors if name not in known]
+        unknown = [name for name in self.used if name not in known]
         if unknown:
             raise ValueError(f"tensor {unknown[0]!r}: this architecture does not have it")
-        needed = [f"{name}.weight" for name in self.names if name != "output"]
+        needed = [*self.arrays, *(f"{name}.weight" for name in self.names if name != "output")]
         missing = [name for name in needed if name not in self.model.tensors]
         if missing:
             raise ValueError(f"tensor {missing[0]!r} is missing")
@@ -146,17 +158,20 @@ class _Tensors:
         """A tensor of the file as arrays; module: its name in mlx_lm, by default that of its own module."""
         info, shape = self.model.tensors[name], self._shape(name)
         stem, _, suffix = name.rpartition(".")
-        module = f"{module or self.names[stem]}.{suffix}"
+        module = self.arrays.get(name) or f"{module or self.names[stem]}.{suffix}"
         try:
             block = by_name(info.type)
         except NotImplementedError as error:
             raise NotImplementedError(f"tensor {name!r}: {error}") from None
         layout = self._layout(name, block, shape)
-        matrix = _Matrix(self.model, info, block, shape, self.converter.change(name), self.errors)
+        change = self.converter.mlx_change(name)
+        matrix = _Matrix(self.model, info, block, shape, change, self.errors)
         if layout is None:
-            array = Array(module, affine.FLOATS[self.dtype][0], shape)
-            data = partial(matrix.floats, self.dtype)
-            return Module(module, shape, info.type, self.dtype, (array,), data)
+            dtype = "float32" if name.endswith("ssm_a") else self.dtype  # it is exponentiated
+            stored = self.converter.mlx_shape(name, shape)
+            array = Array(module, affine.FLOATS[dtype][0], stored)
+            data = partial(matrix.floats, dtype)
+            return Module(module, shape, info.type, dtype, (array,), data)
         module = module.removesuffix(".weight")
         self.layouts[module] = layout
         arrays = _arrays(module, shape, layout, self.dtype)
@@ -165,8 +180,7 @@ class _Tensors:
 
     def _shape(self, name: str) -> tuple[int, ...]:
         """The shape in config.json's terms. Raises ValueError if the file's is another one."""
-        parts = name.split(".", 2)
-        expected = self.shapes.get(parts[2] if parts[0] == "blk" else name)
+        expected = self.shapes.get(name)
         found = self.model.tensors[name].shape
         if expected is None:
             raise ValueError(f"tensor {name!r}: this architecture does not have it")
@@ -208,7 +222,7 @@ class _Tensors:
         return made
 
     def _zeros(self, module: str, name: str) -> Module:
-        shape = self.shapes[f"{name.split('.', 2)[2]}.bias"]
+        shape = self.shapes[f"{name}.bias"]
         array = Array(f"{module}.bias", affine.FLOATS[self.dtype][0], shape)
         zeros = np.zeros(array.nbytes, np.uint8)
         return Module(array.name, shape, "-", self.dtype, (array,), lambda: iter([zeros]))
@@ -235,11 +249,16 @@ class _Matrix:
     change: Change | None
     errors: Errors
 
+    @property
+    def is_moved(self) -> bool:
+        """Whether the change applies to rows of blocks, so that it is undone before they are decoded."""
+        return self.change is not None and self.change.keeps(self.block)
+
     def raw(self) -> Iterator[np.ndarray]:
         """Runs of rows (n, row bytes) uint8, at most CHUNK weights, in the order of the checkpoint."""
         k = self.shape[-1]
         data = self.model.data(self.info.name).reshape(-1, self.block.row_bytes(k))
-        if self.change is not None and self.change.rows:
+        if self.change is not None and self.is_moved:
             data = self.change.back(self._heads(data))
         data, step = data.reshape(-1, self.block.row_bytes(k)), max(1, CHUNK // k)
         for start in range(0, len(data), step):
@@ -252,7 +271,7 @@ class _Matrix:
     def decoded(self, raw: np.ndarray) -> np.ndarray:
         """raw: (n, row bytes) -> (n, k) float32"""
         x = repack.decoded(self.block, raw)
-        return x if self.change is None or self.change.rows else self.change.back(x)
+        return x if self.change is None or self.is_moved else self.change.back(x)
 
     def floats(self, dtype: str) -> Iterator[np.ndarray]:
         """The bytes of an array of floats."""
@@ -269,6 +288,7 @@ class _Matrix:
             return
         scales, biases = [], []
         keeps = repack.BITS.get(self.block) == layout.bits and layout.group == repack.GROUP
+        keeps = keeps and (self.change is None or self.is_moved)
         for raw in self.raw():
             x = None if keeps else self.decoded(raw)
             made = repack.rows(self.block, raw) if x is None else affine.quantize(x, layout)

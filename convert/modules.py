@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mlx_ferrum.blocks import Block
+
 OUTSIDE = ("model.embed_tokens", "model.norm", "lm_head")
 ATTENTION = (
     "input_layernorm",
@@ -22,9 +24,16 @@ MLP = tuple(f"mlp.{name}" for name in PROJECTIONS)
 class Change:
     """How GGUF files hold the values of a tensor, and the way back.
 
-    rows: whether rows change places, so that it applies to rows in any form; otherwise it applies to float32 values
+    rows: whether rows change places, so that it applies to rows in any form
+    group: how many columns change places together, so that it applies to rows of blocks that lie within a group
+    Otherwise it applies to float32 values.
     """
 
     there: Callable[[np.ndarray], np.ndarray]
     back: Callable[[np.ndarray], np.ndarray]
     rows: bool = False
+    group: int = 0
+
+    def keeps(self, block: type[Block]) -> bool:
+        """Whether it applies to rows of these blocks."""
+        return self.rows or (self.group > 0 and self.group % block.weights == 0)

@@ -40,6 +40,11 @@ class Rotary:
         """The base of the frequencies, "theta"."""
         return positive(self.parameters["rope_theta"], "rope_theta")
 
+    @property
+    def part(self) -> float:
+        """How much of each head is rotated: 1 for all of it."""
+        return positive(self.parameters.get("partial_rotary_factor", 1), "partial_rotary_factor")
+
     def number(self, name: str, default: float | None = None) -> float:
         """A parameter. Raises ValueError unless it is a positive number."""
         return positive(self.parameters.get(name, default), f"rope {self.kind}: {name}")
@@ -62,13 +67,7 @@ def read(config: Mapping[str, Any]) -> Rotary:
     top = ("rope_theta", "original_max_position_embeddings", "partial_rotary_factor")
     inherited = {name: config[name] for name in top if config.get(name) is not None}
     base = None if local is None else positive(local, "rope_theta of layers with a window")
-    rotary = Rotary({**inherited, **given}, base)
-    if rotary.parameters.get("partial_rotary_factor", 1) != 1:
-        raise NotImplementedError(
-            "config.json: partial_rotary_factor: only whole heads are supported, found "
-            f"{rotary.parameters['partial_rotary_factor']}"
-        )
-    return rotary
+    return Rotary({**inherited, **given}, base)
 
 
 def _object(value: Any) -> Mapping[str, Any]:

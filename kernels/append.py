@@ -18,7 +18,7 @@ FIRST_LAUNCH = 0  # the mark of a pool that no launch has used
 BEGIN = """
     int n = SIMDGROUPS * threadgroup_position_in_grid.x + simdgroup_index_in_threadgroup;
     uint lane = thread_index_in_simdgroup;
-    AppendShape shape = {q_shape[0], q_shape[1], k_shape[1], q_shape[2], v_shape[2], frequencies_shape[0],
+    AppendShape shape = {q_shape[0], q_shape[1], k_shape[1], k_shape[2], v_shape[2], frequencies_shape[0],
                          keys_shape[2]};
     int heads = shape.heads + shape.groups, row = n / heads, h = n % heads, g = h - shape.heads;
     if (row >= shape.rows) return;
@@ -26,9 +26,9 @@ BEGIN = """
     HeadFactors factors = {magnitude_eps[0], magnitude_eps[1]};
     float turn_at = positions[row];
     if (g < 0) {
-        size_t at = (size_t(row) * shape.heads + h) * shape.head_dim;
-        return rotate_head<NORM, INTERLEAVED>(q + at, q_weight, frequencies, turned + at, turn_at, shape, factors,
-                                              lane);
+        size_t head = size_t(row) * shape.heads + h;
+        return rotate_head<NORM, INTERLEAVED>(q + head * q_shape[2], q_weight, frequencies,
+                                              turned + head * shape.head_dim, turn_at, shape, factors, lane);
     }
     size_t from = size_t(row) * shape.groups + g, to = pool_row(slots[row], g, shape);
 """
@@ -89,7 +89,7 @@ def append(
 ) -> tuple[mx.array, mx.array]:
     """One launch, which writes the pool in place. The arguments are those of ops.append.
 
-    q: (n, h, d), k: (n, g, d), v: (n, g, dv) -> turned q: (n, h, d) float16, and the pool's mark
+    q: (n, h, d) or (n, h, 2 d), k: (n, g, d), v: (n, g, dv) -> turned q: (n, h, d) float16, and the pool's mark
     positions: (n,) int32, slots: (n,) int64, block * size + the position within the block; all different
     Numbers beyond ±65,504, the range of float16, are clamped to ±65,504; NaN stays NaN.
     Raises ValueError for shapes that do not fit together.
@@ -104,7 +104,7 @@ def append(
     arrays = [q, k, v, q_weight, k_weight, frequencies, positions, slots]
     arrays += [
         constant(magnitude, eps),
-        mark_of(pool),
+        mark_or_first(pool.mark),
         pool.keys,
         pool.values,
         *(pool.scales or ()),
@@ -116,7 +116,7 @@ def append(
 @functools.lru_cache(KEPT)
 def _call(shapes: tuple[Shape, ...], bits: int, norm: bool, interleaved: bool) -> Call:
     _check(*shapes)
-    (n, heads, d), (_, groups, _), (*_, dv), *_ = shapes
+    (n, heads, _), (_, groups, d), (*_, dv), *_ = shapes
     template = {"NORM": norm, "INTERLEAVED": interleaved, "SIMDGROUPS": SIMDGROUPS}
     if bits == 8:
         template["STAGED"] = d + dv
@@ -125,19 +125,19 @@ def _call(shapes: tuple[Shape, ...], bits: int, norm: bool, interleaved: bool) -
         template=template,
         grid=(LANES * SIMDGROUPS * blocks, 1, 1),
         threadgroup=(LANES * SIMDGROUPS, 1, 1),
-        output_shapes=[shapes[0], (1,)],
+        output_shapes=[(n, heads, d), (1,)],
         output_dtypes=[mx.float16, mx.float32],
     )
 
 
-def mark_of(pool: Pool) -> mx.array:
-    """The pool's mark, or an array in its place."""
-    return constant(FIRST_LAUNCH) if pool.mark is None else pool.mark
+def mark_or_first(mark: mx.array | None) -> mx.array:
+    """The mark, or an array in its place."""
+    return constant(FIRST_LAUNCH) if mark is None else mark
 
 
 def _check(q: Shape, k: Shape, v: Shape, keys: Shape, values: Shape, frequencies: Shape) -> None:
-    (n, _, d), (groups, dv), size = q, v[1:], keys[2]
-    if k != (n, groups, d) or v[0] != n:
+    (groups, d), dv, size = k[1:], v[2], keys[2]
+    if q[2] not in (d, 2 * d) or not q[0] == k[0] == v[0] or v[1] != groups:
         raise ValueError(f"append: q {q}, k {k} and v {v} do not fit together")
     if keys[1:] != (groups, size, d) or values[1:] != (groups, size, dv):
         raise ValueError(f"append: blocks of {keys} and {values} for k {k} and v {v}")

@@ -9,7 +9,7 @@ import mlx.core as mx
 
 from mlx_ferrum.launch import KEPT, Call, Header, Kernel, constant
 
-from .append import LANES, Pool, Shape, mark_of
+from .append import LANES, Pool, Shape, mark_or_first
 from .header import header
 
 SIMDGROUPS = 4  # per threadgroup; each takes every fourth tile of keys
@@ -90,7 +90,7 @@ def attend(
     held = given if sinks is None else sinks
     scales = pool.scales or (given, given)
     arrays = [q, pool.keys, pool.values, *scales, held, seen.starts, seen.lengths, seen.table]
-    out, stats = plan.call([*arrays, whole(seen.window or 0), given, mark_of(pool)])
+    out, stats = plan.call([*arrays, whole(seen.window or 0), given, mark_or_first(pool.mark)])
     return (plan.merge([out, stats, held])[0] if plan.merge else out), stats
 
 

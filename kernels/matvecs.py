@@ -14,7 +14,7 @@ from . import staged as staging
 from .header import header
 from .matvec import INPUTS, LANES, Shape, check, normed_input
 
-MOST = 3  # weights
+MOST = 4  # weights
 BODY = """
     int simdgroup = {simdgroup};
     matvecs<ROWS, BATCH>({input}, x_shape[1], simdgroup, thread_index_in_simdgroup, {projections});

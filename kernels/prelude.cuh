@@ -209,6 +209,7 @@ METAL_FUNC int abs(int x) { return x < 0 ? -x : x; }
 METAL_FUNC half abs(half x) { return as_type<half>(ushort(x.bits & 0x7fff)); }
 METAL_FUNC float fma(float a, float b, float c) { return fmaf(a, b, c); }
 METAL_FUNC float exp(float x) { return expf(x); }
+METAL_FUNC float log(float x) { return logf(x); }
 METAL_FUNC float rint(float x) { return rintf(x); }
 
 METAL_FUNC int min(int a, int b) { return a < b ? a : b; }

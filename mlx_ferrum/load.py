@@ -15,6 +15,7 @@ from mlx import nn
 from . import blocks, catalog, gguf, models
 from .models.base import LanguageModel, LoadedModel, Weights
 from .models.encoder import Encoder
+from .options import Delta
 from .sample.recommended import recommended
 from .tensor import QTensor
 from .tokenizer import Tokenizer
@@ -74,6 +75,8 @@ def _arrays(value: Any) -> Iterator[mx.array]:
         yield value
     elif isinstance(value, nn.Module):
         yield from _arrays({**vars(value), **value})
+    elif isinstance(value, Delta):
+        yield from (value.decay, value.dt)
     elif isinstance(value, Mapping):
         yield from _arrays(tuple(value.values()))
     elif isinstance(value, (list, tuple)):

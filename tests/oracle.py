@@ -13,6 +13,7 @@ from typing import Any
 
 import gguf
 import numpy as np
+import oracle_hybrid
 import torch
 import transformers
 
@@ -55,6 +56,7 @@ MODELS = {
     "qwen2moe": (transformers.Qwen2MoeConfig, transformers.Qwen2MoeForCausalLM),
     "qwen3moe": (transformers.Qwen3MoeConfig, transformers.Qwen3MoeForCausalLM),
     "mixtral": (transformers.MixtralConfig, transformers.MixtralForCausalLM),
+    **oracle_hybrid.MODELS,
 }
 GEMMA3_27B_LAYERS = 62
 
@@ -131,6 +133,8 @@ def _config(arch: str, metadata: dict[str, Any], tensors: dict[str, np.ndarray])
         config["attention_bias"] = "blk.0.attn_q.bias" in tensors
     if arch == "gemma3":
         config |= _gemma3_config(metadata, config)
+    if arch in oracle_hybrid.MODELS:
+        config |= oracle_hybrid.config(metadata, config["head_dim"])
     if "expert_count" in metadata:
         config |= _expert_config(metadata, tensors)
     return config
@@ -186,7 +190,7 @@ def _expert_config(metadata: dict[str, Any], tensors: dict[str, np.ndarray]) -> 
         "shared_expert_intermediate_size": metadata.get("expert_shared_feed_forward_length"),
         "mlp_only_layers": [i for i in layers if f"blk.{i}.ffn_gate_inp.weight" not in tensors],
         "norm_topk_prob": metadata.get(
-            "expert_weights_norm", "blk.0.attn_q_norm.weight" in tensors
+            "expert_weights_norm", any("attn_q_norm" in name for name in tensors)
         ),
     }
     return {key: value for key, value in config.items() if value is not None}
@@ -195,6 +199,8 @@ def _expert_config(metadata: dict[str, Any], tensors: dict[str, np.ndarray]) -> 
 def _state(arch: str, config: Any, tensors: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
     """The transformers state dict of a file's tensors."""
     state = {}
+    if arch in oracle_hybrid.MODELS:
+        tensors = oracle_hybrid.trunk(arch, config, tensors)
     for name, array in _gates_with_ups(tensors).items():
         stem, _, kind = name.rpartition(".")
         if stem == "rope_freqs":
@@ -205,8 +211,12 @@ def _state(arch: str, config: Any, tensors: dict[str, np.ndarray]) -> dict[str, 
             array = array - 1  # the file holds 1 + weight
         if stem.endswith("ffn_gate_inp_shexp"):
             array = array.reshape(1, -1)
+        if arch in oracle_hybrid.MODELS:
+            stem = stem if kind in ("weight", "bias") else name
+            array = oracle_hybrid.arranged(arch, stem.rpartition(".")[2], array, config)
         target = _target(arch, stem)
-        key = target if stem.endswith("_exps") else f"{target}.{kind}"
+        is_bare = stem.endswith(("_exps", *oracle_hybrid.VECTORS))
+        key = target if is_bare else f"{target}.{kind}"
         state[key] = torch.tensor(np.ascontiguousarray(array))
     return state
 
@@ -228,7 +238,9 @@ def _target(arch: str, stem: str) -> str:
     layer = re.fullmatch(r"blk\.(\d+)\.(\w+)", stem)
     if layer is None:
         return GLOBAL_NAMES[stem]
-    names = GEMMA_LAYER_NAMES if arch == "gemma3" else LAYER_NAMES
+    names = {"gemma3": GEMMA_LAYER_NAMES}.get(arch, LAYER_NAMES)
+    if arch in oracle_hybrid.MODELS:
+        names = LAYER_NAMES | oracle_hybrid.LAYER_NAMES | oracle_hybrid.VECTORS
     return f"model.layers.{layer[1]}.{names[layer[2]]}"
 
 

@@ -93,6 +93,6 @@ class Alone:
 
 
 def small_states(model: Any, *, block: int, blocks: int, slack: int = 0) -> ModelStates:
-    """States of a model, with a small pool."""
-    keeps = model.make_cache().keeps
-    return ModelStates(keeps, ops.allocate, blocks=blocks, block=block, slack=slack)
+    """States of a model, with a small pool; recurrent states have room for all active texts."""
+    keeps, slots = model.make_cache().keeps, 4 * ACTIVE
+    return ModelStates(keeps, ops.allocate, blocks=blocks, slots=slots, block=block, slack=slack)

@@ -4,8 +4,7 @@
 drawn with integer and exact float arithmetic only. Weights of a matrix have a standard deviation of about
 1 / sqrt(k), so that activations neither vanish nor explode.
 
-The vocabulary is byte-level BPE (`gpt2`) with a few merges; it means nothing, but it lets llama.cpp load
-the files too. Nothing here knows what a model computes.
+The vocabulary means nothing, but it lets llama.cpp load the files too. Nothing here knows what a model computes.
 """
 
 from __future__ import annotations
@@ -20,6 +19,9 @@ from typing import Any
 import gguf
 import numpy as np
 import random_blocks
+import random_hybrid
+import random_vocabulary
+from random_hybrid import Delta
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,7 @@ class Sizes:
     expert_ffn: int = 64
     shared_ffn: int = 0
     dense_layers: Sequence[int] = ()  # without experts
+    delta: Delta | None = None  # of hybrid models
 
 
 ROUTER = "ffn_gate_inp"
@@ -132,6 +135,38 @@ CASES: dict[str, dict[str, Any]] = {
         "arch": "llama",
         "sizes": Sizes(ffn=256, layers=2, experts=8, used=2, expert_ffn=256),
     },
+    "qwen3next": {
+        "arch": "qwen3next",
+        "types": ("Q4_K", "Q8_0"),
+        "sizes": Sizes(layers=2, experts=8, used=2, expert_ffn=256, shared_ffn=256, delta=Delta()),
+    },
+    "qwen3next-old-dense": {
+        "arch": "qwen3next",
+        "types": ("Q5_0", "F16"),
+        "metadata": {"attention.head_count_kv": [0, 2, 0]},
+        "sizes": Sizes(
+            layers=3,
+            delta=Delta(3, 3, 32, recurrent=(True, False, True), is_old=True, rotary=64),
+        ),
+    },
+    "qwen35": {
+        "arch": "qwen35",
+        "tied": True,
+        "types": ("Q4_K", "Q6_K", "Q8_0"),
+        "sizes": Sizes(layers=4, delta=Delta(1, 3, 128, kernel=3, interval=4)),
+    },
+    "qwen35moe-predictor": {
+        "arch": "qwen35moe",
+        "types": ("Q8_0", "IQ4_XS"),
+        "sizes": Sizes(
+            layers=3,
+            experts=9,
+            used=3,
+            expert_ffn=256,
+            shared_ffn=256,
+            delta=Delta(4, 8, 32, recurrent=(True, True, False), predictors=1),
+        ),
+    },
 }
 
 
@@ -156,6 +191,7 @@ def write(
     biases: Sequence[str] = (),
     metadata: Mapping[str, Any] | None = None,
     vectors: Mapping[str, np.ndarray] | None = None,
+    is_ascii: bool = False,
 ) -> Path:
     """Write a random model of architecture `arch` to `path` and return `path`.
 
@@ -164,19 +200,21 @@ def write(
     biases: matrices that get a bias: those of layers (`attn_q` …), and `output`.
     metadata: further keys, without the architecture's prefix; they override the defaults.
     vectors: further float32 tensors by their whole name.
+    is_ascii: each token is text of its own, so that llama.cpp gives log-probabilities of all.
     """
     rng = np.random.default_rng(seed)
     writer = gguf.GGUFWriter(path, arch)
     writer.add_name(f"random {arch} {seed}")
     for key, value in {**_metadata(arch, sizes), **(metadata or {})}.items():
         _add_value(writer, f"{arch}.{key}", value)
-    _add_vocabulary(writer, sizes.vocab)
+    (random_vocabulary.add_ascii if is_ascii else random_vocabulary.add)(writer, sizes.vocab)
     deal = itertools.cycle(types[i] for i in rng.permutation(len(types)))
     for name, shape in _shapes(arch, sizes, tied, biases).items():
         if len(shape) == 1:
             writer.add_tensor(name, rng.uniform(*_range(name), shape).astype(np.float32))
         else:
-            type = "F32" if ROUTER in name else _fitting(deal, shape[-1])
+            is_plain = ROUTER in name or any(part in name for part in random_hybrid.F32)
+            type = "F32" if is_plain else _fitting(deal, shape[-1])
             matrix = random_blocks.matrix(rng, type, math.prod(shape[:-1]), shape[-1])
             _add_matrix(writer, name, matrix, shape)
     for name, vector in (vectors or {}).items():
@@ -190,6 +228,9 @@ def write(
 
 def _range(name: str) -> tuple[float, float]:
     """What a vector's values are drawn from."""
+    for end, found in random_hybrid.RANGES.items():
+        if name.endswith(end):
+            return found
     if name.endswith(".bias"):
         return -0.5, 0.5
     return (-0.1, 0.1) if ROUTER in name else (0.5, 2.0)
@@ -217,9 +258,10 @@ def _shapes(
 ) -> dict[str, tuple[int, ...]]:
     """Names and shapes of all tensors, in file order; a matrix is (rows, k), a stack (experts, rows, k)."""
     shapes: dict[str, tuple[int, ...]] = {"token_embd.weight": (sizes.vocab, sizes.hidden)}
-    for i in range(sizes.layers):
+    predictors = sizes.delta.predictors if sizes.delta else 0
+    for i in range(sizes.layers + predictors):
         for name, shape in _layer(arch, sizes, i).items():
-            shapes[f"blk.{i}.{name}.weight"] = shape
+            shapes[f"blk.{i}.{random_hybrid.full_name(name)}"] = shape
             if name in biases:
                 shapes[f"blk.{i}.{name}.bias"] = shape[:1]
     shapes["output_norm.weight"] = (sizes.hidden,)
@@ -230,8 +272,25 @@ def _shapes(
     return shapes
 
 
+def _hybrid_layer(arch: str, sizes: Sizes, delta: Delta, i: int) -> dict[str, tuple[int, ...]]:
+    hidden, is_predictor = sizes.hidden, i >= sizes.layers
+    if not is_predictor and delta.is_recurrent(i):
+        layer = random_hybrid.recurrent_layer(arch, hidden, delta)
+    else:
+        layer = random_hybrid.attention_layer(hidden, sizes.heads, sizes.kv_heads, sizes.head_dim)
+    return {
+        "attn_norm": (hidden,),
+        **layer,
+        "post_attention_norm": (hidden,),
+        **(_experts(sizes) if sizes.experts else _mlp(sizes)),
+        **(random_hybrid.predictor(hidden) if is_predictor else {}),
+    }
+
+
 def _layer(arch: str, sizes: Sizes, i: int) -> dict[str, tuple[int, ...]]:
     hidden, head_dim = sizes.hidden, sizes.head_dim
+    if sizes.delta is not None:
+        return _hybrid_layer(arch, sizes, sizes.delta, i)
     q_rows, kv_rows = sizes.heads * head_dim, sizes.kv_heads * head_dim
     layer: dict[str, tuple[int, ...]] = {
         "attn_norm": (hidden,),
@@ -291,10 +350,12 @@ def _metadata(arch: str, sizes: Sizes) -> dict[str, Any]:
     }
     if sizes.experts:
         metadata |= {"expert_count": sizes.experts, "expert_used_count": sizes.used}
-    if arch in ("qwen2moe", "qwen3moe"):
+    if arch in ("qwen2moe", "qwen3moe", "qwen3next", "qwen35moe") and sizes.experts:
         metadata["expert_feed_forward_length"] = sizes.expert_ffn
     if sizes.shared_ffn:
         metadata["expert_shared_feed_forward_length"] = sizes.shared_ffn
+    if sizes.delta is not None:
+        metadata |= random_hybrid.metadata(arch, sizes.delta, sizes.layers)
     if arch == "llama":
         metadata |= {"vocab_size": sizes.vocab, "rope.dimension_count": sizes.head_dim}
     return metadata
@@ -311,22 +372,3 @@ def _add_value(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
         writer.add_string(key, value)
     else:
         writer.add_array(key, value)
-
-
-def _add_vocabulary(writer: gguf.GGUFWriter, size: int) -> None:
-    """Byte-level BPE: 256 bytes, some merges of two, unused tokens if need be, one end-of-text token."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    rest = [byte for byte in range(256) if byte not in printable]
-    bytes_ = [chr(byte) for byte in printable] + [chr(256 + i) for i in range(len(rest))]
-    merges = [f"{a} {b}" for a in "\u0120etaoins" for b in "etaoinshr"][: size - len(bytes_) - 1]
-    tokens = bytes_ + [merge.replace(" ", "") for merge in merges]
-    unused = [f"<unused{i}>" for i in range(size - len(tokens) - 1)]
-    kinds = [gguf.TokenType.NORMAL] * len(tokens) + [gguf.TokenType.UNUSED] * len(unused)
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("gpt-2")
-    writer.add_token_list([*tokens, *unused, "<|endoftext|>"])
-    writer.add_token_types([*kinds, gguf.TokenType.CONTROL])
-    writer.add_token_merges(merges)
-    writer.add_bos_token_id(size - 1)
-    writer.add_eos_token_id(size - 1)
-    writer.add_add_bos_token(False)

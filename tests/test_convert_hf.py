@@ -10,7 +10,7 @@ import pytest
 
 import mlx_ferrum
 from mlx_ferrum import gguf
-from mlx_ferrum.convert import architecture, checkpoint, rope
+from mlx_ferrum.convert import checkpoint, pieces, rope
 from mlx_ferrum.convert.command import main
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "convert_hf.json").read_text())
@@ -119,7 +119,7 @@ def test_every_float_type_gives_the_same_weights(dtype, tmp_path):
 
 @pytest.mark.parametrize("block", [None, [16, 48]])
 def test_fp8_is_multiplied_by_its_scales(block, monkeypatch, tmp_path):
-    monkeypatch.setattr(architecture, "PART", 7 * 96)
+    monkeypatch.setattr(pieces, "PART", 7 * 96)
     made = hf_folders.write(tmp_path / "m", "qwen3")
     name = "model.layers.0.mlp.down_proj.weight"  # (64, 96)
     codes = (np.arange(64 * 96) % 120).astype(np.uint8).reshape(64, 96) | 128 * (
@@ -184,7 +184,7 @@ def test_files_of_a_split_checkpoint_are_read_together(tmp_path):
 def test_large_tensors_are_converted_in_parts(monkeypatch, tmp_path):
     hf_folders.write(tmp_path / "m", "qwen2moe")
     wanted = convert(tmp_path / "m", "--type", "q8_0")
-    monkeypatch.setattr(architecture, "PART", 100)
+    monkeypatch.setattr(pieces, "PART", 100)
     found = convert(tmp_path / "m", "--type", "q8_0")
     for name in wanted.tensors:
         np.testing.assert_array_equal(found.data(name), wanted.data(name), name)

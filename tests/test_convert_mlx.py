@@ -21,6 +21,10 @@ REFUSED = {
     "llama-tied-rope_freqs": "expected the factors of Llama 3",
     "qwen3moe-60-dense": "tensor 'blk.0.ffn_gate.weight': this architecture does not have it",
     "qwen3moe-not-normalised": "norm_topk_prob: qwen3moe files mean True, found False",
+    "qwen3next": "writing it as a folder of mlx_lm is not supported",
+    "qwen3next-old-dense": "writing it as a folder of mlx_lm is not supported",
+    "qwen35": "layer_norm_rms_epsilon: mlx_lm's delta nets have 1e-06, found 0.0001",
+    "qwen35moe-predictor": "layer_norm_rms_epsilon: mlx_lm's delta nets have 1e-06, found 0.0001",
 }
 
 CHANGES: dict[str, dict[str, Any]] = {

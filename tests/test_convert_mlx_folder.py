@@ -16,7 +16,7 @@ import pytest
 from mlx_folders import change
 
 from mlx_ferrum import blocks, gguf
-from mlx_ferrum.convert import architecture, mlx_folder
+from mlx_ferrum.convert import mlx_folder, pieces
 from mlx_ferrum.convert.command import main
 
 DOWN, DOWN_GGUF = "model.layers.1.mlp.down_proj", "blk.1.ffn_down.weight"
@@ -132,7 +132,7 @@ def test_hf_reads_such_a_folder_too(tmp_path, caplog):
 def test_large_tensors_are_converted_in_parts(monkeypatch, tmp_path):
     mlx_folders.write(tmp_path / "m", "mixtral", {**mlx_folders.LAYOUT, "bits": 5})
     wanted = convert(tmp_path / "m")
-    monkeypatch.setattr(architecture, "PART", 100)
+    monkeypatch.setattr(pieces, "PART", 100)
     found = convert(tmp_path / "m")
     monkeypatch.setattr(mlx_folder, "CHUNK", 100)
     assert main(["mlx", str(tmp_path / "m.gguf"), str(tmp_path / "again")]) == 0

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import hf_folders
+import hf_hybrid
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -91,3 +92,18 @@ def test_folders_of_every_architecture(kind, tmp_path, reference):
     assert main(["hf", str(tmp_path / "hf"), str(path), "--type", "f32"]) == 0
     theirs, _, ours = convert(path, tmp_path / "m")
     compare(theirs, ours, np.random.default_rng(2).integers(0, 256, 40).tolist())
+
+
+@pytest.mark.parametrize("case", [case for case in hf_hybrid.CASES if case[:6] == "qwen35"])
+@pytest.mark.parametrize("recipe", ["f32", "q4_k_m"])
+def test_hybrid_models(case, recipe, tmp_path, reference):
+    """Weights a quarter as large, so that states neither vanish nor grow; heads of 32, whole blocks."""
+    heads: dict[str, Any] = {"linear_key_head_dim": 32, "linear_value_head_dim": 32}
+    made = hf_hybrid.write(tmp_path / "hf", case, layer_types=None, **heads)
+    smaller = {name: x / 4 for name, x in made.items()}
+    hf_folders.save(tmp_path / "hf" / "model.safetensors", smaller, "F32")
+    path = tmp_path / "m.gguf"
+    assert main(["hf", str(tmp_path / "hf"), str(path), "--type", recipe]) == 0
+    theirs, _, ours = convert(path, tmp_path / "m")
+    original = mlx_ferrum.load(path)[0] if recipe == "f32" else ours
+    compare(theirs, original, np.random.default_rng(2).integers(0, 256, 40).tolist())

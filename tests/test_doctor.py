@@ -120,7 +120,8 @@ def test_every_operation_meets_every_type():
         assert seen.pop(op) == types
     for op in ("gather_matmul", "gather_gate_up", "gather_down"):
         assert seen.pop(op) == types
-    assert set(seen) == {"append", "attend", "rms_norm", "route", "sigmoid_gate"}
+    recurrent = {"short_conv", "gated_delta", "gated_norm", "gate"}
+    assert set(seen) == recurrent | {"append", "attend", "rms_norm", "route", "sigmoid_gate"}
     assert all(types == {ARRAYS} for types in seen.values())
 
 

@@ -59,10 +59,36 @@ def test_no_finding(interleaved: bool, normed: bool, bits: int) -> None:
             assert (rows[slots] != 9).any(axis=-1).all()
 
 
+@pytest.mark.parametrize("normed", [True, False])
+@pytest.mark.parametrize("bits", [16, 8])
+def test_queries_beside_gates(bits: int, normed: bool) -> None:
+    """The second half of a head is not read, and nothing else changes."""
+    (n, heads, groups), (d, dv) = (3, 5, 2), (11, 7)
+    pairs = activations(n * heads, 2 * d).reshape(n, heads, 2 * d)
+    k, v = (activations(n * groups, x).reshape(n, groups, x) for x in (d, dv))
+    norms = (activations(1, d)[0], activations(1, d)[0], EPS) if normed else None
+    found = []
+    for q in (pairs, pairs[..., :d]):
+        dtype = mx.int8 if bits == 8 else mx.float16
+        scales = (mx.zeros((2, groups, 4)), mx.zeros((2, groups, 4))) if bits == 8 else None
+        pool = Pool(*(mx.zeros((2, groups, 4, x), dtype) for x in (d, dv)), scales, None)
+        with metal_on_cpu(checked=True) as host:
+            rows: dict[str, Any] = {"positions": mx.array([3, 9, 0]), "slots": mx.array([1, 7, 4])}
+            options: dict[str, Any] = {"interleaved": False, "magnitude": 1.0, "norms": norms}
+            turned, _ = append(q, k, v, pool, activations(1, 4)[0], **rows, **options)
+            mx.eval(turned)
+        assert not host.findings
+        found.append([turned, pool.keys, pool.values, *(pool.scales or ())])
+    assert found[0][0].shape == (n, heads, d)
+    for x, y in zip(*found, strict=True):
+        assert np.array_equal(np.array(x), np.array(y))
+
+
 SHAPES = [
     ((4, 3, 8), (4, 2, 8), (4, 2, 6), r"blocks of .* for k \(4, 2, 8\)"),
     ((4, 3, 8), (4, 1, 6), (4, 1, 6), r"q \(4, 3, 8\), k \(4, 1, 6\)"),
     ((4, 3, 8), (3, 1, 8), (3, 1, 6), "do not fit together"),
+    ((4, 3, 12), (4, 1, 8), (4, 1, 6), "do not fit together"),
 ]
 
 

@@ -65,7 +65,8 @@ def test_products_of_a_norm(no_findings, n_rows):
         random_tensor(b, n_rows, 512, seed=b.id) for b in (blocks.Q4_K, blocks.Q6_K, blocks.F32)
     )
     x, bias, norm = activations(3, 512), activations(1, n_rows)[0], (activations(1, 512)[0], 1e-5)
-    no_findings(lambda: matvecs(x, [q4, q6, f32], [None, bias, None], norm=norm, rows=2))
+    biases = [None, bias, None, bias]
+    no_findings(lambda: matvecs(x, [q4, q6, f32, q4], biases, norm=norm, rows=2))
     no_findings(lambda: [gate_up(x, q4, w, "silu", norm=norm) for w in (q4, q6)])
     no_findings(lambda: [*norm_matvec(x, f32, norm), *norm_matvec(x, q4, norm, rows=2)])
 

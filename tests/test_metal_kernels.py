@@ -105,11 +105,16 @@ def test_bias_and_residual(rows_a_simdgroup):
 def test_several_weights_of_mixed_types():
     ws = [
         random_tensor(block, n_rows, 256, seed=n_rows)
-        for block, n_rows in ((blocks.Q4_K, 33), (blocks.Q6_K, 7), (blocks.F16, 9))
+        for block, n_rows in (
+            (blocks.Q4_K, 33),
+            (blocks.Q6_K, 7),
+            (blocks.F16, 9),
+            (blocks.Q4_K, 1),
+        )
     ]
     bias = activations(1, 7)[0]
-    for batch, count in [(1, 3), (3, 2), (8, 3)]:
-        x, biases = activations(batch, 256), [None, bias, None][:count]
+    for batch, count in [(1, 3), (3, 2), (8, 3), (1, 4), (2, 4)]:
+        x, biases = activations(batch, 256), [None, bias, None, None][:count]
         found = matvecs(x, ws[:count], biases, rows=2)
         for y, w, b in zip(found, ws, biases, strict=False):
             assert_product(y, x, w, few_rows(w.block, batch), 0 if b is None else wide(b))

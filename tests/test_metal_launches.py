@@ -18,13 +18,18 @@ from metal_call import kernel, launch
 import mlx_ferrum
 from mlx_ferrum import ops
 from mlx_ferrum.nn import GatedMLP
+from mlx_ferrum.state.kinds import Recurrent
 
-# Products with their norm, append, attention, o_proj with the residual, and two of the MLP.
-DENSE = 6
-# The norm goes with the router's product; then the router, two for the chosen experts.
-EXPERTS = 8
-# Gemma has norms after both parts; qwen2moe four for the expert that every token gets.
-MORE = {"gemma3": 2, "qwen2moe": 4}
+# Products with their norm, append, attention, o_proj with the residual; where attention has a gate, one more.
+ATTENTION, GATE = 4, 1
+# Products with their norm, the convolution, the delta rule, the norm with its gate, the product with the residual.
+RECURRENT = 5
+DENSE = 2
+# The norm goes with the router's product; then the router, two for the chosen experts, four for one that all get.
+EXPERTS, SHARED = 4, 4
+RECURRENT_KERNELS = ("short_conv", "gated_delta", "gated_norm")
+ATTENTION_KERNELS = ("append_16", "attend_16")
+MORE = {"gemma3": 2}  # which has norms after both parts
 
 
 @pytest.fixture(autouse=True)
@@ -47,12 +52,15 @@ def test_layers(name: str, sequences: int, tmp_path: Any) -> None:
     x = mx.zeros((sequences, model.args.hidden_size))
     mx.eval(x)
     batch = cache.batch(mx.zeros((sequences, 1), mx.int32))
-    mx.eval(batch.mlx_positions, *(paging.mlx_slots for paging in batch.states))
     for i, layer in enumerate(model.body.layers):
         with counting() as seen:
             seen.settle([layer(x, batch.layer(i))])
-        most = DENSE if isinstance(layer.mlp, GatedMLP) else EXPERTS
-        assert (seen.names.count("append_16"), seen.names.count("attend_16")) == (1, 1)
+        recurrent = isinstance(layer.keeps, Recurrent)
+        kernels = RECURRENT_KERNELS if recurrent else ATTENTION_KERNELS
+        assert [seen.names.count(name) for name in kernels] == [1] * len(kernels)
+        most = RECURRENT if recurrent else ATTENTION + GATE * layer.self_attn.gated
+        dense = isinstance(layer.mlp, GatedMLP)
+        most += DENSE if dense else EXPERTS + SHARED * ("shared" in layer.mlp)
         assert len(seen.names) <= most + MORE.get(model.args.architecture, 0), seen.names
 
 

@@ -44,7 +44,18 @@ def gemma3(tmp_path_factory):
 
 
 def test_architectures_are_the_files():
-    known = ["bert", "gemma3", "llama", "qwen2", "qwen2moe", "qwen3", "qwen3moe"]
+    known = [
+        "bert",
+        "gemma3",
+        "llama",
+        "qwen2",
+        "qwen2moe",
+        "qwen3",
+        "qwen35",
+        "qwen35moe",
+        "qwen3moe",
+        "qwen3next",
+    ]
     assert models.architectures() == known
 
 

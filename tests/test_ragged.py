@@ -18,6 +18,7 @@ from ragged import Alone, Reading, small_states
 import mlx_ferrum
 from mlx_ferrum.engine.choosing import forward
 from mlx_ferrum.generate import generate_step
+from mlx_ferrum.state.kinds import Recurrent
 from mlx_ferrum.state.pool import OutOfBlocksError
 
 CASES = [
@@ -42,6 +43,11 @@ def loaded(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Any
         yield mlx_ferrum.load(path)[0], backend
 
 
+def has_recurrent(model: Any) -> bool:
+    """Whether layers keep states that cannot be cut back."""
+    return any(isinstance(kind, Recurrent) for kind in model.body.keeps)
+
+
 def drawn(seed: int, *lengths: int) -> list[list[int]]:
     rng = np.random.default_rng(seed)
     return [rng.integers(0, 250, n).tolist() for n in lengths]
@@ -54,7 +60,8 @@ def test_rows_are_as_alone(loaded: tuple[Any, Backend]) -> None:
     texts += [[*texts[0][:4], *texts[3][:7]], [*texts[1][:13], 3, 1, 4], [*texts[2], 8, 8, 8]]
     texts += [texts[1]]
     reading = Reading(model, small_states(model, block=3, blocks=40), texts, seed=2).run()
-    assert sum(start > 0 for start in reading.starts.values()) >= 2, "prefixes are reused"
+    reused = sum(start > 0 for start in reading.starts.values())
+    assert reused >= (1 if has_recurrent(model) else 2), "prefixes are reused"
     assert len(reading.sizes) > 5
     compared = 0
     for n, text in enumerate(texts):
@@ -68,7 +75,7 @@ def test_rows_are_as_alone(loaded: tuple[Any, Backend]) -> None:
     assert compared > 0.7 * len(reading.logits)
 
 
-@pytest.mark.parametrize("name", ["llama", "gemma3", "qwen2moe", "qwen3moe"])
+@pytest.mark.parametrize("name", ["llama", "gemma3", "qwen2moe", "qwen3moe", "qwen35", "qwen3next"])
 @pytest.mark.parametrize("backend", [REFERENCE, CPU], ids=str)
 def test_greedy_texts_are_as_alone(backend: Backend, name: str, tmp_path: Path) -> None:
     """Five texts in step, by the recorded step where there is one; they leave one by one."""
@@ -109,7 +116,11 @@ def test_a_prefix_that_an_ended_text_held_is_not_read_again(loaded: tuple[Any, B
     states = small_states(model, block=4, blocks=30)
     first = Reading(model, states, [text[:24]], seed=1).run()
     again = Reading(model, states, [[*text[:22], 7, 8, 9]], seed=1).run()
-    assert (first.starts[0], again.starts[0]) == (0, 20)
+    assert first.starts[0] == 0
+    if has_recurrent(model):  # there is a snapshot where a pass happened to end with a block
+        assert again.starts[0] in (4, 8, 12, 16, 20)
+    else:
+        assert again.starts[0] == 20
     alone = Alone(model, [*text[:22], 7, 8, 9])
     for (_, position), logits in again.logits.items():
         if not alone.agrees(position, again.experts[0, position]):

@@ -94,6 +94,14 @@ def test_a_sequence_alone_needs_two_slots() -> None:
     assert texts.slotted.pool.capacity == 2
 
 
+def test_ids_that_nobody_gives_hold_few_slots() -> None:
+    texts = Texts()
+    sequence = texts.begin([])
+    for token in range(20):
+        texts.write(sequence, [token], known=False)
+    assert texts.slotted.pool.capacity == 4
+
+
 def test_a_fork_shares_its_state() -> None:
     texts = Texts()
     one = texts.begin([])

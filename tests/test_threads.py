@@ -23,7 +23,7 @@ from mlx_ferrum.tensor import QTensor
 
 T = TypeVar("T")
 PROMPT = [5, 9, 3, 17, 22, 9, 31, 12, 40, 2, 7]
-# Norms of heads and windows; a shared expert and biases; rotary factors and a tied head.
+# Norms of heads and windows; a shared expert and biases; rotary factors and a tied head; recurrent layers.
 CASES = [
     *(
         (backend, case)
@@ -31,6 +31,7 @@ CASES = [
         for case in ("gemma3", "qwen2moe", "llama-tied-rope_freqs")
     ),
     (METAL, "llama"),
+    (REFERENCE, "qwen35"),
 ]
 
 

@@ -1,4 +1,4 @@
-"""Tensors of a Qwen3-MoE under the names of GGUF, and back under those of transformers."""
+"""Tensors between their names in transformers' models and in GGUF files, whatever the architecture."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ from collections.abc import Mapping
 
 import numpy as np
 
-_GLOBAL = {
+Tensors = Mapping[str, np.ndarray]
+
+WHOLE = {
     "model.embed_tokens.weight": "token_embd.weight",
     "model.norm.weight": "output_norm.weight",
 }
-_LAYER = {
+ATTENTION = {
     "input_layernorm.weight": "attn_norm.weight",
     "self_attn.q_proj.weight": "attn_q.weight",
     "self_attn.k_proj.weight": "attn_k.weight",
@@ -19,43 +21,29 @@ _LAYER = {
     "self_attn.o_proj.weight": "attn_output.weight",
     "self_attn.q_norm.weight": "attn_q_norm.weight",
     "self_attn.k_norm.weight": "attn_k_norm.weight",
-    "post_attention_layernorm.weight": "ffn_norm.weight",
-    "mlp.gate.weight": "ffn_gate_inp.weight",
-    "mlp.experts.down_proj": "ffn_down_exps.weight",
 }
-_FUSED, _GATE, _UP = "mlp.experts.gate_up_proj", "ffn_gate_exps.weight", "ffn_up_exps.weight"
-_HEAD = "lm_head.weight"  # is the embeddings
+_HEAD = "lm_head.weight"  # shares the weights of the embeddings
 
 
-def to_gguf(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """A state dict, gate and up fused as (experts, 2 rows, k), as GGUF's tensors, in the order of their layers."""
+def to_gguf(state: Tensors, layer: Mapping[str, str]) -> dict[str, np.ndarray]:
+    """Rename a state dict to GGUF. layer: names inside a layer, transformers' to GGUF's."""
     found = {}
     for name, array in state.items():
-        layer = re.fullmatch(r"model\.layers\.(\d+)\.(.+)", name)
-        if layer is None:
-            if name != _HEAD:
-                found[_GLOBAL[name]] = array
-        elif layer[2] == _FUSED:
-            gate, up = np.split(array, 2, axis=1)
-            found[f"blk.{layer[1]}.{_GATE}"], found[f"blk.{layer[1]}.{_UP}"] = gate, up
-        else:
-            found[f"blk.{layer[1]}.{_LAYER[layer[2]]}"] = array
+        parts = re.fullmatch(r"model\.layers\.(\d+)\.(.+)", name)
+        if parts is not None:
+            found[f"blk.{parts[1]}.{layer[parts[2]]}"] = array
+        elif name != _HEAD:
+            found[WHOLE[name]] = array
     return found
 
 
-def from_gguf(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The inverse of `to_gguf`."""
-    whole = {gguf: name for name, gguf in _GLOBAL.items()}
-    parts = {gguf: name for name, gguf in _LAYER.items()} | {_GATE: _FUSED}
+def from_gguf(tensors: Tensors, layer: Mapping[str, str]) -> dict[str, np.ndarray]:
+    """Invert `to_gguf`."""
+    whole = {gguf: name for name, gguf in WHOLE.items()}
+    inner = {gguf: name for name, gguf in layer.items()}
     found = {_HEAD: tensors["token_embd.weight"]}
     for name, array in tensors.items():
-        layer = re.fullmatch(r"blk\.(\d+)\.(.+)", name)
-        if layer is None:
-            found[whole[name]] = array
-            continue
-        if layer[2] == _UP:
-            continue
-        if layer[2] == _GATE:
-            array = np.concatenate([array, tensors[f"blk.{layer[1]}.{_UP}"]], axis=1)
-        found[f"model.layers.{layer[1]}.{parts[layer[2]]}"] = array
+        parts = re.fullmatch(r"blk\.(\d+)\.(.+)", name)
+        key = whole[name] if parts is None else f"model.layers.{parts[1]}.{inner[parts[2]]}"
+        found[key] = array
     return found

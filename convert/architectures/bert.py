@@ -59,14 +59,20 @@ class Converter(Architecture):
     def add_folder(self, w: gguf.GGUFWriter, folder: Path) -> None:
         sentences.add(w, folder, self.size("max_position_embeddings"))
 
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        h, wide = self.hidden, self.size("intermediate_size")
-        shapes: dict[str, tuple[int, ...]] = {
+    def outside(self) -> dict[str, tuple[int, ...]]:
+        h = self.hidden
+        return {
             "token_embd.weight": (self.vocabulary, h),
             "position_embd.weight": (self.size("max_position_embeddings"), h),
             "token_types.weight": (self.size("type_vocab_size"), h),
+            "token_embd_norm.weight": (h,),
+            "token_embd_norm.bias": (h,),
         }
-        for name in ("token_embd_norm", "attn_output_norm", "layer_output_norm"):
+
+    def layer(self, i: int) -> dict[str, tuple[int, ...]]:
+        h, wide = self.hidden, self.size("intermediate_size")
+        shapes: dict[str, tuple[int, ...]] = {}
+        for name in ("attn_output_norm", "layer_output_norm"):
             shapes |= {f"{name}.weight": (h,), f"{name}.bias": (h,)}
         for name in ("attn_q", "attn_k", "attn_v", "attn_output"):
             shapes |= linear(name, h, h)

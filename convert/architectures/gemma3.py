@@ -83,10 +83,10 @@ class Converter(Architecture):
             )
         return [name == "sliding_attention" for name in names]
 
-    def shapes(self) -> dict[str, tuple[int, ...]]:
+    def layer(self, i: int) -> dict[str, tuple[int, ...]]:
         norms = ("attn_q_norm", "attn_k_norm", "post_attention_norm", "post_ffw_norm")
         sizes = (self.head_dim, self.head_dim, self.hidden, self.hidden)
-        return super().shapes() | {
+        return super().layer(i) | {
             f"{name}.weight": (size,) for name, size in zip(norms, sizes, strict=True)
         }
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from mlx_ferrum.notice import warn
 
 from ..architecture import Architecture
@@ -11,7 +13,7 @@ class Converter(Architecture):
     """Names only; weights stay as they are."""
 
     name = "qwen2"
-    written_as = ("Qwen2ForCausalLM", "qwen2")
+    written_as: ClassVar[tuple[str, str] | None] = ("Qwen2ForCausalLM", "qwen2")
     biases = {"": [f"self_attn.{name}_proj" for name in "qkv"]}
     lacks = Architecture.lacks | {"head_dim"}
     defaults = {"max_position_embeddings": 32768}

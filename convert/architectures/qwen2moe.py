@@ -19,7 +19,7 @@ class Converter(qwen2.Converter):
     """As Qwen 2's, with stacks of experts. normed: whether weights of chosen experts add up to 1."""
 
     name = "qwen2moe"
-    written_as = ("Qwen2MoeForCausalLM", "qwen2_moe")
+    written_as: ClassVar[tuple[str, str] | None] = ("Qwen2MoeForCausalLM", "qwen2_moe")
     lacks = qwen2.Converter.lacks | {"rope_scaling", "tied"}
     modules = (*ATTENTION, *STACKS, *SHARED)
     normed: ClassVar[bool] = False

@@ -17,6 +17,6 @@ class Converter(qwen2.Converter):
     modules = (*qwen2.Converter.modules, *HEAD_NORMS)
     defaults = {**qwen2.Converter.defaults, "head_dim": 128}
 
-    def shapes(self) -> dict[str, tuple[int, ...]]:
+    def layer(self, i: int) -> dict[str, tuple[int, ...]]:
         norms = {"attn_q_norm.weight": (self.head_dim,), "attn_k_norm.weight": (self.head_dim,)}
-        return super().shapes() | norms
+        return super().layer(i) | norms

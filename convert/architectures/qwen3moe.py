@@ -20,6 +20,6 @@ class Converter(qwen2moe.Converter):
     def feed_forward(self) -> dict[str, tuple[int, ...]]:
         return self.stacks()
 
-    def shapes(self) -> dict[str, tuple[int, ...]]:
+    def layer(self, i: int) -> dict[str, tuple[int, ...]]:
         norms = {"attn_q_norm.weight": (self.head_dim,), "attn_k_norm.weight": (self.head_dim,)}
-        return super().shapes() | norms
+        return super().layer(i) | norms

@@ -12,9 +12,10 @@
 
 namespace {
 
-// q (rows, heads, d) -> turned (rows, heads, d); k (rows, groups, d) and v (rows, groups, dv) -> keys and values
+// q (rows, heads, wide) -> turned (rows, heads, d); k (rows, groups, d) and v (rows, groups, dv) -> keys and values
 // (blocks, groups, size, d or dv) of 16 or 8 bits, the latter with a scale for each row of a head. Queries and keys:
-// RMS norm, if there are weights (d,), then rotation of the first 2 pairs values by the angles.
+// RMS norm, if there are weights (d,), then rotation of the first 2 pairs values by the angles. The query is the first
+// d numbers of a head of q.
 struct Append {
     const float *q, *k, *v, *q_weight, *k_weight;
     const float* angles; // (rows, 2, pairs): cosines and sines
@@ -22,7 +23,7 @@ struct Append {
     float* turned;
     void *keys, *values;
     float *key_scales, *value_scales; // (blocks, groups, size), or null
-    int rows, heads, groups, d, dv, pairs, interleaved, blocks, size, bits;
+    int rows, heads, wide, groups, d, dv, pairs, interleaved, blocks, size, bits;
     float eps;
 };
 
@@ -88,8 +89,8 @@ void store(const Append& a, const float* x, int count, long slot, int g, void* p
 
 void append_row(const Append& a, int row, Turn turn) {
     for (int h = 0; h < a.heads; h++) {
-        long at = (long(row) * a.heads + h) * a.d;
-        turn_head(a, a.q + at, a.q_weight, turn, a.turned + at);
+        long at = long(row) * a.heads + h;
+        turn_head(a, a.q + at * a.wide, a.q_weight, turn, a.turned + at * a.d);
     }
     for (int g = 0; g < a.groups; g++) {
         turn_head(a, a.k + (long(row) * a.groups + g) * a.d, a.k_weight, turn, turn.key);
@@ -119,7 +120,7 @@ void append(const Append& a) {
 
 CALL(Angles, angles, F(frequencies), F(positions), F(out), F(rows), F(pairs), F(magnitude))
 CALL(Append, append, F(q), F(k), F(v), F(q_weight), F(k_weight), F(angles), F(slots), F(turned), F(keys), F(values),
-     F(key_scales), F(value_scales), F(rows), F(heads), F(groups), F(d), F(dv), F(pairs), F(interleaved), F(blocks),
-     F(size), F(bits), F(eps))
+     F(key_scales), F(value_scales), F(rows), F(heads), F(wide), F(groups), F(d), F(dv), F(pairs), F(interleaved),
+     F(blocks), F(size), F(bits), F(eps))
 
 } // namespace

@@ -74,25 +74,37 @@ void multiply_transposed(const Attention& a, const float* keys, int count, Rows&
     }
 }
 
-// Scores of `count` keys as they lie in the pool, LANES of them side by side.
-template <typename T>
-void multiply_keys(const Attention& a, const T* const* keys, int count, Rows& rows) {
-    for (int s = 0; s < count; s += LANES) {
-        const T* key[LANES]; // keys that do not exist repeat the last
-        for (int j = 0; j < LANES; j++) key[j] = keys[std::min(s + j, count - 1)];
-        for (int r = 0; r < rows.count; r++) {
-            Floats sums[LANES] = {};
-            int i = 0;
-            for (; i + LANES <= a.d; i += LANES) {
-                Floats q = load_floats(rows.q[r] + i);
+// Scores of LANES / N keys for N rows from r on, of which sums take all lanes: a key is read once for N rows.
+template <int N, typename T>
+FERRUM_INLINE void multiply_few(const Attention& a, const T* const* key, int r, int s, Rows& rows) {
+    constexpr int KEYS = LANES / N;
+    Floats sums[LANES] = {};
+    int i = 0;
+    for (; i + LANES <= a.d; i += LANES) {
+        Floats q[N];
+        for (int n = 0; n < N; n++) q[n] = load_floats(rows.q[r + n] + i);
 #pragma GCC unroll 16
-                for (int j = 0; j < LANES; j++) sums[j] += q * load_floats(key[j] + i);
-            }
-            Floats score = totals(sums);
-            for (; i < a.d; i++)
-                for (int j = 0; j < LANES; j++) score[j] += rows.q[r][i] * float(key[j][i]);
-            store_floats(rows.score[r] + s, score * a.scale);
+        for (int j = 0; j < KEYS; j++) {
+            Floats k = in_register(load_floats(key[j] + i));
+            for (int n = 0; n < N; n++) sums[n * KEYS + j] += q[n] * k;
         }
+    }
+    Floats score = totals(sums);
+    for (; i < a.d; i++)
+        for (int j = 0; j < LANES; j++) score[j] += rows.q[r + j / KEYS][i] * float(key[j % KEYS][i]);
+    alignas(64) float each[LANES];
+    store_floats(each, score * a.scale);
+    for (int n = 0; n < N; n++) std::copy_n(each + n * KEYS, KEYS, rows.score[r + n] + s);
+}
+
+// Scores of `count` keys as they lie in the pool, for N rows at a time.
+template <int N, typename T>
+void multiply_keys(const Attention& a, const T* const* keys, int count, Rows& rows) {
+    constexpr int KEYS = LANES / N;
+    for (int s = 0; s < (count + LANES - 1) / LANES * LANES; s += KEYS) {
+        const T* key[KEYS]; // keys that do not exist repeat the last
+        for (int j = 0; j < KEYS; j++) key[j] = keys[std::min(s + j, count - 1)];
+        for (int r = 0; r < rows.count; r += N) multiply_few<N>(a, key, r, s, rows);
     }
 }
 
@@ -175,7 +187,8 @@ void attend_tile(const Head& h, const float* transposed, int from, int to, Rows&
         multiply_transposed<N>(a, transposed + long(from - h.begin()) * a.d, to - from, rows);
     else {
         a.key_blocks().collect(a.keys, h.table(), h.group, from, to, address);
-        multiply_keys(a, address, to - from, rows);
+        auto multiply = rows.count > 1 ? multiply_keys<2, T> : multiply_keys<1, T>;
+        multiply(a, address, to - from, rows);
         if (a.bits == 8) apply_scales(h, a.key_scales, from, to, rows);
     }
     soften(a, from, to, rows);

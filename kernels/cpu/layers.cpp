@@ -57,6 +57,51 @@ void sigmoid_gate(const SigmoidGate& a) {
     });
 }
 
+// out = f(x, gate) of vectors of x and gate: (count,); the last ones are padded.
+template <typename F>
+void map_pairs(const float* x, const float* gate, int count, float* out, const F& f) {
+    int i = 0;
+    for (; i + LANES <= count; i += LANES) store_floats(out + i, f(load_floats(x + i), load_floats(gate + i)));
+    float last[2][LANES] = {};
+    std::copy(x + i, x + count, last[0]);
+    std::copy(gate + i, gate + count, last[1]);
+    store_floats(last[0], f(load_floats(last[0]), load_floats(last[1])));
+    std::copy_n(last[0], count - i, out + i);
+}
+
+// out[i] = x[i] / rms(x[i]) * weight * silu(gate[i]), rows of d.
+struct GatedNorm {
+    const float *x, *weight, *gate;
+    float* out;
+    long rows;
+    int d;
+    float eps;
+};
+
+void gated_norm(const GatedNorm& a) {
+    share(a.rows * a.d * 8 >= SMALL, a.rows, [&](int r) {
+        long at = long(r) * a.d;
+        float scale = rms_scale(a.x + at, a.d, a.eps), *out = a.out + at;
+        for (int i = 0; i < a.d; i++) out[i] = a.x[at + i] * scale * a.weight[i];
+        map_pairs(out, a.gate + at, a.d, out, [](Floats x, Floats gate) { return x * gate * sigmoid(gate); });
+    });
+}
+
+// out[i] = x[i] * sigmoid(the second half of pairs[i]), rows of d, and of 2 d.
+struct Gate {
+    const float *x, *pairs;
+    float* out;
+    long rows;
+    int d;
+};
+
+void gate(const Gate& a) {
+    share(a.rows * a.d * 8 >= SMALL, a.rows, [&](int r) {
+        map_pairs(a.x + long(r) * a.d, a.pairs + (2L * r + 1) * a.d, a.d, a.out + long(r) * a.d,
+                  [](Floats x, Floats gate) { return x * sigmoid(gate); });
+    });
+}
+
 // out[i] = the exact GELU of x[i], i < count.
 struct Gelu {
     const float* x;
@@ -96,6 +141,8 @@ void softcap(const Softcap& a) {
 
 CALL(RmsNorm, rms_norm, F(x), F(weight), F(add), F(out), F(rows), F(d), F(eps))
 CALL(SigmoidGate, sigmoid_gate, F(x), F(gate), F(add), F(out), F(rows), F(d))
+CALL(GatedNorm, gated_norm, F(x), F(weight), F(gate), F(out), F(rows), F(d), F(eps))
+CALL(Gate, gate, F(x), F(pairs), F(out), F(rows), F(d))
 CALL(Gelu, run_gelu, F(x), F(out), F(count))
 CALL(Softcap, softcap, F(x), F(out), F(count), F(cap))
 

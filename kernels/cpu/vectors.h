@@ -32,6 +32,23 @@ FERRUM_INLINE Floats load_floats(const float* p) {
 
 FERRUM_INLINE void store_floats(float* p, Floats s) { std::memcpy(p, &s, sizeof s); }
 
+// Past the caches, to an address that is a multiple of a vector's size. Other threads see it after `finish_streams`.
+FERRUM_INLINE void stream_floats(float* p, Floats s) {
+#if defined(FERRUM_AVX512)
+    _mm512_stream_ps(p, (__m512)s);
+#elif defined(FERRUM_AVX2)
+    _mm256_stream_ps(p, (__m256)s);
+#else
+    store_floats(p, s);
+#endif
+}
+
+FERRUM_INLINE void finish_streams() {
+#if defined(FERRUM_AVX512) || defined(FERRUM_AVX2)
+    _mm_sfence();
+#endif
+}
+
 FERRUM_INLINE Ints load_ints(const void* p) {
     Ints s;
     std::memcpy(&s, p, sizeof s);
@@ -70,6 +87,8 @@ FERRUM_INLINE Ints in_register(Ints v) {
 #endif
     return v;
 }
+
+FERRUM_INLINE Floats in_register(Floats v) { return (Floats)in_register((Ints)v); }
 
 // COUNT neighbouring words, 1, 2 or 4, again and again.
 template <int COUNT>

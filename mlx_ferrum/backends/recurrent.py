@@ -32,7 +32,7 @@ def short_conv(x: mx.array, weight: mx.array, at: RecurrentPlace) -> mx.array:
         held.columns[target] = inputs[len(inputs) - columns :]
         terms = (weight[:, j] * inputs[j : j + len(new)] for j in range(columns + 1))
         out.append(nn.silu(sum(terms, mx.zeros(new.shape))))
-    return mx.concatenate(out)
+    return _with(mx.concatenate(out), held.columns)
 
 
 def gated_delta(
@@ -60,7 +60,13 @@ def gated_delta(
             state = state + k[t, :, :, None] * error[:, None, :]
             out.append(_transposed_times(state, q[t]))
         held.matrices[target] = state
-    return mx.stack(out)
+    return _with(mx.stack(out), held.matrices)
+
+
+def _with(x: mx.array, state: mx.array) -> mx.array:
+    """x, which is not evaluated without the state: no result of this pass reads what it stored."""
+    (out,) = mx.depends([x], [state])
+    return out
 
 
 def _unit(x: mx.array, eps: float) -> mx.array:

@@ -37,10 +37,9 @@ class Embedded:
         return self.path.stat().st_size
 
 
+_LICENCE = "MIT; trained on the King James Bible, which is in the public domain"
+
 EMBEDDED = (
-    Embedded(
-        name="tiny-moe",
-        licence="MIT; trained on the King James Bible, which is in the public domain",
-        sample=Sample(prompt="", temp=0.7, seed=1),
-    ),
+    Embedded(name="tiny-moe", licence=_LICENCE, sample=Sample(prompt="", temp=0.7, seed=1)),
+    Embedded(name="tiny-hybrid", licence=_LICENCE, sample=Sample(prompt="", temp=0.7, seed=1)),
 )

@@ -35,6 +35,7 @@ def cases(rng: np.random.Generator, type: str) -> Iterator[Case]:
             for part in (QUERIES, KEYS, VALUES):
                 yield _append(rng, type, pairs, interleaved, part, normed=False)
                 yield _append(rng, type, pairs, interleaved, part, normed=True)
+    yield _append(rng, type, 32, False, QUERIES, normed=True, gated=True)
 
 
 def _attend(rng: np.random.Generator, type: str, rows: Sequence[tuple[int, int]], kv: KV) -> Case:
@@ -61,9 +62,13 @@ def _append(
     part: int,
     *,
     normed: bool,
+    gated: bool = False,
 ) -> Case:
+    """gated: each query is followed by a gate"""
     drawn, weights = _drawn(rng, 10), rng.normal(size=(2, SIZE)).astype(np.float32)
     frequencies = (1000.0 ** -np.linspace(0, 1, pairs)).astype(np.float32)
+    if gated:
+        drawn[0] = np.concatenate([drawn[0], rng.normal(size=drawn[0].shape)], -1, dtype=np.float32)
 
     def compute(run: Operations, array: Convert) -> Any:
         _, at = _batch(run, KV(GROUPS, SIZE, VALUE_SIZE), [3, 700], [6, 4])
@@ -83,7 +88,7 @@ def _append(
 
     what = ("queries", "keys", "values")[part]
     kind = "interleaved" if interleaved else "halves"
-    shape = f"{what} of 10 rows, {pairs} pairs, {kind}{', normed' * normed}"
+    shape = f"{what} of 10 rows, {pairs} pairs, {kind}{', normed' * normed}{', gated' * gated}"
     return Case("append", type, shape, compute)
 
 

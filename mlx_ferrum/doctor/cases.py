@@ -13,7 +13,7 @@ import numpy as np
 from .. import ops
 from ..blocks import Q4_K, SUPPORTED, Block
 from ..tensor import QTensor
-from . import attention_cases, expert_cases
+from . import attention_cases, expert_cases, recurrent_cases
 from .case import Case, Convert, Operations
 from .weights import random_tensor
 
@@ -35,6 +35,7 @@ def groups() -> Iterator[tuple[str, list[Case]]]:
             *_of_arrays(rng),
             *attention_cases.cases(rng, ARRAYS),
             *expert_cases.of_arrays(rng, ARRAYS),
+            *recurrent_cases.cases(rng, ARRAYS),
         ],
     )
 

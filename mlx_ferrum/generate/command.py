@@ -324,9 +324,9 @@ def _print_figures(
         lines[1] += f" ({cached} more came from the cache)"
     if last.finish_reason == "length":
         lines[2] += ", stopped by the length"
-    total = sum(stages.values())
+    total, wide = sum(stages.values()), max(map(len, stages), default=0)
     for name, seconds in sorted(stages.items(), key=lambda item: -item[1]):
-        lines.append(f"  {name:<12} {seconds:9.3f} s {100 * seconds / total:6.1f} %")
+        lines.append(f"  {name:<{wide}} {seconds:9.3f} s {100 * seconds / total:6.1f} %")
     print(*lines, sep="\n", file=sys.stderr)
 
 

@@ -216,5 +216,10 @@ class Model(llama.Model):
     layer = DecoderLayer
 
     def __init__(self, args: BaseArgs, w: Weights) -> None:
+        if (first := "blk.0.attn_norm.weight") not in w:
+            raise ValueError(
+                f"tensor {first!r} is missing: files that only predict further tokens beside another model are not "
+                "supported"
+            )
         super().__init__(args, w)
         w.skip_layers(args.num_layers)

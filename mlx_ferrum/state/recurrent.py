@@ -9,11 +9,11 @@ import numpy as np
 from ..batch import Slots
 from .kinds import Recurrent
 from .pool import Pool
-from .slotted import Part, Slotted
+from .slotted import SNAPSHOTS, Part, Slotted
 from .storage import Allocate, RecurrentStorage
 
 KEPT = 1 << 30  # bytes of states and snapshots, up to which a pool without a size evicts none
-LEAST, MOST = 4, 64  # slots of them, whatever their size
+LEAST, MOST = 6, 64  # slots of them, whatever their size
 
 
 class RecurrentState(Slotted):
@@ -32,7 +32,11 @@ class RecurrentState(Slotted):
     ) -> None:
         self.nbytes = sum(kind.nbytes for kind in layers.values())
         keep = min(max(KEPT // self.nbytes, LEAST), MOST)
-        super().__init__(Pool(slots, keep=keep if slots is None else 0), block)
+        pool = Pool(slots) if slots is not None else Pool(keep=keep)
+        others = (
+            3 if slots is None else slots // 2
+        )  # which sequences take, so that snapshots are seldom evicted
+        super().__init__(pool, block, min(SNAPSHOTS, (slots or keep) - others))
         self.storages = {i: RecurrentStorage(kind, allocate) for i, kind in layers.items()}
         self.room = self.grown = 0  # slots of the arrays, and how often they were made anew
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from ..interrupts import uninterrupted
 from .pool import Pool
 
-SNAPSHOTS = 16  # of one sequence at most; older ones lie further apart
+SNAPSHOTS = 16
 PRIVATE = b"private snapshot "  # how keys begin that are no hashes, which have 16 bytes
 _numbers = itertools.count()
 
@@ -57,10 +57,11 @@ class Slotted:
     Snapshots are taken where prompts' passes end, at ends of blocks, and where a prompt follows generated tokens. The
     pool keeps them as it keeps blocks: they count as free, and the one that was used least recently is evicted first.
     block: positions in a block; only a snapshot at the end of one can be found by a new sequence
+    snapshots: of one sequence at most; older ones lie further apart
     """
 
-    def __init__(self, pool: Pool, block: int) -> None:
-        self.pool, self.block = pool, block
+    def __init__(self, pool: Pool, block: int, snapshots: int = SNAPSHOTS) -> None:
+        self.pool, self.block, self.most_snapshots = pool, block, max(snapshots, 1)
 
     def longest(self, keys: Sequence[bytes], most: int) -> int:
         """The highest end of a block <= most at which there is a snapshot, or 0."""
@@ -123,8 +124,12 @@ class Slotted:
 
     @staticmethod
     def _old(part: Part, known: int) -> int:
-        """How many of the held slots nobody goes back to: those before the last one at `known` or earlier."""
-        return max((i for i, (position, _) in enumerate(part.held) if position <= known), default=0)
+        """How many of the held slots nobody goes back to: those before the last one at `known` or earlier.
+
+        Where ids stay unknown, only the last three are held.
+        """
+        old = max((i for i, (position, _) in enumerate(part.held) if position <= known), default=0)
+        return max(old, len(part.held) - 3)
 
     def advance(self, part: Part, position: int, count: int) -> None:
         """The target is the state now."""
@@ -167,7 +172,7 @@ class Slotted:
         if new.is_passing and kept and kept[-1].is_passing:
             self.pool.forget(kept.pop().key)
         kept.append(new)
-        if len(kept) > SNAPSHOTS:
+        if len(kept) > self.most_snapshots:
             self.pool.forget(kept.pop(_densest(kept)).key)
         part.snapshots = kept
 

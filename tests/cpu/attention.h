@@ -62,9 +62,10 @@ Arguments turn(const Ragged& batch, int pairs, const Floats& frequencies, const 
              {"magnitude", 1.0}}};
 }
 
+// x: the keys and values, and with a gate behind each query twice the queries.
 Arguments append(Random& random, Pool& p, const Ragged& batch, int heads, const Floats& x, int pairs,
                  const void* angles, const void* turned) {
-    int normed = random() % 2;
+    int normed = random() % 2, wide = x.size() >= size_t(batch.rows()) * heads * p.d * 2 ? 2 * p.d : p.d;
     const void* weight = normed ? x.data() : nullptr;
     return {"Append",
             {{"q", x.data()},
@@ -81,6 +82,7 @@ Arguments append(Random& random, Pool& p, const Ragged& batch, int heads, const 
              {"value_scales", p.scales(p.value_scales)},
              {"rows", batch.rows()},
              {"heads", heads},
+             {"wide", wide},
              {"groups", p.groups},
              {"d", p.d},
              {"dv", p.dv},
@@ -130,7 +132,7 @@ void attention(Random& random, int bits, int groups, int per_group, std::vector<
     for (auto [count, held] : rows) blocks += (count + held - 1) / size + 1;
     Pool pool(bits, groups, size, d, dv, blocks);
     Ragged batch(random, rows, pool);
-    Floats q = floats(random, size_t(batch.rows()) * heads * std::max(d, dv) + heads);
+    Floats q = floats(random, size_t(batch.rows()) * heads * std::max((1 + int(random() % 2)) * d, dv) + heads);
     if (bits != 32) { // keys and values that come from outside of a pool are not appended
         int pairs = 1 + int(random() % (d / 2));
         Output turned(size_t(batch.rows()) * heads * d), angles(size_t(batch.rows()) * 2 * pairs);

@@ -9,6 +9,7 @@
 #include "attention.h"
 #include "blocks.h"
 #include "linear.h"
+#include "recurrent.h"
 
 extern "C" {
 const char* ferrum_simd();
@@ -259,6 +260,7 @@ void everything(unsigned seed) {
     all_attention(random);
     for (int window : {0, 1, 70})
         for (int bits : {8, 16}) steps(random, bits, window, 50);
+    all_recurrent(random);
     all_products(random);
     all_routes(random);
     all_experts(random);

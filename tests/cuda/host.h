@@ -29,6 +29,7 @@ void msl_barrier(int flags) __attribute__((nomerge));
 void msl_simdgroup_barrier(int flags) __attribute__((nomerge));
 void* msl_threadgroup(int index, unsigned long size, unsigned long align);
 float expf(float);
+float logf(float);
 float sinf(float);
 float cosf(float);
 float tanhf(float);

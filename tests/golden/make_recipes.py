@@ -16,12 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import gguf
+import hf_hybrid
 import numpy as np
 import random_models
 from random_models import QKV_BIASES, Sizes
 
 from mlx_ferrum import catalog
 from mlx_ferrum.convert import model_facts, recipes
+from mlx_ferrum.convert.command import main as convert
 from mlx_ferrum.gguf import read
 
 FOLDER = Path(__file__).parent
@@ -60,6 +62,18 @@ RANDOM |= {
         "arch": "qwen3moe",
         "sizes": Sizes(layers=17, experts=6, used=2, expert_ffn=64),
     },
+}
+WIDE = {
+    "hidden_size": 256,
+    "intermediate_size": 512,
+    "moe_intermediate_size": 256,
+    "linear_key_head_dim": 64,
+    "linear_value_head_dim": 64,
+}
+HYBRID: dict[str, dict[str, Any]] = {  # by cases of hf_hybrid.py
+    "qwen3next": {"num_hidden_layers": 9, "num_experts": 6, "num_attention_heads": 8, **WIDE},
+    "qwen35": {"num_hidden_layers": 20, "num_attention_heads": 8, **WIDE},
+    "qwen35moe": {"num_hidden_layers": 8, "num_experts": 8, "layer_types": None, **WIDE},
 }
 OVERRIDES = (
     "q4_k_m --tensor-type attn_v=q5_0 --tensor-type attn=q8_0",
@@ -145,6 +159,10 @@ def main() -> None:
         for name, arguments in RANDOM.items():
             paths[name] = folder / f"{name}.gguf"
             random_models.write(paths[name], seed=1, **{**arguments, "types": ("F16",)})
+        for name, changes in HYBRID.items():
+            hf_hybrid.write(folder / name, name, **changes)
+            paths[name] = folder / f"{name}.gguf"
+            assert convert(["hf", str(folder / name), str(paths[name]), "--type", "f16"]) == 0
         cases = {name: case(tool, path, imatrix) for name, path in paths.items()}
     lines = [f'"{name}": {json.dumps(case, separators=(",", ":"))}' for name, case in cases.items()]
     (FOLDER / "recipes.json").write_text("{\n" + ",\n".join(lines) + "\n}\n")

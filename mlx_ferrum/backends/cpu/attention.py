@@ -5,6 +5,7 @@ Keys and values are float16 or 8 bits: attention over a long context is bound by
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import mlx.core as mx
@@ -14,14 +15,18 @@ from ...batch import Batch, Place
 from ...kernels.cpu import native
 from ...options import HeadNorms
 from .arguments import constant, floats
-from .memory import empty, trace
+from .memory import ALIGNMENT, empty, trace
 
 TYPES = {8: np.int8, 16: np.float16, 32: np.float32}
 SIZE = 32  # positions of a block where keys and values come from outside of a pool
 
 
 def allocate(shape: tuple[int, ...], bits: int) -> np.ndarray:
-    return np.zeros(shape, TYPES[bits])  # whose pages the system makes when they are first used
+    """Zeros, whose pages the system makes when they are first used; they start where any vector may be written."""
+    size, nbytes = math.prod(shape), bits // 8
+    room = np.zeros(size + ALIGNMENT // nbytes, TYPES[bits])
+    start = -native.address(room) % ALIGNMENT // nbytes
+    return room[start : start + size].reshape(shape)
 
 
 def append(
@@ -36,7 +41,7 @@ def append(
     norms: HeadNorms | None = None,
 ) -> np.ndarray:
     q, k, v = map(floats, (q, k, v))
-    (rows, heads, d), (groups, dv) = q.shape, v.shape[1:]
+    (rows, heads, wide), (groups, dv), d = q.shape, v.shape[1:], k.shape[-1]
     q_weight, k_weight, eps = (None, None, 0.0) if norms is None else norms
     turned, to = empty(rows, heads, d), at.storage
     native.run(
@@ -58,6 +63,7 @@ def append(
         bits=to.kv.bits,
         rows=rows,
         heads=heads,
+        wide=wide,
         groups=groups,
         d=d,
         dv=dv,

@@ -28,6 +28,10 @@ from .experts import gather_matmul as gather_matmul
 from .experts import route as route
 from .experts import sigmoid_gate as sigmoid_gate
 from .memory import empty, trace
+from .recurrent import gate as gate
+from .recurrent import gated_delta as gated_delta
+from .recurrent import gated_norm as gated_norm
+from .recurrent import short_conv as short_conv
 from .step import Repeated
 
 LAZY = False

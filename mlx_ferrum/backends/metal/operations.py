@@ -1,8 +1,9 @@
 """The operations on a GPU, and which kernel serves which shape.
 
-Products are float32; attention takes and returns float16. Products of several rows round activations to float16: up to
-8 rows, 16 activations share a scale; more rows, and attention, clamp to the range of float16, ±65,504. MLX's own fast
-operations serve for norms that no product of few rows follows, and for attention in both directions.
+Products and recurrent layers are float32; attention takes and returns float16. Products of several rows round
+activations to float16: up to 8 rows, 16 activations share a scale; more rows, and attention, clamp to the range of
+float16, ±65,504. MLX's own fast operations serve for norms that no product of few rows follows, and for attention in
+both directions.
 """
 
 from __future__ import annotations
@@ -38,6 +39,10 @@ from .experts import gather_gate_up as gather_gate_up
 from .experts import gather_matmul as gather_matmul
 from .experts import route as route
 from .experts import sigmoid_gate as sigmoid_gate
+from .recurrent import gate as gate
+from .recurrent import gated_delta as gated_delta
+from .recurrent import gated_norm as gated_norm
+from .recurrent import short_conv as short_conv
 from .shapes import MATVEC_ROWS, as_rows, is_tiny, like, rows_a_simdgroup
 
 T = TypeVar("T")
@@ -148,8 +153,6 @@ def mask_logits(logits: mx.array, bits: mx.array) -> mx.array:
 
 
 softcap, choose = reference.softcap, reference.choose
-short_conv, gated_delta = reference.short_conv, reference.gated_delta
-gated_norm, gate = reference.gated_norm, reference.gate
 
 
 def to_mlx(x: mx.array) -> mx.array:
