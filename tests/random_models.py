@@ -156,6 +156,7 @@ def write(
     biases: Sequence[str] = (),
     metadata: Mapping[str, Any] | None = None,
     vectors: Mapping[str, np.ndarray] | None = None,
+    template: str | None = None,
 ) -> Path:
     """Write a random model of architecture `arch` to `path` and return `path`.
 
@@ -164,6 +165,7 @@ def write(
     biases: matrices that get a bias: those of layers (`attn_q` …), and `output`.
     metadata: further keys, without the architecture's prefix; they override the defaults.
     vectors: further float32 tensors by their whole name.
+    template: the chat template.
     """
     rng = np.random.default_rng(seed)
     writer = gguf.GGUFWriter(path, arch)
@@ -171,6 +173,8 @@ def write(
     for key, value in {**_metadata(arch, sizes), **(metadata or {})}.items():
         _add_value(writer, f"{arch}.{key}", value)
     _add_vocabulary(writer, sizes.vocab)
+    if template is not None:
+        writer.add_chat_template(template)
     deal = itertools.cycle(types[i] for i in rng.permutation(len(types)))
     for name, shape in _shapes(arch, sizes, tied, biases).items():
         if len(shape) == 1:

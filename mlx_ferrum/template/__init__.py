@@ -124,7 +124,7 @@ class ChatTemplates:
         rendering fails.
         """
         checked, tools = check_messages(messages), check_tools(tools)
-        template = self._chosen(bool(tools))
+        template = self.chosen(bool(tools))
         template.check(arguments)
         if has_parts(checked) and not template.reads_parts:
             checked = joined(checked)
@@ -132,7 +132,8 @@ class ChatTemplates:
             **{"messages": checked, "tools": tools, "documents": None, **variables, **arguments}
         )
 
-    def _chosen(self, tools: bool) -> ChatTemplate:
+    def chosen(self, tools: bool) -> ChatTemplate:
+        """The template for tools if `tools` and there is one, else the default one. Raises ValueError without any."""
         if not self._templates:
             raise ValueError(
                 f"{_KEY}: missing, so the model has no chat format of its own; give it a plain prompt"

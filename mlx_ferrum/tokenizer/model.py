@@ -99,6 +99,17 @@ class Tokenizer:
         """
         return StreamingDetokenizer(self._kind.pieces, skip_special, before)
 
+    def spell(self, token: int) -> bytes:
+        """The bytes that a token stands for. Raises ValueError for an id out of range."""
+        return self._kind.pieces.get(token)[0]
+
+    def template_names(self, tools: bool = False) -> set[str]:
+        """Variables that the chat template uses, such as `enable_thinking`; the one for tools where there is one.
+
+        Raises ValueError if there is no template or it cannot be read.
+        """
+        return self._templates.chosen(tools).names
+
     def apply_chat_template(
         self,
         messages: Sequence[Mapping[str, Any]],

@@ -1,0 +1,150 @@
+"""`/v1/chat/completions`."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+from starlette.requests import Request
+from starlette.types import ASGIApp
+
+from .. import sampling
+from ..errors import RequestError
+from ..fields import Fields
+from ..http import Stream, answered, error_object, read
+from ..reply import Answer, Piece
+from ..service import Service
+from . import form
+from .messages import messages, render, template_arguments
+
+EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
+TOP = 20
+# They do not change what is generated.
+IGNORED = frozenset(
+    """user safety_identifier prompt_cache_key prompt_cache_retention metadata service_tier store verbosity prediction
+    parallel_tool_calls""".split()
+)
+
+
+async def chat(request: Request) -> ASGIApp:
+    """A reply to messages."""
+    service: Service = request.app.state.service
+    fields = await read(request)
+    service.check_name(fields.text("model", service.name))
+    chosen = sampling.read(
+        fields, service.recommended, "max_completion_tokens", "max_tokens", "n_predict"
+    )
+    n = fields.whole("n", 1, 1, 128)
+    top = likeliest(fields)
+    stream, has_usage = streaming(fields)
+    effort = fields.get("reasoning_effort")
+    if effort is not None and effort not in EFFORTS:
+        raise fields.error("reasoning_effort", effort, f"one of {', '.join(EFFORTS)}")
+    refuse(fields)
+    call = {"effort": effort, "continues": fields.flag("continue_final_message")}
+    arguments = template_arguments(fields)
+    asked = messages(fields)
+    fields.finish(IGNORED)
+    tokenizer = service.loaded.tokenizer
+    prompt = await service.prepare(render, tokenizer, asked, arguments, **call)
+    answer = service.submit([prompt], chosen, n, top)
+    reply = ChatReply(service, answer, has_usage, top is not None)
+    return Stream(answer, reply) if stream else await answered(request, answer, reply.whole)
+
+
+def likeliest(fields: Fields) -> int | None:
+    """The fields logprobs and top_logprobs: how many of the likeliest tokens to list, None for no log-probabilities."""
+    top = fields.whole("top_logprobs", 0, 0, TOP)
+    if fields.flag("logprobs"):
+        return int(top)
+    if top:
+        raise fields.error("top_logprobs", top, "logprobs to be true with it")
+    return None
+
+
+def streaming(fields: Fields) -> tuple[bool, bool]:
+    """The fields stream and stream_options: whether to stream, and whether to end with the usage."""
+    stream = fields.flag("stream")
+    options = fields.object("stream_options")
+    has_usage = options.flag("include_usage")
+    options.finish(["include_obfuscation"])
+    return stream, has_usage
+
+
+def refuse(fields: Fields) -> None:
+    """Raises RequestError for what cannot be honoured."""
+    fields.refuse("modalities", [["text"]])
+    fields.refuse("tool_choice", ["none", "auto"])
+    fields.refuse("response_format", [{"type": "text"}])
+    for name in ("audio", "web_search_options", "functions", "function_call", "tools"):
+        fields.refuse(name)
+
+
+class ChatReply:
+    """Writes the reply, whole or in pieces."""
+
+    def __init__(
+        self, service: Service, answer: Answer, has_usage: bool, has_logprobs: bool
+    ) -> None:
+        self._answer, self._has_usage, self._has_logprobs = answer, has_usage, has_logprobs
+        self._tokenizer = service.loaded.tokenizer
+        self._head = {
+            "id": form.new_id("chatcmpl-"),
+            "object": "chat.completion",
+            "created": int(time.time()),
+            "model": service.name,
+            "system_fingerprint": form.FINGERPRINT,
+        }
+        head = json.dumps({**self._head, "object": "chat.completion.chunk"})[:-1]
+        self._start = f"data: {head}, "
+        self._stop = ', "usage": null}\n\n' if has_usage else "}\n\n"
+
+    def whole(self, pieces: list[Piece]) -> dict[str, Any]:
+        """All of it."""
+        choices = [
+            {
+                "index": index,
+                "message": {"role": "assistant", "content": piece.text, "refusal": None},
+                "logprobs": self._logprobs(piece),
+                "finish_reason": piece.finish_reason,
+            }
+            for index, piece in enumerate(pieces)
+        ]
+        return {**self._head, "choices": choices, "usage": form.usage(self._answer)}
+
+    def _logprobs(self, piece: Piece) -> dict[str, Any] | None:
+        if not self._has_logprobs:
+            return None
+        return form.chat_logprobs(self._tokenizer, piece.tokens)
+
+    def begin(self) -> bytes:
+        """The role of each choice."""
+        delta = '{"role": "assistant", "content": ""}'
+        return b"".join(self._chunk(i, delta) for i in range(len(self._answer.replies)))
+
+    def piece(self, index: int, piece: Piece) -> bytes:
+        """A piece of one choice, and its end."""
+        out = b""
+        if piece.text or piece.tokens:
+            logprobs = json.dumps(self._logprobs(piece)) if piece.tokens else "null"
+            out = self._chunk(index, f'{{"content": {json.dumps(piece.text)}}}', logprobs)
+        if piece.finish_reason is not None:
+            out += self._chunk(index, "{}", finish=f'"{piece.finish_reason}"')
+        return out
+
+    def _chunk(self, index: int, delta: str, logprobs: str = "null", finish: str = "null") -> bytes:
+        choice = f'"choices": [{{"index": {index}, "delta": {delta}, "logprobs": {logprobs}, '
+        return f'{self._start}{choice}"finish_reason": {finish}}}]{self._stop}'.encode()
+
+    def end(self) -> bytes:
+        """The usage, if it is wanted, and the end."""
+        out = "data: [DONE]\n\n"
+        if self._has_usage:
+            usage = json.dumps(form.usage(self._answer))
+            out = f'{self._start}"choices": [], "usage": {usage}}}\n\n{out}'
+        return out.encode()
+
+    def error(self, error: RequestError) -> bytes:
+        """An error in place of the rest."""
+        return f"data: {json.dumps(error_object(error, ''))}\n\n".encode()
