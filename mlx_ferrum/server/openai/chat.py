@@ -128,7 +128,7 @@ class ChatReply:
         out = b""
         if piece.text or piece.tokens:
             logprobs = json.dumps(self._logprobs(piece)) if piece.tokens else "null"
-            out = self._chunk(index, f'{{"content": {json.dumps(piece.text)}}}', logprobs)
+            out = self._chunk(index, f'{{"content": {form.quoted(piece.text)}}}', logprobs)
         if piece.finish_reason is not None:
             out += self._chunk(index, "{}", finish=f'"{piece.finish_reason}"')
         return out

@@ -189,8 +189,10 @@ class CompletionReply:
         return self._chunk(index, piece)
 
     def _chunk(self, index: int, piece: Piece) -> bytes:
-        choice = json.dumps(self._choice(index, piece))
-        return f'{self._start}"choices": [{choice}]{self._stop}'.encode()
+        logprobs = "null" if self._top is None else json.dumps(self._logprobs(index, piece.tokens))
+        finish = "null" if piece.finish_reason is None else f'"{piece.finish_reason}"'
+        choice = f'{{"text": {form.quoted(piece.text)}, "index": {index}, "logprobs": {logprobs}, '
+        return f'{self._start}"choices": [{choice}"finish_reason": {finish}}}]{self._stop}'.encode()
 
     def end(self) -> bytes:
         """The usage, if it is wanted, and the end."""

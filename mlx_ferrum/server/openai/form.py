@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from json.encoder import encode_basestring_ascii
 from typing import Any
 
 import mlx_ferrum
@@ -11,6 +12,7 @@ from mlx_ferrum.tokenizer import Tokenizer
 from ..loop import Likely
 from ..reply import Answer
 
+quoted = encode_basestring_ascii  # a string as JSON, without an encoder
 FINGERPRINT = f"mlx_ferrum-{mlx_ferrum.__version__}"
 
 
