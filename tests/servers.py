@@ -31,7 +31,9 @@ POOL = 64  # blocks
 
 
 class Served:
-    """A server that runs. model and tokenizer: another copy of what it serves."""
+    """A server that runs. model and tokenizer: what it serves; encoder: another copy of its encoder."""
+
+    encoder: Any
 
     def __init__(self, url: str, service: Service, model: Any, tokenizer: Any) -> None:
         self.url, self.service, self.model, self.tokenizer = url, service, model, tokenizer
@@ -64,17 +66,19 @@ def served(
     rules: Rules | None = None,
     limits: Limits | None = None,
     load: Callable[[], Loaded] | None = None,
+    encoder: Path | None = None,
     **options: Any,
 ) -> Iterator[Served]:
-    """On the cpu backend, and a port that is free. options: of the engine."""
+    """On the cpu backend, and a port that is free. encoder: for embeddings; options: of the engine."""
     with CPU.in_use():
         model, tokenizer = mlx_ferrum.load(path)
 
         def loaded() -> Loaded:
             engine = Engine(model, **{"blocks": POOL, "most": 8, **options})
-            return Loaded(model, tokenizer, engine)
+            found: Any = None if encoder is None else (*mlx_ferrum.load(encoder), "bert")
+            return Loaded(model, tokenizer, engine, found)
 
-        service = Service(load or loaded, "tiny", ["other"], limits or Limits())
+        service = Service(load or loaded, "tiny", ["other", "claude-*"], limits or Limits())
         config = uvicorn.Config(
             make(service, rules or Rules()),
             port=0,

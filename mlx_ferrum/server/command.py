@@ -167,7 +167,7 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="NAME",
-        help="the name by which clients call the model; further ones are accepted too (default: that of --model)",
+        help="the model's name for clients (default: that of --model); repeat it for others, such as 'claude-*'",
     )
     add(
         "--embedding-model",

@@ -12,11 +12,13 @@ from .errors import RequestError
 
 
 class Fields:
-    """A JSON object. A field that is null counts as absent. All methods raise RequestError that names the field."""
+    """A JSON object. A field that is null counts as absent. All methods raise RequestError that names the field.
+
+    place: where the object is, for messages
+    """
 
     def __init__(self, values: Any, place: str = "") -> None:
-        """place: where the object is, for messages."""
-        self._place = place
+        self.place = place
         if not isinstance(values, Mapping):
             what = place or "the body"
             raise RequestError(f"{what}: {_kind(values)} found, expected an object", param=place)
@@ -29,7 +31,7 @@ class Fields:
         return RequestError(text, param=self._name(name))
 
     def _name(self, name: str) -> str:
-        return f"{self._place}.{name}" if self._place else name
+        return f"{self.place}.{name}" if self.place else name
 
     def get(self, name: str, default: Any = None) -> Any:
         """A field of any type."""

@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from glob import escape
 from typing import Any, TypeVar
 
 from mlx_ferrum.engine import Engine, Request, Stats
@@ -59,7 +61,7 @@ class Service:
     """The names of a model, and what serves it.
 
     load: gives the model; runs in the engine's thread
-    name, aliases: the names that requests may call the model by
+    name, aliases: the names that requests may call the model by; in aliases * stands for any characters
     created: seconds since 1970
     """
 
@@ -118,7 +120,7 @@ class Service:
 
     def check_name(self, name: str) -> None:
         """Raises RequestError with status 404 unless the model has this name."""
-        if name not in (self.name, *self.aliases):
+        if not any(fnmatchcase(name, known) for known in (escape(self.name), *self.aliases)):
             raise RequestError(
                 f"there is no model {name[:80]!r}, expected {self.name!r}",
                 status=404,

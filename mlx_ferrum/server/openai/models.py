@@ -24,7 +24,7 @@ def described(service: Service, name: str) -> dict[str, Any]:
 async def models(request: Request) -> Response:
     """`/v1/models`."""
     service: Service = request.app.state.service
-    names = [service.name, *service.aliases]
+    names = [service.name, *(name for name in service.aliases if "*" not in name)]
     found = [described(service, name) for name in names]
     if service.state == "ready":
         if service.loaded.encoder is not None:

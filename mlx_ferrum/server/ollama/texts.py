@@ -1,0 +1,152 @@
+"""`/api/chat` and `/api/generate`: a line of JSON for each piece."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from typing import Any
+
+from starlette.requests import Request
+from starlette.types import ASGIApp
+
+from mlx_ferrum.generate.prompt import encode_prompt
+
+from ..errors import RequestError
+from ..fields import Fields
+from ..http import Stream, answered, read, respond
+from ..openai.messages import messages, render
+from ..reply import Answer, Piece
+from ..service import Service
+from .fields import check_name, read_sampling
+
+HEADERS = [(b"content-type", b"application/x-ndjson")]
+THINKS = {None: None, True: "high", False: "none"}
+
+
+async def chat(request: Request) -> ASGIApp:
+    """A reply to messages."""
+    service: Service = request.app.state.service
+    fields = await read(request)
+    name = check_name(fields, service)
+    for field in ("tools", "format"):
+        fields.refuse(field)
+    given = messages(fields) if fields.items("messages") else []
+    return await _answer(request, fields, name, given, is_chat=True)
+
+
+async def generate(request: Request) -> ASGIApp:
+    """A text after a prompt, through the chat template unless it is `raw`."""
+    service: Service = request.app.state.service
+    fields = await read(request)
+    name = check_name(fields, service)
+    for field in ("images", "suffix", "format", "template", "context"):
+        fields.refuse(field)
+    text, system = fields.text("prompt", ""), fields.text("system", "")
+    raw = fields.flag("raw") or not service.loaded.tokenizer.has_chat_template
+    if raw and system:
+        raise fields.error("system", system, "none without a chat template")
+    given: str | list[dict[str, Any]] = text
+    if not raw and text:
+        turns = [("system", system), ("user", text)]
+        given = [{"role": role, "content": content} for role, content in turns if content]
+    return await _answer(request, fields, name, given, is_chat=False)
+
+
+async def _answer(
+    request: Request,
+    fields: Fields,
+    name: str,
+    given: str | Sequence[dict[str, Any]],
+    *,
+    is_chat: bool,
+) -> ASGIApp:
+    service: Service = request.app.state.service
+    chosen, stream = read_sampling(fields, service), fields.flag("stream", True)
+    think = fields.get("think")
+    fields.finish(["keep_alive"])
+    tokenizer = service.loaded.tokenizer
+    if not given:  # which loads a model
+        return respond(
+            {**_head(name), **_content("", is_chat), "done": True, "done_reason": "load"}
+        )
+    if isinstance(given, str):
+        prompt = await service.prepare(encode_prompt, tokenizer, given)
+    else:
+        effort = think if isinstance(think, str) else THINKS.get(think)
+        prompt = await service.prepare(render, tokenizer, given, {}, effort=effort)
+    answer = service.submit([prompt], chosen)
+    lines = Lines(answer, name, is_chat)
+    return (
+        Stream(answer, lines, HEADERS, b"")
+        if stream
+        else await answered(request, answer, lines.whole)
+    )
+
+
+def _head(name: str) -> dict[str, Any]:
+    now = datetime.now(timezone.utc).isoformat().replace("+00:00", "Z")
+    return {"model": name, "created_at": now}
+
+
+def _content(text: str, is_chat: bool) -> dict[str, Any]:
+    if is_chat:
+        return {"message": {"role": "assistant", "content": text}}
+    return {"response": text}
+
+
+class Lines:
+    """Writes a text, whole or in pieces."""
+
+    def __init__(self, answer: Answer, name: str, is_chat: bool) -> None:
+        self._answer, self._name, self._is_chat = answer, name, is_chat
+        self._since, self._first = time.perf_counter_ns(), 0
+
+    def whole(self, pieces: list[Piece]) -> dict[str, Any]:
+        """All of it."""
+        [piece] = pieces
+        return self._last(piece.text, piece.finish_reason)
+
+    def _last(self, text: str, reason: str | None) -> dict[str, Any]:
+        """Times are in nanoseconds."""
+        now, first = time.perf_counter_ns(), self._first or time.perf_counter_ns()
+        return {
+            **_head(self._name),
+            **_content(text, self._is_chat),
+            "done": True,
+            "done_reason": reason,
+            "total_duration": now - self._since,
+            "load_duration": 0,
+            "prompt_eval_count": sum(self._answer.prompts),
+            "prompt_eval_duration": first - self._since,
+            "eval_count": self._answer.generated,
+            "eval_duration": now - first,
+        }
+
+    def begin(self) -> bytes:
+        """Nothing comes first."""
+        return b""
+
+    def piece(self, index: int, piece: Piece) -> bytes:
+        """A line; the last one has the figures."""
+        self._first = self._first or time.perf_counter_ns()
+        out = b""
+        if piece.text:
+            line = {**_head(self._name), **_content(piece.text, self._is_chat), "done": False}
+            out = _line(line)
+        if piece.finish_reason is not None:
+            out += _line(self._last("", piece.finish_reason))
+        return out
+
+    def end(self) -> bytes:
+        """Nothing comes last."""
+        return b""
+
+    def error(self, error: RequestError) -> bytes:
+        """An error in place of the rest."""
+        return _line({"error": error.message})
+
+
+def _line(value: dict[str, Any]) -> bytes:
+    return json.dumps(value).encode() + b"\n"
