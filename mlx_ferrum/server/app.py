@@ -12,15 +12,31 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
+from .anthropic import messages
 from .errors import RequestError
 from .gate import Gate, Rules
 from .http import refusal
-from .openai import chat, completions, models
+from .ollama import models as ollama_models
+from .ollama import texts
+from .openai import chat, completions, embeddings, models, responses
+from .openai.store import Store
 from .service import Service
 
 ROUTES: list[tuple[str, str, Callable[..., object]]] = [
     ("POST", "/v1/chat/completions", chat.chat),
     ("POST", "/v1/completions", completions.completions),
+    ("POST", "/v1/responses", responses.create),
+    ("GET", "/v1/responses/{id}", responses.retrieve),
+    ("DELETE", "/v1/responses/{id}", responses.delete),
+    ("POST", "/v1/embeddings", embeddings.create),
+    ("POST", "/v1/messages", messages.messages),
+    ("POST", "/v1/messages/count_tokens", messages.count_tokens),
+    ("POST", "/api/chat", texts.chat),
+    ("POST", "/api/generate", texts.generate),
+    ("POST", "/api/embed", ollama_models.embed),
+    ("POST", "/api/show", ollama_models.show),
+    ("GET", "/api/tags", ollama_models.tags),
+    ("GET", "/api/version", ollama_models.version),
     ("GET", "/v1/models", models.models),
     ("GET", "/v1/models/{name:path}", models.model),
     ("POST", "/tokenize", models.tokenize),
@@ -46,7 +62,7 @@ def make(
         lifespan=lifespan,
         exception_handlers={RequestError: _refused, HTTPException: _not_found},
     )
-    app.state.service = service
+    app.state.service, app.state.store = service, Store()
     return Gate(app, rules, service.metrics, [path for _, path, _ in ROUTES])
 
 
