@@ -32,6 +32,7 @@ from .shapes import (
     check_experts,
     check_gate,
     check_gated_norm,
+    check_mask,
     check_pair,
     check_product,
     check_short_conv,
@@ -331,6 +332,15 @@ def choose(logits: A) -> tuple[A, A]:
     ids: the first of the largest logits; ranges: the smallest and the largest logit, NaN if any is NaN
     """
     return _backend().choose(logits)
+
+
+def mask_logits(logits: A, bits: A) -> A:
+    """The logits of the tokens whose bit is 1, -inf for others: logits: (n, v), bits: (n, ceil(v / 32)) -> (n, v).
+
+    bits: int32; bit i % 32 of word i / 32 is that of token i, the lowest first; what lies behind the last is ignored.
+    """
+    check_mask(logits, bits)
+    return _backend().mask_logits(logits, bits)
 
 
 def route(logits: A, routing: Routing, *, bias: mx.array | None = None) -> tuple[A, A]:

@@ -37,6 +37,14 @@ def check_experts(x: Array, ids: Array, *ws: QTensor, spread: bool = False) -> N
         raise ValueError(f"gather: x of shape {x.shape} does not fit ids of shape {ids.shape}")
 
 
+def check_mask(logits: Array, bits: Array) -> None:
+    """logits: (n, v), bits: (n, ceil(v / 32)). Raises ValueError for any other shapes."""
+    if len(logits.shape) != 2 or bits.shape != (logits.shape[0], -(-logits.shape[1] // 32)):
+        raise ValueError(
+            f"mask_logits: logits of shape {logits.shape} do not fit bits of {bits.shape}"
+        )
+
+
 def check_pair(gate: QTensor, up: QTensor) -> None:
     """Raises ValueError if gate and up have other numbers of rows or experts."""
     if gate.shape[:-1] != up.shape[:-1]:

@@ -15,6 +15,49 @@ SIZES = random_models.Sizes(layers=2, context=256)
 SAMPLED = {"temp": 1.0, "top_p": 0.95}
 
 
+class Allowed:
+    """A constraint by functions of the tokens so far, and after as many tokens as `most` the end.
+
+    allow: gives bool (vocab,), or None for all
+    force: what has to follow
+    """
+
+    def __init__(self, allow: Any = None, force: Any = None, most: int = 1 << 30) -> None:
+        self.allow, self.force, self.most = allow, force, most
+        self.texts: list[list[int]] = []
+        self.asked: list[list[int]] = []  # before which tokens it was asked
+
+    def begin(self) -> _Follower:
+        self.texts.append([])
+        return _Follower(self, self.texts[-1])
+
+
+class _Follower:
+    def __init__(self, of: Allowed, seen: list[int]) -> None:
+        self.of, self.seen = of, seen
+
+    @property
+    def must_end(self) -> bool:
+        return len(self.seen) >= self.of.most
+
+    def fill(self, bits: np.ndarray) -> None:
+        self.of.asked.append(self.seen.copy())
+        allowed = None if self.of.allow is None else self.of.allow(self.seen)
+        bits[:] = -1 if allowed is None else packed(np.asarray(allowed))
+
+    def accept(self, token: int) -> None:
+        self.seen.append(token)
+
+    def forced(self) -> list[int]:
+        return [] if self.of.force is None else self.of.force(self.seen)
+
+
+def packed(allowed: np.ndarray) -> np.ndarray:
+    """bool (…, vocab) -> int32 (…, ceil(vocab / 32)), the lowest bit first."""
+    padded = np.pad(allowed, [*[(0, 0)] * (allowed.ndim - 1), (0, -allowed.shape[-1] % 32)])
+    return np.packbits(padded, axis=-1, bitorder="little").view("<i4")
+
+
 def run(engine: Engine) -> dict[int, list[Event]]:
     """All events to the end, by text."""
     found: dict[int, list[Event]] = {}

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import random_models
 from backends import CPU, METAL, REFERENCE, Backend
-from engines import SAMPLED, SIZES, Crowd, alone, check_texts, differs, run, tokens
+from engines import SAMPLED, SIZES, Allowed, Crowd, alone, check_texts, differs, run, tokens
 from fakes import FakeModel
 
 import mlx_ferrum
@@ -73,13 +73,14 @@ def test_two_hundred_requests_in_half_the_room(
 def test_lazy_backends_give_the_same_texts(
     request: pytest.FixtureRequest, backend: Backend, kind: str
 ) -> None:
-    """Chosen by the backend, by a sampler, and under a mask."""
+    """Chosen by the backend, by a sampler, and under a constraint."""
     model = request.getfixturevalue(kind)
     with backend.in_use():
         assert ops.is_lazy()
         engine = Engine(model, blocks=3, chunk=20, chunk_beside=9)
         drawn = Request([4, 5], 3, {**SAMPLED, "seed": 2}, processors=[bias({3: -np.inf})])
-        masked = Request([4, 5], 3, mask=lambda _: np.arange(300) == 17, logprobs=True)
+        only = Allowed(lambda _: np.arange(300) == 17)
+        masked = Request([4, 5], 3, constraint=only, logprobs=True)
         prompts = [[5, 6, 7] * n for n in (1, 7)]
         ids = [engine.submit(Request(prompt, 5))[0] for prompt in prompts]
         [draw], [mask] = engine.submit(drawn), engine.submit(masked)
@@ -109,7 +110,7 @@ def test_a_lazy_backend_works_a_step_ahead_of_a_crowd(
     assert not any(held for held, _ in stats.blocks)
 
 
-def test_a_step_waits_only_for_a_mask() -> None:
+def test_a_step_waits_only_for_a_constraint() -> None:
     model: Any = FakeModel()
     with REFERENCE.in_use():
         states = model.make_cache().start()
@@ -121,14 +122,10 @@ def test_a_step_waits_only_for_a_mask() -> None:
             fed.append((len(model.fed), given))
         assert fed == [(1, 0), (2, 1), (3, 1), (4, 1), (4, 1)]
         assert engine.stats().waits == 0
-        seen: list[list[int]] = []
-
-        def mask(ids: Any) -> None:
-            seen.append(np.asarray(ids).tolist())
-
-        engine.submit(Request([4, 5], 3, mask=mask))
+        free = Allowed()
+        engine.submit(Request([4, 5], 3, constraint=free))
         made = tokens(run(engine)[1])
-        assert seen == [[4, 5], [4, 5, made[0]], [4, 5, *made[:2]]]
+        assert free.asked == [made[:n] for n in range(3)]
         assert engine.stats().waits == 2
 
 
@@ -209,16 +206,11 @@ def test_first_draws_of_many_continuations_have_the_distribution(model: Any) -> 
     assert square < degrees + 5 * np.sqrt(2 * degrees) + 10
 
 
-def test_masks_and_biases_say_what_is_chosen(model: Any) -> None:
-    seen = []
-
-    def even(ids: Any) -> Any:
-        seen.append(np.asarray(ids).tolist())
-        return np.arange(300) % 2 == 0 if len(ids) < 6 else None
-
-    made = alone(model, Request([5, 7], 6, mask=even))
+def test_constraints_and_biases_say_what_is_chosen(model: Any) -> None:
+    even = Allowed(lambda seen: np.arange(300) % 2 == 0 if len(seen) < 4 else None)
+    made = alone(model, Request([5, 7], 6, constraint=even))
     assert all(token % 2 == 0 for token in made[:4])
-    assert seen == [[5, 7, *made[:n]] for n in range(6)]
+    assert even.asked == [made[:n] for n in range(6)]
     assert alone(model, Request([5, 7], 3, bias={9: 1000.0})) == [9, 9, 9]
 
 

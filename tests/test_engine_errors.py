@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import random_models
 from backends import CPU, REFERENCE, Backend
-from engines import SAMPLED, SIZES, alone, differs, run, tokens
+from engines import SAMPLED, SIZES, Allowed, alone, differs, run, tokens
 from moments import Moments
 
 import mlx_ferrum
@@ -50,8 +50,9 @@ def broken(*_: Any) -> Any:
         ({"sampler": broken}, "broken"),
         ({"sampler": lambda logprobs: mx.array([10**6])}, "token 1000000, expected 0 to 299"),
         ({"sampler": lambda logprobs: mx.array([1, 2])}, "the sampler gave 2 tokens for 1 text"),
-        ({"mask": lambda _: np.zeros(300, bool)}, "the mask allows no token"),
-        ({"mask": lambda _: np.ones(3, bool)}, r"the mask gave bool \(3,\), expected"),
+        ({"constraint": Allowed(lambda _: np.zeros(300, bool))}, "every logit is -inf"),
+        ({"constraint": Allowed(broken)}, "broken"),
+        ({"constraint": Allowed(force=broken)}, "broken"),
         ({"ends": broken}, "broken"),
         ({"bias": dict.fromkeys(range(300), -np.inf)}, "every logit is -inf"),
     ],

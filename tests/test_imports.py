@@ -14,6 +14,7 @@ import mlx_ferrum
 # import each other. Commands, wherever they are, lie above all rooms.
 ROOMS = """
 amounts drawing entry interrupts kernel_text lazy notice parser progress
+replies
 options profile
 kernels.cpu kernels.quantize
 blocks
@@ -28,6 +29,7 @@ cache nn rope
 sample
 template
 tokenizer
+structured
 catalog
 gguf
 models

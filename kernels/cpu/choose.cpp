@@ -1,5 +1,6 @@
-// The most likely token of rows of logits, and their range.
+// The most likely token of rows of logits, and their range; the logits of the tokens that a bit mask allows.
 #include <cmath>
+#include <cstdint>
 
 #include "calls.h"
 #include "floats.h"
@@ -50,6 +51,28 @@ void choose(const Choose& a) {
     for (int i = 0; i < a.n; i++) choose_row(a.logits + long(i) * a.k, a.k, a.ids + i, a.ranges + 2 * i);
 }
 
+// logits (n, k), bits (n, ceil(k / 32)), the lowest bit first -> out (n, k), -inf where a bit is 0.
+struct MaskLogits {
+    const float* logits;
+    const int* bits;
+    float* out;
+    int n, k;
+};
+
+void mask_logits(const MaskLogits& a) {
+    const int words = (a.k + 31) / 32;
+    for (int i = 0; i < a.n; i++) {
+        const float* x = a.logits + long(i) * a.k;
+        float* y = a.out + long(i) * a.k;
+        for (int w = 0; w < words; w++) {
+            const uint32_t bits = a.bits[long(i) * words + w];
+            const int from = 32 * w, to = std::min(a.k, from + 32);
+            for (int j = from; j < to; j++) y[j] = bits >> (j - from) & 1 ? x[j] : -INFINITY;
+        }
+    }
+}
+
+CALL(MaskLogits, mask_logits, F(logits), F(bits), F(out), F(n), F(k))
 CALL(Choose, choose, F(logits), F(ids), F(ranges), F(n), F(k))
 
 } // namespace

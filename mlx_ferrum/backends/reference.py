@@ -190,6 +190,12 @@ def choose(logits: mx.array) -> tuple[mx.array, mx.array]:
     return mx.argmax(logits, axis=-1).astype(mx.int32), mx.where(has_nan, mx.nan, ranges)
 
 
+def mask_logits(logits: mx.array, bits: mx.array) -> mx.array:
+    tokens = mx.arange(logits.shape[-1])
+    allowed = (bits[:, tokens // 32] >> (tokens % 32)) & 1
+    return mx.where(allowed == 1, logits.astype(mx.float32), -mx.inf)
+
+
 def route(
     logits: mx.array, routing: Routing, *, bias: mx.array | None = None
 ) -> tuple[mx.array, mx.array]:

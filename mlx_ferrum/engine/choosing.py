@@ -17,6 +17,7 @@ from mlx_ferrum.sample.checks import short
 from mlx_ferrum.sample.processors import Own
 from mlx_ferrum.sample.samplers import Drawing
 
+from .constraint import Follower, constrained
 from .logits import LogitRange, logit_range
 
 Found = tuple[Array, Array, Array]
@@ -58,10 +59,19 @@ class Choice:
 
 
 class Chooser:
-    """Picks the next token from logits; remembers the tokens when a processor wants them."""
+    """Picks the next token from logits; remembers the tokens when a processor wants them.
 
-    def __init__(self, sampler: Sampler, processors: Sequence[Processor], seen: list[int]) -> None:
-        self.sampler, self.processors = sampler, processors
+    follower: says which tokens may come next
+    """
+
+    def __init__(
+        self,
+        sampler: Sampler,
+        processors: Sequence[Processor],
+        seen: list[int],
+        follower: Follower | None = None,
+    ) -> None:
+        self.sampler, self.processors, self.follower = sampler, processors, follower
         self.seen = Seen(seen) if processors else None
 
     def __call__(self, found: Found, position: int, generated: int) -> Choice:
@@ -80,6 +90,9 @@ class Chooser:
                 if logits.shape != found[0].shape:
                     expected = tuple(found[0].shape)
                     raise ValueError(f"a processor gave {tuple(logits.shape)}, expected {expected}")
+        if self.follower is not None:
+            logits = constrained(logits, self.follower, is_lazy=ops.is_lazy())
+        if self.seen is not None or self.follower is not None:
             logits = mx.array(logits) if ops.is_lazy() else np.asarray(logits)
             token, extent = best(logits)
             ranges.append(logit_range(extent, position, logits.shape[-1], processed=True))
@@ -120,6 +133,12 @@ class Seen:
         """Forget all but the first `count` tokens that were added."""
         if len(self.ids) != self._given + count:
             self.ids = self.ids[: self._given + count]
+
+    def force(self, tokens: Sequence[int], generated: int) -> None:
+        """Append known tokens behind the first `generated` ones."""
+        self.cut(generated)
+        for token in tokens:
+            self.add(np.array([token], np.uint32))
 
     def add(self, token: Array) -> Array:
         """Append a token (1,); returns all ids."""

@@ -169,7 +169,7 @@ class Engine:
         made = self._compute(rows) if rows else None
         earlier = len(self._pending)
         if made is not None:
-            if any(text.request.mask is not None for text, _ in self._pending):
+            if any(text.follower is not None for text, _ in self._pending):
                 self._stats.waits += 1
                 mx.async_eval(made.arrays)
                 self._read(earlier)
@@ -253,21 +253,36 @@ class Engine:
                 if error is not None:
                     self._events.append(self._end(text.job.number, "error", error=error))
                 elif is_live:
-                    self._events.append(self._extend(text, chosen, token))
+                    self._events += self._extend(text, chosen, token)
 
-    def _extend(self, text: Text, chosen: Chosen, token: int) -> Event:
-        """Take the next token of a text, now that it is known."""
+    def _extend(self, text: Text, chosen: Chosen, token: int) -> list[Event]:
+        """Take the next token of a text, now that it is known, and those that have to follow it."""
         job = text.job
         text.know(token)
         past = job.past
         if past is not None and len(past.tokens) < min(past.position, len(job.tokens)):
             self._states.note(past, [token])  # its row is computed already
-        self._stats.generated_tokens += 1
-        try:
-            has_stopped = text.request.stops(token)
-        except Exception as error:  # noqa: BLE001 - callers' functions raise anything, and others go on
-            return self._end(job.number, "error", error=error)
         choice = chosen.choice if text.request.logprobs else None
+        events: list[Event] = []
+        try:
+            forced = text.follow(token)
+            events.append(self._taken(text, token, choice))
+            for each in forced:
+                if events[-1].finish_reason is not None:
+                    break
+                text.force(each)
+                events.append(self._taken(text, each))
+        except Exception as error:  # noqa: BLE001 - callers' functions raise anything, and others go on
+            events.append(self._end(job.number, "error", error=error))
+        return events
+
+    def _taken(self, text: Text, token: int, choice: Choice | None = None) -> Event:
+        """The event of a token that the text has taken, which may be its last one."""
+        job = text.job
+        self._stats.generated_tokens += 1
+        has_stopped = text.request.stops(token)
+        if text.follower is not None and text.follower.must_end:
+            has_stopped = True
         if has_stopped or len(job.tokens) == job.prompt + job.limit:
             reason = "stop" if has_stopped else "length"
             return self._end(job.number, reason, token=token, choice=choice)

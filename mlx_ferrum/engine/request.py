@@ -11,14 +11,11 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_ferrum.sample import Processor, Sampler, bias
-from mlx_ferrum.sample.arrays import Array
 from mlx_ferrum.sample.checks import check_integer
-from mlx_ferrum.sample.processors import Own
 from mlx_ferrum.sample.samplers import make_drawing
 
 from .choosing import Choice, check_sampler, given_processors
-
-Mask = Callable[[Array], Any]
+from .constraint import Constraint
 
 
 @dataclass(eq=False)
@@ -34,10 +31,11 @@ class Request:
     end_tokens: the text ends with one of them
     ignore_eos: never choose one of them
     ends: called with each token, once; whether the text ends with it. It should be quick: Ctrl-C waits for it
-    mask: called with the tokens so far, those of the prompt too; gives the allowed ones, bool (vocab,), or None for all
+    constraint: says which tokens may come next, as of `mlx_ferrum.structured`; each text follows it by itself. Tokens
+        that have no alternative are not computed one by one, unless logprobs are asked for. Not with ignore_eos
     priority: higher ones go first
     logprobs: whether events have the log-probabilities
-    history: tokens before the prompt that processors and mask are told of too, where the text goes on from a past
+    history: tokens before the prompt that processors are told of too, where the text goes on from a past
     Raises ValueError for bad arguments.
     """
 
@@ -49,7 +47,7 @@ class Request:
     end_tokens: Collection[int] = ()
     ignore_eos: bool = False
     ends: Callable[[int], bool] | None = None
-    mask: Mask | None = None
+    constraint: Constraint | None = None
     priority: int = 0
     logprobs: bool = False
     history: Sequence[int] = ()
@@ -60,6 +58,8 @@ class Request:
         if not len(self.prompt):
             raise ValueError("the prompt is empty (0 tokens), expected at least one")
         self.prompt, self.history = _ids("the prompt", self.prompt), _ids("history", self.history)
+        if self.ignore_eos and self.constraint is not None:
+            raise ValueError("ignore_eos with a constraint, whose end no token could then say")
         self.make_sampler(0)
         self.make_processors()
 
@@ -75,8 +75,7 @@ class Request:
         biases = [bias(self.bias)] if self.bias else []
         if self.ignore_eos and self.end_tokens:
             biases.append(bias(dict.fromkeys(self.end_tokens, -np.inf)))
-        masks: list[Processor] = [] if self.mask is None else [_masked(self.mask)]
-        return [*biases, *given_processors(self.processors), *masks]
+        return [*biases, *given_processors(self.processors)]
 
     def stops(self, token: int) -> bool:
         """Whether the text ends with this token."""
@@ -98,28 +97,6 @@ def mixed_seed(seed: int | None, index: int) -> int | None:
     if seed is None or not index:
         return seed
     return int(np.random.SeedSequence([seed, index]).generate_state(1, np.uint64)[0])
-
-
-def _masked(mask: Mask) -> Processor:
-    """A processor that leaves the tokens that a mask allows."""
-
-    def apply(seen: Array, logits: Array) -> Array:
-        allowed = mask(seen)
-        if allowed is None:
-            return logits
-        allowed = np.asarray(allowed)
-        if allowed.dtype != bool or allowed.shape != logits.shape[-1:]:
-            raise ValueError(
-                f"the mask gave {allowed.dtype} {allowed.shape}, expected bool {tuple(logits.shape[-1:])}"
-            )
-        if not allowed.any():
-            raise ValueError("the mask allows no token")
-        if isinstance(logits, np.ndarray):
-            logits[..., ~allowed] = -np.inf
-            return logits
-        return mx.where(mx.array(allowed), logits, -mx.inf)
-
-    return Own(apply)
 
 
 @dataclass(frozen=True)

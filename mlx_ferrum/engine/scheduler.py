@@ -32,7 +32,7 @@ class Job:
     priority: higher ones go first
     past: what is computed of the tokens; None while the job waits
     is_kept: the past was there before the job, and outlives it; only over pools that grow
-    decodes: whether the job computes a row in each step
+    decodes: whether the job computes a row in each step, or all that are unread
     chosen: 1 while the next token is chosen but not known, as on a lazy backend; else 0
     hits: positions of the prompt that did not have to be computed when the job first began
     forks: jobs with the same prompt, which go on from this one's past once it has read the prompt
@@ -134,7 +134,7 @@ class Scheduler:
         before = self.preemptions
         self.live.sort(key=_rank)
         for job in [job for job in self.live if job.decodes and not job.is_full]:
-            self._reserve(job, 1, rows)
+            self._reserve(job, self._decoded(job), rows)
         if len(rows) == len(self.live) and not self.waiting:
             return rows  # as nearly always
         budget = self._beside if rows else self._chunk
@@ -155,6 +155,12 @@ class Scheduler:
             if self._reserve(job, count, rows):
                 budget -= count
         return rows
+
+    def _decoded(self, job: Job) -> int:
+        """The rows of a job that decodes: more than one if tokens behind the last one had to follow it."""
+        if job.past is None or job.unread == 1:
+            return 1
+        return self._states.whole(job.past, min(job.unread, self._chunk))
 
     def _take_back(self) -> None:
         """After an interruption: rows are computed again whose next token was not chosen."""

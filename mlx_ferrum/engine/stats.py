@@ -11,7 +11,7 @@ class Stats:
     """Figures of an engine since it was made.
 
     steps: forward passes
-    waits: of them, those that could not be worked out ahead, because a mask needed the token before
+    waits: of them, those that could not be worked out ahead, because a constraint needed the token before
     prompt_tokens: computed, after a preemption again
     hits: positions that did not have to be computed, because the pool had them
     generated_tokens: of all texts

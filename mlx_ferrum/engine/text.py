@@ -28,17 +28,19 @@ class Text:
         """index: of the continuation, among those of the request."""
         self.request, self.job = request, job
         self.chosen: list[Chosen] = []
+        self.follower = None if request.constraint is None else request.constraint.begin()
         self.choose = Chooser(
             request.make_sampler(index),
             request.make_processors(),
             [*request.history, *request.prompt],
+            self.follower,
         )
 
     @property
     def is_plain(self) -> bool:
         """Whether what `ops.choose` gives is all that is needed."""
         is_greedy = self.choose.sampler is greedy and not self.choose.processors
-        return is_greedy and not self.request.logprobs
+        return is_greedy and not self.request.logprobs and self.follower is None
 
     def next(self, made: Made, row: int) -> Chosen:
         """The next token, after a row of what a pass gave; or the error of choosing it."""
@@ -62,6 +64,24 @@ class Text:
         del self.chosen[0]
         self.job.chosen = len(self.chosen)
         self.job.tokens.append(token)
+
+    def follow(self, token: int) -> list[int]:
+        """Tell the constraint of the next token; the tokens that have to come behind it."""
+        if self.follower is None:
+            return []
+        self.follower.accept(token)
+        if self.request.logprobs or self.follower.must_end:
+            return []
+        return self.follower.forced()
+
+    def force(self, token: int) -> None:
+        """Take a token that nothing was computed for; the next step reads it."""
+        generated = len(self.job.tokens) - self.job.prompt
+        if self.choose.seen is not None:
+            self.choose.seen.force([token], generated)
+        self.job.tokens.append(token)
+        if self.follower is not None:
+            self.follower.accept(token)
 
 
 @dataclass(eq=False)

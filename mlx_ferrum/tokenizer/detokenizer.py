@@ -7,7 +7,7 @@ streamed text equals text decoded at once.
 from __future__ import annotations
 
 import codecs
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from functools import lru_cache
 from operator import index
 
@@ -15,7 +15,7 @@ from .bpe import byte_letters
 from .spaces import SPACE
 from .vocabulary import TokenType, Vocabulary
 
-_SPECIAL = (TokenType.CONTROL, TokenType.UNKNOWN)
+SPECIAL = (TokenType.CONTROL, TokenType.UNKNOWN)
 # Encoding cuts the text at these tokens and adds a space before each part between them.
 _CUTTING = (TokenType.CONTROL, TokenType.USER_DEFINED)
 
@@ -45,7 +45,7 @@ class Pieces:
 
     def _spell(self, text: str, kind: int) -> bytes:
         """Bytes of a token of some type; unused ones have none."""
-        if kind in (*_SPECIAL, TokenType.USER_DEFINED):
+        if kind in (*SPECIAL, TokenType.USER_DEFINED):
             return text.encode()
         if kind == TokenType.BYTE:
             return bytes([int(text[3:5], 16)])
@@ -60,10 +60,15 @@ class StreamingDetokenizer:
     """Text of a growing list of ids; each character appears once it is complete."""
 
     def __init__(
-        self, pieces: Pieces, skip_special: bool = False, before: Iterable[int] = ()
+        self,
+        pieces: Pieces,
+        skip_special: bool = False,
+        before: Iterable[int] = (),
+        shown: Collection[str] = (),
     ) -> None:
-        """before: ids whose text the caller has already; what `add` gives continues it."""
+        """before: ids whose text the caller has already; what `add` gives continues it. shown: see Tokenizer."""
         self._pieces, self._skip_special = pieces, skip_special
+        self._shown = frozenset(text.encode() for text in shown)
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._strip_space = pieces.strip_space
         for token in before:
@@ -72,11 +77,11 @@ class StreamingDetokenizer:
     def add(self, token: int) -> str:
         """The text that is certain with this token, maybe empty. ValueError for an id out of range."""
         piece, kind = self._pieces.get(token)
-        if self._strip_space and kind not in (*_SPECIAL, TokenType.USER_DEFINED):
+        if self._strip_space and kind not in (*SPECIAL, TokenType.USER_DEFINED):
             piece, self._strip_space = piece.removeprefix(b" "), not piece
         if kind in _CUTTING:
             self._strip_space = self._pieces.strip_space
-        if kind in _SPECIAL and self._skip_special:
+        if kind in SPECIAL and self._skip_special and piece not in self._shown:
             return ""
         return self._decoder.decode(piece)
 

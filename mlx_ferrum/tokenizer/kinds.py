@@ -25,13 +25,18 @@ class Encoder(Protocol):
 
 @dataclass(frozen=True)
 class Kind:
-    """What differs between tokenizers; before and after are the ids that encode adds around a text."""
+    """What differs between tokenizers.
+
+    before, after: the ids that encode adds around a text
+    within: encodes text that continues another, where that differs
+    """
 
     vocabulary: Vocabulary
     encoder: Encoder
     pieces: Pieces
     before: tuple[int, ...]
     after: tuple[int, ...]
+    within: Encoder | None = None
 
 
 def from_metadata(metadata: Mapping[str, Any]) -> Kind:
@@ -54,6 +59,7 @@ def _sentence_piece(metadata: Mapping[str, Any]) -> Kind:
         Pieces(vocabulary, byte_level=False, strip_space=prefix),
         _added(vocabulary, "bos_token_id", read_flag(metadata, "add_bos_token", True)),
         _added(vocabulary, "eos_token_id", read_flag(metadata, "add_eos_token", False)),
+        SentencePieceEncoder(vocabulary, False) if prefix else None,
     )
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from ..template import ChatTemplates, split_final
 from . import kinds
-from .detokenizer import StreamingDetokenizer
+from .detokenizer import SPECIAL, StreamingDetokenizer
 from .special import SpecialTokens
 
 _SHOWN = 24  # characters of a special token in a repr
@@ -80,6 +80,24 @@ class Tokenizer:
                 ids += self._kind.encoder.encode(piece)
         return [*ids, *self._kind.after] if add_special else ids
 
+    def encode_within(self, text: str | bytes) -> list[int]:
+        """Token ids of text that continues another; no special tokens, and no space before it."""
+        if isinstance(text, bytes):
+            text = text.decode("utf-8", "surrogateescape")
+        encoder = self._kind.within or self._kind.encoder
+        ids: list[int] = []
+        for piece in self._special.partition(text, False):
+            ids += [piece] if isinstance(piece, int) else encoder.encode(piece)
+        return ids
+
+    def piece(self, token: int) -> tuple[bytes, bool]:
+        """The bytes that a token stands for, and whether it is a control token or the unknown one.
+
+        Raises ValueError for an id out of range.
+        """
+        spelled, kind = self._kind.pieces.get(token)
+        return spelled, kind in SPECIAL
+
     def decode(self, ids: Iterable[int], skip_special: bool = False) -> str:
         """Text of ids (n,); bytes that are not UTF-8 become U+FFFD. ValueError for an id out of range.
 
@@ -91,13 +109,17 @@ class Tokenizer:
         return self.detokenizer(skip_special).decode(ids)
 
     def detokenizer(
-        self, skip_special: bool = False, before: Iterable[int] = ()
+        self,
+        skip_special: bool = False,
+        before: Iterable[int] = (),
+        shown: Collection[str] = (),
     ) -> StreamingDetokenizer:
         """A detokenizer for ids that come one by one.
 
         What it gives is what `decode` gives for all ids, without the text of those in `before`.
+        shown: texts of special tokens that are not left out.
         """
-        return StreamingDetokenizer(self._kind.pieces, skip_special, before)
+        return StreamingDetokenizer(self._kind.pieces, skip_special, before, shown)
 
     def spell(self, token: int) -> bytes:
         """The bytes that a token stands for. Raises ValueError for an id out of range."""

@@ -144,6 +144,13 @@ def choose(logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return ids, ranges
 
 
+def mask_logits(logits: np.ndarray, bits: np.ndarray) -> np.ndarray:
+    logits, n, k = _rows_of(logits)
+    bits, out = trace(np.ascontiguousarray(bits)), empty(n, k)
+    native.run("MaskLogits", logits=logits, bits=bits, out=out, n=n, k=k)
+    return out
+
+
 def to_mlx(x: np.ndarray) -> mx.array:
     return mx.array(x)
 

@@ -19,6 +19,7 @@ from mlx import nn
 
 from ...batch import Batch
 from ...kernels import gate_up as gate_up_kernel
+from ...kernels import mask_logits as mask_logits_kernel
 from ...kernels import matmul as matmul_kernel
 from ...kernels import matvec as matvec_kernel
 from ...kernels import matvecs as matvecs_kernel
@@ -140,6 +141,10 @@ def rms_norm(x: mx.array, weight: mx.array, eps: float, *, add: mx.array | None 
     if add is None:
         return mx.fast.rms_norm(x, weight, eps)
     return rms_norm_kernel.rms_norm(x, weight, eps, add)
+
+
+def mask_logits(logits: mx.array, bits: mx.array) -> mx.array:
+    return mask_logits_kernel.mask_logits(logits, bits)
 
 
 softcap, choose = reference.softcap, reference.choose

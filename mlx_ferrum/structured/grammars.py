@@ -1,0 +1,171 @@
+"""Grammars of a tokenizer, compiled and kept."""
+
+from __future__ import annotations
+
+import json
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from threading import Lock
+from typing import TYPE_CHECKING, Any
+
+from ..tokenizer import Tokenizer
+from .follower import Follower, one_line
+from .tokens import llguidance_tokenizer
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher
+
+LONGEST = 1 << 18  # characters of a grammar
+_KEPT = 32  # compiled grammars
+# JSON on one line, as most models spell it: keys and punctuation are forced, and no model is lost in white space.
+_JSON = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+_LIMITS = {
+    "max_items_in_row": 2000,
+    "initial_lexer_fuel": 1_000_000,
+    "step_lexer_fuel": 200_000,
+    "step_max_items": 50_000,
+    "max_lexer_states": 100_000,
+    "max_grammar_size": 200_000,
+    "verbose_errors": False,
+}
+
+
+@dataclass(frozen=True)
+class Reasoning:
+    """Text that the model may write before what a grammar rules.
+
+    open, close: what is around it
+    is_open: the prompt has opened it
+    """
+
+    open: str
+    close: str
+    is_open: bool = False
+
+
+class Grammar:
+    """A compiled grammar: the `constraint` of requests."""
+
+    def __init__(self, matcher: LLMatcher) -> None:
+        self._matcher = matcher
+
+    def begin(self) -> Follower:
+        """The state of a new text."""
+        return Follower(self._matcher.deep_copy())
+
+
+class Grammars:
+    """Compiles grammars for a tokenizer; any thread may ask.
+
+    vocab_size: columns of the logits; None: as many as tokens
+    All methods raise ValueError, in one line, for a grammar that is wrong, not supported or too large.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, vocab_size: int | None = None) -> None:
+        size = tokenizer.vocab_size if vocab_size is None else vocab_size
+        self._tokenizer, self._tokens = tokenizer, llguidance_tokenizer(tokenizer, size)
+        self._compiled: OrderedDict[str, Grammar] = OrderedDict()
+        self._lock = Lock()
+
+    def json_schema(
+        self, schema: Mapping[str, Any] | bool, reasoning: Reasoning | None = None
+    ) -> Grammar:
+        """JSON that is valid for a schema."""
+        from llguidance import LLMatcher
+
+        if not isinstance(schema, Mapping | bool):
+            raise ValueError(f"the JSON schema is {type(schema).__name__}, expected an object")
+        whole = {"allOf": [{}]} if schema is True else schema
+        if whole is False:
+            raise ValueError("the JSON schema is false, which nothing is valid for")
+        if "x-guidance" in whole:
+            raise ValueError("the JSON schema has x-guidance, which is not supported")
+        try:
+            text = json.dumps(whole)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise ValueError(f"the JSON schema: {error}") from None
+        self._check_size("the JSON schema", text)
+        grammar = LLMatcher.grammar_from_json_schema(text, overrides=_JSON)  # type: ignore[arg-type]
+        return self._grammar("the JSON schema", grammar, reasoning)
+
+    def json_object(self, reasoning: Reasoning | None = None) -> Grammar:
+        """Any JSON object."""
+        return self.json_schema({"type": "object"}, reasoning)
+
+    def regex(self, pattern: str, reasoning: Reasoning | None = None) -> Grammar:
+        """Text that a regular expression matches from its start to its end."""
+        from llguidance import LLMatcher
+
+        self._check_size("the regular expression", pattern)
+        grammar = LLMatcher.grammar_from_regex(pattern)
+        return self._grammar("the regular expression", grammar, reasoning)
+
+    def lark(self, text: str, reasoning: Reasoning | None = None) -> Grammar:
+        """Text that a lark grammar makes, with the extensions of llguidance, such as `%json {…}`."""
+        self._check_size("the grammar", text)
+        grammar = {"grammars": [{"name": "lark", "lark_grammar": text}]}
+        return self._grammar("the grammar", json.dumps(grammar), reasoning)
+
+    def _check_size(self, what: str, text: str) -> None:
+        if len(text) > LONGEST:
+            raise ValueError(f"{what} has {len(text)} characters, expected at most {LONGEST}")
+
+    def _grammar(self, what: str, text: str, reasoning: Reasoning | None) -> Grammar:
+        """A grammar by its text, from those that are kept."""
+        if reasoning is not None:
+            text = self._after(reasoning, json.loads(text))
+        with self._lock:
+            found = self._compiled.get(text)
+            if found is not None:
+                self._compiled.move_to_end(text)
+                return found
+        found = self._compile(what, text)
+        with self._lock:
+            self._compiled[text] = found
+            if len(self._compiled) > _KEPT:
+                self._compiled.popitem(last=False)
+        return found
+
+    def _compile(self, what: str, text: str) -> Grammar:
+        from llguidance import LLMatcher, LLParserLimits
+
+        limits = LLParserLimits(**_LIMITS)  # type: ignore[arg-type]
+        matcher = LLMatcher(self._tokens, text, log_level=0, limits=limits)
+        if matcher.is_error():
+            raise ValueError(f"{what}: {one_line(matcher.get_error())}")
+        return Grammar(matcher)
+
+    def _after(self, reasoning: Reasoning, grammar: dict[str, Any]) -> str:
+        """The grammar behind reasoning, which the model may leave out if the prompt has not opened it."""
+        first, *others = grammar["grammars"]
+        name = "after_reasoning"
+        opening = "" if reasoning.is_open else self.literal(reasoning.open)
+        close = self.literal(reasoning.close)
+        # no regular expression can hold a special token
+        is_special = close.startswith("<")
+        head, tail = ("thought", f" {close}") if is_special else (f"thought[suffix={close}]", "")
+        optional = "" if reasoning.is_open else "?"
+        lark = (
+            f"start: (opened thought SPACE){optional} @{name}\nopened: {opening or json.dumps('')}\n"
+            f"{head}: /(.|\\n)*/{tail}\nSPACE: /[ \\n]{{0,4}}/"
+        )
+        top = {"name": "start", "lark_grammar": lark}
+        return json.dumps({"grammars": [top, {**first, "name": name}, *others]})
+
+    def literal(self, text: str) -> str:
+        """A text in a lark rule; special tokens, which are no text, by their ids."""
+        return literal(self._tokenizer, text)
+
+
+def literal(tokenizer: Tokenizer, text: str) -> str:
+    """A text in a lark rule; a special token that it is or begins with, which is no text, by its id."""
+    special = [
+        token
+        for token in tokenizer.encode(text, add_special=False, parse_special=True)[:1]
+        if tokenizer.piece(token)[1]
+    ]
+    if not special:
+        return json.dumps(text)
+    rest = text.removeprefix(tokenizer.piece(special[0])[0].decode())
+    return f"<[{special[0]}]>" + (f" {json.dumps(rest)}" if rest else "")
