@@ -54,9 +54,9 @@ class Served:
             time.sleep(0.01)
 
 
-def write(path: Path) -> Path:
+def write(path: Path, template: str = TEMPLATE) -> Path:
     """A model with a chat template."""
-    return random_models.write(path, "llama", 7, sizes=SIZES, template=TEMPLATE)
+    return random_models.write(path, "llama", 7, sizes=SIZES, template=template)
 
 
 @contextmanager

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from mlx_ferrum.engine import Event
 from mlx_ferrum.generate.stops import StopStrings
 from mlx_ferrum.generate.stream import Text
+from mlx_ferrum.replies import Piece as Part
+from mlx_ferrum.replies import ReplyParser
 from mlx_ferrum.tokenizer import Tokenizer
 
 from .loop import Likely
@@ -21,13 +23,16 @@ BEFORE = 16  # tokens of a prompt that can matter for the text after it
 class Piece:
     """What is new of a text.
 
+    text: as the model wrote it
     tokens: ids with their log-probabilities, if they were asked for
     finish_reason: "stop" or "length" with the last piece, else None
+    parts: the text taken apart, where the reply has a parser
     """
 
     text: str
     tokens: list[tuple[int, Likely]]
     finish_reason: str | None
+    parts: list[Part] = field(default_factory=list)
 
 
 class Reply:
@@ -39,11 +44,26 @@ class Reply:
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, stops: Sequence[str], prompt: Sequence[int], top: int | None
+        self,
+        tokenizer: Tokenizer,
+        stops: Sequence[str],
+        prompt: Sequence[int],
+        *,
+        top: int | None = None,
+        parser: ReplyParser | None = None,
+        calls: int | None = None,
     ) -> None:
-        """top: how many of the likeliest tokens are wanted; None: no log-probabilities."""
+        """top: how many of the likeliest tokens are wanted; None: no log-probabilities.
+
+        parser: takes the text apart
+        calls: of tools, at most; the text ends before another one
+        """
+        self._calls = calls
         self._stops = StopStrings(stops)
-        self._text = Text(tokenizer, self._stops, prompt[-BEFORE:])
+        shown = None if parser is None else parser.markers
+        self._text = Text(tokenizer, self._stops, prompt[-BEFORE:], shown)
+        self.parser = parser
+        self._parts: list[Part] = []
         self._pieces: list[str] = []
         self._tokens: list[tuple[int, Likely]] = []
         self.top = top
@@ -79,15 +99,27 @@ class Reply:
         if likely is not None:
             self._tokens.append((token, likely))
         self.finish_reason = "stop" if has_stopped else finish_reason
+        if self.parser is not None:
+            self._take_apart(self.parser, text)
+
+    def _take_apart(self, parser: ReplyParser, text: str) -> None:
+        parts = parser.feed(text)
+        if self.finish_reason is not None:
+            parts += parser.end()
+        for part in parts:
+            if part.kind == "call" and part.index == self._calls:
+                self.finish_reason = "stop"
+                return
+            self._parts.append(part)
 
     def take(self) -> Piece | None:
         """What is new, in one piece; None if nothing is."""
         pieces = self._pieces
         text = pieces[0] if len(pieces) == 1 else "".join(pieces)
-        if not (text or self._tokens or self.finish_reason):
+        if not (text or self._tokens or self._parts or self.finish_reason):
             return None
-        piece = Piece(text, self._tokens, self.finish_reason)
-        self._pieces, self._tokens = [], []
+        piece = Piece(text, self._tokens, self.finish_reason, self._parts)
+        self._pieces, self._tokens, self._parts = [], [], []
         return piece
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mlx_ferrum.sample import Processor, make_processors
+from mlx_ferrum.structured import Grammar
 
 from .fields import Fields
 
@@ -22,6 +23,7 @@ class Sampling:
     sampler: arguments of `make_sampler`
     limit: tokens at most; None: as many as fit
     stop: strings that end the text
+    calls: of tools, at most; the text ends before another one
     """
 
     sampler: dict[str, Any]
@@ -30,6 +32,8 @@ class Sampling:
     stop: list[str] = field(default_factory=list)
     bias: dict[int, float] = field(default_factory=dict)
     ignore_eos: bool = False
+    constraint: Grammar | None = None
+    calls: int | None = None
 
 
 def read(fields: Fields, recommended: Mapping[str, Any], *limits: str) -> Sampling:

@@ -8,12 +8,15 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from functools import cached_property
 from glob import escape
 from typing import Any, TypeVar
 
 from mlx_ferrum.engine import Engine, Request, Stats
 from mlx_ferrum.models.base import LanguageModel
 from mlx_ferrum.models.encoder import Encoder
+from mlx_ferrum.replies import ReplyParser
+from mlx_ferrum.structured import Grammars
 from mlx_ferrum.tokenizer import Tokenizer
 
 from .errors import RequestError
@@ -113,6 +116,12 @@ class Service:
             raise RequestError(text, status=503, code="loading", retry_after=2)
         return self._loaded
 
+    @cached_property
+    def grammars(self) -> Grammars:
+        """Compiles grammars for the model; for `prepare`, since it takes long the first time."""
+        loaded = self.loaded
+        return Grammars(loaded.tokenizer, loaded.model.args.vocab_size)
+
     @property
     def recommended(self) -> Mapping[str, Any]:
         """The sampling that the model's file recommends."""
@@ -140,10 +149,18 @@ class Service:
             raise RequestError(" ".join(str(error).split())) from None
 
     def submit(
-        self, prompts: Sequence[list[int]], sampling: Sampling, n: int = 1, top: int | None = None
+        self,
+        prompts: Sequence[list[int]],
+        sampling: Sampling,
+        n: int = 1,
+        *,
+        top: int | None = None,
+        parser: Callable[[], ReplyParser | None] = lambda: None,
     ) -> Answer:
-        """Queue n texts for each prompt. top: likeliest tokens to report; None: no log-probabilities.
+        """Queue n texts for each prompt.
 
+        top: likeliest tokens to report; None: no log-probabilities
+        parser: makes what takes a text apart
         Raises RequestError if a prompt is too long, or too many texts wait already.
         """
         limits = [self._limit(prompt, sampling.limit) for prompt in prompts]
@@ -157,6 +174,7 @@ class Service:
                     sampling.sampler,
                     processors=sampling.processors,
                     bias=sampling.bias,
+                    constraint=sampling.constraint,
                     end_tokens=tokenizer.eos_token_ids,
                     ignore_eos=sampling.ignore_eos,
                     logprobs=top is not None,
@@ -166,7 +184,9 @@ class Service:
         except ValueError as error:
             raise RequestError(str(error)) from None
         replies = [
-            Reply(tokenizer, sampling.stop, prompt, top) for prompt in prompts for _ in range(n)
+            Reply(tokenizer, sampling.stop, prompt, top=top, parser=parser(), calls=sampling.calls)
+            for prompt in prompts
+            for _ in range(n)
         ]
         answer = Answer(
             replies,

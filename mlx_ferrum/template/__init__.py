@@ -26,7 +26,7 @@ _STANDARD = frozenset(
 
 
 class ChatTemplate:
-    """One template."""
+    """One template. source: its text."""
 
     def __init__(
         self,
@@ -36,13 +36,13 @@ class ChatTemplate:
         renderer: Renderer | None = None,
     ) -> None:
         """key: the metadata key, for messages. renderer: one that several templates share."""
-        self._source, self._key = source, key
+        self.source, self._key = source, key
         self._renderer = renderer or Renderer(limits)
 
     def render(self, **variables: Any) -> str:
         """Text of the template; ValueError, naming the key, for what it raises and for passed limits."""
         try:
-            return self._renderer.render(self._source, variables)
+            return self._renderer.render(self.source, variables)
         except ValueError as error:
             raise ValueError(f"{self._key}: {error}") from None
 
@@ -50,7 +50,7 @@ class ChatTemplate:
     def names(self) -> set[str]:
         """Variables that the template uses, such as `enable_thinking`. Raises ValueError as `render`."""
         try:
-            return self._renderer.names(self._source)
+            return self._renderer.names(self.source)
         except ValueError as error:
             raise ValueError(f"{self._key}: {error}") from None
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
-from ..template import ChatTemplates, split_final
+from ..template import ChatTemplate, ChatTemplates, split_final
 from . import kinds
 from .detokenizer import SPECIAL, StreamingDetokenizer
 from .special import SpecialTokens
@@ -121,16 +121,9 @@ class Tokenizer:
         """
         return StreamingDetokenizer(self._kind.pieces, skip_special, before, shown)
 
-    def spell(self, token: int) -> bytes:
-        """The bytes that a token stands for. Raises ValueError for an id out of range."""
-        return self._kind.pieces.get(token)[0]
-
-    def template_names(self, tools: bool = False) -> set[str]:
-        """Variables that the chat template uses, such as `enable_thinking`; the one for tools where there is one.
-
-        Raises ValueError if there is no template or it cannot be read.
-        """
-        return self._templates.chosen(tools).names
+    def template(self, tools: bool = False) -> ChatTemplate:
+        """The chat template; the one for tools if `tools` and there is one. Raises ValueError if there is none."""
+        return self._templates.chosen(tools)
 
     def apply_chat_template(
         self,

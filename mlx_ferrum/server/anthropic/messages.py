@@ -60,9 +60,10 @@ async def _prompt(fields: Fields, service: Service) -> list[int]:
     kind = fields.object("thinking").text("type", "") if fields.get("thinking") else ""
     tokenizer = service.loaded.tokenizer
     continues = given[-1]["role"] == "assistant"
-    return await service.prepare(
+    rendered = await service.prepare(
         render, tokenizer, given, {}, effort=EFFORTS.get(kind), continues=continues
     )
+    return rendered.ids
 
 
 def _sampling(fields: Fields, service: Service) -> Sampling:

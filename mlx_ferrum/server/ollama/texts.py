@@ -75,7 +75,7 @@ async def _answer(
         prompt = await service.prepare(encode_prompt, tokenizer, given)
     else:
         effort = think if isinstance(think, str) else THINKS.get(think)
-        prompt = await service.prepare(render, tokenizer, given, {}, effort=effort)
+        prompt = (await service.prepare(render, tokenizer, given, {}, effort=effort)).ids
     answer = service.submit([prompt], chosen)
     lines = Lines(answer, name, is_chat)
     return (

@@ -9,6 +9,9 @@ from typing import Any
 from starlette.requests import Request
 from starlette.types import ASGIApp
 
+from mlx_ferrum.replies import Piece as Part
+from mlx_ferrum.structured import Grammar, Reasoning
+
 from .. import sampling
 from ..errors import RequestError
 from ..fields import Fields
@@ -22,8 +25,8 @@ EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 TOP = 20
 # They do not change what is generated.
 IGNORED = frozenset(
-    """user safety_identifier prompt_cache_key prompt_cache_retention metadata service_tier store verbosity prediction
-    parallel_tool_calls""".split()
+    """user safety_identifier prompt_cache_key prompt_cache_retention metadata service_tier store verbosity
+    prediction""".split()
 )
 
 
@@ -42,13 +45,17 @@ async def chat(request: Request) -> ASGIApp:
     if effort is not None and effort not in EFFORTS:
         raise fields.error("reasoning_effort", effort, f"one of {', '.join(EFFORTS)}")
     refuse(fields)
-    call = {"effort": effort, "continues": fields.flag("continue_final_message")}
+    tools, format = asked_tools(fields), response_format(fields)
+    chosen.calls = None if fields.flag("parallel_tool_calls", True) else 1
+    call = {"effort": effort, "continues": fields.flag("continue_final_message"), "tools": tools}
     arguments = template_arguments(fields)
     asked = messages(fields)
     fields.finish(IGNORED)
     tokenizer = service.loaded.tokenizer
     prompt = await service.prepare(render, tokenizer, asked, arguments, **call)
-    answer = service.submit([prompt], chosen, n, top)
+    if format is not None:
+        chosen.constraint = await service.prepare(grammar, service, format, prompt.reasoning)
+    answer = service.submit([prompt.ids], chosen, n, top=top, parser=prompt.parser)
     reply = ChatReply(service, answer, has_usage, top is not None)
     return Stream(answer, reply) if stream else await answered(request, answer, reply.whole)
 
@@ -75,10 +82,71 @@ def streaming(fields: Fields) -> tuple[bool, bool]:
 def refuse(fields: Fields) -> None:
     """Raises RequestError for what cannot be honoured."""
     fields.refuse("modalities", [["text"]])
-    fields.refuse("tool_choice", ["none", "auto"])
-    fields.refuse("response_format", [{"type": "text"}])
-    for name in ("audio", "web_search_options", "functions", "function_call", "tools"):
+    for name in ("audio", "web_search_options", "functions", "function_call"):
         fields.refuse(name)
+
+
+def asked_tools(fields: Fields) -> list[Any]:
+    """The fields tools and tool_choice: what the model may call. Raises RequestError."""
+    tools = fields.items("tools")
+    for i, tool in enumerate(tools):
+        if Fields(tool, f"tools[{i}]").text("type") != "function":
+            raise fields.error(f"tools[{i}].type", tool["type"], "'function'")
+    fields.refuse("tool_choice", ["none", "auto"])
+    return [] if fields.get("tool_choice") == "none" else tools
+
+
+def response_format(fields: Fields) -> Any:
+    """The field response_format: a JSON schema; None for text."""
+    given = fields.object("response_format")
+    kind = given.text("type", "text")
+    if kind == "json_object":
+        return {"type": "object"}
+    if kind == "json_schema":
+        return given.object("json_schema").get("schema", {"type": "object"})
+    if kind != "text":
+        raise given.error("type", kind, "'text', 'json_object' or 'json_schema'")
+    return None
+
+
+def grammar(service: Service, schema: Any, reasoning: Reasoning | None) -> Grammar:
+    """The grammar of a schema. Raises ValueError for one that is wrong."""
+    return service.grammars.json_schema(schema, reasoning)
+
+
+CALLS = {"call": 1, "failed": -1}
+
+
+class Said:
+    """A whole reply from its parts: text, reasoning, and tool calls by their index."""
+
+    def __init__(self, parts: list[Part]) -> None:
+        self.text = self.reasoning = ""
+        self.calls: dict[int, dict[str, Any]] = {}
+        for part in parts:
+            if part.kind == "reasoning":
+                self.reasoning += part.text
+            elif part.kind == "call":
+                function = {"name": part.name, "arguments": ""}
+                self.calls[part.index] = {"id": part.id, "type": "function", "function": function}
+            elif part.kind == "arguments":
+                self.calls[part.index]["function"]["arguments"] += part.text
+            else:
+                self.calls.pop(part.index, None)
+                self.text += part.text
+
+
+def delta(part: Part) -> dict[str, Any]:
+    """What a stream says of a part. A call that turns out malformed comes as text, too."""
+    if part.kind == "reasoning":
+        return {"reasoning_content": part.text, "reasoning": part.text}
+    if part.kind == "call":
+        function = {"name": part.name, "arguments": ""}
+        call = {"index": part.index, "id": part.id, "type": "function", "function": function}
+        return {"tool_calls": [call]}
+    if part.kind == "arguments":
+        return {"tool_calls": [{"index": part.index, "function": {"arguments": part.text}}]}
+    return {"content": part.text}
 
 
 class ChatReply:
@@ -89,6 +157,7 @@ class ChatReply:
     ) -> None:
         self._answer, self._has_usage, self._has_logprobs = answer, has_usage, has_logprobs
         self._tokenizer = service.loaded.tokenizer
+        self._calls = [0] * len(answer.replies)  # that are whole
         self._head = {
             "id": form.new_id("chatcmpl-"),
             "object": "chat.completion",
@@ -105,13 +174,30 @@ class ChatReply:
         choices = [
             {
                 "index": index,
-                "message": {"role": "assistant", "content": piece.text, "refusal": None},
+                "message": self._message(index, piece),
                 "logprobs": self._logprobs(piece),
-                "finish_reason": piece.finish_reason,
+                "finish_reason": self._reason(index, piece),
             }
             for index, piece in enumerate(pieces)
         ]
         return {**self._head, "choices": choices, "usage": form.usage(self._answer)}
+
+    def _message(self, index: int, piece: Piece) -> dict[str, Any]:
+        message: dict[str, Any] = {"role": "assistant", "content": piece.text, "refusal": None}
+        if self._answer.replies[index].parser is None:
+            return message
+        said = Said(piece.parts)
+        self._calls[index] = len(said.calls)
+        message["content"] = said.text if said.text or not said.calls else None
+        if said.reasoning:
+            message |= {"reasoning_content": said.reasoning, "reasoning": said.reasoning}
+        if said.calls:
+            message["tool_calls"] = list(said.calls.values())
+        return message
+
+    def _reason(self, index: int, piece: Piece) -> str | None:
+        is_call = piece.finish_reason == "stop" and self._calls[index] > 0
+        return "tool_calls" if is_call else piece.finish_reason
 
     def _logprobs(self, piece: Piece) -> dict[str, Any] | None:
         if not self._has_logprobs:
@@ -125,12 +211,19 @@ class ChatReply:
 
     def piece(self, index: int, piece: Piece) -> bytes:
         """A piece of one choice, and its end."""
+        deltas = [f'{{"content": {form.quoted(piece.text)}}}'] if piece.text else []
+        if self._answer.replies[index].parser is not None:
+            self._calls[index] += sum(CALLS.get(part.kind, 0) for part in piece.parts)
+            deltas = [json.dumps(delta(part)) for part in piece.parts]
+        if piece.tokens and not deltas:
+            deltas = ["{}"]
+        logprobs = json.dumps(self._logprobs(piece)) if piece.tokens else "null"
         out = b""
-        if piece.text or piece.tokens:
-            logprobs = json.dumps(self._logprobs(piece)) if piece.tokens else "null"
-            out = self._chunk(index, f'{{"content": {form.quoted(piece.text)}}}', logprobs)
+        for each in deltas:
+            out += self._chunk(index, each, logprobs)
+            logprobs = "null"
         if piece.finish_reason is not None:
-            out += self._chunk(index, "{}", finish=f'"{piece.finish_reason}"')
+            out += self._chunk(index, "{}", finish=f'"{self._reason(index, piece)}"')
         return out
 
     def _chunk(self, index: int, delta: str, logprobs: str = "null", finish: str = "null") -> bytes:

@@ -59,7 +59,7 @@ async def completions(request: Request) -> ASGIApp:
         if not echoes or stream:
             raise fields.error("max_tokens", 0, "at least 1, or echo without stream")
         return respond(reply.prompts_alone(sum(map(len, ids))))
-    answer = reply.answer = service.submit(ids, chosen, n, top)
+    answer = reply.answer = service.submit(ids, chosen, n, top=top)
     return Stream(answer, reply) if stream else await answered(request, answer, reply.whole)
 
 
@@ -97,7 +97,7 @@ def _ids(tokenizer: Tokenizer, prompt: str | list[int]) -> list[int]:
     if isinstance(prompt, str):
         return encode_prompt(tokenizer, prompt)
     for token in prompt:
-        tokenizer.spell(token)
+        tokenizer.piece(token)[0]
     return prompt
 
 
@@ -160,7 +160,7 @@ class CompletionReply:
             text = form.token_text(self._tokenizer, token)
             texts.append(text)
             offsets.append(self._offsets[index])
-            self._offsets[index] += len(self._tokenizer.spell(token).decode("utf-8", "ignore"))
+            self._offsets[index] += len(self._tokenizer.piece(token)[0].decode("utf-8", "ignore"))
             own.append(None if likely is None else form.finite(likely[0]))
             tops.append(None if likely is None else self._likeliest(text, likely))
         return {

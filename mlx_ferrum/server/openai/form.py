@@ -36,7 +36,7 @@ def chat_logprobs(tokenizer: Tokenizer, tokens: list[tuple[int, Likely]]) -> dic
     """Log-probabilities as chat completions have them."""
 
     def entry(token: int, logprob: float) -> dict[str, Any]:
-        spelled = tokenizer.spell(token)
+        spelled = tokenizer.piece(token)[0]
         text = spelled.decode("utf-8", "replace")
         return {"token": text, "logprob": finite(logprob), "bytes": list(spelled)}
 
@@ -54,7 +54,7 @@ def finite(logprob: float) -> float:
 
 def token_text(tokenizer: Tokenizer, token: int) -> str:
     """The text of a token; bytes that are no whole characters are written as OpenAI does it."""
-    spelled = tokenizer.spell(token)
+    spelled = tokenizer.piece(token)[0]
     try:
         return spelled.decode()
     except UnicodeDecodeError:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from mlx_ferrum.generate.prompt import encode_prompt
 from mlx_ferrum.notice import warn
+from mlx_ferrum.replies import ReplyParser, make_parser, reasoning_tags
+from mlx_ferrum.structured import Reasoning
 from mlx_ferrum.tokenizer import Tokenizer
 
 from ..fields import Fields
@@ -72,17 +75,48 @@ def template_arguments(fields: Fields) -> dict[str, Any]:
     return dict(given)
 
 
-def with_effort(tokenizer: Tokenizer, arguments: dict[str, Any], effort: str | None) -> None:
+def with_effort(
+    tokenizer: Tokenizer, arguments: dict[str, Any], effort: str | None, tools: bool
+) -> None:
     """Add what a template understands of an effort: the word itself, or whether the model thinks at all."""
     if effort is None:
         return
-    names = tokenizer.template_names()
+    names = tokenizer.template(tools).names
     if "reasoning_effort" in names:
         arguments.setdefault("reasoning_effort", effort)
     elif "enable_thinking" in names:
         arguments.setdefault("enable_thinking", effort not in ("none", "minimal"))
     else:
         warn("reasoning_effort is ignored: the model's chat template has no such choice")
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A prompt that the template made.
+
+    text, ids: the prompt
+    template: its text, which tells how the model reasons and calls tools
+    tools: that the model was told of
+    """
+
+    text: str
+    ids: list[int]
+    template: str
+    tools: Sequence[Mapping[str, Any]]
+
+    def parser(self) -> ReplyParser | None:
+        """What takes a reply apart; None if there is nothing to look for. Raises ValueError for bad tools."""
+        found = make_parser(self.template, self.text, self.tools)
+        return found if found.markers else None
+
+    @property
+    def reasoning(self) -> Reasoning | None:
+        """What may come before text that follows a grammar."""
+        tags = reasoning_tags(self.template)
+        if tags is None:
+            return None
+        is_open = self.text.rstrip().endswith(tags.open.rstrip())
+        return Reasoning(tags.open, tags.close, is_open)
 
 
 def render(
@@ -92,15 +126,18 @@ def render(
     *,
     effort: str | None = None,
     continues: bool = False,
-    tools: Sequence[Mapping[str, Any]] | None = None,
-) -> list[int]:
-    """Token ids of the prompt that the template makes. continues: the last message begins the reply.
+    tools: Sequence[Mapping[str, Any]] = (),
+) -> Rendered:
+    """The prompt that the template makes. continues: the last message begins the reply.
 
     Raises ValueError if the template refuses.
     """
     arguments = dict(arguments)
-    with_effort(tokenizer, arguments, effort)
+    with_effort(tokenizer, arguments, effort, bool(tools))
     text = tokenizer.apply_chat_template(
-        messages, tools=tools, continue_final_message=continues, **arguments
+        messages, tools=tools or None, continue_final_message=continues, **arguments
     )
-    return encode_prompt(tokenizer, text)
+    ids = encode_prompt(tokenizer, text)
+    made = Rendered(text, ids, tokenizer.template(bool(tools)).source, tools)
+    made.parser()  # raises for bad tools
+    return made

@@ -64,7 +64,7 @@ async def tokenize(request: Request) -> Response:
     loaded = service.loaded
     if fields.get("messages") is not None:
         asked, arguments = messages(fields), template_arguments(fields)
-        ids = await service.prepare(render, loaded.tokenizer, asked, arguments)
+        ids = (await service.prepare(render, loaded.tokenizer, asked, arguments)).ids
     else:
         text = fields.text("content", fields.text("prompt", ""))
         # llama.cpp's names and defaults, and vLLM's
@@ -75,7 +75,7 @@ async def tokenize(request: Request) -> Response:
         ids = await service.prepare(_encode, loaded.tokenizer, text, special, parse)
     tokens: list[Any] = ids
     if fields.flag("with_pieces"):
-        spelled = [loaded.tokenizer.spell(id).decode("utf-8", "replace") for id in ids]
+        spelled = [loaded.tokenizer.piece(id)[0].decode("utf-8", "replace") for id in ids]
         tokens = [{"id": id, "piece": piece} for id, piece in zip(ids, spelled, strict=True)]
     fields.finish()
     most = loaded.model.args.context_length

@@ -56,7 +56,7 @@ async def create(request: Request) -> ASGIApp:
     system = [{"role": "system", "content": instructions}] if instructions else []
     tokenizer = service.loaded.tokenizer
     prompt = await service.prepare(render, tokenizer, [*system, *known], arguments, effort=effort)
-    answer = service.submit([prompt], chosen, top=top)
+    answer = service.submit([prompt.ids], chosen, top=top)
     reply = ResponseReply(service, answer, shown, known, store if keeps else None)
     return Stream(answer, reply) if stream else await answered(request, answer, reply.whole)
 
