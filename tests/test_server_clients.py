@@ -133,7 +133,8 @@ def test_blocks_become_messages(server: Served, claude: anthropic.Anthropic) -> 
         {"messages": [{"role": "user", "content": [{"type": "image"}]}]},
         {"messages": [{"role": "robot", "content": "x"}]},
         {"temperature": -1},
-        {"tools": [{"name": "f", "input_schema": {}}]},
+        {"tools": [{"type": "web_search_20250305", "name": "f"}]},
+        {"tools": [{"name": "f"}], "tool_choice": {"type": "any"}},
     ],
 )
 def test_errors_have_anthropics_form(claude: anthropic.Anthropic, wrong: dict[str, Any]) -> None:

@@ -8,12 +8,16 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
+import anthropic
 import jsonschema
 import openai
 import pytest
 from servers import TEMPLATE, Served, served, write
+
+from mlx_ferrum.server import sampling
 
 TOOLS: list[Any] = [
     {"type": "function", "function": {"name": name, "parameters": {"type": "object"}}}
@@ -167,3 +171,28 @@ def test_schemas_hold_with_any_sampler(server: Served, seed: int) -> None:
 def test_what_cannot_be_honoured_is_an_error(server: Served, wrong: dict[str, Any]) -> None:
     with pytest.raises(openai.BadRequestError):
         create(server, **wrong)
+
+
+def test_anthropics_blocks(scripted: Served, monkeypatch) -> None:
+    """Whole and streamed: thinking, text, calls."""
+    written = f"{THOUGHT}Well. {CALLS}"
+    constraint = scripted.service.grammars.regex(re.escape(written))
+    read = sampling.read
+    monkeypatch.setattr(sampling, "read", lambda *args: replace(read(*args), constraint=constraint))
+    tools = [{"name": name, "input_schema": {"type": "object"}} for name in ("add", "look")]
+    turns = [{"role": "user", "content": "hi"}]
+    options = {"model": "tiny", "max_tokens": 300, "messages": turns, "tools": tools}
+    with anthropic.Anthropic(base_url=scripted.url, api_key="none") as client:
+        create: Any = client.messages.create
+        stream: Any = client.messages.stream
+        whole = create(**options)
+        with stream(**options) as events:
+            found = events.get_final_message()
+    for message in (whole, found):
+        thinking, text, *calls = message.content
+        assert (thinking.thinking, text.text) == ("First\nthis.", "Well.")
+        assert [(call.name, call.input) for call in calls] == [
+            ("add", {"a": 1, "b": "x"}),
+            ("look", {}),
+        ]
+        assert message.stop_reason == "tool_use"

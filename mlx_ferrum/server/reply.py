@@ -23,7 +23,7 @@ BEFORE = 16  # tokens of a prompt that can matter for the text after it
 class Piece:
     """What is new of a text.
 
-    text: as the model wrote it
+    text: as the model wrote it; "" where the reply has a parser
     tokens: ids with their log-probabilities, if they were asked for
     finish_reason: "stop" or "length" with the last piece, else None
     parts: the text taken apart, where the reply has a parser
@@ -95,7 +95,8 @@ class Reply:
     def _add(self, token: int, finish_reason: str | None, likely: Likely | None) -> None:
         self.count += 1
         text, has_stopped = self._text.add(token, finish_reason == "length")
-        self._pieces.append(text)
+        if self.parser is None:
+            self._pieces.append(text)
         if likely is not None:
             self._tokens.append((token, likely))
         self.finish_reason = "stop" if has_stopped else finish_reason

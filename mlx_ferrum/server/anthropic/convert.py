@@ -74,3 +74,20 @@ def _add(block: Fields, message: dict[str, Any], before: list[dict[str, Any]]) -
         before.append({**result, "content": _text(block, "content")})
     elif kind != "redacted_thinking":
         raise block.error("type", kind, "'text', 'thinking', 'tool_use' or 'tool_result'")
+
+
+def tools(fields: Fields) -> list[dict[str, Any]]:
+    """The field `tools`, as OpenAI's clients send them. Raises RequestError for tools that the server would run."""
+    found = []
+    for i, each in enumerate(fields.items("tools")):
+        tool = Fields(each, f"tools[{i}]")
+        kind = tool.text("type", "custom")
+        if kind != "custom":
+            raise tool.error("type", kind, "'custom'")
+        function = {
+            "name": tool.text("name"),
+            "description": tool.text("description", ""),
+            "parameters": tool.get("input_schema", {"type": "object"}),
+        }
+        found.append({"type": "function", "function": function})
+    return found

@@ -16,6 +16,7 @@ from .. import sampling
 from ..errors import RequestError
 from ..fields import Fields
 from ..http import Stream, answered, error_object, read
+from ..parts import Call, Said, whole_calls
 from ..reply import Answer, Piece
 from ..service import Service
 from . import form
@@ -114,26 +115,10 @@ def grammar(service: Service, schema: Any, reasoning: Reasoning | None) -> Gramm
     return service.grammars.json_schema(schema, reasoning)
 
 
-CALLS = {"call": 1, "failed": -1}
-
-
-class Said:
-    """A whole reply from its parts: text, reasoning, and tool calls by their index."""
-
-    def __init__(self, parts: list[Part]) -> None:
-        self.text = self.reasoning = ""
-        self.calls: dict[int, dict[str, Any]] = {}
-        for part in parts:
-            if part.kind == "reasoning":
-                self.reasoning += part.text
-            elif part.kind == "call":
-                function = {"name": part.name, "arguments": ""}
-                self.calls[part.index] = {"id": part.id, "type": "function", "function": function}
-            elif part.kind == "arguments":
-                self.calls[part.index]["function"]["arguments"] += part.text
-            else:
-                self.calls.pop(part.index, None)
-                self.text += part.text
+def called(call: Call) -> dict[str, Any]:
+    """A whole call."""
+    function = {"name": call.name, "arguments": call.arguments}
+    return {"id": call.id, "type": "function", "function": function}
 
 
 def delta(part: Part) -> dict[str, Any]:
@@ -192,7 +177,7 @@ class ChatReply:
         if said.reasoning:
             message |= {"reasoning_content": said.reasoning, "reasoning": said.reasoning}
         if said.calls:
-            message["tool_calls"] = list(said.calls.values())
+            message["tool_calls"] = [called(call) for call in said.calls.values()]
         return message
 
     def _reason(self, index: int, piece: Piece) -> str | None:
@@ -213,7 +198,7 @@ class ChatReply:
         """A piece of one choice, and its end."""
         deltas = [f'{{"content": {form.quoted(piece.text)}}}'] if piece.text else []
         if self._answer.replies[index].parser is not None:
-            self._calls[index] += sum(CALLS.get(part.kind, 0) for part in piece.parts)
+            self._calls[index] += whole_calls(piece.parts)
             deltas = [json.dumps(delta(part)) for part in piece.parts]
         if piece.tokens and not deltas:
             deltas = ["{}"]
