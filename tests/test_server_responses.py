@@ -128,7 +128,7 @@ def test_items_become_messages(server: Served) -> None:
         {"background": True},
         {"tools": [{"type": "web_search"}]},
         {"truncation": "auto"},
-        {"text": {"format": {"type": "json_object"}}},
+        {"text": {"format": {"type": "xml"}}},
         {"include": ["file_search_call.results"]},
         {"reasoning": {"effort": "huge"}},
     ],

@@ -196,3 +196,34 @@ def test_anthropics_blocks(scripted: Served, monkeypatch) -> None:
             ("look", {}),
         ]
         assert message.stop_reason == "tool_use"
+
+
+def test_items_of_responses(scripted: Served) -> None:
+    """Whole and streamed: reasoning, a message, calls; and their results in the next prompt."""
+    client: Any = scripted.openai.responses
+    tools: list[Any] = [
+        {"name": name, "type": "function", "parameters": {}} for name in ("add", "look")
+    ]
+    schema = {"title": f"{THOUGHT}Well. {CALLS}"}
+    format = {"type": "json_schema", "name": "x", "schema": schema}
+    options = {"model": "tiny", "input": "hi", "tools": tools, "text": {"format": format}}
+    whole = client.create(**options)
+    events = list(client.create(**options, stream=True))
+    assert [event.sequence_number for event in events] == list(range(len(events)))
+    deltas: dict[int, str] = {}
+    for event in events:
+        if event.type.endswith(".delta"):
+            deltas[event.output_index] = deltas.get(event.output_index, "") + event.delta
+    for response in (whole, events[-1].response):
+        reasoning, _, *calls = response.output
+        assert (reasoning.content[0].text, response.output_text) == ("First\nthis.", "Well.")
+        assert [call.name for call in calls] == ["add", "look"]
+        assert json.loads(calls[0].arguments) == {"a": 1, "b": "x"}
+        shown = [reasoning.content[0].text, "Well.", *(call.arguments for call in calls)]
+        assert dict(enumerate(shown)) == deltas
+        assert {item.status for item in response.output} == {"completed"}
+    result = {"type": "function_call_output", "call_id": calls[0].call_id, "output": "2"}
+    going_on = {"input": [result], "previous_response_id": whole.id, "max_output_tokens": 1}
+    usage = client.create(**{**options, **going_on}).usage
+    prompt = "(add)(look)[user]hi\n[assistant]Well.\n[tool]2\n[assistant]"
+    assert usage.input_tokens == len(scripted.tokenizer.encode(prompt))

@@ -10,20 +10,23 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp
 
+from mlx_ferrum.replies import Piece as Part
+
 from .. import sampling
 from ..errors import RequestError
 from ..fields import Fields
 from ..http import Stream, answered, error_object, read, respond
-from ..loop import Likely
+from ..parts import parts_of
 from ..reply import Answer, Piece
 from ..service import Service
 from . import form
-from .chat import EFFORTS, IGNORED, TOP
+from .chat import EFFORTS, IGNORED, TOP, grammar
 from .items import messages
 from .messages import render, template_arguments
+from .output import Output
 from .store import Store
 
-REFUSED = ("background", "conversation", "prompt", "tools", "max_tool_calls")
+REFUSED = ("background", "conversation", "prompt", "max_tool_calls")
 LOGPROBS = "message.output_text.logprobs"
 INCLUDED = (LOGPROBS, "reasoning.encrypted_content")
 
@@ -36,6 +39,8 @@ async def create(request: Request) -> ASGIApp:
     service.check_name(fields.text("model", service.name))
     chosen = sampling.read(fields, service.recommended, "max_output_tokens")
     _refuse(fields)
+    tools, schema = _tools(fields), _schema(fields.object("text").object("format"))
+    chosen.calls = None if fields.flag("parallel_tool_calls", True) else 1
     stream, keeps = fields.flag("stream"), fields.flag("store", True)
     reasoning = fields.object("reasoning")
     effort = reasoning.get("effort")
@@ -55,8 +60,11 @@ async def create(request: Request) -> ASGIApp:
     instructions = shown["instructions"]
     system = [{"role": "system", "content": instructions}] if instructions else []
     tokenizer = service.loaded.tokenizer
-    prompt = await service.prepare(render, tokenizer, [*system, *known], arguments, effort=effort)
-    answer = service.submit([prompt.ids], chosen, top=top)
+    call = {"effort": effort, "tools": tools}
+    prompt = await service.prepare(render, tokenizer, [*system, *known], arguments, **call)
+    if schema is not None:
+        chosen.constraint = await service.prepare(grammar, service, schema, prompt.reasoning)
+    answer = service.submit([prompt.ids], chosen, top=top, parser=prompt.parser)
     reply = ResponseReply(service, answer, shown, known, store if keeps else None)
     return Stream(answer, reply) if stream else await answered(request, answer, reply.whole)
 
@@ -66,8 +74,29 @@ def _refuse(fields: Fields) -> None:
         fields.refuse(name)
     fields.refuse("tool_choice", ["none", "auto"])
     fields.refuse("truncation", ["disabled"])
-    format = fields.object("text")
-    format.refuse("format", [{"type": "text"}])
+
+
+def _tools(fields: Fields) -> list[dict[str, Any]]:
+    """The field `tools` as a chat template reads it. Raises RequestError for tools that the server would run."""
+    found = []
+    for i, each in enumerate(fields.items("tools")):
+        tool = Fields(each, f"tools[{i}]")
+        if tool.text("type") != "function":
+            raise tool.error("type", each["type"], "'function'")
+        function = {"name": tool.text("name"), "description": tool.text("description", "")}
+        function["parameters"] = tool.get("parameters", {"type": "object"})
+        found.append({"type": "function", "function": function})
+    return [] if fields.get("tool_choice") == "none" else found
+
+
+def _schema(format: Fields) -> Any:
+    """The schema that the text follows; None for any text."""
+    kind = format.text("type", "text")
+    if kind == "json_schema":
+        return format.get("schema", {"type": "object"})
+    if kind not in ("text", "json_object"):
+        raise format.error("type", kind, "'text', 'json_object' or 'json_schema'")
+    return {"type": "object"} if kind == "json_object" else None
 
 
 def _top(fields: Fields) -> int | None:
@@ -101,9 +130,9 @@ def _shown(fields: Fields, name: str, sampler: dict[str, Any], limit: int | None
         "reasoning": {"effort": reasoning.get("effort"), "summary": None},
         "store": fields.flag("store", True),
         "temperature": sampler["temp"],
-        "text": {"format": {"type": "text"}},
+        "text": fields.get("text", {"format": {"type": "text"}}),
         "tool_choice": fields.get("tool_choice", "auto"),
-        "tools": [],
+        "tools": fields.items("tools"),
         "top_p": sampler["top_p"],
         "truncation": "disabled",
         "usage": None,
@@ -139,19 +168,16 @@ class ResponseReply:
         """shown: the response without its output. known: the conversation before it. store: where it is kept."""
         self._answer, self._shown, self._known, self._store = answer, shown, known, store
         self._tokenizer = service.loaded.tokenizer
-        self._id = form.new_id("msg_")
-        self._texts: list[str] = []
-        self._tokens: list[tuple[int, Likely]] = []
+        self._output = Output(self._event)
         self._number = 0  # of the next event
 
     def whole(self, pieces: list[Piece]) -> dict[str, Any]:
         """All of it."""
         [piece] = pieces
-        return self._ended(piece.text, piece.tokens, piece.finish_reason)
+        self.piece(0, piece)
+        return self._response
 
-    def _ended(
-        self, text: str, tokens: list[tuple[int, Likely]], reason: str | None
-    ) -> dict[str, Any]:
+    def _ended(self, reason: str) -> dict[str, Any]:
         """The response once the text has ended; kept if that is wanted."""
         is_cut = reason == "length"
         answer = self._answer
@@ -160,7 +186,7 @@ class ResponseReply:
             **self._shown,
             "status": "incomplete" if is_cut else "completed",
             "incomplete_details": {"reason": "max_output_tokens"} if is_cut else None,
-            "output": [self._item(text, tokens, "incomplete" if is_cut else "completed")],
+            "output": self._output.items,
             "usage": {
                 "input_tokens": prompt,
                 "input_tokens_details": {"cached_tokens": answer.cached},
@@ -170,78 +196,34 @@ class ResponseReply:
             },
         }
         if self._store is not None:
-            said = {"role": "assistant", "content": text}
-            self._store.put(response, [*self._known, said])
+            self._store.put(response, [*self._known, self._output.message()])
         return response
-
-    def _item(self, text: str, tokens: list[tuple[int, Likely]], status: str) -> dict[str, Any]:
-        return {
-            "type": "message",
-            "id": self._id,
-            "status": status,
-            "role": "assistant",
-            "content": [self._part(text, tokens)],
-        }
-
-    def _part(self, text: str, tokens: list[tuple[int, Likely]]) -> dict[str, Any]:
-        logprobs = self._logprobs(tokens)
-        return {"type": "output_text", "text": text, "annotations": [], "logprobs": logprobs}
-
-    def _logprobs(self, tokens: list[tuple[int, Likely]]) -> list[Any]:
-        found: list[Any] = form.chat_logprobs(self._tokenizer, tokens)["content"]
-        return found
 
     def _event(self, kind: str, **values: Any) -> bytes:
         body = json.dumps({"type": kind, "sequence_number": self._number, **values})
         self._number += 1
         return f"event: {kind}\ndata: {body}\n\n".encode()
 
-    def _place(self) -> dict[str, Any]:
-        return {"item_id": self._id, "output_index": 0, "content_index": 0}
-
     def begin(self) -> bytes:
-        """The response, its item and its part, all of them empty."""
-        item = {**self._item("", [], "in_progress"), "content": []}
-        return (
-            self._event("response.created", response=self._shown)
-            + self._event("response.in_progress", response=self._shown)
-            + self._event("response.output_item.added", output_index=0, item=item)
-            + self._event("response.content_part.added", **self._place(), part=self._part("", []))
+        """The response, still empty."""
+        return self._event("response.created", response=self._shown) + self._event(
+            "response.in_progress", response=self._shown
         )
 
     def piece(self, index: int, piece: Piece) -> bytes:
-        """A delta, and all that ends."""
-        self._texts.append(piece.text)
-        self._tokens += piece.tokens
+        """Deltas, and all that ends."""
+        logprobs = form.chat_logprobs(self._tokenizer, piece.tokens)["content"]
+        parts = parts_of(piece) or ([Part("text")] if piece.tokens else [])
         out = b""
-        if piece.text or piece.tokens:
-            out = self._delta(piece)
+        for part in parts:
+            out += self._output.add(part, logprobs)
+            logprobs = logprobs if part.kind != "text" else []
         if piece.finish_reason is not None:
-            out += self._finish(piece.finish_reason)
+            is_cut = piece.finish_reason == "length"
+            out += self._output.close("incomplete" if is_cut else "completed")
+            self._response = self._ended(piece.finish_reason)
+            out += self._event(f"response.{self._response['status']}", response=self._response)
         return out
-
-    def _delta(self, piece: Piece) -> bytes:
-        logprobs = json.dumps(self._logprobs(piece.tokens)) if piece.tokens else "[]"
-        kind = "response.output_text.delta"
-        body = (
-            f'{{"type": "{kind}", "sequence_number": {self._number}, "item_id": "{self._id}", "output_index": 0, '
-            f'"content_index": 0, "delta": {form.quoted(piece.text)}, "logprobs": {logprobs}}}'
-        )
-        self._number += 1
-        return f"event: {kind}\ndata: {body}\n\n".encode()
-
-    def _finish(self, reason: str) -> bytes:
-        text = "".join(self._texts)
-        response = self._ended(text, self._tokens, reason)
-        [item] = response["output"]
-        [part] = item["content"]
-        done = {**self._place(), "text": text, "logprobs": part["logprobs"]}
-        return (
-            self._event("response.output_text.done", **done)
-            + self._event("response.content_part.done", **self._place(), part=part)
-            + self._event("response.output_item.done", output_index=0, item=item)
-            + self._event(f"response.{response['status']}", response=response)
-        )
 
     def end(self) -> bytes:
         """Nothing comes after the response."""
