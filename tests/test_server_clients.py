@@ -179,7 +179,7 @@ def test_ollama_lists_models_and_refuses(server: Served) -> None:
         {"model": "x"},
         {"options": {"num_predict": "x"}},
         {"messages": 3},
-        {"format": "json"},
+        {"format": "xml"},
     ]:
         found = server.http.post("/api/chat", json=wrong)
         assert found.status_code in (400, 404)

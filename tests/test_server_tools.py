@@ -227,3 +227,22 @@ def test_items_of_responses(scripted: Served) -> None:
     usage = client.create(**{**options, **going_on}).usage
     prompt = "(add)(look)[user]hi\n[assistant]Well.\n[tool]2\n[assistant]"
     assert usage.input_tokens == len(scripted.tokenizer.encode(prompt))
+
+
+def test_ollamas_lines(scripted: Served) -> None:
+    """Whole and streamed: thinking, text, calls."""
+    turns = [{"role": "user", "content": "hi"}]
+    asked: dict[str, Any] = {"messages": turns, "tools": TOOLS}
+    asked |= {"format": {"title": f"{THOUGHT}Well. {CALLS}"}, "options": {"num_predict": 300}}
+    whole = scripted.http.post("/api/chat", json={**asked, "stream": False}).json()["message"]
+    lines = scripted.http.post("/api/chat", json=asked).text.splitlines()
+    messages = [json.loads(line)["message"] for line in lines]
+    calls = [
+        {"function": {"name": "add", "arguments": {"a": 1, "b": "x"}}},
+        {"function": {"name": "look", "arguments": {}}},
+    ]
+    assert whole["tool_calls"] == calls
+    assert [message["tool_calls"] for message in messages if "tool_calls" in message] == [calls]
+    assert whole["content"] == "".join(message["content"] for message in messages) == "Well."
+    thinking = "".join(message.get("thinking", "") for message in messages)
+    assert whole["thinking"] == thinking == "First\nthis."

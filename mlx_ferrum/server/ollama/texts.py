@@ -16,7 +16,9 @@ from mlx_ferrum.generate.prompt import encode_prompt
 from ..errors import RequestError
 from ..fields import Fields
 from ..http import Stream, answered, read, respond
-from ..openai.messages import messages, render
+from ..openai.chat import asked_tools, grammar
+from ..openai.messages import Rendered, messages, render
+from ..parts import Call, Said, parts_of
 from ..reply import Answer, Piece
 from ..service import Service
 from .fields import check_name, read_sampling
@@ -30,8 +32,6 @@ async def chat(request: Request) -> ASGIApp:
     service: Service = request.app.state.service
     fields = await read(request)
     name = check_name(fields, service)
-    for field in ("tools", "format"):
-        fields.refuse(field)
     given = messages(fields) if fields.items("messages") else []
     return await _answer(request, fields, name, given, is_chat=True)
 
@@ -41,7 +41,7 @@ async def generate(request: Request) -> ASGIApp:
     service: Service = request.app.state.service
     fields = await read(request)
     name = check_name(fields, service)
-    for field in ("images", "suffix", "format", "template", "context"):
+    for field in ("images", "suffix", "template", "context"):
         fields.refuse(field)
     text, system = fields.text("prompt", ""), fields.text("system", "")
     raw = fields.flag("raw") or not service.loaded.tokenizer.has_chat_template
@@ -64,19 +64,24 @@ async def _answer(
 ) -> ASGIApp:
     service: Service = request.app.state.service
     chosen, stream = read_sampling(fields, service), fields.flag("stream", True)
-    think = fields.get("think")
+    think, schema = fields.get("think"), _schema(fields)
+    tools = asked_tools(fields) if is_chat else []
     fields.finish(["keep_alive"])
     tokenizer = service.loaded.tokenizer
     if not given:  # which loads a model
         return respond(
-            {**_head(name), **_content("", is_chat), "done": True, "done_reason": "load"}
+            {**_head(name), **_content(Said([]), is_chat), "done": True, "done_reason": "load"}
         )
+    effort = think if isinstance(think, str) else THINKS.get(think)
     if isinstance(given, str):
-        prompt = await service.prepare(encode_prompt, tokenizer, given)
+        ids = await service.prepare(encode_prompt, tokenizer, given)
+        prompt = Rendered(given, ids, "", [])
     else:
-        effort = think if isinstance(think, str) else THINKS.get(think)
-        prompt = (await service.prepare(render, tokenizer, given, {}, effort=effort)).ids
-    answer = service.submit([prompt], chosen)
+        call = {"effort": effort, "tools": tools}
+        prompt = await service.prepare(render, tokenizer, given, {}, **call)
+    if schema is not None:
+        chosen.constraint = await service.prepare(grammar, service, schema, prompt.reasoning)
+    answer = service.submit([prompt.ids], chosen, parser=prompt.parser)
     lines = Lines(answer, name, is_chat)
     return (
         Stream(answer, lines, HEADERS, b"")
@@ -85,15 +90,34 @@ async def _answer(
     )
 
 
+def _schema(fields: Fields) -> Any:
+    """The field `format`: "json" or a JSON schema; None for any text."""
+    value = fields.get("format", "")
+    if isinstance(value, dict):
+        return value
+    if value not in ("", "json"):
+        raise fields.error("format", value, "'json' or a JSON schema")
+    return {"type": "object"} if value else None
+
+
 def _head(name: str) -> dict[str, Any]:
     now = datetime.now(timezone.utc).isoformat().replace("+00:00", "Z")
     return {"model": name, "created_at": now}
 
 
-def _content(text: str, is_chat: bool) -> dict[str, Any]:
-    if is_chat:
-        return {"message": {"role": "assistant", "content": text}}
-    return {"response": text}
+def _content(said: Said, is_chat: bool) -> dict[str, Any]:
+    thinking = {"thinking": said.reasoning} if said.reasoning else {}
+    if not is_chat:
+        return {"response": said.text, **thinking}
+    message: dict[str, Any] = {"role": "assistant", "content": said.text, **thinking}
+    if said.calls:
+        message["tool_calls"] = [_called(call) for call in said.calls.values()]
+    return {"message": message}
+
+
+def _called(call: Call) -> dict[str, Any]:
+    """A call, whose arguments are an object here."""
+    return {"function": {"name": call.name, "arguments": json.loads(call.arguments or "{}")}}
 
 
 class Lines:
@@ -102,18 +126,19 @@ class Lines:
     def __init__(self, answer: Answer, name: str, is_chat: bool) -> None:
         self._answer, self._name, self._is_chat = answer, name, is_chat
         self._since, self._first = time.perf_counter_ns(), 0
+        self._said = Said([])
 
     def whole(self, pieces: list[Piece]) -> dict[str, Any]:
         """All of it."""
         [piece] = pieces
-        return self._last(piece.text, piece.finish_reason)
+        return self._last(Said(parts_of(piece)), piece.finish_reason)
 
-    def _last(self, text: str, reason: str | None) -> dict[str, Any]:
+    def _last(self, said: Said, reason: str | None) -> dict[str, Any]:
         """Times are in nanoseconds."""
         now, first = time.perf_counter_ns(), self._first or time.perf_counter_ns()
         return {
             **_head(self._name),
-            **_content(text, self._is_chat),
+            **_content(said, self._is_chat),
             "done": True,
             "done_reason": reason,
             "total_duration": now - self._since,
@@ -132,11 +157,18 @@ class Lines:
         """A line; the last one has the figures."""
         self._first = self._first or time.perf_counter_ns()
         out = b""
-        if piece.text:
-            line = {**_head(self._name), **_content(piece.text, self._is_chat), "done": False}
+        said = self._said
+        for part in parts_of(piece):
+            said.add(part)
+        calls, is_last = said.calls, piece.finish_reason is not None
+        said.calls = calls if is_last else {}  # calls are sent when they are whole
+        if said.text or said.reasoning or said.calls:
+            line = {**_head(self._name), **_content(said, self._is_chat), "done": False}
             out = _line(line)
-        if piece.finish_reason is not None:
-            out += _line(self._last("", piece.finish_reason))
+        self._said = Said([])
+        self._said.calls = calls
+        if is_last:
+            out += _line(self._last(Said([]), piece.finish_reason))
         return out
 
     def end(self) -> bytes:
