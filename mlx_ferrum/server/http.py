@@ -7,7 +7,7 @@ import json
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
@@ -33,6 +33,8 @@ async def read(request: Request) -> Fields:
         raise RequestError(
             f"the body did not come within {BODY_SECONDS:g} seconds", status=408
         ) from None
+    except ClientDisconnect:
+        raise RequestError("the client left before its body was whole", status=GONE) from None
     try:
         return Fields(json.loads(body, parse_constant=_refuse))
     except (ValueError, RecursionError) as error:
