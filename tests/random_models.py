@@ -192,6 +192,7 @@ def write(
     metadata: Mapping[str, Any] | None = None,
     vectors: Mapping[str, np.ndarray] | None = None,
     is_ascii: bool = False,
+    template: str | None = None,
 ) -> Path:
     """Write a random model of architecture `arch` to `path` and return `path`.
 
@@ -201,6 +202,7 @@ def write(
     metadata: further keys, without the architecture's prefix; they override the defaults.
     vectors: further float32 tensors by their whole name.
     is_ascii: each token is text of its own, so that llama.cpp gives log-probabilities of all.
+    template: the chat template.
     """
     rng = np.random.default_rng(seed)
     writer = gguf.GGUFWriter(path, arch)
@@ -208,6 +210,8 @@ def write(
     for key, value in {**_metadata(arch, sizes), **(metadata or {})}.items():
         _add_value(writer, f"{arch}.{key}", value)
     (random_vocabulary.add_ascii if is_ascii else random_vocabulary.add)(writer, sizes.vocab)
+    if template is not None:
+        writer.add_chat_template(template)
     deal = itertools.cycle(types[i] for i in rng.permutation(len(types)))
     for name, shape in _shapes(arch, sizes, tied, biases).items():
         if len(shape) == 1:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-COMMANDS = ("generate", "chat", "gguf", "experts", "catalog", "doctor", "backends.cpu")
+COMMANDS = ("generate", "chat", "gguf", "experts", "catalog", "doctor", "server", "backends.cpu")
 # what each one does in a second or less
 WORK = {
     "generate": "--model tiny-moe -n 2 -q",

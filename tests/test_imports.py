@@ -40,6 +40,7 @@ generate
 experts
 cli
 chat doctor
+server
 convert
 """
 LEVELS = {word: level for level, line in enumerate(ROOMS.split("\n")) for word in line.split()}

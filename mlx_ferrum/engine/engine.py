@@ -288,7 +288,7 @@ class Engine:
         if has_stopped or len(job.tokens) == job.prompt + job.limit:
             reason = "stop" if has_stopped else "length"
             return self._end(job.number, reason, token=token, choice=choice)
-        return Event(job.number, token, choice=choice)
+        return Event(job.number, token, choice=choice, hits=job.hits or 0)
 
     def _end(
         self,
@@ -300,10 +300,11 @@ class Engine:
         choice: Choice | None = None,
     ) -> Event:
         with uninterrupted():
-            self._scheduler.remove(self._texts.pop(id).job)
+            job = self._texts.pop(id).job
+            self._scheduler.remove(job)
         self._stats.cancelled += reason == "cancelled"
         self._stats.errors += reason == "error"
-        return Event(id, token, reason, error, choice)
+        return Event(id, token, reason, error, choice, job.hits or 0)
 
     def _end_cancelled(self) -> None:
         for id in sorted(self._cancelled):

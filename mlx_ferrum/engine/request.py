@@ -108,6 +108,7 @@ class Event:
     finish_reason: "stop", "length", "cancelled" or "error" with the last event of a text, else None
     error: what was raised, after "error"
     choice: gives `logprobs()` (vocab,), after the processors and before the sampler, if they were asked for
+    hits: positions of the prompt that did not have to be computed, because the pool had them
     """
 
     id: int
@@ -115,3 +116,4 @@ class Event:
     finish_reason: str | None = None
     error: Exception | None = None
     choice: Choice | None = field(default=None, repr=False)
+    hits: int = 0

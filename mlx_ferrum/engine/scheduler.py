@@ -34,6 +34,7 @@ class Job:
     is_kept: the past was there before the job, and outlives it; only over pools that grow
     decodes: whether the job computes a row in each step, or all that are unread
     chosen: 1 while the next token is chosen but not known, as on a lazy backend; else 0
+    hits: positions of the prompt that did not have to be computed when the job first began
     forks: jobs with the same prompt, which go on from this one's past once it has read the prompt
     """
 
@@ -46,6 +47,7 @@ class Job:
     decodes: bool = False
     chosen: int = 0
     preemptions: int = 0
+    hits: int | None = None
     forks: list[Job] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -200,6 +202,8 @@ class Scheduler:
             job.past = None
             return False
         self.hits += job.past.position
+        if job.hits is None:
+            job.hits = job.past.position
         self.waiting.remove(job)
         self.live.append(job)
         return True
@@ -234,7 +238,7 @@ class Scheduler:
         forks, job.forks = job.forks, []
         for other in forks:
             assert job.past is not None
-            other.past = self._states.fork(job.past)
+            other.past, other.hits = self._states.fork(job.past), job.hits
             self.live.append(other)
         return forks
 

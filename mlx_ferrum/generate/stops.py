@@ -23,6 +23,8 @@ class StopStrings:
         """Take the next piece; return the text that is now certain (possibly "")."""
         if self.found is not None:
             return ""
+        if not self.stops:
+            return text
         text = self._held + text
         ends = [(at + len(stop), -len(stop)) for stop in self.stops if (at := text.find(stop)) >= 0]
         if ends:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import resource
 import sys
 import time
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -172,10 +172,16 @@ def figures(last: GenerationResponse) -> list[str]:
 class Text:
     """Tokens to text: whole characters only, and nothing from a stop string on."""
 
-    def __init__(self, tokenizer: Tokenizer, stops: StopStrings, before: Sequence[int]) -> None:
-        """before: the tokens that the text continues."""
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        stops: StopStrings,
+        before: Sequence[int],
+        shown: Collection[str] | None = None,
+    ) -> None:
+        """before: the tokens that the text continues. shown: of special tokens only these are text; None: all are."""
         self._ends = tokenizer.eos_token_ids
-        self._detokenizer = tokenizer.detokenizer(before=before)
+        self._detokenizer = tokenizer.detokenizer(shown is not None, before, shown or ())
         self._stops = stops
 
     def add(self, token: int, last: bool) -> tuple[str, bool]:

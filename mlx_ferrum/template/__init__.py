@@ -26,7 +26,7 @@ _STANDARD = frozenset(
 
 
 class ChatTemplate:
-    """One template."""
+    """One template. source: its text."""
 
     def __init__(
         self,
@@ -36,13 +36,13 @@ class ChatTemplate:
         renderer: Renderer | None = None,
     ) -> None:
         """key: the metadata key, for messages. renderer: one that several templates share."""
-        self._source, self._key = source, key
+        self.source, self._key = source, key
         self._renderer = renderer or Renderer(limits)
 
     def render(self, **variables: Any) -> str:
         """Text of the template; ValueError, naming the key, for what it raises and for passed limits."""
         try:
-            return self._renderer.render(self._source, variables)
+            return self._renderer.render(self.source, variables)
         except ValueError as error:
             raise ValueError(f"{self._key}: {error}") from None
 
@@ -50,7 +50,7 @@ class ChatTemplate:
     def names(self) -> set[str]:
         """Variables that the template uses, such as `enable_thinking`. Raises ValueError as `render`."""
         try:
-            return self._renderer.names(self._source)
+            return self._renderer.names(self.source)
         except ValueError as error:
             raise ValueError(f"{self._key}: {error}") from None
 
@@ -124,7 +124,7 @@ class ChatTemplates:
         rendering fails.
         """
         checked, tools = check_messages(messages), check_tools(tools)
-        template = self._chosen(bool(tools))
+        template = self.chosen(bool(tools))
         template.check(arguments)
         if has_parts(checked) and not template.reads_parts:
             checked = joined(checked)
@@ -132,7 +132,8 @@ class ChatTemplates:
             **{"messages": checked, "tools": tools, "documents": None, **variables, **arguments}
         )
 
-    def _chosen(self, tools: bool) -> ChatTemplate:
+    def chosen(self, tools: bool) -> ChatTemplate:
+        """The template for tools if `tools` and there is one, else the default one. Raises ValueError without any."""
         if not self._templates:
             raise ValueError(
                 f"{_KEY}: missing, so the model has no chat format of its own; give it a plain prompt"

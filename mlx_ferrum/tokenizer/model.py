@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
-from ..template import ChatTemplates, split_final
+from ..template import ChatTemplate, ChatTemplates, split_final
 from . import kinds
 from .detokenizer import SPECIAL, StreamingDetokenizer
 from .special import SpecialTokens
@@ -120,6 +120,10 @@ class Tokenizer:
         shown: texts of special tokens that are not left out.
         """
         return StreamingDetokenizer(self._kind.pieces, skip_special, before, shown)
+
+    def template(self, tools: bool = False) -> ChatTemplate:
+        """The chat template; the one for tools if `tools` and there is one. Raises ValueError if there is none."""
+        return self._templates.chosen(tools)
 
     def apply_chat_template(
         self,

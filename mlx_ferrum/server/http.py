@@ -1,0 +1,169 @@
+"""Bodies, errors and streams: what the endpoints of all clients share."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from typing import Any, Protocol
+
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from .errors import RequestError, reported
+from .fields import Fields
+from .reply import Answer, Piece
+
+KEEP_ALIVE = b": keep-alive\n\n"
+BODY_SECONDS = 60.0  # for a client to send its body
+GONE = 499  # nginx's status for a client that left
+HEADERS = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),
+]
+
+
+async def read(request: Request) -> Fields:
+    """The fields of a JSON body. Raises RequestError."""
+    try:
+        body = await asyncio.wait_for(request.body(), BODY_SECONDS)
+    except asyncio.TimeoutError:
+        raise RequestError(
+            f"the body did not come within {BODY_SECONDS:g} seconds", status=408
+        ) from None
+    except ClientDisconnect:
+        raise RequestError("the client left before its body was whole", status=GONE) from None
+    try:
+        return Fields(json.loads(body, parse_constant=_refuse))
+    except (ValueError, RecursionError) as error:
+        what = "is nested too deeply" if isinstance(error, RecursionError) else f"({error})"
+        raise RequestError(f"the body is not valid JSON {what}", code="invalid_json") from None
+
+
+def _refuse(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")
+
+
+def respond(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    """A response of JSON."""
+    body = json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
+    return Response(body, status, headers, "application/json")
+
+
+def refusal(error: RequestError, path: str) -> Response:
+    """An error in the form of the client that uses a path."""
+    headers = {} if error.retry_after is None else {"retry-after": str(error.retry_after)}
+    if error.status == 401:
+        headers["www-authenticate"] = "Bearer"
+    return respond(error_object(error, path), error.status, headers)
+
+
+def error_object(error: RequestError, path: str) -> dict[str, Any]:
+    """The body of `refusal`."""
+    kind = {401: "authentication_error", 404: "not_found_error", 413: "request_too_large"}
+    kind[429] = "rate_limit_error"
+    if path.startswith("/v1/messages"):
+        fallback = "invalid_request_error" if error.status < 500 else "api_error"
+        name = kind.get(error.status, fallback)
+        return {"type": "error", "error": {"type": name, "message": error.message}}
+    if path.startswith("/api/"):
+        return {"error": error.message}
+    name = "invalid_request_error" if error.status < 500 else "server_error"
+    if error.status in (401, 429):
+        name = kind[error.status]
+    inner = {"message": error.message, "type": name, "param": error.param, "code": error.code}
+    return {"error": inner}
+
+
+async def watched(receive: Receive, answer: Answer) -> None:
+    """Wait for the client to leave, and free what it asked for."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    answer.close()
+
+
+async def finished(request: Request, answer: Answer) -> list[Piece] | None:
+    """All of an answer, one piece for each text; None if the client left. Raises RequestError for an error."""
+    watcher = asyncio.ensure_future(watched(request.receive, answer))
+    try:
+        while not answer.is_closed:
+            await answer.wait()
+    finally:
+        watcher.cancel()
+        answer.close()
+    if answer.error is not None:
+        raise reported(answer.error)
+    pieces = [reply.take() for reply in answer.replies]
+    whole = [piece for piece in pieces if piece is not None and piece.finish_reason is not None]
+    return whole if len(whole) == len(pieces) else None
+
+
+async def answered(
+    request: Request, answer: Answer, make: Callable[[list[Piece]], Any]
+) -> Response:
+    """A response of what `make` makes of all texts."""
+    pieces = await finished(request, answer)
+    return Response(status_code=GONE) if pieces is None else respond(make(pieces))
+
+
+class Writer(Protocol):
+    """Writes the bytes of a stream."""
+
+    def begin(self) -> bytes:
+        """What comes before the first token."""
+
+    def piece(self, index: int, piece: Piece) -> bytes:
+        """A piece of text `index`."""
+
+    def end(self) -> bytes:
+        """What comes after all texts."""
+
+    def error(self, error: RequestError) -> bytes:
+        """The stream ends with an error."""
+
+
+class Stream:
+    """A response that is sent while texts are made. A client that leaves frees them."""
+
+    def __init__(
+        self,
+        answer: Answer,
+        writer: Writer,
+        headers: list[tuple[bytes, bytes]] = HEADERS,
+        keep_alive: bytes = KEEP_ALIVE,
+    ) -> None:
+        self._answer, self._writer = answer, writer
+        self._headers, self._keep_alive = headers, keep_alive
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send it."""
+        watcher = asyncio.ensure_future(watched(receive, self._answer))
+        try:
+            start = {"type": "http.response.start", "status": 200, "headers": self._headers}
+            await send(start)
+            await self._send(send)
+        finally:
+            watcher.cancel()
+            self._answer.close()
+
+    async def _send(self, send: Callable[[Any], Awaitable[None]]) -> None:
+        answer, writer = self._answer, self._writer
+        data = writer.begin()
+        while True:
+            if data:
+                await send({"type": "http.response.body", "body": data, "more_body": True})
+            if answer.is_closed and not answer.has_news:
+                break
+            is_new = await answer.wait()
+            data = self._pieces() if is_new else self._keep_alive
+        error = answer.error
+        data = writer.end() if error is None else writer.error(reported(error))
+        await send({"type": "http.response.body", "body": data})
+
+    def _pieces(self) -> bytes:
+        """What is new of all texts."""
+        replies, writer = self._answer.replies, self._writer
+        taken = ((i, reply.take()) for i, reply in enumerate(replies) if reply.error is None)
+        return b"".join([writer.piece(i, piece) for i, piece in taken if piece is not None])

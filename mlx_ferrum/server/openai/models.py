@@ -1,0 +1,106 @@
+"""Which models there are, how the server is, and tokens of texts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from mlx_ferrum.generate.prompt import encode_prompt
+from mlx_ferrum.tokenizer import Tokenizer
+
+from ..fields import Fields
+from ..http import read, respond
+from ..service import Service
+from .messages import messages, render, template_arguments
+
+
+def described(service: Service, name: str) -> dict[str, Any]:
+    """A model, as lists of them have it."""
+    return {"id": name, "object": "model", "created": service.created, "owned_by": "mlx_ferrum"}
+
+
+async def models(request: Request) -> Response:
+    """`/v1/models`."""
+    service: Service = request.app.state.service
+    names = [service.name, *(name for name in service.aliases if "*" not in name)]
+    found = [described(service, name) for name in names]
+    if service.state == "ready":
+        if service.loaded.encoder is not None:
+            found.append(described(service, service.loaded.encoder[2]))
+        found[0]["context_length"] = service.loaded.model.args.context_length
+    return respond({"object": "list", "data": found})
+
+
+async def model(request: Request) -> Response:
+    """`/v1/models/NAME`."""
+    service: Service = request.app.state.service
+    name = request.path_params["name"]
+    service.check_name(name)
+    return respond(described(service, name))
+
+
+async def health(request: Request) -> Response:
+    """`/health`: 200 if texts can be asked for."""
+    service: Service = request.app.state.service
+    state = service.state
+    return respond({"status": state}, 200 if state == "ready" else 503)
+
+
+async def metrics(request: Request) -> Response:
+    """`/metrics`."""
+    service: Service = request.app.state.service
+    stats = await service.stats() if service.state == "ready" else None
+    content = service.metrics.report(stats)
+    return Response(content, media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+async def tokenize(request: Request) -> Response:
+    """`/tokenize`: ids of a text (`content` or `prompt`) or of `messages`."""
+    service: Service = request.app.state.service
+    fields = await read(request)
+    service.check_name(fields.text("model", service.name))
+    loaded = service.loaded
+    if fields.get("messages") is not None:
+        asked, arguments = messages(fields), template_arguments(fields)
+        ids = (await service.prepare(render, loaded.tokenizer, asked, arguments)).ids
+    else:
+        text = fields.text("content", fields.text("prompt", ""))
+        # llama.cpp's names and defaults, and vLLM's
+        is_llama = fields.get("content") is not None
+        name = "add_special" if is_llama else "add_special_tokens"
+        special = fields.flag(name, not is_llama)
+        parse = fields.flag("parse_special", True)
+        ids = await service.prepare(_encode, loaded.tokenizer, text, special, parse)
+    tokens: list[Any] = ids
+    if fields.flag("with_pieces"):
+        spelled = [loaded.tokenizer.piece(id)[0].decode("utf-8", "replace") for id in ids]
+        tokens = [{"id": id, "piece": piece} for id, piece in zip(ids, spelled, strict=True)]
+    fields.finish()
+    most = loaded.model.args.context_length
+    return respond({"tokens": tokens, "count": len(ids), "max_model_len": most})
+
+
+def _encode(tokenizer: Tokenizer, text: str, special: bool, parse: bool) -> list[int]:
+    if special and parse and text:
+        return encode_prompt(tokenizer, text)
+    return tokenizer.encode(text, add_special=special, parse_special=parse)
+
+
+async def detokenize(request: Request) -> Response:
+    """`/detokenize`: the text of ids."""
+    service: Service = request.app.state.service
+    fields = await read(request)
+    service.check_name(fields.text("model", service.name))
+    ids = _ids(fields)
+    fields.finish()
+    text = await service.prepare(service.loaded.tokenizer.decode, ids)
+    return respond({"content": text, "prompt": text})
+
+
+def _ids(fields: Fields) -> list[int]:
+    ids = fields.items("tokens")
+    if not all(type(id) is int for id in ids):
+        raise fields.error("tokens", ids, "a list of token ids")
+    return ids

@@ -1,0 +1,237 @@
+"""`/v1/responses`."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import ASGIApp
+
+from mlx_ferrum.replies import Piece as Part
+
+from .. import sampling
+from ..errors import RequestError
+from ..fields import Fields
+from ..http import Stream, answered, error_object, read, respond
+from ..parts import parts_of
+from ..reply import Answer, Piece
+from ..service import Service
+from . import form
+from .chat import EFFORTS, IGNORED, TOP, grammar
+from .items import messages
+from .messages import render, template_arguments
+from .output import Output
+from .store import Store
+
+REFUSED = ("background", "conversation", "prompt", "max_tool_calls")
+LOGPROBS = "message.output_text.logprobs"
+INCLUDED = (LOGPROBS, "reasoning.encrypted_content")
+
+
+async def create(request: Request) -> ASGIApp:
+    """A response to a conversation, of which the server may know the beginning."""
+    service: Service = request.app.state.service
+    store: Store = request.app.state.store
+    fields = await read(request)
+    service.check_name(fields.text("model", service.name))
+    chosen = sampling.read(fields, service.recommended, "max_output_tokens")
+    _refuse(fields)
+    tools, schema = _tools(fields), _schema(fields.object("text").object("format"))
+    chosen.calls = None if fields.flag("parallel_tool_calls", True) else 1
+    stream, keeps = fields.flag("stream"), fields.flag("store", True)
+    reasoning = fields.object("reasoning")
+    effort = reasoning.get("effort")
+    if effort is not None and effort not in EFFORTS:
+        raise reasoning.error("effort", effort, f"one of {', '.join(EFFORTS)}")
+    top = _top(fields)
+    before = fields.get("previous_response_id")
+    earlier = (
+        []
+        if before is None
+        else store.get(fields.text("previous_response_id"), "previous_response_id").messages
+    )
+    known = [*earlier, *messages(fields)]
+    shown = _shown(fields, service.name, chosen.sampler, chosen.limit)
+    arguments = template_arguments(fields)
+    fields.finish([*IGNORED - {"store"}, "stream_options", "truncation"])
+    instructions = shown["instructions"]
+    system = [{"role": "system", "content": instructions}] if instructions else []
+    tokenizer = service.loaded.tokenizer
+    call = {"effort": effort, "tools": tools}
+    prompt = await service.prepare(render, tokenizer, [*system, *known], arguments, **call)
+    if schema is not None:
+        chosen.constraint = await service.prepare(grammar, service, schema, prompt.reasoning)
+    answer = service.submit([prompt.ids], chosen, top=top, parser=prompt.parser)
+    reply = ResponseReply(service, answer, shown, known, store if keeps else None)
+    return Stream(answer, reply) if stream else await answered(request, answer, reply.whole)
+
+
+def _refuse(fields: Fields) -> None:
+    for name in REFUSED:
+        fields.refuse(name)
+    fields.refuse("tool_choice", ["none", "auto"])
+    fields.refuse("truncation", ["disabled"])
+
+
+def _tools(fields: Fields) -> list[dict[str, Any]]:
+    """The field `tools` as a chat template reads it. Raises RequestError for tools that the server would run."""
+    found = []
+    for i, each in enumerate(fields.items("tools")):
+        tool = Fields(each, f"tools[{i}]")
+        if tool.text("type") != "function":
+            raise tool.error("type", each["type"], "'function'")
+        function = {"name": tool.text("name"), "description": tool.text("description", "")}
+        function["parameters"] = tool.get("parameters", {"type": "object"})
+        found.append({"type": "function", "function": function})
+    return [] if fields.get("tool_choice") == "none" else found
+
+
+def _schema(format: Fields) -> Any:
+    """The schema that the text follows; None for any text."""
+    kind = format.text("type", "text")
+    if kind == "json_schema":
+        return format.get("schema", {"type": "object"})
+    if kind not in ("text", "json_object"):
+        raise format.error("type", kind, "'text', 'json_object' or 'json_schema'")
+    return {"type": "object"} if kind == "json_object" else None
+
+
+def _top(fields: Fields) -> int | None:
+    """How many of the likeliest tokens to list; None: no log-probabilities."""
+    included = fields.texts("include")
+    for name in included:
+        if name not in INCLUDED:
+            raise fields.error("include", name, f"one of {', '.join(INCLUDED)}")
+    top: int = fields.whole("top_logprobs", 0, 0, TOP)
+    return top if LOGPROBS in included or top else None
+
+
+def _shown(fields: Fields, name: str, sampler: dict[str, Any], limit: int | None) -> dict[str, Any]:
+    """What a response says of its request."""
+    reasoning = fields.object("reasoning")
+    return {
+        "id": form.new_id("resp_"),
+        "object": "response",
+        "created_at": int(time.time()),
+        "status": "in_progress",
+        "background": False,
+        "error": None,
+        "incomplete_details": None,
+        "instructions": fields.text("instructions", "") or None,
+        "max_output_tokens": limit,
+        "metadata": fields.get("metadata", {}),
+        "model": name,
+        "output": [],
+        "parallel_tool_calls": fields.flag("parallel_tool_calls", True),
+        "previous_response_id": fields.get("previous_response_id"),
+        "reasoning": {"effort": reasoning.get("effort"), "summary": None},
+        "store": fields.flag("store", True),
+        "temperature": sampler["temp"],
+        "text": fields.get("text", {"format": {"type": "text"}}),
+        "tool_choice": fields.get("tool_choice", "auto"),
+        "tools": fields.items("tools"),
+        "top_p": sampler["top_p"],
+        "truncation": "disabled",
+        "usage": None,
+        "user": fields.get("user"),
+    }
+
+
+async def retrieve(request: Request) -> Response:
+    """A response that is stored."""
+    store: Store = request.app.state.store
+    return respond(store.get(request.path_params["id"]).response)
+
+
+async def delete(request: Request) -> Response:
+    """Forget a response."""
+    store: Store = request.app.state.store
+    id = request.path_params["id"]
+    store.delete(id)
+    return respond({"id": id, "object": "response", "deleted": True})
+
+
+class ResponseReply:
+    """Writes the response, whole or in events."""
+
+    def __init__(
+        self,
+        service: Service,
+        answer: Answer,
+        shown: dict[str, Any],
+        known: list[dict[str, Any]],
+        store: Store | None,
+    ) -> None:
+        """shown: the response without its output. known: the conversation before it. store: where it is kept."""
+        self._answer, self._shown, self._known, self._store = answer, shown, known, store
+        self._tokenizer = service.loaded.tokenizer
+        self._output = Output(self._event)
+        self._number = 0  # of the next event
+
+    def whole(self, pieces: list[Piece]) -> dict[str, Any]:
+        """All of it."""
+        [piece] = pieces
+        self.piece(0, piece)
+        return self._response
+
+    def _ended(self, reason: str) -> dict[str, Any]:
+        """The response once the text has ended; kept if that is wanted."""
+        is_cut = reason == "length"
+        answer = self._answer
+        prompt, generated = sum(answer.prompts), answer.generated
+        response = {
+            **self._shown,
+            "status": "incomplete" if is_cut else "completed",
+            "incomplete_details": {"reason": "max_output_tokens"} if is_cut else None,
+            "output": self._output.items,
+            "usage": {
+                "input_tokens": prompt,
+                "input_tokens_details": {"cached_tokens": answer.cached},
+                "output_tokens": generated,
+                "output_tokens_details": {"reasoning_tokens": 0},
+                "total_tokens": prompt + generated,
+            },
+        }
+        if self._store is not None:
+            self._store.put(response, [*self._known, self._output.message()])
+        return response
+
+    def _event(self, kind: str, **values: Any) -> bytes:
+        body = json.dumps({"type": kind, "sequence_number": self._number, **values})
+        self._number += 1
+        return f"event: {kind}\ndata: {body}\n\n".encode()
+
+    def begin(self) -> bytes:
+        """The response, still empty."""
+        return self._event("response.created", response=self._shown) + self._event(
+            "response.in_progress", response=self._shown
+        )
+
+    def piece(self, index: int, piece: Piece) -> bytes:
+        """Deltas, and all that ends."""
+        logprobs = form.chat_logprobs(self._tokenizer, piece.tokens)["content"]
+        parts = parts_of(piece) or ([Part("text")] if piece.tokens else [])
+        out = b""
+        for part in parts:
+            out += self._output.add(part, logprobs)
+            logprobs = logprobs if part.kind != "text" else []
+        if piece.finish_reason is not None:
+            is_cut = piece.finish_reason == "length"
+            out += self._output.close("incomplete" if is_cut else "completed")
+            self._response = self._ended(piece.finish_reason)
+            out += self._event(f"response.{self._response['status']}", response=self._response)
+        return out
+
+    def end(self) -> bytes:
+        """Nothing comes after the response."""
+        return b""
+
+    def error(self, error: RequestError) -> bytes:
+        """The response has failed."""
+        inner = error_object(error, "")["error"]
+        told = {"code": inner["code"] or inner["type"], "message": inner["message"]}
+        response = {**self._shown, "status": "failed", "error": told}
+        return self._event("response.failed", response=response)
