@@ -167,7 +167,9 @@ class FakeTokenizer:
         turns = "".join(f"{m['role'][0]}:{m['content']}<|end|>" for m in messages)
         return turns + "".join(f"{k}={v};" for k, v in arguments.items()) + f"a:{last['content']}"
 
-    def detokenizer(self, before: Sequence[int] = ()) -> FakeDetokenizer:
+    def detokenizer(
+        self, skip_special: bool = False, before: Sequence[int] = (), shown: Sequence[str] = ()
+    ) -> FakeDetokenizer:
         return FakeDetokenizer(self.pieces)
 
 
