@@ -65,6 +65,12 @@ def test_texts_of_the_engine_are_as_alone(model: Any, blocks: int | None, slots:
     assert engine.stats().hits >= 64 * 3, "snapshots at the end of the prefix are found"
 
 
+def test_too_few_slots_are_refused_at_once(model: Any) -> None:
+    engine = Engine(model, blocks=40, slots=3)
+    with pytest.raises(ValueError, match="need 4 slots of recurrent states, the pool has 3"):
+        engine.submit(Request([1, 2, 3], 8))
+
+
 def test_going_back_reads_at_most_a_turn_again(model: Any) -> None:
     """As /undo and /retry of a chat do."""
     held, text, turns = PromptCache(model), list[int](), list[list[int]]()

@@ -8,6 +8,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
+import random_hybrid
 import random_models
 from backends import REFERENCE
 from random_hybrid import Delta
@@ -62,6 +63,17 @@ def test_a_file_that_contradicts_itself_is_refused(tmp_path: Path, key: str) -> 
 def test_flags_that_are_no_booleans_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="expected 4 booleans, one a layer, found 4 of int32"):
         load(tmp_path, metadata={"attention.recurrent_layers": [1, 0, 1, 0]})
+
+
+@pytest.mark.parametrize("value", [0.5, 1e30])
+def test_states_that_would_grow_are_refused(tmp_path: Path, value: float) -> None:
+    original = random_hybrid.RANGES["ssm_a"]
+    random_hybrid.RANGES["ssm_a"] = (value, value)
+    try:
+        with pytest.raises(ValueError, match=r"'blk\.0\.ssm_a': expected numbers of 0 or less"):
+            load(tmp_path)
+    finally:
+        random_hybrid.RANGES["ssm_a"] = original
 
 
 def test_a_predicting_layer_is_not_recurrent(tmp_path: Path) -> None:

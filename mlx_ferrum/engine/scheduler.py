@@ -114,8 +114,8 @@ class Scheduler:
             size, needed = state.pool.size, state.most(job.most, self._longest(job))
             if size is not None and needed > size:
                 raise ValueError(
-                    f"{job.prompt} prompt tokens and {job.limit} to generate need {needed} blocks "
-                    f"of {state.block} positions, the pool has {size}"
+                    f"{job.prompt} prompt tokens and {job.limit} to generate need {needed} {state.unit}, "
+                    f"the pool has {size}"
                 )
         if job.past is None:
             insort(self.waiting, job, key=_turn)

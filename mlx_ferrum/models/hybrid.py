@@ -142,7 +142,7 @@ class DeltaNet(Module):
         conv = w.tensor("ssm_conv1d.weight", sizes.channels, sizes.kernel)
         self.conv = mx.array(ops.dequantize(conv))
         self.delta = ops.Delta(
-            decay=w.vector("ssm_a", sizes.value_heads),
+            decay=_decay(w, sizes.value_heads),
             dt=w.vector("ssm_dt.bias", sizes.value_heads),
             key_heads=sizes.key_heads,
             eps=args.norm_eps,
@@ -159,6 +159,17 @@ class DeltaNet(Module):
         qkv = ops.short_conv(qkv, self.conv, at)
         out = ops.gated_delta(qkv, a, b, at, self.delta)  # (n, h, s)
         return self.out_proj(ops.gated_norm(out, *self.norm.args, z), add)
+
+
+def _decay(w: Weights, heads: int) -> mx.array:
+    """`ssm_a`. Raises ValueError unless all numbers are negative or 0: states would grow without bounds."""
+    found = w.vector("ssm_a", heads)
+    wrong = np.asarray(found)[~(np.asarray(found) <= 0)]
+    if wrong.size:
+        raise ValueError(
+            f"tensor {w.prefix + 'ssm_a'!r}: expected numbers of 0 or less, found {wrong[0]}"
+        )
+    return found
 
 
 def projections(sizes: DeltaArgs, hidden: int, w: Weights) -> list[QLinear]:

@@ -79,6 +79,9 @@ class State(Protocol):
     block: int
     """Positions in a block, the same for all states of a model."""
 
+    unit: str
+    """What the pool counts, for people."""
+
     def longest(self, keys: Sequence[bytes], most: int) -> int:
         """The most positions <= most that a new sequence can start with: a multiple of the block, or 0."""
 

@@ -58,7 +58,7 @@ class Paged:
         self.copy = copy
         self.window = window
         self.slack = slack
-        self.block = block
+        self.block, self.unit = block, f"blocks of {block} positions"
 
     def _seen(self, position: int, slack: int = 0) -> int:
         """Index of the first block that a row at `position` sees, or at one `slack` positions before."""

@@ -61,7 +61,8 @@ class Slotted:
     """
 
     def __init__(self, pool: Pool, block: int, snapshots: int = SNAPSHOTS) -> None:
-        self.pool, self.block, self.most_snapshots = pool, block, max(snapshots, 1)
+        self.pool, self.block, self.unit = pool, block, "slots of recurrent states"
+        self.most_snapshots = max(snapshots, 1)
 
     def longest(self, keys: Sequence[bytes], most: int) -> int:
         """The highest end of a block <= most at which there is a snapshot, or 0."""
