@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import mlx.core as mx
 import numpy as np
 
-from . import notice, profile
+from . import notice, profile, shapes
 from .backends import BACKENDS
 from .options import Activation as Activation
 from .options import Delta as Delta
@@ -25,18 +25,6 @@ from .options import Gating as Gating
 from .options import HeadNorms as HeadNorms
 from .options import Norm as Norm
 from .options import Routing as Routing
-from .shapes import (
-    check_append,
-    check_attend,
-    check_delta,
-    check_experts,
-    check_gate,
-    check_gated_norm,
-    check_mask,
-    check_pair,
-    check_product,
-    check_short_conv,
-)
 from .tensor import QTensor
 
 if TYPE_CHECKING:
@@ -161,7 +149,7 @@ def use_default_backend() -> str | None:
 
 def matmul(x: A, w: QTensor, *, bias: mx.array | None = None, add: A | None = None) -> A:
     """x wᵀ + bias + add: x: (..., k), w: (rows, k), bias: (rows,), add: (..., rows) -> (..., rows)"""
-    check_product(x, w)
+    shapes.check_product(x, w)
     return _backend().matmul(x, w, bias=bias, add=add)
 
 
@@ -176,7 +164,7 @@ def matmuls(
 
     norm: of x, before the products
     """
-    check_product(x, *ws)
+    shapes.check_product(x, *ws)
     return _backend().matmuls(x, ws, biases, norm=norm)
 
 
@@ -194,14 +182,14 @@ def gate_up(
     biases: (rows,) of gate and of up, added to the products
     norm: of x, before the products
     """
-    check_product(x, gate, up)
-    check_pair(gate, up)
+    shapes.check_product(x, gate, up)
+    shapes.check_pair(gate, up)
     return _backend().gate_up(x, gate, up, act, biases=biases, norm=norm)
 
 
 def norm_matmul(x: A, w: QTensor, norm: Norm) -> tuple[A, A]:
     """x normed, which others need too, and its product: x: (..., k), w: (rows, k) -> (..., k) and (..., rows)"""
-    check_product(x, w)
+    shapes.check_product(x, w)
     return _backend().norm_matmul(x, w, norm)
 
 
@@ -245,7 +233,7 @@ def append(
     interleaved: pairs are (2 i, 2 i + 1), else (i, i + m)
     magnitude: multiplies the rotated values (YaRN)
     """
-    check_append(q, k, v, frequencies, at)
+    shapes.check_append(q, k, v, frequencies, at)
     return _backend().append(
         q, k, v, at, frequencies, interleaved=interleaved, magnitude=magnitude, norms=norms
     )
@@ -262,7 +250,7 @@ def attend(
     softcap: bounds the scores: c tanh(score / c); 0 for no bound
     sinks: (h,), for each head a logit that takes its share of the softmax and adds no value
     """
-    check_attend(q, at, sinks)
+    shapes.check_attend(q, at, sinks)
     return _backend().attend(q, at, scale=scale, softcap=softcap, sinks=sinks)
 
 
@@ -283,7 +271,7 @@ def short_conv(x: A, weight: mx.array, at: RecurrentPlace) -> A:
     weight: (c, kernel), the newest row last
     at: the layer's states, which give the inputs before the rows and get the last ones
     """
-    check_short_conv(x, weight, at)
+    shapes.check_short_conv(x, weight, at)
     return _backend().short_conv(x, weight, at)
 
 
@@ -295,19 +283,19 @@ def gated_delta(qkv: A, a: A, b: A, at: RecurrentPlace, delta: Delta) -> A:
         q, k: divided by their lengths, q by sqrt(s) too
         M = exp(decay softplus(a + dt)) M, then M += k dᵀ with d = sigmoid(b) (v - Mᵀ k); the result is Mᵀ q
     """
-    check_delta(qkv, a, b, at, delta)
+    shapes.check_delta(qkv, a, b, at, delta)
     return _backend().gated_delta(qkv, a, b, at, delta)
 
 
 def gated_norm(x: A, weight: mx.array, eps: float, gate: A) -> A:
     """The RMS norm of each head, times silu(gate): x: (n, h, d), weight: (d,), gate: (n, h d) -> (n, h d)"""
-    check_gated_norm(x, weight, gate)
+    shapes.check_gated_norm(x, weight, gate)
     return _backend().gated_norm(x, weight, eps, gate)
 
 
 def gate(x: A, pairs: A) -> A:
     """x times the sigmoid of the second half of each head of `pairs`: x: (n, h, d), pairs: (n, h, 2 d) -> (n, h, d)"""
-    check_gate(x, pairs)
+    shapes.check_gate(x, pairs)
     return _backend().gate(x, pairs)
 
 
@@ -336,7 +324,7 @@ def choose(logits: A) -> tuple[A, A]:
 
 def mask_logits(logits: A, bits: A) -> A:
     """Logits (n, v), -inf where the bit of a token is 0: bits: (n, ceil(v / 32)) int32, the lowest first -> (n, v)"""
-    check_mask(logits, bits)
+    shapes.check_mask(logits, bits)
     return _backend().mask_logits(logits, bits)
 
 
@@ -355,14 +343,14 @@ def gather_matmul(x: A, w: QTensor, ids: A, *, bias: mx.array | None = None) -> 
 
     x: (..., k), w: (e, rows, k), bias: (e, rows), ids: (..., n) -> (..., n, rows)
     """
-    check_experts(x, ids, w)
+    shapes.check_experts(x, ids, w)
     return _backend().gather_matmul(x, w, ids, bias=bias)
 
 
 def gather_gate_up(x: A, gate: QTensor, up: QTensor, ids: A, act: Activation) -> A:
     """`gate_up` of each chosen expert: x: (..., k), gate and up: (e, rows, k), ids: (..., n) -> (..., n, rows)"""
-    check_experts(x, ids, gate, up)
-    check_pair(gate, up)
+    shapes.check_experts(x, ids, gate, up)
+    shapes.check_pair(gate, up)
     return _backend().gather_gate_up(x, gate, up, ids, act)
 
 
@@ -371,7 +359,7 @@ def gather_down(x: A, w: QTensor, ids: A, weights: A, *, add: A | None = None) -
 
     x: (..., n, k), w: (e, rows, k), ids and weights: (..., n), add: (..., rows) -> (..., rows)
     """
-    check_experts(x, ids, w, spread=True)
+    shapes.check_experts(x, ids, w, spread=True)
     return _backend().gather_down(x, w, ids, weights, add=add)
 
 

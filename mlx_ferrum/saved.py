@@ -13,8 +13,11 @@ import numpy as np
 
 from .cache import Cache
 from .models.base import LanguageModel
+from .state.attention import AttentionState
 from .state.kinds import KV
+from .state.paged import Part as Blocks
 from .state.recurrent import RecurrentState
+from .state.sequence import Sequence
 from .state.slotted import Part
 from .state.storage import Storage
 
@@ -40,21 +43,12 @@ def save(path: str | Path, cache: Cache) -> None:
         for group, part in zip(cache.states.groups, sequence.parts, strict=True):
             if isinstance(group, RecurrentState):
                 firsts.append(0)
-                slots = _slots(group.snapshots(part, sequence.keys), len(tokens))
-                slots |= {len(tokens): part.source} if tokens else {}
+                slots = _slots(group, part, sequence)
+                arrays |= _of_slots(group, list(slots.values()))
                 states["states"] = json.dumps(list(slots))
-                for layer, held in group.storages.items():
-                    for name, x in held.named.items():
-                        arrays[f"{layer}.{name}"] = _taken(x, list(slots.values()))
-                continue
-            firsts.append(part.first)
-            size = group.block
-            # an interrupted pass may have reserved more
-            blocks = part.blocks[part.first : -(-len(tokens) // size)]
-            last = len(tokens) - (len(tokens) - 1) // size * size if tokens else 0
-            for layer, storage in group.storages.items():
-                named = storage.named.items()
-                arrays |= {f"{layer}.{name}": _blocks(x, blocks, last) for name, x in named}
+            else:
+                firsts.append(part.first)
+                arrays |= _of_blocks(group, part, len(tokens))
     arrays["tokens"] = mx.array(np.asarray(tokens, dtype=np.int32))
     metadata = {
         "format": FORMAT,
@@ -67,9 +61,32 @@ def save(path: str | Path, cache: Cache) -> None:
     _write(Path(path), arrays, metadata)
 
 
-def _slots(found: dict[int, int], position: int) -> dict[int, int]:
-    """By their positions the slots of the snapshots that a file gets: the last ones before the end."""
-    return {at: found[at] for at in sorted(at for at in found if at < position)[-SNAPSHOTS:]}
+def _slots(group: RecurrentState, part: Part, sequence: Sequence) -> dict[int, int]:
+    """By their positions the slots that a file gets: of the last snapshots, and of the state at the end."""
+    end, found = len(sequence.tokens), group.snapshots(part, sequence.keys)
+    before = sorted(at for at in found if at < end)[-SNAPSHOTS:]
+    return {at: found[at] for at in before} | ({end: part.source} if end else {})
+
+
+def _of_slots(group: RecurrentState, slots: list[int]) -> dict[str, mx.array]:
+    """The arrays of recurrent layers, one slot after another."""
+    return {
+        f"{layer}.{name}": _taken(x, slots)
+        for layer, storage in group.storages.items()
+        for name, x in storage.named.items()
+    }
+
+
+def _of_blocks(group: AttentionState, part: Blocks, count: int) -> dict[str, mx.array]:
+    """The arrays of attention layers, one block after another. count: positions, as a pass may have reserved more"""
+    size = group.block
+    blocks = part.blocks[part.first : -(-count // size)]
+    last = count - (count - 1) // size * size if count else 0
+    return {
+        f"{layer}.{name}": _blocks(x, blocks, last)
+        for layer, storage in group.storages.items()
+        for name, x in storage.named.items()
+    }
 
 
 def _taken(x: Any, places: list[int]) -> mx.array:
