@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections import deque
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
+from types import FrameType
 
 import mlx.core as mx
 import numpy as np
@@ -68,7 +68,7 @@ class Engine:
         self._cancelled: set[int] = set()
         self._events: list[Event] = []  # not yet given
         self._next = 0
-        self._is_working = False
+        self._working: FrameType | None = None  # of `step`, while it runs
         self._stats = Stats()
 
     @property
@@ -138,8 +138,13 @@ class Engine:
         it is called by a function of a request. The step after an interrupted one goes on where that was, and gives its
         events too.
         """
-        with self._alone():
-            self._work()
+        self._check_outside("step")
+        self._working = sys._getframe()
+        try:
+            with often_uninterrupted():
+                self._work()
+        finally:
+            self._working = None
         events: list[Event] = []
         try:
             events, self._events = self._events, events
@@ -148,17 +153,16 @@ class Engine:
             self._events = events + self._events
             raise
 
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """While entered, functions of requests are called, which must not change what goes on."""
-        if self._is_working:
-            raise RuntimeError("step is called by a function of a request, within a step")
-        self._is_working = True
-        try:
-            with often_uninterrupted():
-                yield
-        finally:
-            self._is_working = False
+    def _check_outside(self, what: str) -> None:
+        """Raises RuntimeError if a function of a request calls, as it must not change what goes on.
+
+        The frame of `step` says so even if an interruption kept it from being forgotten.
+        """
+        frame = sys._getframe() if self._working is not None else None
+        while frame is not None:
+            if frame is self._working:
+                raise RuntimeError(f"{what} is called by a function of a request, within a step")
+            frame = frame.f_back
 
     def _work(self) -> None:
         """A step, whose events are noted."""
@@ -343,8 +347,7 @@ class Engine:
     @uninterrupted()
     def close(self) -> None:
         """End all texts, without events. Raises RuntimeError if a function of a request calls it."""
-        if self._is_working:
-            raise RuntimeError("close is called by a function of a request, within a step")
+        self._check_outside("close")
         self._cancelled.clear()
         self._events.clear()
         self._pending.clear()
