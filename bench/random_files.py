@@ -6,9 +6,10 @@ Types are those that llama.cpp's Q4_K_M gives; llama.cpp loads the files too.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 import gguf
 import numpy as np
@@ -57,7 +58,7 @@ class Tensor(NamedTuple):
         return int(np.prod(self.stored))
 
 
-Draw = Callable[[np.random.Generator, Tensor], np.ndarray]  # -> (..., rows, row bytes) uint8
+S = TypeVar("S", bound=Sizes)
 
 
 def has_more_bits(i: int, layers: int) -> bool:
@@ -79,13 +80,16 @@ def feed_forward_shapes(sizes: Sizes) -> dict[str, tuple[int, ...]]:
     }
 
 
-def draw(rng: np.random.Generator, tensor: Tensor, std: float | None = None) -> np.ndarray:
-    """(..., rows, row bytes) uint8, of standard deviation `std`, or else 1 / sqrt(k); norms are near 1."""
+def draw(rng: np.random.Generator, tensor: Tensor, sizes: Sizes) -> np.ndarray:
+    """(..., rows, row bytes) uint8, of standard deviation 1 / sqrt(k); norms are near 1.
+
+    Embeddings that are no head have one of 1: with smaller ones tokens grow alike, and routers choose few experts.
+    """
     if len(tensor.shape) == 1:
         return rng.uniform(0.5, 1.5, tensor.shape).astype(np.float32).view(np.uint8)
     *outer, k = tensor.shape
     block = blocks.by_name(tensor.type)
-    std = k**-0.5 if std is None else std
+    std = 1.0 if sizes.experts and tensor.name == "token_embd.weight" else k**-0.5
     drawn = random_weights.rows(rng, block, (int(np.prod(outer)), k), std)
     return drawn.reshape(tensor.stored)
 
@@ -141,42 +145,47 @@ def add_tensor_infos(writer: gguf.GGUFWriter, tensors: Sequence[Tensor]) -> None
         writer.add_tensor_info(tensor.name, shape, np.dtype(dtype), tensor.nbytes, kind)
 
 
-class File(NamedTuple):
-    """A file to write. draw: of each tensor; called in their order, with one generator."""
+@dataclass(frozen=True)
+class Kind(Generic[S]):
+    """Files of one architecture, of any sizes.
 
-    architecture: str
-    add_metadata: Callable[[gguf.GGUFWriter], None]
-    tensors: Sequence[Tensor]
-    draw: Draw
+    tensors: all of them in file order
+    draw: (..., rows, row bytes) uint8 of a tensor; called in their order, with one generator
+    """
 
-    def write(self, path: Path, seed: int) -> None:
-        """Write it, one tensor in memory at a time; it appears under its name when it is complete."""
+    tensors: Callable[[S], Iterable[Tensor]]
+    add_metadata: Callable[[gguf.GGUFWriter, S], None]
+    draw: Callable[[np.random.Generator, Tensor, S], np.ndarray] = draw
+
+    def write(self, path: Path, sizes: S, seed: int) -> None:
+        """Write a file, one tensor in memory at a time; it appears under its name when it is complete."""
         rng = np.random.default_rng(seed)
         part = path.with_name(path.name + ".part")
-        writer = gguf.GGUFWriter(part, self.architecture)
-        self.add_metadata(writer)
-        add_tensor_infos(writer, self.tensors)
+        tensors = list(self.tensors(sizes))
+        writer = gguf.GGUFWriter(part, sizes.architecture)
+        self.add_metadata(writer, sizes)
+        add_tensor_infos(writer, tensors)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
-        total = sum(tensor.nbytes for tensor in self.tensors)
+        total = sum(tensor.nbytes for tensor in tensors)
         with tqdm(total=total, desc=path.name, unit="B", unit_scale=True) as bar:
-            for tensor in self.tensors:
-                writer.write_tensor_data(self.draw(rng, tensor))
+            for tensor in tensors:
+                writer.write_tensor_data(self.draw(rng, tensor, sizes))
                 bar.update(tensor.nbytes)
         writer.close()
         part.replace(path)
 
 
-def main(description: str | None, dense: File, moe: File) -> int:
+def main(description: str | None, kind: Kind[S], dense: S, moe: S) -> int:
     """Write the file that the command line asks for, and say what is in it."""
     parser = argparse.ArgumentParser(description=description, formatter_class=cli.HelpFormatter)
     parser.add_argument("path", type=Path)
     parser.add_argument("--moe", action="store_true", help="a mixture of experts")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    file = moe if args.moe else dense
-    file.write(args.path, args.seed)
-    weights = sum(int(np.prod(tensor.shape)) for tensor in file.tensors)
+    sizes = moe if args.moe else dense
+    kind.write(args.path, sizes, args.seed)
+    weights = sum(int(np.prod(tensor.shape)) for tensor in kind.tensors(sizes))
     print(f"{args.path}: {weights / 1e9:.2f} G weights, {args.path.stat().st_size / 1e6:.0f} MB")
     return 0

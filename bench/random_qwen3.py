@@ -9,13 +9,11 @@ llama.cpp loads them too.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
 from typing import NamedTuple
 
 import gguf
-import numpy as np
 import random_files
-from random_files import File, Tensor
+from random_files import Tensor
 
 from mlx_ferrum import cli
 
@@ -77,24 +75,7 @@ def add_metadata(writer: gguf.GGUFWriter, sizes: Sizes) -> None:
     random_files.add_vocabulary(writer, VOCAB, "qwen2")
 
 
-def draw(rng: np.random.Generator, tensor: Tensor, sizes: Sizes) -> np.ndarray:
-    """(..., rows, row bytes) uint8. Embeddings that are no head have a standard deviation of 1.
-
-    With smaller ones tokens grow alike, and routers choose few experts.
-    """
-    wide = sizes.experts and tensor.name == "token_embd.weight"
-    return random_files.draw(rng, tensor, 1.0 if wide else None)
-
-
-def file(sizes: Sizes) -> File:
-    """A file of these sizes."""
-    return File(
-        sizes.architecture,
-        partial(add_metadata, sizes=sizes),
-        list(tensors(sizes)),
-        partial(draw, sizes=sizes),
-    )
-
+KIND = random_files.Kind(tensors, add_metadata)
 
 if __name__ == "__main__":
-    raise SystemExit(cli.guarded(lambda: random_files.main(__doc__, file(DENSE), file(MOE))))
+    raise SystemExit(cli.guarded(lambda: random_files.main(__doc__, KIND, DENSE, MOE)))

@@ -12,22 +12,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from functools import partial
 from typing import NamedTuple
 
 import gguf
 import numpy as np
 import random_files
-from random_files import File, Tensor
+from random_files import Tensor
 
 from mlx_ferrum import cli
 
 HEAD_DIM, ROTATED, SECTIONS, CONTEXT = 256, 64, (11, 11, 10, 0), 262144
-STATE, CONV, INTERVAL = (
-    128,
-    4,
-    4,
-)  # width of a head of a delta net; its kernel; each fourth layer attends
+STATE, CONV = 128, 4  # width of a head of a delta net, and its kernel
+INTERVAL = 4  # each fourth layer attends
 HALF_LIVES = (1.0, 500.0)  # tokens in which a head forgets half, at alpha = 0
 STEPS = (-4.0, 0.0)  # of ssm_dt
 
@@ -169,26 +165,14 @@ def decays(i: int, heads: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def draw(rng: np.random.Generator, tensor: Tensor, sizes: Sizes) -> np.ndarray:
-    """(..., rows, row bytes) uint8. Embeddings that are no head have a standard deviation of 1.
-
-    With smaller ones tokens grow alike, and routers choose few experts.
-    """
+    """(..., rows, row bytes) uint8."""
     if found := re.fullmatch(r"blk\.(\d+)\.ssm_(a|dt\.bias)", tensor.name):
         a, dt = decays(int(found[1]), sizes.value_heads)
         return (a if found[2] == "a" else dt).view(np.uint8)
-    wide = sizes.experts and tensor.name == "token_embd.weight"
-    return random_files.draw(rng, tensor, 1.0 if wide else None)
+    return random_files.draw(rng, tensor, sizes)
 
 
-def file(sizes: Sizes) -> File:
-    """A file of these sizes."""
-    return File(
-        sizes.architecture,
-        partial(add_metadata, sizes=sizes),
-        list(tensors(sizes)),
-        partial(draw, sizes=sizes),
-    )
-
+KIND = random_files.Kind(tensors, add_metadata, draw)
 
 if __name__ == "__main__":
-    raise SystemExit(cli.guarded(lambda: random_files.main(__doc__, file(DENSE), file(MOE))))
+    raise SystemExit(cli.guarded(lambda: random_files.main(__doc__, KIND, DENSE, MOE)))

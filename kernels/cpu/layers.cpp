@@ -20,6 +20,19 @@ Floats activated(Floats x, int act) {
     return x * sigmoid(1.5957691216f * (x + 0.044715f * x * x * x));
 }
 
+// out = f(x, gate) of vectors of x and gate: (count,); the last ones are padded.
+template <typename F>
+void map_pairs(const float* x, const float* gate, long count, float* out, const F& f) {
+    long i = 0;
+    for (; i + LANES <= count; i += LANES) store_floats(out + i, f(load_floats(x + i), load_floats(gate + i)));
+    if (i == count) return;
+    float last[2][LANES] = {};
+    std::copy(x + i, x + count, last[0]);
+    std::copy(gate + i, gate + count, last[1]);
+    store_floats(last[0], f(load_floats(last[0]), load_floats(last[1])));
+    std::copy_n(last[0], count - i, out + i);
+}
+
 // out[i] = x[i] / rms(x[i]) * weight + add[i], rows of d; add: shaped as x, or null.
 struct RmsNorm {
     const float *x, *weight, *add;
@@ -55,18 +68,6 @@ void sigmoid_gate(const SigmoidGate& a) {
         if (a.add)
             for (int i = 0; i < a.d; i++) a.out[at + i] += a.add[at + i];
     });
-}
-
-// out = f(x, gate) of vectors of x and gate: (count,); the last ones are padded.
-template <typename F>
-void map_pairs(const float* x, const float* gate, int count, float* out, const F& f) {
-    int i = 0;
-    for (; i + LANES <= count; i += LANES) store_floats(out + i, f(load_floats(x + i), load_floats(gate + i)));
-    float last[2][LANES] = {};
-    std::copy(x + i, x + count, last[0]);
-    std::copy(gate + i, gate + count, last[1]);
-    store_floats(last[0], f(load_floats(last[0]), load_floats(last[1])));
-    std::copy_n(last[0], count - i, out + i);
 }
 
 // out[i] = x[i] / rms(x[i]) * weight * silu(gate[i]), rows of d.
@@ -149,13 +150,5 @@ CALL(Softcap, softcap, F(x), F(out), F(count), F(cap))
 } // namespace
 
 void activate(float* gate, const float* up, long count, int act) {
-    auto next = [=](float* g, const float* u) { store_floats(g, activated(load_floats(g), act) * load_floats(u)); };
-    long i = 0;
-    for (; i + LANES <= count; i += LANES) next(gate + i, up + i);
-    if (i == count) return;
-    float last[2][LANES] = {};
-    std::copy_n(gate + i, count - i, last[0]);
-    std::copy_n(up + i, count - i, last[1]);
-    next(last[0], last[1]);
-    std::copy_n(last[0], count - i, gate + i);
+    map_pairs(gate, up, count, gate, [=](Floats g, Floats u) { return activated(g, act) * u; });
 }

@@ -15,12 +15,10 @@ from mlx_ferrum.engine import Engine, Event, Request
 from mlx_ferrum.engine.choosing import Choice
 
 T = TypeVar("T")
-Work = Generator[
-    None, None, T
-]  # done in parts, one between two steps; what it returns is the result
-Likely = tuple[
-    float, list[tuple[int, float]]
-]  # of the token; (id, log-probability) of the likeliest ones
+# done in parts, one between two steps; what it returns is the result
+Work = Generator[None, None, T]
+# log-probability of the token; (id, log-probability) of the likeliest ones
+Likely = tuple[float, list[tuple[int, float]]]
 
 
 class Sink(Protocol):

@@ -11,13 +11,13 @@ from ..batch import Paging
 from .kinds import KV
 from .paged import Paged, Part
 from .pool import Pool
-from .storage import Allocate, KVStorage
+from .storage import Allocate, KVStorage, Stored
 
 WIDTH = 16  # of a table at least; it grows by doubling, as a recorded step is made for one width
 
 
-class AttentionState(Paged):
-    """A State of one window group. `storages`: of each of its layers."""
+class AttentionState(Stored[KVStorage], Paged):
+    """A State of one window group."""
 
     def __init__(
         self,
@@ -31,7 +31,6 @@ class AttentionState(Paged):
     ) -> None:
         super().__init__(pool, self._copy_block, window=window, slack=slack, block=block)
         self.storages = {i: KVStorage(kv, block, allocate) for i, kv in layers.items()}
-        self.room = self.grown = 0  # blocks of the arrays, and how often they were made anew
         # the last table, and of which parts at which versions; it keeps them, so identities are not reused
         self._table: tuple[list[Part], list[int], np.ndarray] | None = None
 
@@ -39,15 +38,6 @@ class AttentionState(Paged):
         self.grow()
         for storage in self.storages.values():
             storage.copy(source, target)
-
-    def grow(self) -> None:
-        """Have room for every block that the pool has given out."""
-        if self.pool.capacity > self.room:
-            self.grown += 1
-            for storage in self.storages.values():
-                storage.grow(self.pool.capacity)
-            # last: an interruption before it lets all of them grow again
-            self.room = min(storage.blocks for storage in self.storages.values())
 
     def arrays(self, parts: Sequence[Part], positions: Sequence[range]) -> Paging:
         """Where the rows at `positions` of each sequence go, and where its blocks lie."""

@@ -10,14 +10,14 @@ from ..batch import Slots
 from .kinds import Recurrent
 from .pool import Pool
 from .slotted import SNAPSHOTS, Part, Slotted
-from .storage import Allocate, RecurrentStorage
+from .storage import Allocate, RecurrentStorage, Stored
 
 KEPT = 1 << 30  # bytes of states and snapshots, up to which a pool without a size evicts none
 LEAST, MOST = 6, 64  # slots of them, whatever their size
 
 
-class RecurrentState(Slotted):
-    """A State. `storages`: of each of its layers.
+class RecurrentState(Stored[RecurrentStorage], Slotted):
+    """A State.
 
     slots: of all sequences and snapshots; None: as many as are needed
     """
@@ -33,21 +33,10 @@ class RecurrentState(Slotted):
         self.nbytes = sum(kind.nbytes for kind in layers.values())
         keep = min(max(KEPT // self.nbytes, LEAST), MOST)
         pool = Pool(slots) if slots is not None else Pool(keep=keep)
-        others = (
-            3 if slots is None else slots // 2
-        )  # which sequences take, so that snapshots are seldom evicted
+        # slots that sequences take, so that snapshots are seldom evicted
+        others = 3 if slots is None else slots // 2
         super().__init__(pool, block, min(SNAPSHOTS, (slots or keep) - others))
         self.storages = {i: RecurrentStorage(kind, allocate) for i, kind in layers.items()}
-        self.room = self.grown = 0  # slots of the arrays, and how often they were made anew
-
-    def grow(self) -> None:
-        """Have room for every slot that the pool has given out."""
-        if self.pool.capacity > self.room:
-            self.grown += 1
-            for storage in self.storages.values():
-                storage.grow(self.pool.capacity)
-            # last: an interruption before it lets all of them grow again
-            self.room = min(storage.blocks for storage in self.storages.values())
 
     def arrays(self, parts: Sequence[Part], positions: Sequence[range]) -> Slots:
         """Which slot each sequence reads, and which one it writes."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Generic, TypeVar
 
 import mlx.core as mx
 
 from .kinds import KV, Recurrent
+from .pool import Pool
 
 Shape = tuple[int, ...]
 Allocate = Callable[[Shape, int], Any]  # shape and bits of a number -> zeros
@@ -70,6 +71,30 @@ class Storage:
         """Copy a block."""
         for x in self.arrays:
             x[target] = x[source]
+
+
+S = TypeVar("S", bound=Storage)
+
+
+class Stored(Generic[S]):
+    """What a State adds that has arrays: a storage for each of its layers, as large as its pool needs.
+
+    room: blocks, or slots, of the arrays
+    grown: how often they were made anew
+    """
+
+    pool: Pool
+    storages: Mapping[int, S]
+    room = grown = 0
+
+    def grow(self) -> None:
+        """Have room for every block, or slot, that the pool has given out."""
+        if self.pool.capacity > self.room:
+            self.grown += 1
+            for storage in self.storages.values():
+                storage.grow(self.pool.capacity)
+            # last: an interruption before it lets all of them grow again
+            self.room = min(storage.blocks for storage in self.storages.values())
 
 
 class KVStorage(Storage):
