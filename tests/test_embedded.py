@@ -62,7 +62,7 @@ def test_without_a_prompt_it_begins_a_text(loaded: tuple[Any, Any], name: str) -
     assert catalog.sample("smollm2-135m") is None
 
 
-def test_greedy_text(fast_backend: Backend, loaded: tuple[Any, Any], name: str) -> None:
+def test_greedy_text(backend: Backend, loaded: tuple[Any, Any], name: str) -> None:
     model, tokenizer = loaded
     golden = json.loads((GOLDEN / "greedy.json").read_text("utf-8"))[name]
     assert tokenizer.encode(golden["prompt"]) == golden["prompt_tokens"]
