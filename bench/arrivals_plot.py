@@ -1,4 +1,4 @@
-"""A picture of what serving.py measured of arrivals: `python bench/arrivals_plot.py arrivals.json`. One row a model."""
+"""A picture of what server.py measured: `python bench/arrivals_plot.py server.json`. One row a model."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PARTS = {"rate": "tokens per second", "first": "first token, ms", "gap": "betwee
 
 
 def draw(results: dict[str, Any], path: Path) -> None:
-    """Write a PNG. results: what serving.py saves."""
+    """Write a PNG. results: what server.py saves."""
     models, hardware = results["models"], results["hardware"]
     title = (
         f"Requests that come and go, prompts up to {results['prompt']} tokens, {results['tokens']} generated, "

@@ -1,37 +1,27 @@
 """Total speed of several sequences at once, beside llama.cpp's.
 
     python bench/serving.py [MODEL.gguf …] [--llama-batched-bench PATH] [--sequences 1 2 4 8 16]
-    python bench/serving.py [MODEL.gguf …] --clients 1 8 --rates 1 2 [--llama-server PATH]
 
 Each sequence reads its own prompt of random tokens, then generates, always the likeliest token; an end token ends
 nothing. Both programs get the same numbers of tokens and threads, take turns, and are quoted as medians. Prompts and
 generation are timed apart; llama.cpp does not choose tokens, we do. Results go to bench/results/serving.json and .png.
-
-With --clients or --rates: requests come and go; total speed, the time to the first token and between tokens. Results
-go to bench/results/arrivals.json and .png. Our engine runs in this process, llama.cpp's server is asked over HTTP.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
 import statistics
 import sys
-import time
 from collections.abc import Callable
-from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import arrivals
-import arrivals_plot
 import llama
-import llama_server
 import numpy as np
 import serving_plot
-from timing import Others, Spread, alternate, hardware, once
+from timing import Others, Spread, alternate, hardware, once, save
 
 import mlx_ferrum
 from mlx_ferrum import catalog, cli, ops
@@ -211,40 +201,6 @@ def _print(rows: list[dict[str, Any]]) -> None:
         )
 
 
-def arrivals_of(name: str, args: argparse.Namespace, threads: int) -> dict[str, Any]:
-    """Measure and print the loads of one model."""
-    path = catalog.resolve(name)
-    model, _ = mlx_ferrum.load(path)
-    title = name if name in catalog.names() else path.stem
-    sizes = {"prompt": args.prompt, "tokens": args.tokens, "vocab_size": model.args.vocab_size}
-    loads = [arrivals.closed(n, count=n * args.requests, **sizes) for n in args.clients]
-    loads += [arrivals.open_(rate, count=8 * args.requests, **sizes) for rate in args.rates]
-    programs: dict[str, Callable[[arrivals.Load], list[arrivals.Trace]]] = {
-        US: partial(arrivals.ours, model, most=args.slots, chunk_beside=args.chunk_beside)
-    }
-    print(f"\n## {title}\n", flush=True)
-    with ExitStack() as stack:
-        if args.llama_server:
-            slots = min(args.slots, max(load.most for load in loads))
-            context = -(-(args.prompt + args.tokens + 1) // 256) * 256
-            options = {"slots": slots, "context": context, "threads": threads}
-            client = stack.enter_context(llama_server.serving(args.llama_server, path, **options))
-            programs[LLAMA] = client.run
-        start = time.perf_counter()
-        rows = arrivals.measure(loads, programs, args.runs)
-        seconds = time.perf_counter() - start
-    arrivals.show(rows)
-    if args.llama_server:
-        print(f"Asking llama.cpp took {client.busy / seconds:.1%} of a core.")
-    found = [{"load": row["load"], "waits": _named(row["waits"])} for row in rows]
-    return {"name": title, "rows": found}
-
-
-def _named(waits: dict[str, arrivals.Waits]) -> dict[str, Any]:
-    """For JSON."""
-    return {name: found._asdict() for name, found in waits.items()}
-
-
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     first, _, rest = (__doc__ or "").partition("\n\n")
@@ -265,20 +221,12 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         metavar="N",
         help="tokens of a prompt read twice",
     )
-    add("--clients", type=cli.positive, nargs="+", default=[], metavar="N", help="requests at once")
-    add("--rates", type=float, nargs="+", default=[], metavar="R", help="arrivals a second")
-    add("--requests", type=cli.positive, default=4, metavar="N", help="of each client")
-    add("--slots", type=cli.positive, default=16, metavar="N", help="requests that run at once")
-    add("--chunk-beside", type=cli.positive, default=64, metavar="N", help="see Engine")
-    add("--llama-server", type=Path, metavar="PATH", help="compare with this program")
     add("--llama-batched-bench", type=Path, metavar="PATH", help="compare with this program")
     add("--out", type=Path, default=RESULTS, metavar="FOLDER", help="default: bench/results")
     args = parser.parse_args(argv)
-    for name in ("llama_batched_bench", "llama_server"):
-        program = getattr(args, name)
-        if program and not program.is_file():
-            option = name.replace("_", "-")
-            parser.error(f"argument --{option}: there is no file {program}")
+    program = args.llama_batched_bench
+    if program and not program.is_file():
+        parser.error(f"argument --llama-batched-bench: there is no file {program}")
     return args
 
 
@@ -296,11 +244,6 @@ def main() -> int:
         "prompt": args.prompt,
         "tokens": args.tokens,
     }
-    if args.clients or args.rates:
-        print(f"Prompts of {args.prompt // 4} to {args.prompt} tokens, {args.tokens} generated.")
-        results["models"] = [arrivals_of(name, args, threads) for name in args.models]
-        _save(args.out / "arrivals.json", results, arrivals_plot.draw)
-        return 0
     print(f"{args.prompt} + {args.tokens} tokens, {threads} threads; medians of {args.runs} runs.")
     plan = Plan(
         args.sequences,
@@ -312,18 +255,8 @@ def main() -> int:
         args.llama_batched_bench,
     )
     results["models"] = [measure(name, plan) for name in args.models]
-    _save(args.out / "serving.json", results, serving_plot.draw)
+    save(args.out / "serving.json", results, serving_plot.draw)
     return 0
-
-
-def _save(
-    path: Path, results: dict[str, Any], draw: Callable[[dict[str, Any], Path], None]
-) -> None:
-    """As JSON and as a picture."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(results, indent=1) + "\n")
-    draw(results, path.with_suffix(".png"))
-    print(f"\nsaved: {path} and {path.with_suffix('.png').name}")
 
 
 if __name__ == "__main__":

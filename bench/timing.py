@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import statistics
@@ -9,7 +10,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 
@@ -106,6 +107,14 @@ def _busy_elsewhere() -> float | None:
     user, nice, system, _idle, _wait, *rest = map(int, stat.read_text().split()[1:9])
     ticks = user + nice + system + sum(rest)
     return ticks / os.sysconf("SC_CLK_TCK") - sum(os.times()[:4])
+
+
+def save(path: Path, results: dict[str, Any], draw: Callable[[dict[str, Any], Path], None]) -> None:
+    """As JSON and as a picture."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(results, indent=1) + "\n")
+    draw(results, path.with_suffix(".png"))
+    print(f"\nsaved: {path} and {path.with_suffix('.png').name}")
 
 
 def hardware(backend: str = "cpu") -> dict[str, str | int]:

@@ -77,11 +77,11 @@ def prompts(fields: Fields) -> list[str | list[int]]:
     value = fields.get("prompt")
     if isinstance(value, str):
         return [value]
-    if not isinstance(value, list) or not value or len(value) > PROMPTS:
+    found = [value] if isinstance(value, list) and _are_ids(value) else value
+    if not isinstance(found, list) or not value or len(found) > PROMPTS:
         raise fields.error(
             "prompt", value, f"text, token ids, or a list of at most {PROMPTS} of them"
         )
-    found = [value] if _are_ids(value) else value
     for each in found:
         if not isinstance(each, str) and not (isinstance(each, list) and _are_ids(each)):
             raise fields.error("prompt", each, "texts or lists of token ids")
