@@ -12,6 +12,7 @@ from arrivals import Ask, Load, Trace
 
 HOST = "127.0.0.1"
 LIMIT = 1 << 20  # bytes of a line
+HEAD = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
 
 
 class Client:
@@ -36,13 +37,13 @@ class Client:
         queue, done = deque(load.asks), list[Stream]()
 
         async def work() -> None:
-            connection = await asyncio.open_connection(HOST, self.port, limit=LIMIT)
+            connection = Connection(self.port)
             while queue:
                 ask = queue.popleft()
                 if not load.clients:
                     await asyncio.sleep(max(0.0, ask.due - (time.perf_counter() - start)))
                 done.append(await _stream(connection, ask, start))
-            connection[1].close()
+            connection.close()
 
         await asyncio.gather(*(work() for _ in range(load.clients or len(load.asks))))
         return done
@@ -70,11 +71,40 @@ class Stream(NamedTuple):
         return trace
 
 
-Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+class Connection:
+    """To a server, as long as that keeps it: llama.cpp's closes it after each stream."""
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+
+    async def ask(self, body: bytes) -> tuple[bytes, asyncio.StreamReader]:
+        """The first line of an answer, and what follows."""
+        for _ in range(2):
+            is_kept = self._streams is not None
+            self._streams = self._streams or await asyncio.open_connection(
+                HOST, self._port, limit=LIMIT
+            )
+            reader, writer = self._streams
+            try:
+                writer.write(HEAD % len(body) + body)
+                await writer.drain()
+                line = await reader.readline()
+            except ConnectionError:
+                line = b""
+            if line or not is_kept:
+                break
+            self.close()
+        return line, reader
+
+    def close(self) -> None:
+        """Close it."""
+        if self._streams is not None:
+            self._streams[1].close()
+        self._streams = None
 
 
 async def _stream(connection: Connection, ask: Ask, start: float) -> Stream:
-    reader, writer = connection
     body = json.dumps(
         {
             "prompt": ask.prompt,
@@ -85,11 +115,8 @@ async def _stream(connection: Connection, ask: Ask, start: float) -> Stream:
             "temperature": 0,
         }
     ).encode()
-    head = f"POST /v1/completions HTTP/1.1\r\nHost: {HOST}\r\nContent-Type: application/json\r\n"
     begun = time.perf_counter() - start
-    writer.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
-    await writer.drain()
-    status = await reader.readline()
+    status, reader = await connection.ask(body)
     if b" 200 " not in status:
         rest = (await reader.read(LIMIT)).decode("utf-8", "replace")
         raise ValueError(f"the server answered {status.decode().strip()} {rest[:500]}")
