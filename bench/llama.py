@@ -10,10 +10,11 @@ from typing import NamedTuple
 
 
 class Lengths(NamedTuple):
-    """In tokens: of each prompt test, and of the one decode test."""
+    """In tokens: of each prompt test, of the decode tests, and of what comes before all but the first of these."""
 
     prompts: Sequence[int]
     tokens: int
+    depths: Sequence[int]
 
 
 class Batches(NamedTuple):
@@ -29,16 +30,13 @@ def run(llama_bench: Path, model: Path, lengths: Lengths, threads: int) -> dict[
 
     Raises OSError if it cannot be run, ValueError with its last line if it fails.
     """
-    options: dict[str, object] = {
-        "-m": model,
-        "-t": threads,
-        "-n": lengths.tokens,
-        "-r": 1,
-        "-o": "json",
-    }
-    options["-p"] = ",".join(map(str, lengths.prompts))
-    found = json.loads(_output(llama_bench, options))
-    return {_name(test): test["avg_ns"] / 1e9 for test in found}
+    options: dict[str, object] = {"-m": model, "-t": threads, "-r": 1, "-o": "json"}
+    tests: list[dict[str, object]] = [
+        {"-p": ",".join(map(str, lengths.prompts)), "-n": lengths.tokens}
+    ]
+    tests += [{"-p": 0, "-n": lengths.tokens, "-d": depth} for depth in lengths.depths]
+    found = [each for test in tests for each in json.loads(_output(llama_bench, options | test))]
+    return {_name(each): each["avg_ns"] / 1e9 for each in found}
 
 
 def run_batches(
@@ -69,4 +67,7 @@ def _output(program: Path, options: dict[str, object]) -> str:
 
 
 def _name(test: dict[str, int]) -> str:
-    return f"prompt {test['n_prompt']}" if test["n_prompt"] else f"decode {test['n_gen']}"
+    if test["n_prompt"]:
+        return f"prompt {test['n_prompt']}"
+    after = f" after {test['n_depth']}" if test["n_depth"] else ""
+    return f"decode {test['n_gen']}{after}"

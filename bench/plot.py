@@ -59,7 +59,7 @@ def _legend(figure: Figure, axes: Axes) -> None:
 
 def _bars(axes: Axes, rows: list[dict[str, Any]], title: str) -> None:
     """One group a length; in it, for each number of threads, one bar a program."""
-    lengths = list(dict.fromkeys(row["test"].split()[1] for row in rows))
+    lengths = list(dict.fromkeys(row["test"].partition(" ")[2] for row in rows))
     threads = sorted({row["threads"] for row in rows})
     series = [(t, program) for t in threads for program in COLORS if program in rows[0]["rates"]]
     width = 0.84 / len(series)
@@ -73,12 +73,18 @@ def _bars(axes: Axes, rows: list[dict[str, Any]], title: str) -> None:
         _ranges(axes, at, rates)
         if len(series) * len(lengths) <= LABELS:
             _figures(axes, bars, rates)
-    axes.set_xticks(range(len(lengths)), [f"{length} tokens" for length in lengths])
+    axes.set_xticks(range(len(lengths)), [_tokens(length) for length in lengths])
     axes.set_title(title, fontsize=9)
     axes.set_ylabel("tokens / s")
     axes.margins(y=0.14)
     axes.set_axisbelow(True)
     axes.grid(axis="y", color="#e2e8f0")
+
+
+def _tokens(length: str) -> str:
+    """For "64 after 8000": "64 tokens after 8000"."""
+    count, _, after = length.partition(" ")
+    return f"{count} tokens {after}".strip()
 
 
 def _ranges(axes: Axes, at: list[float], rates: list[dict[str, float]]) -> None:

@@ -3,7 +3,8 @@
 Prints Markdown tables and writes speed.json and speed.png. Tests, as llama-bench defines them:
 "prompt N" reads N random tokens into an empty cache and computes the logits of the last; "decode N"
 computes the logits of N random tokens, one after the other, from an empty cache; neither picks
-tokens. "generate N" is decode through `generate_step`, which does, for mlx_ferrum alone.
+tokens. "generate N" is decode through `generate_step`, which does, for mlx_ferrum alone. "decode N after M" has read M
+tokens before, which are not timed (--depths).
 """
 
 from __future__ import annotations
@@ -27,12 +28,14 @@ from timing import Others, Spread, alternate, hardware, once
 
 import mlx_ferrum
 from mlx_ferrum import catalog, cli, gguf, ops
+from mlx_ferrum.cache import Cache
 from mlx_ferrum.engine.choosing import forward
 from mlx_ferrum.generate import generate_step
 from mlx_ferrum.models.base import LanguageModel
 
 US, LLAMA = "mlx_ferrum", "llama.cpp"
 RESULTS = Path(__file__).parent / "results"
+CHUNK = 512  # rows of a pass over what is not timed
 
 
 class Plan(NamedTuple):
@@ -41,6 +44,7 @@ class Plan(NamedTuple):
     backend: str
     prompts: list[int]
     tokens: int
+    depths: list[int]
     threads: list[int]
     runs: int
     llama_bench: Path | None
@@ -71,15 +75,23 @@ def prompt(model: LanguageModel, length: int) -> None:
     mx.eval(model.head(batch.last(model.body(batch))))
 
 
-def decode(model: LanguageModel, length: int) -> None:
-    """Compute the logits of `length` tokens, one after the other."""
-    run, cache = forward(model), model.make_cache()
+def decode(model: LanguageModel, length: int, cache: Cache | None = None) -> None:
+    """Compute the logits of `length` tokens, one after the other; cache: of what comes before them."""
+    run, cache = forward(model), cache or model.make_cache()
     for token in _random_tokens(model, length):
         batch = cache.batch(np.array([[token]]))
         logits, *_ = run(batch)
         if ops.is_lazy():
             mx.eval(logits)
         batch.advance()
+
+
+def decode_after(model: LanguageModel, length: int, depth: int) -> float:
+    """The seconds of `decode` after `depth` tokens."""
+    cache, tokens = model.make_cache(), np.array([_random_tokens(model, depth)])
+    for first in range(0, depth, CHUNK):
+        mx.eval(model(mx.array(tokens[:, first : first + CHUNK]), cache))
+    return once(partial(decode, model, length, cache))
 
 
 def generate(model: LanguageModel, length: int) -> None:
@@ -105,12 +117,14 @@ def ours(model: LanguageModel, plan: Plan, threads: int) -> dict[str, float]:
     for name, test in tests.items():
         test(4)
         seconds[f"{name} {plan.tokens}"] = once(partial(test, plan.tokens))
+    for depth in plan.depths:
+        seconds[f"decode {plan.tokens} after {depth}"] = decode_after(model, plan.tokens, depth)
     return seconds
 
 
 def theirs(llama_bench: Path, path: Path, plan: Plan, threads: int) -> dict[str, float]:
     """The same by llama.cpp, except `generate`, which it does not have."""
-    lengths = llama.Lengths(plan.prompts, plan.tokens)
+    lengths = llama.Lengths(plan.prompts, plan.tokens, plan.depths)
     return llama.run(llama_bench, path, lengths, threads)
 
 
@@ -127,7 +141,7 @@ def rows(path: Path, plan: Plan, limits: dict[int, Spread]) -> list[Row]:
             programs[LLAMA] = partial(theirs, plan.llama_bench, path, plan, threads)
         seconds = alternate(programs, plan.runs)
         for test in seconds[US]:
-            kind, length = test.split()
+            kind, length, *_ = test.split()
             rates = {p: s[test].rate(int(length)) for p, s in seconds.items() if test in s}
             share = rates[US].median * per_token / 1e9 / limits[threads].median
             found.append(Row(threads, test, rates, None if kind == "prompt" else share))
@@ -223,6 +237,14 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("models", nargs="*", default=catalog.names(), help="default: the catalog")
     add("--prompts", type=cli.positive, nargs="+", default=[16, 128, 512], metavar="N")
     add("--tokens", type=cli.positive, default=64, metavar="N", help="generated tokens")
+    add(
+        "--depths",
+        type=cli.positive,
+        nargs="+",
+        default=[],
+        metavar="N",
+        help="tokens to read before more tests of decode",
+    )
     add("--threads", type=cli.positive, nargs="+", default=bandwidth.thread_counts(), metavar="N")
     add("--backend", choices=ops.BACKENDS, help="default: the one that models get here")
     add("--runs", type=cli.positive, default=3, metavar="N", help="of every test")
@@ -240,7 +262,9 @@ def main() -> int:
     backend = args.backend or ops.backend_name()
     # llama.cpp gets the threads; on a GPU they are not ours to vary
     threads = args.threads if backend == "cpu" else args.threads[-1:]
-    plan = Plan(backend, args.prompts, args.tokens, threads, args.runs, args.llama_bench)
+    plan = Plan(
+        backend, args.prompts, args.tokens, args.depths, threads, args.runs, args.llama_bench
+    )
     results: dict[str, Any] = {"command": shlex.join(sys.argv), "hardware": hardware(backend)}
     print(", ".join(f"{key} {value}" for key, value in results["hardware"].items()))
     limits = {threads: bandwidth.read(threads) for threads in plan.threads}

@@ -162,7 +162,9 @@ def test_completions_of_several_prompts(server: Served) -> None:
 
 def test_echo_with_logprobs_scores_the_prompt(server: Served) -> None:
     rng = np.random.default_rng(3)
-    ids = rng.integers(33, 200, 300).tolist()  # more than one part of the work, and than prompts may be
+    ids = rng.integers(
+        33, 200, 300
+    ).tolist()  # more than one part of the work, and than prompts may be
     found = server.openai.completions.create(
         model="tiny", prompt=[ids], max_tokens=1, temperature=0, logprobs=2, echo=True
     ).choices[0]

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 LOCAL = ("localhost", "127.0.0.1", "::1")
 POOL = 32768  # tokens
+BESIDE = 32  # tokens
 WARM = 4  # texts at the same time that need nothing more to be made
 NEEDED = ("prometheus_client", "starlette", "uvicorn")
 
@@ -103,7 +104,13 @@ def _load(args: argparse.Namespace) -> Loaded:
     context = model.args.context_length
     tokens = args.pool or max(context, min(args.parallel * context, POOL))
     blocks = math.ceil(tokens / 32)
-    engine = Engine(model, blocks=blocks, kv_bits=args.kv_bits, most=args.parallel)
+    engine = Engine(
+        model,
+        blocks=blocks,
+        kv_bits=args.kv_bits,
+        most=args.parallel,
+        chunk_beside=args.chunk_beside,
+    )
     engine.prepare(min(args.parallel, blocks, WARM))
     encoder = None
     if args.embedding_model is not None:
@@ -228,6 +235,14 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
         type=cli.positive,
         metavar="TOKENS",
         help=f"room for keys and values of all texts (default: {POOL}, or the model's context if that is more)",
+    )
+    add(
+        "--chunk-beside",
+        type=cli.positive,
+        default=BESIDE,
+        metavar="TOKENS",
+        help="of prompts in a step beside texts that run: fewer delay these less, more read prompts faster "
+        "(default: %(default)s)",
     )
     add(
         "--timeout",
