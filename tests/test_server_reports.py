@@ -87,3 +87,16 @@ def test_a_wrong_think_is_refused(server: Served, think: Any) -> None:
 def test_a_malformed_origin_is_refused(server: Served) -> None:
     found = server.http.get("/health", headers={"origin": "http://[1"})
     assert found.status_code == 403
+
+
+def test_responses_count_reasoning(server: Served, monkeypatch) -> None:
+    grammars = server.service.grammars
+    fixed = grammars.regex(re.escape(f"{THOUGHT}So it is."))
+    monkeypatch.setattr(grammars, "json_schema", lambda *_: fixed)
+    format = {"type": "json_schema", "name": "x", "schema": {}}
+    options = {"model": "tiny", "input": "hi", "text": {"format": format}}
+    whole = server.openai.responses.create(**options)
+    *_, last = server.openai.responses.create(**options, stream=True)
+    inner = len(server.tokenizer.encode_within("\nFirst\nthis.\n"))
+    for usage in (whole.usage, last.response.usage):
+        assert inner <= usage.output_tokens_details.reasoning_tokens < usage.output_tokens
