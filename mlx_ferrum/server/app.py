@@ -14,7 +14,7 @@ from starlette.types import ASGIApp
 
 from .anthropic import messages
 from .errors import RequestError
-from .gate import Gate, Rules
+from .gate import FAILED, Gate, Rules
 from .http import refusal
 from .ollama import models as ollama_models
 from .ollama import texts
@@ -62,7 +62,11 @@ def make(
     app = Starlette(
         routes=[Route(path, function, methods=[method]) for method, path, function in ROUTES],
         lifespan=lifespan,
-        exception_handlers={RequestError: _refused, HTTPException: _not_found},
+        exception_handlers={
+            RequestError: _refused,
+            HTTPException: _not_found,
+            Exception: _failed,
+        },
     )
     app.state.service, app.state.store = service, Store()
     return Gate(app, rules, service.metrics, [path for _, path, _ in ROUTES])
@@ -79,3 +83,8 @@ async def _not_found(request: Request, error: Exception) -> Response:
     response = refusal(RequestError(text, status=error.status_code), request.url.path)
     response.headers.update(error.headers or {})
     return response
+
+
+async def _failed(request: Request, _: Exception) -> Response:
+    """Starlette raises the error again after this; the gate logs it."""
+    return refusal(RequestError(FAILED, status=500), request.url.path)

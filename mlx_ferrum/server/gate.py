@@ -18,6 +18,7 @@ from .http import refusal
 from .metrics import Metrics
 
 OPEN = ("/", "/health")  # no key needed
+FAILED = "the server failed; its log says how"
 LOCAL = ("localhost", "127.0.0.1", "::1")
 access = logging.getLogger("mlx_ferrum.server.access")
 errors = logging.getLogger("mlx_ferrum.server")
@@ -79,7 +80,7 @@ class Gate:
             await visit.refuse(error)
         except Exception:  # noqa: BLE001 - the client gets an answer, the log gets all
             errors.exception("%s %s failed", scope["method"], scope["path"])
-            await visit.refuse(RequestError("the server failed; its log says how", status=500))
+            await visit.refuse(RequestError(FAILED, status=500))
 
     def _check_key(self, visit: Visit) -> None:
         if not self._keys or visit.scope["path"] in OPEN:

@@ -91,8 +91,10 @@ def asked_tools(fields: Fields) -> list[Any]:
     """The fields tools and tool_choice: what the model may call. Raises RequestError."""
     tools = fields.items("tools")
     for i, tool in enumerate(tools):
-        if Fields(tool, f"tools[{i}]").text("type") != "function":
+        found = Fields(tool, f"tools[{i}]")
+        if found.text("type") != "function":
             raise fields.error(f"tools[{i}].type", tool["type"], "'function'")
+        found.object("function").text("name")
     fields.refuse("tool_choice", ["none", "auto"])
     return [] if fields.get("tool_choice") == "none" else tools
 

@@ -110,7 +110,7 @@ COMPLETION = fields(
     logprobs=either(BOOLEAN, whole(0, TOP)),
     echo=BOOLEAN,
     suffix=refused(),
-    best_of={"description": "The same as n."},
+    best_of={**either(whole(1, 128), refused()), "description": "Only the same as n."},
     **dict.fromkeys(sorted(IGNORED), ANY),
     **STREAMING,
     **SAMPLING,
