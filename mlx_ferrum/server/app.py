@@ -20,6 +20,7 @@ from .ollama import models as ollama_models
 from .ollama import texts
 from .openai import chat, completions, embeddings, models, responses
 from .openai.store import Store
+from .openapi import description
 from .service import Service
 
 ROUTES: list[tuple[str, str, Callable[..., object]]] = [
@@ -43,6 +44,7 @@ ROUTES: list[tuple[str, str, Callable[..., object]]] = [
     ("POST", "/detokenize", models.detokenize),
     ("GET", "/health", models.health),
     ("GET", "/metrics", models.metrics),
+    ("GET", "/openapi.json", description),
 ]
 
 

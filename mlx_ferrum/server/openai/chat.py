@@ -90,8 +90,10 @@ def offered_tools(fields: Fields) -> list[Any]:
     """The field tools: what the model may call. Raises RequestError."""
     tools = fields.items("tools")
     for i, tool in enumerate(tools):
-        if Fields(tool, f"tools[{i}]").text("type") != "function":
+        found = Fields(tool, f"tools[{i}]")
+        if found.text("type") != "function":
             raise fields.error(f"tools[{i}].type", tool["type"], "'function'")
+        found.object("function").text("name")
     return tools
 
 
