@@ -78,14 +78,15 @@ def examples(schema: dict[str, Any]) -> list[Any]:
         return [base, *more]
     if kind == "array":
         return [[value] for value in examples(schema["items"])]
-    return {
+    found: dict[Any, list[Any]] = {
         "string": ["tiny"],
         "boolean": [True, False],
         "integer": [max(schema.get("minimum", 1), min(1, schema.get("maximum", 1)))],
         "number": [schema.get("maximum")],
         "null": [None],
         None: ["ignored"],
-    }[kind]
+    }
+    return found[kind]
 
 
 class Reads:
@@ -162,7 +163,7 @@ def test_what_endpoints_read_is_what_is_described(server: Served, monkeypatch) -
                 found = server.http.post(path, json=value)
                 assert found.status_code < 500, (path, value, found.text)
         renamed = {"options." + ours: "options." + theirs for theirs, ours in RENAMED.items()}
-        seen = {(renamed.get(place, place), *rest) for place, *rest in reads.read}
+        seen = {(renamed.get(place, place), method, bounds) for place, method, bounds in reads.read}
         ignored = {renamed.get(place, place) for place in reads.ignored}
         for place, method, bounds in seen:
             schemas = at(body, place)
@@ -217,9 +218,10 @@ def assert_same(
 
 
 SCHEMA = schemathesis.openapi.from_dict(DOCUMENT)
-OPERATIONS = [found.ok() for found in SCHEMA.get_all_operations()]
-MODES = [GenerationMode.POSITIVE, GenerationMode.NEGATIVE]
-CASES = [
+FOUND: list[Any] = list(SCHEMA.get_all_operations())
+OPERATIONS = [found.ok() for found in FOUND]
+MODES: list[Any] = [GenerationMode.POSITIVE, GenerationMode.NEGATIVE]
+CASES: list[tuple[Any, Any]] = [
     (operation, mode)
     for operation in OPERATIONS
     for mode in MODES
@@ -274,14 +276,15 @@ def assert_event(schema: dict[str, Any], text: str) -> None:
 
 def test_streams_are_as_described(server: Served) -> None:
     message = [{"role": "user", "content": "a"}]
-    for path, body in {
+    bodies: dict[str, dict[str, Any]] = {
         "/v1/chat/completions": {"messages": message, "logprobs": True, "top_logprobs": 2},
         "/v1/completions": {"prompt": "a", "logprobs": 2, "echo": True},
         "/v1/responses": {"input": "a", "include": ["message.output_text.logprobs"]},
         "/v1/messages": {"model": "tiny", "messages": message, "max_tokens": 4},
         "/api/chat": {"messages": message},
         "/api/generate": {"prompt": "a"},
-    }.items():
+    }
+    for path, body in bodies.items():
         with httpx.stream("POST", server.url + path, json={**body, "stream": True}) as found:
             found.read()
             assert found.status_code == 200, found.text

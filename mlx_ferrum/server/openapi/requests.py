@@ -8,6 +8,7 @@ from ..embedding import TEXTS
 from ..ollama.fields import IGNORED as OLLAMA_IGNORED
 from ..openai.chat import EFFORTS, IGNORED, TOP
 from ..openai.completions import PROMPTS
+from ..openai.constraint import MODES
 from ..openai.messages import SET, TEXT_PARTS
 from ..openai.responses import INCLUDED, REFUSED
 from .schema import (
@@ -70,6 +71,25 @@ CHAT_TOOLS = items(fields("type function", type=one_of("function"), function=FUN
 CHAT_FORMAT = fields(
     type=one_of("text", "json_object", "json_schema"), json_schema=fields(schema=OBJECT)
 )
+NAMED = fields(name=STRING)
+CHOICE = fields(
+    type=one_of("function", "allowed_tools"),
+    name=STRING,
+    function=NAMED,
+    mode=one_of("auto", "required"),
+    tools=items(fields(name=STRING, function=NAMED)),
+    allowed_tools=fields(
+        mode=one_of("auto", "required"), tools=items(fields(name=STRING, function=NAMED))
+    ),
+)
+TOOL_CHOICE = either(one_of(*MODES), CHOICE)
+STRUCTURED = fields(
+    json=either(OBJECT, BOOLEAN, STRING),
+    json_object=BOOLEAN,
+    regex=STRING,
+    choice=items({**STRING, "minLength": 1}, minItems=1),
+    grammar=STRING,
+)
 STREAMING = {
     "stream": BOOLEAN,
     "stream_options": fields(include_usage=BOOLEAN, include_obfuscation=ANY),
@@ -87,9 +107,10 @@ CHAT = fields(
     top_logprobs=whole(0, TOP),
     reasoning_effort=one_of(*EFFORTS),
     tools=CHAT_TOOLS,
-    tool_choice=refused("none", "auto"),
+    tool_choice=TOOL_CHOICE,
     parallel_tool_calls=BOOLEAN,
     response_format=CHAT_FORMAT,
+    structured_outputs=STRUCTURED,
     continue_final_message=BOOLEAN,
     chat_template_kwargs=ARGUMENTS,
     modalities=refused(["text"]),
@@ -110,6 +131,8 @@ COMPLETION = fields(
     logprobs=either(BOOLEAN, whole(0, TOP)),
     echo=BOOLEAN,
     suffix=refused(),
+    response_format=CHAT_FORMAT,
+    structured_outputs=STRUCTURED,
     best_of={**either(whole(1, 128), refused()), "description": "Only the same as n."},
     **dict.fromkeys(sorted(IGNORED), ANY),
     **STREAMING,
@@ -151,7 +174,7 @@ RESPONSE = fields(
             "type name", type=one_of("function"), name=STRING, description=STRING, parameters=OBJECT
         )
     ),
-    tool_choice=refused("none", "auto"),
+    tool_choice=TOOL_CHOICE,
     parallel_tool_calls=BOOLEAN,
     text=fields(
         format=fields(type=one_of("text", "json_object", "json_schema"), schema=OBJECT),
@@ -189,15 +212,16 @@ ANTHROPIC_PROMPT = {
     "mcp_servers": refused(),
     **dict.fromkeys(ANTHROPIC_IGNORED, ANY),
 }
-COUNTED = fields(
-    "model messages", tool_choice=fields(type=one_of("auto", "none")), **ANTHROPIC_PROMPT
+ANTHROPIC_CHOICE = fields(
+    type=one_of("auto", "any", "tool", "none"), name=STRING, disable_parallel_tool_use=BOOLEAN
 )
+COUNTED = fields("model messages", tool_choice=ANTHROPIC_CHOICE, **ANTHROPIC_PROMPT)
 ANTHROPIC = fields(
     "model messages max_tokens",
     max_tokens=LIMIT,
     stop_sequences=STOP,
     stream=BOOLEAN,
-    tool_choice=fields(type=one_of("auto", "none"), disable_parallel_tool_use=BOOLEAN),
+    tool_choice=ANTHROPIC_CHOICE,
     **ANTHROPIC_PROMPT,
     **SAMPLING,
 )
@@ -214,12 +238,16 @@ OLLAMA = {
     "model": STRING,
     "options": OPTIONS,
     "stream": BOOLEAN,
-    "think": ANY,
+    "think": either(BOOLEAN, one_of("low", "medium", "high")),
     "format": either(one_of("", "json"), OBJECT),
     "keep_alive": ANY,
 }
 OLLAMA_CHAT = fields(
-    messages=items(MESSAGE), tools=CHAT_TOOLS, tool_choice=refused("none", "auto"), **OLLAMA
+    messages=items(MESSAGE),
+    tools=CHAT_TOOLS,
+    tool_choice=TOOL_CHOICE,
+    parallel_tool_calls=BOOLEAN,
+    **OLLAMA,
 )
 GENERATE = fields(
     prompt=STRING,

@@ -11,7 +11,7 @@ NUMBER: Schema = {"type": "number"}
 COUNT: Schema = {"type": "integer", "minimum": 0}
 BOOLEAN: Schema = {"type": "boolean"}
 NULL: Schema = {"type": "null"}
-EMPTY = (None, False, 0, "", [], {})  # what an unsupported field may be
+EMPTY: tuple[Any, ...] = (None, False, 0, "", [], {})  # what an unsupported field may be
 
 
 def number(low: float, high: float) -> Schema:
@@ -50,7 +50,7 @@ def refused(*allowed: Any) -> Schema:
     return {"enum": [*EMPTY, *allowed], "description": "Not supported."}
 
 
-def fields(required: str = "", **properties: Schema) -> Schema:
+def fields(required: str = "", /, **properties: Schema) -> Schema:
     """An object that a client sends. Fields that are not in `required` may be null; others are ignored.
 
     required: names, separated by spaces
@@ -75,7 +75,7 @@ def optional(schema: Schema) -> Schema:
     return {"anyOf": [schema, NULL]}
 
 
-def sent(maybe: str = "", **properties: Schema) -> Schema:
+def sent(maybe: str = "", /, **properties: Schema) -> Schema:
     """An object that the server sends: it has all properties, but for those in `maybe`, and no others.
 
     maybe: names, separated by spaces
