@@ -20,9 +20,11 @@ from .ollama import models as ollama_models
 from .ollama import texts
 from .openai import chat, completions, embeddings, models, responses
 from .openai.store import Store
+from .page import index
 from .service import Service
 
 ROUTES: list[tuple[str, str, Callable[..., object]]] = [
+    ("GET", "/", index.page),
     ("POST", "/v1/chat/completions", chat.chat),
     ("POST", "/v1/completions", completions.completions),
     ("POST", "/v1/responses", responses.create),
