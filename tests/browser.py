@@ -46,7 +46,9 @@ class Browser:
         """The value of an expression, once it is true."""
         end = time.monotonic() + SECONDS
         while not (value := self.run(f"return {script}", *arguments)):
-            assert time.monotonic() < end, f"{script}: {value!r}\n{self.run('return document.body.innerText')}"
+            assert time.monotonic() < end, (
+                f"{script}: {value!r}\n{self.run('return document.body.innerText')}"
+            )
             time.sleep(0.02)
         return value
 
