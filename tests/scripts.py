@@ -79,8 +79,12 @@ def watched(browser: Browser) -> Iterator[None]:
     """The page asks no foreign host, and does nothing that its policy forbids."""
     browser.log()
     browser.requested()
-    yield
-    hosts = {urlsplit(url).hostname for url in browser.requested() if not url.startswith("data:")}
+    try:
+        yield
+    finally:
+        urls = browser.requested()
+        browser.open("about:blank")  # what a failed test left running ends
+    hosts = {urlsplit(url).hostname for url in urls if not url.startswith("data:")}
     assert hosts <= {"127.0.0.1", "test.localhost"}
     assert not [line for line in browser.log() if "Failed to load resource" not in line]
 

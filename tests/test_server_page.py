@@ -298,6 +298,7 @@ def test_small_dark_and_without_a_mouse(page: Browser, scripted) -> None:
         page.press("\ue004")  # tab
     for name in ("model", "new", "open", "log", "Edit", "Copy", "Regenerate", "prompt", "send"):
         assert name in seen, (name, seen)
+    page.click(".user .acts button")
     nodes = page.emulate("Accessibility.getFullAXTree")["nodes"]
     kinds = ("button", "textbox", "combobox", "dialog", "log", "article")
     nameless = [
