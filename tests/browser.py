@@ -104,8 +104,10 @@ def driven(folder: Path) -> Iterator[Browser]:
                 body = {"capabilities": {"alwaysMatch": wanted}}
                 answer = http.post("/session", json=body).json()["value"]
                 assert "sessionId" in answer, answer
-                yield Browser(http, answer["sessionId"])
-                http.delete(f"/session/{answer['sessionId']}")
+                try:
+                    yield Browser(http, answer["sessionId"])
+                finally:
+                    http.delete(f"/session/{answer['sessionId']}")
         finally:
             process.terminate()
 
