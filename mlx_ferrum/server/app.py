@@ -21,9 +21,11 @@ from .ollama import texts
 from .openai import chat, completions, embeddings, models, responses
 from .openai.store import Store
 from .openapi import description
+from .page import index
 from .service import Service
 
 ROUTES: list[tuple[str, str, Callable[..., object]]] = [
+    ("GET", "/", index.page),
     ("POST", "/v1/chat/completions", chat.chat),
     ("POST", "/v1/completions", completions.completions),
     ("POST", "/v1/responses", responses.create),
