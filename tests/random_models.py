@@ -193,6 +193,8 @@ def write(
     vectors: Mapping[str, np.ndarray] | None = None,
     is_ascii: bool = False,
     template: str | None = None,
+    named: Mapping[int, str] = {},
+    keys: Mapping[str, int] = {},
 ) -> Path:
     """Write a random model of architecture `arch` to `path` and return `path`.
 
@@ -203,13 +205,20 @@ def write(
     vectors: further float32 tensors by their whole name.
     is_ascii: each token is text of its own, so that llama.cpp gives log-probabilities of all.
     template: the chat template.
+    named: texts of unused tokens, see random_vocabulary.add.
+    keys: further integers of the metadata, by their whole name.
     """
     rng = np.random.default_rng(seed)
     writer = gguf.GGUFWriter(path, arch)
     writer.add_name(f"random {arch} {seed}")
     for key, value in {**_metadata(arch, sizes), **(metadata or {})}.items():
         _add_value(writer, f"{arch}.{key}", value)
-    (random_vocabulary.add_ascii if is_ascii else random_vocabulary.add)(writer, sizes.vocab)
+    for key, value in keys.items():
+        writer.add_uint32(key, value)
+    if is_ascii:
+        random_vocabulary.add_ascii(writer, sizes.vocab)
+    else:
+        random_vocabulary.add(writer, sizes.vocab, named)
     if template is not None:
         writer.add_chat_template(template)
     deal = itertools.cycle(types[i] for i in rng.permutation(len(types)))

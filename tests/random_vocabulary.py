@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import itertools
 import string
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import gguf
 
 END = "<|endoftext|>"
 
 
-def add(writer: gguf.GGUFWriter, size: int) -> None:
-    """Byte-level BPE: 256 bytes, some merges of two, unused tokens if need be, one end-of-text token."""
+def add(writer: gguf.GGUFWriter, size: int, named: Mapping[int, str] = {}) -> None:
+    """Byte-level BPE: 256 bytes, some merges of two, unused tokens if need be, one end-of-text token.
+
+    named: texts of unused tokens, by their number
+    """
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     rest = [byte for byte in range(256) if byte not in printable]
     bytes_ = [chr(byte) for byte in printable] + [chr(256 + i) for i in range(len(rest))]
     merges = [f"{a} {b}" for a in "\u0120etaoins" for b in "etaoinshr"][: size - len(bytes_) - 1]
     tokens = bytes_ + [merge.replace(" ", "") for merge in merges]
-    unused = [f"<unused{i}>" for i in range(size - len(tokens) - 1)]
+    unused = [named.get(i, f"<unused{i}>") for i in range(size - len(tokens) - 1)]
     kinds = [gguf.TokenType.NORMAL] * len(tokens) + [gguf.TokenType.UNUSED] * len(unused)
     _write(writer, [*tokens, *unused], kinds, merges)
 

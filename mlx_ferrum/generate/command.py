@@ -38,7 +38,7 @@ The text goes to stdout, everything else to stderr. Special tokens written in th
 
 
 _ALONE = (
-    *("prompt", "prefill", "prompt_cache", "save_prompt_cache"),
+    *("prompt", "suffix", "prefill", "prompt_cache", "save_prompt_cache"),
     *("json", "logprobs", "profile"),
 )
 
@@ -70,6 +70,10 @@ def main(argv: Sequence[str] | None) -> int:
     args = parser.parse_args(argv)
     cli.import_engine()
     reason = "which --raw leaves out" if args.raw else "so it needs --prompt"
+    if args.suffix:
+        args.raw, reason = True, "which --suffix leaves out"
+        if args.prompt is None:
+            parser.error("argument --suffix: needs --prompt")
     if args.batch is not None or args.out is not None:
         _check_batch(parser, args)
     elif args.prompt is None:
@@ -133,6 +137,12 @@ def _parser() -> argparse.ArgumentParser:
         type=cli.utf8,
         metavar="TEXT",
         help="begin the reply with TEXT, which is printed as part of it",
+    )
+    group.add_argument(
+        "--suffix",
+        type=cli.utf8,
+        metavar="TEXT",
+        help="write what belongs between the prompt and TEXT, without the chat template",
     )
     group.add_argument(
         "--raw",
@@ -250,7 +260,10 @@ def _run(args: argparse.Namespace) -> int:
     load_time = time.perf_counter() - start
     prompt = cli.read_prompt(args.prompt)
     check_template(args, tokenizer)
-    ids = encode_prompt(tokenizer, prompt_text(args, tokenizer, prompt))
+    if args.suffix:
+        ids = tokenizer.encode_fill(prompt, args.suffix)
+    else:
+        ids = encode_prompt(tokenizer, prompt_text(args, tokenizer, prompt))
     if args.prompt_cache:
         held = PromptCache.load(args.prompt_cache, model, kv_bits=args.kv_bits)
     else:

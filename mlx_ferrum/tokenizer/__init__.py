@@ -11,5 +11,6 @@ model.py          Tokenizer
 
 from .detokenizer import StreamingDetokenizer
 from .model import Tokenizer
+from .vocabulary import FillTokens
 
-__all__ = ["StreamingDetokenizer", "Tokenizer"]
+__all__ = ["FillTokens", "StreamingDetokenizer", "Tokenizer"]

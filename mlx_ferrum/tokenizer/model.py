@@ -9,6 +9,7 @@ from ..template import ChatTemplate, ChatTemplates, split_final
 from . import kinds
 from .detokenizer import SPECIAL, StreamingDetokenizer
 from .special import SpecialTokens
+from .vocabulary import FILL_NAMES, FillTokens
 
 _SHOWN = 24  # characters of a special token in a repr
 
@@ -20,7 +21,7 @@ class Tokenizer:
 
     Attributes: tokens (the vocabulary's texts), vocab_size, bos_token_id and eos_token_id (None if there
     is none), eos_token_ids (all that end generation), prefix_ids (what the model expects before a text),
-    has_chat_template.
+    fill_tokens (for filling in the middle; None unless all three are there), has_chat_template.
     """
 
     def __init__(self, kind: kinds.Kind, templates: ChatTemplates) -> None:
@@ -33,6 +34,10 @@ class Tokenizer:
         self.eos_token_id = kind.vocabulary.special_ids["eos_token_id"]
         self.eos_token_ids = kind.vocabulary.end_ids
         self.prefix_ids = list(kind.before)
+        self._fill_ids = kind.vocabulary.fill_ids
+        self.fill_tokens = None
+        if len(self._fill_ids) == len(FILL_NAMES):
+            self.fill_tokens = FillTokens(**self._fill_ids)
         self.has_chat_template = bool(templates)
 
     @classmethod
@@ -89,6 +94,33 @@ class Tokenizer:
         for piece in self._special.partition(text, False):
             ids += [piece] if isinstance(piece, int) else encoder.encode(piece)
         return ids
+
+    def encode_fill(self, prefix: str | Sequence[int], suffix: str) -> list[int]:
+        """Ids of a prompt after which the model writes what belongs between two texts.
+
+        They are the ids that the model expects before a text, the prefix token, `prefix`, the suffix token,
+        `suffix`, the middle token. This is the order prefix-suffix-middle of Qwen 2.5 Coder, StarCoder and
+        CodeLlama. The other order, suffix-prefix-middle, begins with the suffix and ends with the prefix.
+        Special tokens written in the texts are not parsed, and no space is put before `suffix`.
+
+        prefix: text or token ids (n,); the ids that come before a text are not repeated
+        Raises ValueError that names the tokens which the vocabulary does not have, or for an id out of range.
+        """
+        fill = self.fill_tokens
+        if fill is None:
+            lacks = ", ".join(name for name in FILL_NAMES if name not in self._fill_ids)
+            raise ValueError(
+                f"the model's vocabulary has no fill-in-the-middle token for: {lacks}; suffix needs all three"
+            )
+        if isinstance(prefix, str):
+            first = self.encode(prefix, add_special=False)
+        else:
+            first, before = list(prefix), self.prefix_ids
+            for token in first:
+                self.piece(token)
+            first = first[len(before) :] if first[: len(before)] == before else first
+        last = self.encode_within(suffix)
+        return [*self.prefix_ids, fill.prefix, *first, fill.suffix, *last, fill.middle]
 
     def piece(self, token: int) -> tuple[bytes, bool]:
         """The bytes that a token stands for, and whether it is a control token or the unknown one.

@@ -52,8 +52,21 @@ _FILL_TEXTS = (
      ("<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>")),
     (("fim_sep_token_id",), True, ("<|file_sep|>",)),
 )  # fmt: skip
+FILL_NAMES = ("prefix", "suffix", "middle")  # of the first entries of _FILL_TEXTS
 # gpt-oss marks channels with control tokens that a reader wants to see.
 _VISIBLE_TEXTS = ("<|channel|>", "<|message|>", "<|start|>", "<|constrain|>")
+
+
+@dataclass(frozen=True)
+class FillTokens:
+    """Ids of the tokens for filling in the middle.
+
+    prefix: stands before the text that comes first; suffix: before the text that comes last; middle: after both
+    """
+
+    prefix: int
+    suffix: int
+    middle: int
 
 
 @dataclass
@@ -62,7 +75,8 @@ class Vocabulary:
 
     types: uint8, see TokenType. scores: float32, higher merges first (SentencePiece only). special_ids:
     id by metadata name (`bos_token_id` …), None where there is none. lstrip, rstrip: ids of special
-    tokens that take the white space on their left or right with them.
+    tokens that take the white space on their left or right with them. fill_ids: the token for each of
+    FILL_NAMES that there is one for.
     """
 
     tokens: list[str]
@@ -71,6 +85,7 @@ class Vocabulary:
     special_ids: dict[str, int | None]
     ids: dict[str, int] = field(init=False)
     end_ids: frozenset[int] = field(init=False)
+    fill_ids: dict[str, int] = field(init=False)
     lstrip: frozenset[int] = frozenset()
     rstrip: frozenset[int] = frozenset()
 
@@ -80,7 +95,10 @@ class Vocabulary:
             twice = next(t for i, t in enumerate(self.tokens) if self.ids[t] != i)
             raise ValueError(f"{_PREFIX}tokens: {twice!r} is there twice, expected distinct tokens")
         self._check_byte_tokens()
-        self.end_ids = frozenset(self._find_end_ids())
+        fill = self._find_fill_ids()
+        named = zip(FILL_NAMES, fill, strict=False)
+        self.fill_ids = {name: token for name, token in named if token is not None}
+        self.end_ids = frozenset(self._find_end_ids(fill))
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, Any], defaults: Mapping[str, int]) -> Vocabulary:
@@ -126,17 +144,25 @@ class Vocabulary:
         found = np.flatnonzero(np.isin(self.types, kinds)).tolist()
         return sorted(found, key=lambda i: -len(self.tokens[i].encode("utf-8", "surrogatepass")))
 
-    def _find_end_ids(self) -> set[int]:
-        """Ids that end generation; tokens known by their text become control tokens on the way."""
-        ends = set()
-        for keys, is_end, texts in _FILL_TEXTS:
+    def _find_fill_ids(self) -> list[int | None]:
+        """An id or None for each of _FILL_TEXTS; tokens known by their text become control tokens."""
+        found = []
+        for keys, _, texts in _FILL_TEXTS:
             token = next((i for k in keys if (i := self.special_ids[k]) is not None), None)
             if token is None:
                 token = next((self.ids[text] for text in texts if text in self.ids), None)
                 if token is not None:
                     self.types[token] = TokenType.CONTROL
-            if is_end and token is not None:
-                ends.add(token)
+            found.append(token)
+        return found
+
+    def _find_end_ids(self, fill: Sequence[int | None]) -> set[int]:
+        """Ids that end generation; tokens known by their text become control tokens on the way.
+
+        fill: what `_find_fill_ids` found
+        """
+        pairs = zip(_FILL_TEXTS, fill, strict=True)
+        ends = {token for (_, is_end, _), token in pairs if is_end and token is not None}
         by_text = [self.ids[text] for text in _END_TEXTS if text in self.ids]
         self.types[by_text] = TokenType.CONTROL
         visible = [self.ids[text] for text in _VISIBLE_TEXTS if text in self.ids]

@@ -22,6 +22,7 @@ from ..openai.messages import Rendered, messages, render
 from ..parts import Call, Said, parts_of
 from ..reply import Answer, Piece
 from ..service import Service
+from ..texts import encode_fill
 from .fields import check_name, read_sampling
 
 HEADERS = [(b"content-type", b"application/x-ndjson")]
@@ -38,21 +39,22 @@ async def chat(request: Request) -> ASGIApp:
 
 
 async def generate(request: Request) -> ASGIApp:
-    """A text after a prompt, through the chat template unless it is `raw`."""
+    """A text after a prompt, through the chat template unless it is `raw` or there is a `suffix`."""
     service: Service = request.app.state.service
     fields = await read(request)
     name = check_name(fields, service)
-    for field in ("images", "suffix", "template", "context"):
+    for field in ("images", "template", "context"):
         fields.refuse(field)
     text, system = fields.text("prompt", ""), fields.text("system", "")
-    raw = fields.flag("raw") or not service.loaded.tokenizer.has_chat_template
+    suffix = fields.text("suffix", "")
+    raw = fields.flag("raw") or not service.loaded.tokenizer.has_chat_template or bool(suffix)
     if raw and system:
-        raise fields.error("system", system, "none without a chat template")
+        raise fields.error("system", system, "none with suffix, raw or without a chat template")
     given: str | list[dict[str, Any]] = text
     if not raw and text:
         turns = [("system", system), ("user", text)]
         given = [{"role": role, "content": content} for role, content in turns if content]
-    return await _answer(request, fields, name, given, is_chat=False)
+    return await _answer(request, fields, name, given, is_chat=False, suffix=suffix)
 
 
 async def _answer(
@@ -62,6 +64,7 @@ async def _answer(
     given: str | Sequence[dict[str, Any]],
     *,
     is_chat: bool,
+    suffix: str = "",
 ) -> ASGIApp:
     service: Service = request.app.state.service
     chosen, stream = read_sampling(fields, service), fields.flag("stream", True)
@@ -69,12 +72,13 @@ async def _answer(
     tools = asked_tools(fields, offered_tools(fields)) if is_chat else Tools()
     fields.finish(["keep_alive"])
     tokenizer = service.loaded.tokenizer
-    if not given:  # which loads a model
+    if not given and not suffix:  # which loads a model
         return respond(
             {**_head(name), **_content(Said([]), is_chat), "done": True, "done_reason": "load"}
         )
     if isinstance(given, str):
-        ids = await service.prepare(encode_prompt, tokenizer, given)
+        encode, texts = (encode_fill, (given, suffix)) if suffix else (encode_prompt, (given,))
+        ids = await service.prepare(encode, tokenizer, *texts)
         prompt = Rendered(given, ids, "", [])
     else:
         call = {"effort": effort, "tools": tools.offered}

@@ -20,6 +20,7 @@ from ..http import Stream, answered, error_object, read, respond
 from ..loop import Likely
 from ..reply import Answer, Piece
 from ..service import Service
+from ..texts import encode_fill
 from . import form
 from .chat import IGNORED, TOP, streaming
 from .constraint import constrain, response_format
@@ -46,11 +47,13 @@ async def completions(request: Request) -> ASGIApp:
     chosen.limit = DEFAULT_LIMIT if chosen.limit is None else chosen.limit
     n, top, echoes = fields.whole("n", 1, 1, 128), _top(fields), fields.flag("echo")
     stream, has_usage = streaming(fields)
-    fields.refuse("suffix")
+    suffix = fields.text("suffix", "")
+    if suffix and echoes:
+        raise fields.error("suffix", suffix, "none with echo")
     fields.refuse("best_of", [n])
     given, format = prompts(fields), response_format(fields)
     fields.finish(IGNORED)
-    ids = [await service.prepare(_ids, service.loaded.tokenizer, each) for each in given]
+    ids = [await service.prepare(_ids, service.loaded.tokenizer, each, suffix) for each in given]
     before = [Echo()] * len(ids)
     if echoes:
         before = [
@@ -95,8 +98,10 @@ def _are_ids(value: list[Any]) -> bool:
     return all(type(token) is int for token in value)
 
 
-def _ids(tokenizer: Tokenizer, prompt: str | list[int]) -> list[int]:
-    """Token ids. Raises ValueError for ids outside the vocabulary."""
+def _ids(tokenizer: Tokenizer, prompt: str | list[int], suffix: str) -> list[int]:
+    """Token ids; suffix: what comes after the text, if not empty. Raises RequestError or ValueError."""
+    if suffix:
+        return encode_fill(tokenizer, prompt, suffix)
     if isinstance(prompt, str):
         return encode_prompt(tokenizer, prompt)
     for token in prompt:

@@ -38,6 +38,7 @@ BIAS: Schema = {
     "description": "The id of each token, and what is added to its logit; -100 bans it.",
 }
 WINDOW = whole(0, 2**31)
+FILL = "The text after the gap, for models with fill-in-the-middle tokens."
 
 
 def _sampling(
@@ -130,7 +131,7 @@ COMPLETION = fields(
     n=whole(1, 128),
     logprobs=either(BOOLEAN, whole(0, TOP)),
     echo=BOOLEAN,
-    suffix=refused(),
+    suffix={**STRING, "description": FILL},
     response_format=CHAT_FORMAT,
     structured_outputs=STRUCTURED,
     best_of={**either(whole(1, 128), refused()), "description": "Only the same as n."},
@@ -253,7 +254,8 @@ GENERATE = fields(
     prompt=STRING,
     system=STRING,
     raw=BOOLEAN,
-    **{name: refused() for name in ("images", "suffix", "template", "context")},
+    suffix={**STRING, "description": FILL},
+    **{name: refused() for name in ("images", "template", "context")},
     **OLLAMA,
 )
 TEXT = {**STRING, "minLength": 1}
