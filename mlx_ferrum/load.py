@@ -12,7 +12,7 @@ from typing import Any
 import mlx.core as mx
 from mlx import nn
 
-from . import blocks, catalog, gguf, models
+from . import blocks, catalog, gguf, models, streamed
 from .models.base import LanguageModel, LoadedModel, Weights
 from .models.encoder import Encoder
 from .options import Delta
@@ -24,17 +24,24 @@ SAMPLE = 64  # bytes of each tensor that go into the fingerprint
 SHOWN = 4  # types of blocks in a model's repr
 
 
-def load(name: str | Path = catalog.DEFAULT) -> tuple[LanguageModel | Any, Tokenizer]:
+def load(
+    name: str | Path = catalog.DEFAULT, *, expert_memory: int | None = None
+) -> tuple[LanguageModel | Any, Tokenizer]:
     """Open a model: a LanguageModel, or an Encoder such as BERT, which only `embed` can use.
 
     name: a GGUF file (any part of a split one), a folder, hf:owner/repo[:file], or a catalog name
+    expert_memory: bytes of experts that are in memory at a time; the others are read from the file when they are
+        chosen. None: all are mapped
     Raises ValueError for a file that is not sound, NotImplementedError for an architecture, block
     type or tokenizer that is not supported, OSError if it cannot be had.
     Any thread can use the model. Weights are read from the file when they are first used.
     """
     file = gguf.read(catalog.resolve(name))
     try:
-        return _model(file), Tokenizer.from_metadata(file.metadata)
+        model = _model(file)
+        if expert_memory is not None:
+            model.streams = streamed.stream(model, file, expert_memory)
+        return model, Tokenizer.from_metadata(file.metadata)
     except NotImplementedError as error:
         raise NotImplementedError(f"{file.path}: {error}") from error
     except ValueError as error:

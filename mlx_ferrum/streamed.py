@@ -1,0 +1,95 @@
+"""Experts that are read from the file when they are chosen, into memory of a fixed size.
+
+A mixture of experts reads a few of its experts for each token. Those used most lately and most often stay in memory.
+Everything else of the file stays mapped.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from . import amounts, gguf, ops
+from .kernels.cpu.streams import Counts, Source, Stream
+from .models.base import LanguageModel
+from .nn import Experts
+from .tensor import QTensor
+
+AGE = 1 / 64  # of a call, in units in which a use counts e times less: about so many tokens
+
+
+class Files:
+    """The files of a model, open for reading until nothing uses them. Raises ValueError for one that was replaced."""
+
+    def __init__(self, file: gguf.GGUF) -> None:
+        self._parts, self.numbers = file.parts, list[int]()
+        for each in file.files:
+            self.numbers.append(os.open(each.path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0)))
+            each.check_same(self.numbers[-1])
+
+    def source(self, w: QTensor) -> Source:
+        """Where the matrices of a stack lie."""
+        part = next(i for i, buffer in enumerate(self._parts) if buffer is w.buffer)
+        return Source(self.numbers[part], w.offset, w.nbytes // w.shape[0])
+
+    def __del__(self) -> None:
+        for number in self.numbers:
+            os.close(number)
+
+
+class Layer(NamedTuple):
+    """The streams of one layer. layer: its number, dense layers counted; first: of gate and up; second: of down."""
+
+    layer: int
+    experts: int
+    first: Stream
+    second: Stream
+
+    def counts(self) -> tuple[Counts, Counts]:
+        """What happened so far, of gate and up, and of down."""
+        return self.first.counts(), self.second.counts()
+
+
+def stream(model: LanguageModel, file: gguf.GGUF, nbytes: int) -> list[Layer]:
+    """Read experts from the file when they are chosen; at most `nbytes` of them are in memory. For the cpu backend.
+
+    Raises ValueError for a model without experts and for too few bytes, NotImplementedError on another backend.
+    """
+    if ops.backend_name() != "cpu":
+        raise NotImplementedError(
+            f"experts are read from disk on the cpu backend only, the one in use is {ops.backend_name()}"
+        )
+    layers = [(i, each.mlp) for i, each in enumerate(model.body.layers)]
+    found = [(i, mlp) for i, mlp in layers if isinstance(mlp, Experts)]
+    slots = _slots([mlp for _, mlp in found], nbytes)
+    files = Files(file)
+    return [_stream(i, mlp, n, files) for (i, mlp), n in zip(found, slots, strict=True)]
+
+
+def _slots(layers: Sequence[Experts], nbytes: int) -> list[int]:
+    """The experts of each layer that are in memory: as many everywhere, and one more in the first layers."""
+    if not layers:
+        raise ValueError("the model has no experts to read from disk")
+    sizes = [sum(w.nbytes // mlp.count for w in (mlp.gate, mlp.up, mlp.down)) for mlp in layers]
+    each, rest = divmod(nbytes, sum(sizes))
+    if each < 1:
+        raise ValueError(
+            f"{amounts.size(nbytes)} for experts, expected at least {amounts.size(sum(sizes))}: one a layer"
+        )
+    slots = []
+    for mlp, size in zip(layers, sizes, strict=True):
+        extra, rest = (1, rest - size) if size <= rest else (0, 0)
+        slots.append(min(each + extra, mlp.count))
+    return slots
+
+
+def _stream(layer: int, mlp: Experts, slots: int, files: Files) -> Layer:
+    first = Stream(mlp.count, slots, [files.source(mlp.gate), files.source(mlp.up)], AGE)
+    second = Stream(mlp.count, slots, [files.source(mlp.down)], AGE)
+    first.followed_by(second)
+    first.files = second.files = files
+    for w, place in ((mlp.gate, (first, 0)), (mlp.up, (first, 1)), (mlp.down, (second, 0))):
+        w.stream = place
+        w.kept.clear()
+    return Layer(layer, mlp.count, first, second)
