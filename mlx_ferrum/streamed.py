@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 from . import amounts, gguf, ops
@@ -23,19 +24,34 @@ class Files:
     """The files of a model, open for reading until nothing uses them. Raises ValueError for one that was replaced."""
 
     def __init__(self, file: gguf.GGUF) -> None:
-        self._parts, self.numbers = file.parts, list[int]()
+        self._parts, self.numbers, self._is_direct = file.parts, list[int](), list[bool]()
         for each in file.files:
-            self.numbers.append(os.open(each.path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0)))
-            each.check_same(self.numbers[-1])
+            number, is_direct = _open(each.path)
+            self.numbers.append(number)
+            self._is_direct.append(is_direct)
+            each.check_same(number)
 
     def source(self, w: QTensor) -> Source:
         """Where the matrices of a stack lie."""
         part = next(i for i, buffer in enumerate(self._parts) if buffer is w.buffer)
-        return Source(self.numbers[part], w.offset, w.nbytes // w.shape[0])
+        nbytes = w.nbytes // w.shape[0]
+        return Source(self.numbers[part], w.offset, nbytes, self._is_direct[part])
 
     def __del__(self) -> None:
         for number in self.numbers:
             os.close(number)
+
+
+def _open(path: Path) -> tuple[int, bool]:
+    """A descriptor, and whether it bypasses the page cache, which would keep a second copy of each expert."""
+    flags = os.O_RDONLY | os.O_CLOEXEC
+    direct = getattr(os, "O_DIRECT", 0)
+    if direct:
+        try:
+            return os.open(path, flags | direct), True
+        except OSError:  # a file system without it
+            pass
+    return os.open(path, flags), False
 
 
 class Layer(NamedTuple):
@@ -51,7 +67,20 @@ class Layer(NamedTuple):
         return self.first.counts(), self.second.counts()
 
 
-def stream(model: LanguageModel, file: gguf.GGUF, nbytes: int) -> list[Layer]:
+class Streams:
+    """The layers of a model whose experts are read from disk."""
+
+    def __init__(self, layers: Sequence[Layer]) -> None:
+        self.layers = tuple(layers)
+
+    def counts(self) -> Counts:
+        """What happened so far, in all layers."""
+        every = [count for layer in self.layers for count in layer.counts()]
+        used, read, nbytes, waited = map(sum, zip(*every, strict=True))
+        return Counts(int(used), int(read), int(nbytes), waited)
+
+
+def stream(model: LanguageModel, file: gguf.GGUF, nbytes: int) -> Streams:
     """Read experts from the file when they are chosen; at most `nbytes` of them are in memory. For the cpu backend.
 
     Raises ValueError for a model without experts and for too few bytes, NotImplementedError on another backend.
@@ -64,7 +93,7 @@ def stream(model: LanguageModel, file: gguf.GGUF, nbytes: int) -> list[Layer]:
     found = [(i, mlp) for i, mlp in layers if isinstance(mlp, Experts)]
     slots = _slots([mlp for _, mlp in found], nbytes)
     files = Files(file)
-    return [_stream(i, mlp, n, files) for (i, mlp), n in zip(found, slots, strict=True)]
+    return Streams([_stream(i, mlp, n, files) for (i, mlp), n in zip(found, slots, strict=True)])
 
 
 def _slots(layers: Sequence[Experts], nbytes: int) -> list[int]:

@@ -75,7 +75,9 @@ def _load(level: str) -> _Library:
         function.argtypes, function.restype = (c_void_p, c_void_p), None
     loaded.ferrum_streamed_free.argtypes, loaded.ferrum_streamed_free.restype = (c_void_p,), None
     weight, source = structs.pop("Weight"), structs.pop("Source")
-    return _Library(loaded, weight, source, {name: (n, s) for n, (name, s) in enumerate(structs.items())})
+    return _Library(
+        loaded, weight, source, {name: (n, s) for n, (name, s) in enumerate(structs.items())}
+    )
 
 
 def load(path: Path, what: str) -> tuple[ctypes.CDLL, dict[str, type[Structure]]]:

@@ -22,6 +22,9 @@ constexpr int READERS = 4;    // reads under way at a time, unless another numbe
 
 long whole(long n) { return (n + SECTOR - 1) / SECTOR * SECTOR; }
 
+// How bytes are read, as by pread; tests put faults here.
+std::atomic<ssize_t (*)(int, void*, size_t, off_t)> read_at{pread};
+
 struct Job {
     Source from;
     long offset; // bytes
@@ -37,7 +40,7 @@ std::string read_all(const Job& job) {
     long stop = job.from.direct ? whole(end) : end;
     char* to = job.to - ahead;
     while (at < end) {
-        ssize_t n = pread(job.from.file, to, size_t(stop - at), at);
+        ssize_t n = read_at.load()(job.from.file, to, size_t(stop - at), at);
         if (n < 0 && errno == EINTR) continue;
         if (n <= 0) {
             std::string why = n ? strerror(errno) : "the file ends there";
@@ -267,4 +270,7 @@ void ferrum_streamed_counts(const Streamed* streamed, long* out) { streamed->cou
 
 // Reads under way at a time, of all objects.
 void ferrum_set_readers(int n) { Readers::all().set(n); }
+
+// Reads by another function than pread; null: by pread again.
+void ferrum_read_by(ssize_t (*function)(int, void*, size_t, off_t)) { read_at = function ? function : pread; }
 }

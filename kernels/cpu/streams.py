@@ -45,12 +45,10 @@ class Stream:
 
     def __init__(self, count: int, slots: int, sources: Sequence[Source], age: float) -> None:
         library = native.library()
-        self.slots, self._free, self._counts = (
-            slots,
-            library.ferrum_streamed_free,
-            library.ferrum_streamed_counts,
-        )
-        self._follow, self._follower = library.ferrum_streamed_follow, None
+        self.slots = slots
+        self._free, self._counts = library.ferrum_streamed_free, library.ferrum_streamed_counts
+        self._follow = library.ferrum_streamed_follow
+        self._follower: Stream | None = None
         given = native.sources(sources)
         self.address: int | None = library.ferrum_streamed(count, slots, len(sources), given, age)
         if self.address is None:
@@ -59,14 +57,15 @@ class Stream:
 
     def followed_by(self, other: Stream) -> None:
         """What is wanted of this one is wanted of the other one next."""
-        self._follower: Stream | None = other
+        self._follower = other
         self._follow(self.address, other.address)
 
     def counts(self) -> Counts:
         """What happened so far."""
         found = (c_long * 4)()
         self._counts(self.address, ctypes.addressof(found))
-        return Counts(*found[:3], found[3] / 1e9)
+        used, read, nbytes, waited = found
+        return Counts(used, read, nbytes, waited / 1e9)
 
     def __del__(self) -> None:
         if getattr(self, "address", None) is not None:
