@@ -6,7 +6,10 @@ Everything else of the file stays mapped.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -43,14 +46,17 @@ class Files:
 
 
 def _open(path: Path) -> tuple[int, bool]:
-    """A descriptor, and whether it bypasses the page cache, which would keep a second copy of each expert."""
+    """A descriptor that bypasses the page cache if possible, which would keep a second copy of each expert.
+
+    Also whether only whole sectors can be read through it, as on Linux.
+    """
     flags = os.O_RDONLY | os.O_CLOEXEC
-    direct = getattr(os, "O_DIRECT", 0)
-    if direct:
-        try:
-            return os.open(path, flags | direct), True
-        except OSError:  # a file system without it
-            pass
+    if sys.platform == "darwin":
+        number = os.open(path, flags)
+        fcntl.fcntl(number, fcntl.F_NOCACHE, 1)
+        return number, False
+    with contextlib.suppress(OSError):  # a file system without it
+        return os.open(path, flags | os.O_DIRECT), True
     return os.open(path, flags), False
 
 

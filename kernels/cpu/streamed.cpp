@@ -110,6 +110,9 @@ Streamed::Streamed(int count, int slots, std::vector<Source> sources, double age
     }
     void* memory = mmap(nullptr, size_t(stride_ * slots_), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (memory == MAP_FAILED) throw std::bad_alloc();
+#ifdef MADV_HUGEPAGE
+    madvise(memory, size_t(stride_ * slots_), MADV_HUGEPAGE); // takes fewer steps to find; not everywhere to be had
+#endif
     memory_ = (char*)memory;
 }
 
