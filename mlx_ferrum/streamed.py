@@ -20,7 +20,7 @@ from .models.base import LanguageModel
 from .nn import Experts
 from .tensor import QTensor
 
-AGE = 1 / 64  # of a call, in units in which a use counts e times less: about so many tokens
+AGE = 1 / 256  # of a call, where a use an age ago counts e times less; see bench/expert_cache.py
 
 
 class Files:
