@@ -33,7 +33,7 @@ def trace(name: str, text: str, piece: int = 256) -> list[Trace]:
     found: list[Trace] = [[] for _ in layers]
 
     def noting(layer: int) -> Callable[[ops.Array, ops.Array, ops.Array], None]:
-        def note(logits: ops.Array, ids: ops.Array, weights: ops.Array) -> None:
+        def note(_logits: ops.Array, ids: ops.Array, _weights: ops.Array) -> None:
             rows = np.asarray(ids)
             found[layer] += rows.reshape(-1, rows.shape[-1]).tolist()
 

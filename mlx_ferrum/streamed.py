@@ -85,6 +85,14 @@ class Streams:
         used, read, nbytes, waited = map(sum, zip(*every, strict=True))
         return Counts(int(used), int(read), int(nbytes), waited)
 
+    def described(self) -> str:
+        """The counts in a line."""
+        counts = self.counts()
+        share = 1 - counts.read / max(counts.used, 1)
+        read = f"{amounts.size(counts.nbytes)} read from disk"
+        found = f"{share:.0%} of {counts.used} uses found in memory"
+        return f"experts: {found}, {read}, threads waited {counts.waited:.2f} s"
+
 
 def stream(model: LanguageModel, file: gguf.GGUF, nbytes: int) -> Streams:
     """Read experts from the file when they are chosen; at most `nbytes` of them are in memory. For the cpu backend.

@@ -26,7 +26,12 @@ class Source(NamedTuple):
 
 
 class Counts(NamedTuple):
-    """What happened so far. used, read: matrices' numbers; nbytes: read; waited: seconds, of all threads."""
+    """What happened so far.
+
+    used, read: uses of an expert's matrices, once for each pass, and reads
+    nbytes: read
+    waited: seconds, of all threads
+    """
 
     used: int
     read: int
