@@ -19,6 +19,7 @@ class ReplyParser:
     is_open: the prompt has opened the reasoning
     tools: what can be called; without any, no call is looked for
     new_id: names calls; None: as the format does
+    in_reasoning: whether what was fed so far ends within reasoning
     Raises ValueError for a tool without a name.
     """
 
@@ -33,6 +34,7 @@ class ReplyParser:
     ) -> None:
         self._format = calls if tools else None
         self._tags, self._is_open = tags, is_open and tags is not None
+        self.in_reasoning = self._is_open
         self._source = Source()
         names = new_id or (calls.new_id if calls else str)
         self._calls = Calls(self._source, schemas(tools), names)
@@ -83,7 +85,7 @@ class ReplyParser:
 
     def _reasoning(self, tags: Tags) -> Reading[None]:
         """Reasoning behind its tag, without the white space around it."""
-        source = self._source
+        source, self.in_reasoning = self._source, True
         yield from source.space()
         if self._is_open and (yield from source.skips(tags.open)):  # some models open it again
             yield from source.space()
@@ -98,7 +100,7 @@ class ReplyParser:
                 yield Piece("reasoning", text.rstrip())
         except MalformedError:  # it ends in the midst of it
             return
-        self._skips_space = True
+        self.in_reasoning, self._skips_space = False, True
         source.forget()
 
     def _text(self) -> Reading[None]:

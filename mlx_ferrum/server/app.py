@@ -14,12 +14,13 @@ from starlette.types import ASGIApp
 
 from .anthropic import messages
 from .errors import RequestError
-from .gate import Gate, Rules
+from .gate import FAILED, Gate, Rules
 from .http import refusal
 from .ollama import models as ollama_models
 from .ollama import texts
 from .openai import chat, completions, embeddings, models, responses
 from .openai.store import Store
+from .openapi import description
 from .service import Service
 
 ROUTES: list[tuple[str, str, Callable[..., object]]] = [
@@ -43,6 +44,7 @@ ROUTES: list[tuple[str, str, Callable[..., object]]] = [
     ("POST", "/detokenize", models.detokenize),
     ("GET", "/health", models.health),
     ("GET", "/metrics", models.metrics),
+    ("GET", "/openapi.json", description),
 ]
 
 
@@ -60,7 +62,7 @@ def make(
     app = Starlette(
         routes=[Route(path, function, methods=[method]) for method, path, function in ROUTES],
         lifespan=lifespan,
-        exception_handlers={RequestError: _refused, HTTPException: _not_found},
+        exception_handlers={RequestError: _refused, HTTPException: _not_found, Exception: _failed},
     )
     app.state.service, app.state.store = service, Store()
     return Gate(app, rules, service.metrics, [path for _, path, _ in ROUTES])
@@ -69,6 +71,11 @@ def make(
 async def _refused(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestError)
     return refusal(error, request.url.path)
+
+
+async def _failed(request: Request, _: Exception) -> Response:
+    """The gate gets the error itself, and logs it."""
+    return refusal(FAILED, request.url.path)
 
 
 async def _not_found(request: Request, error: Exception) -> Response:

@@ -84,6 +84,11 @@ class Fields:
             raise self.error(name, value, "a list")
         return value
 
+    def objects(self, name: str) -> list[Fields]:
+        """A list of objects; an empty one if it is absent."""
+        place = self._name(name)
+        return [Fields(each, f"{place}[{i}]") for i, each in enumerate(self.items(name))]
+
     def texts(self, name: str) -> list[str]:
         """A string or a list of strings; an empty list if it is absent."""
         value = self.get(name, [])

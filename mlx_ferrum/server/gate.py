@@ -19,6 +19,7 @@ from .metrics import Metrics
 
 OPEN = ("/", "/health")  # no key needed
 LOCAL = ("localhost", "127.0.0.1", "::1")
+FAILED = RequestError("the server failed; its log says how", status=500, code="server_error")
 access = logging.getLogger("mlx_ferrum.server.access")
 errors = logging.getLogger("mlx_ferrum.server")
 
@@ -79,7 +80,7 @@ class Gate:
             await visit.refuse(error)
         except Exception:  # noqa: BLE001 - the client gets an answer, the log gets all
             errors.exception("%s %s failed", scope["method"], scope["path"])
-            await visit.refuse(RequestError("the server failed; its log says how", status=500))
+            await visit.refuse(FAILED)
 
     def _check_key(self, visit: Visit) -> None:
         if not self._keys or visit.scope["path"] in OPEN:
@@ -146,7 +147,10 @@ class Visit:
 
     def _is_own(self, origin: str) -> bool:
         """Whether a page comes from this server. A name that only points to this machine is not its own."""
-        parts = urlsplit(origin)
+        try:
+            parts = urlsplit(origin)
+        except ValueError:
+            return False
         is_same = parts.netloc == self.headers.get("host", "")
         return is_same and (not self.rules.is_local or parts.hostname in LOCAL)
 

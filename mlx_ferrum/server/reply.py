@@ -39,6 +39,7 @@ class Reply:
     """One text: takes tokens, gives pieces. What nobody takes yet is kept.
 
     count: tokens so far, an end token included
+    reasoning: tokens of them that open, are within or close reasoning
     hits: positions of the prompt that did not have to be computed
     stop: the stop string that ended the text, else None
     """
@@ -68,7 +69,7 @@ class Reply:
         self._tokens: list[tuple[int, Likely]] = []
         self.top = top
         self.answer: Answer | None = None
-        self.count = self.hits = 0
+        self.count = self.reasoning = self.hits = 0
         self.finish_reason: str | None = None
         self.error: Exception | None = None
 
@@ -104,7 +105,9 @@ class Reply:
             self._take_apart(self.parser, text)
 
     def _take_apart(self, parser: ReplyParser, text: str) -> None:
+        was_in_reasoning = parser.in_reasoning
         parts = parser.feed(text)
+        self.reasoning += was_in_reasoning or parser.in_reasoning
         if self.finish_reason is not None:
             parts += parser.end()
         for part in parts:
@@ -175,6 +178,11 @@ class Answer:
     def generated(self) -> int:
         """Tokens of all texts."""
         return sum(reply.count for reply in self.replies)
+
+    @property
+    def reasoning(self) -> int:
+        """Tokens of all texts that were reasoning."""
+        return sum(reply.reasoning for reply in self.replies)
 
     @property
     def cached(self) -> int:

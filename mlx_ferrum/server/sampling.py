@@ -93,9 +93,8 @@ def _limit(fields: Fields, *names: str) -> int | None:
 
 def _bias(fields: Fields) -> dict[int, float]:
     found: dict[int, float] = {}
-    given = fields.get("logit_bias", {})
-    object = Fields(given, "logit_bias")
-    for name in given:
+    object = fields.object("logit_bias")
+    for name in fields.get("logit_bias", {}):
         if not name.isdecimal():
             raise object.error(name, name, "the id of a token")
         found[int(name)] = object.number(name, 0.0, -100, 100)

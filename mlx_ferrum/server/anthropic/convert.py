@@ -35,8 +35,7 @@ def _text(fields: Fields, name: str) -> str:
     if isinstance(value, str):
         return value
     texts = []
-    for i, block in enumerate(fields.items(name)):
-        part = Fields(block, f"{name}[{i}]")
+    for part in fields.objects(name):
         if part.text("type") != "text":
             raise part.error("type", part.get("type"), "'text'")
         texts.append(part.text("text"))

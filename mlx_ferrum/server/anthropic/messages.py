@@ -16,6 +16,7 @@ from .. import sampling
 from ..errors import RequestError
 from ..fields import Fields
 from ..http import Stream, answered, error_object, read, respond
+from ..openai.constraint import Tools, choose, constrain, named
 from ..openai.form import new_id, quoted
 from ..openai.messages import Rendered, render
 from ..parts import Said, parts_of
@@ -26,6 +27,7 @@ from .convert import conversation, tools
 
 REASONS = {"length": "max_tokens", "stop": "end_turn"}
 EFFORTS = {"disabled": "none", "enabled": "high", "adaptive": "high"}
+MODES = {"auto": "auto", "none": "none", "any": "required"}
 DELTAS = {
     "text": ("text_delta", "text"),
     "reasoning": ("thinking_delta", "thinking"),
@@ -47,8 +49,10 @@ async def messages(request: Request) -> ASGIApp:
         raise fields.error("max_tokens", None, "a whole number")
     chosen = _sampling(fields, service)
     stream = fields.flag("stream")
-    prompt = await _prompt(fields, service)
+    chosen_tools = _tools(fields)
+    prompt = await _prompt(fields, service, chosen_tools)
     fields.finish(IGNORED)
+    await constrain(service, chosen, prompt, None, chosen_tools)
     answer = service.submit([prompt.ids], chosen, parser=prompt.parser)
     reply = MessageReply(service.name, answer)
     return Stream(answer, reply) if stream else await answered(request, answer, reply.whole)
@@ -59,33 +63,39 @@ async def count_tokens(request: Request) -> Response:
     service: Service = request.app.state.service
     fields = await read(request)
     service.check_name(fields.text("model"))
-    prompt = await _prompt(fields, service)
+    prompt = await _prompt(fields, service, _tools(fields))
     fields.finish(IGNORED)
     return respond({"input_tokens": len(prompt.ids)})
 
 
-async def _prompt(fields: Fields, service: Service) -> Rendered:
+def _tools(fields: Fields) -> Tools:
+    """The fields tools and tool_choice. Raises RequestError."""
+    offered, choice = tools(fields), fields.object("tool_choice")
+    kind = choice.text("type", "auto")
+    is_parallel = not choice.flag("disable_parallel_tool_use")
+    if kind == "tool":
+        return named(fields, offered, choice.text("name"))
+    if kind not in MODES:
+        raise choice.error("type", kind, f"one of {', '.join(MODES)}, tool")
+    return choose(fields, offered, MODES[kind], is_parallel=is_parallel)
+
+
+async def _prompt(fields: Fields, service: Service, tools: Tools) -> Rendered:
     """The prompt; a last message of the assistant is continued."""
     fields.refuse("mcp_servers")
-    choice = fields.object("tool_choice").text("type", "auto")
-    if choice not in ("auto", "none"):
-        raise fields.error("tool_choice.type", choice, "'auto' or 'none'")
-    offered = [] if choice == "none" else tools(fields)
     given = conversation(fields)
     kind = fields.object("thinking").text("type", "") if fields.get("thinking") else ""
     tokenizer = service.loaded.tokenizer
     continues = given[-1]["role"] == "assistant"
     effort = EFFORTS.get(kind)
     return await service.prepare(
-        render, tokenizer, given, {}, effort=effort, continues=continues, tools=offered
+        render, tokenizer, given, {}, effort=effort, continues=continues, tools=tools.offered
     )
 
 
 def _sampling(fields: Fields, service: Service) -> Sampling:
     chosen = sampling.read(fields, service.recommended, "max_tokens")
     chosen.stop = sampling.stops(fields, "stop_sequences")
-    is_single = fields.object("tool_choice").flag("disable_parallel_tool_use")
-    chosen.calls = 1 if is_single else None
     return chosen
 
 

@@ -16,7 +16,8 @@ from mlx_ferrum.generate.prompt import encode_prompt
 from ..errors import RequestError
 from ..fields import Fields
 from ..http import Stream, answered, read, respond
-from ..openai.chat import asked_tools, grammar
+from ..openai.chat import offered_tools
+from ..openai.constraint import ANY_OBJECT, Form, Tools, asked_tools, constrain
 from ..openai.messages import Rendered, messages, render
 from ..parts import Call, Said, parts_of
 from ..reply import Answer, Piece
@@ -24,7 +25,7 @@ from ..service import Service
 from .fields import check_name, read_sampling
 
 HEADERS = [(b"content-type", b"application/x-ndjson")]
-THINKS = {None: None, True: "high", False: "none"}
+THINKS = ("low", "medium", "high")
 
 
 async def chat(request: Request) -> ASGIApp:
@@ -64,23 +65,21 @@ async def _answer(
 ) -> ASGIApp:
     service: Service = request.app.state.service
     chosen, stream = read_sampling(fields, service), fields.flag("stream", True)
-    think, schema = fields.get("think"), _schema(fields)
-    tools = asked_tools(fields) if is_chat else []
+    effort, format = _effort(fields), _format(fields)
+    tools = asked_tools(fields, offered_tools(fields)) if is_chat else Tools()
     fields.finish(["keep_alive"])
     tokenizer = service.loaded.tokenizer
     if not given:  # which loads a model
         return respond(
             {**_head(name), **_content(Said([]), is_chat), "done": True, "done_reason": "load"}
         )
-    effort = think if isinstance(think, str) else THINKS.get(think)
     if isinstance(given, str):
         ids = await service.prepare(encode_prompt, tokenizer, given)
         prompt = Rendered(given, ids, "", [])
     else:
-        call = {"effort": effort, "tools": tools}
+        call = {"effort": effort, "tools": tools.offered}
         prompt = await service.prepare(render, tokenizer, given, {}, **call)
-    if schema is not None:
-        chosen.constraint = await service.prepare(grammar, service, schema, prompt.reasoning)
+    await constrain(service, chosen, prompt, format, tools)
     answer = service.submit([prompt.ids], chosen, parser=prompt.parser)
     lines = Lines(answer, name, is_chat)
     return (
@@ -90,14 +89,25 @@ async def _answer(
     )
 
 
-def _schema(fields: Fields) -> Any:
+def _effort(fields: Fields) -> str | None:
+    """The field `think` as OpenAI's clients say it; None where it is absent."""
+    think = fields.get("think")
+    if isinstance(think, bool):
+        return "high" if think else "none"
+    if think is not None and think not in THINKS:
+        raise fields.error("think", think, f"true, false or one of {', '.join(THINKS)}")
+    found: str | None = think
+    return found
+
+
+def _format(fields: Fields) -> Form | None:
     """The field `format`: "json" or a JSON schema; None for any text."""
     value = fields.get("format", "")
     if isinstance(value, dict):
-        return value
+        return Form("json", value)
     if value not in ("", "json"):
         raise fields.error("format", value, "'json' or a JSON schema")
-    return {"type": "object"} if value else None
+    return ANY_OBJECT if value else None
 
 
 def _head(name: str) -> dict[str, Any]:

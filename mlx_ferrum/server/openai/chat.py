@@ -10,7 +10,6 @@ from starlette.requests import Request
 from starlette.types import ASGIApp
 
 from mlx_ferrum.replies import Piece as Part
-from mlx_ferrum.structured import Grammar, Reasoning
 
 from .. import sampling
 from ..errors import RequestError
@@ -20,6 +19,7 @@ from ..parts import Call, Said, whole_calls
 from ..reply import Answer, Piece
 from ..service import Service
 from . import form
+from .constraint import Tools, asked_tools, constrain, response_format
 from .messages import messages, render, template_arguments
 
 EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
@@ -46,18 +46,17 @@ async def chat(request: Request) -> ASGIApp:
     if effort is not None and effort not in EFFORTS:
         raise fields.error("reasoning_effort", effort, f"one of {', '.join(EFFORTS)}")
     refuse(fields)
-    tools, format = asked_tools(fields), response_format(fields)
-    chosen.calls = None if fields.flag("parallel_tool_calls", True) else 1
-    call = {"effort": effort, "continues": fields.flag("continue_final_message"), "tools": tools}
+    tools, format = asked_tools(fields, offered_tools(fields)), response_format(fields)
+    continues = fields.flag("continue_final_message")
+    call = {"effort": effort, "continues": continues, "tools": tools.offered}
     arguments = template_arguments(fields)
     asked = messages(fields)
     fields.finish(IGNORED)
     tokenizer = service.loaded.tokenizer
     prompt = await service.prepare(render, tokenizer, asked, arguments, **call)
-    if format is not None:
-        chosen.constraint = await service.prepare(grammar, service, format, prompt.reasoning)
+    await constrain(service, chosen, prompt, format, tools)
     answer = service.submit([prompt.ids], chosen, n, top=top, parser=prompt.parser)
-    reply = ChatReply(service, answer, has_usage, top is not None)
+    reply = ChatReply(service, answer, tools, has_usage=has_usage, has_logprobs=top is not None)
     return Stream(answer, reply) if stream else await answered(request, answer, reply.whole)
 
 
@@ -87,32 +86,15 @@ def refuse(fields: Fields) -> None:
         fields.refuse(name)
 
 
-def asked_tools(fields: Fields) -> list[Any]:
-    """The fields tools and tool_choice: what the model may call. Raises RequestError."""
+def offered_tools(fields: Fields) -> list[Any]:
+    """The field tools: what the model may call. Raises RequestError."""
     tools = fields.items("tools")
     for i, tool in enumerate(tools):
-        if Fields(tool, f"tools[{i}]").text("type") != "function":
+        found = Fields(tool, f"tools[{i}]")
+        if found.text("type") != "function":
             raise fields.error(f"tools[{i}].type", tool["type"], "'function'")
-    fields.refuse("tool_choice", ["none", "auto"])
-    return [] if fields.get("tool_choice") == "none" else tools
-
-
-def response_format(fields: Fields) -> Any:
-    """The field response_format: a JSON schema; None for text."""
-    given = fields.object("response_format")
-    kind = given.text("type", "text")
-    if kind == "json_object":
-        return {"type": "object"}
-    if kind == "json_schema":
-        return given.object("json_schema").get("schema", {"type": "object"})
-    if kind != "text":
-        raise given.error("type", kind, "'text', 'json_object' or 'json_schema'")
-    return None
-
-
-def grammar(service: Service, schema: Any, reasoning: Reasoning | None) -> Grammar:
-    """The grammar of a schema. Raises ValueError for one that is wrong."""
-    return service.grammars.json_schema(schema, reasoning)
+        found.object("function").text("name")
+    return tools
 
 
 def called(call: Call) -> dict[str, Any]:
@@ -138,8 +120,9 @@ class ChatReply:
     """Writes the reply, whole or in pieces."""
 
     def __init__(
-        self, service: Service, answer: Answer, has_usage: bool, has_logprobs: bool
+        self, service: Service, answer: Answer, tools: Tools, *, has_usage: bool, has_logprobs: bool
     ) -> None:
+        self._is_named = tools.is_named
         self._answer, self._has_usage, self._has_logprobs = answer, has_usage, has_logprobs
         self._tokenizer = service.loaded.tokenizer
         self._calls = [0] * len(answer.replies)  # that are whole
@@ -181,7 +164,8 @@ class ChatReply:
         return message
 
     def _reason(self, index: int, piece: Piece) -> str | None:
-        is_call = piece.finish_reason == "stop" and self._calls[index] > 0
+        """Why a text has ended. A function that the client named ends it with "stop", as OpenAI documents it."""
+        is_call = piece.finish_reason == "stop" and self._calls[index] > 0 and not self._is_named
         return "tool_calls" if is_call else piece.finish_reason
 
     def _logprobs(self, piece: Piece) -> dict[str, Any] | None:

@@ -22,6 +22,8 @@ from ..reply import Answer, Piece
 from ..service import Service
 from . import form
 from .chat import IGNORED, TOP, streaming
+from .constraint import constrain, response_format
+from .messages import Rendered
 
 PROMPTS = 256
 DEFAULT_LIMIT = 16  # OpenAI's
@@ -46,7 +48,7 @@ async def completions(request: Request) -> ASGIApp:
     stream, has_usage = streaming(fields)
     fields.refuse("suffix")
     fields.refuse("best_of", [n])
-    given = prompts(fields)
+    given, format = prompts(fields), response_format(fields)
     fields.finish(IGNORED)
     ids = [await service.prepare(_ids, service.loaded.tokenizer, each) for each in given]
     before = [Echo()] * len(ids)
@@ -59,6 +61,7 @@ async def completions(request: Request) -> ASGIApp:
         if not echoes or stream:
             raise fields.error("max_tokens", 0, "at least 1, or echo without stream")
         return respond(reply.prompts_alone(sum(map(len, ids))))
+    await constrain(service, chosen, Rendered("", [], "", []), format)
     answer = reply.answer = service.submit(ids, chosen, n, top=top)
     return Stream(answer, reply) if stream else await answered(request, answer, reply.whole)
 

@@ -34,8 +34,8 @@ def _add(item: Fields, found: list[dict[str, Any]]) -> None:
         result = {"role": "tool", "tool_call_id": item.text("call_id")}
         found.append({**result, "content": _content(item, "output")})
     elif kind == "reasoning":
-        parts = item.items("content") or item.items("summary")
-        texts = [Fields(part, item.place).text("text", "") for part in parts]
+        parts = item.objects("content") or item.objects("summary")
+        texts = [part.text("text", "") for part in parts]
         if any(texts):
             found.append({"role": "assistant", "content": "", "reasoning_content": "".join(texts)})
     else:

@@ -72,7 +72,7 @@ def template_arguments(fields: Fields) -> dict[str, Any]:
     checked = Fields(given, "chat_template_kwargs")
     for name in SET:
         checked.refuse(name)
-    return dict(given)
+    return {name: value for name, value in given.items() if name not in SET}
 
 
 def with_effort(

@@ -20,7 +20,8 @@ from ..parts import parts_of
 from ..reply import Answer, Piece
 from ..service import Service
 from . import form
-from .chat import EFFORTS, IGNORED, TOP, grammar
+from .chat import EFFORTS, IGNORED, TOP
+from .constraint import ANY_OBJECT, Form, asked_tools, constrain
 from .items import messages
 from .messages import render, template_arguments
 from .output import Output
@@ -39,8 +40,8 @@ async def create(request: Request) -> ASGIApp:
     service.check_name(fields.text("model", service.name))
     chosen = sampling.read(fields, service.recommended, "max_output_tokens")
     _refuse(fields)
-    tools, schema = _tools(fields), _schema(fields.object("text").object("format"))
-    chosen.calls = None if fields.flag("parallel_tool_calls", True) else 1
+    tools = asked_tools(fields, _tools(fields))
+    format = _format(fields.object("text").object("format"))
     stream, keeps = fields.flag("stream"), fields.flag("store", True)
     reasoning = fields.object("reasoning")
     effort = reasoning.get("effort")
@@ -60,10 +61,9 @@ async def create(request: Request) -> ASGIApp:
     instructions = shown["instructions"]
     system = [{"role": "system", "content": instructions}] if instructions else []
     tokenizer = service.loaded.tokenizer
-    call = {"effort": effort, "tools": tools}
+    call = {"effort": effort, "tools": tools.offered}
     prompt = await service.prepare(render, tokenizer, [*system, *known], arguments, **call)
-    if schema is not None:
-        chosen.constraint = await service.prepare(grammar, service, schema, prompt.reasoning)
+    await constrain(service, chosen, prompt, format, tools)
     answer = service.submit([prompt.ids], chosen, top=top, parser=prompt.parser)
     reply = ResponseReply(service, answer, shown, known, store if keeps else None)
     return Stream(answer, reply) if stream else await answered(request, answer, reply.whole)
@@ -72,7 +72,6 @@ async def create(request: Request) -> ASGIApp:
 def _refuse(fields: Fields) -> None:
     for name in REFUSED:
         fields.refuse(name)
-    fields.refuse("tool_choice", ["none", "auto"])
     fields.refuse("truncation", ["disabled"])
 
 
@@ -86,17 +85,17 @@ def _tools(fields: Fields) -> list[dict[str, Any]]:
         function = {"name": tool.text("name"), "description": tool.text("description", "")}
         function["parameters"] = tool.get("parameters", {"type": "object"})
         found.append({"type": "function", "function": function})
-    return [] if fields.get("tool_choice") == "none" else found
+    return found
 
 
-def _schema(format: Fields) -> Any:
-    """The schema that the text follows; None for any text."""
+def _format(format: Fields) -> Form | None:
+    """What the text has to be; None for any text."""
     kind = format.text("type", "text")
     if kind == "json_schema":
-        return format.get("schema", {"type": "object"})
+        return Form("json", format.get("schema", {"type": "object"}))
     if kind not in ("text", "json_object"):
         raise format.error("type", kind, "'text', 'json_object' or 'json_schema'")
-    return {"type": "object"} if kind == "json_object" else None
+    return ANY_OBJECT if kind == "json_object" else None
 
 
 def _top(fields: Fields) -> int | None:
@@ -191,7 +190,7 @@ class ResponseReply:
                 "input_tokens": prompt,
                 "input_tokens_details": {"cached_tokens": answer.cached},
                 "output_tokens": generated,
-                "output_tokens_details": {"reasoning_tokens": 0},
+                "output_tokens_details": {"reasoning_tokens": answer.reasoning},
                 "total_tokens": prompt + generated,
             },
         }
