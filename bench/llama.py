@@ -35,8 +35,13 @@ def run(llama_bench: Path, model: Path, lengths: Lengths, threads: int) -> dict[
         {"-p": ",".join(map(str, lengths.prompts)), "-n": lengths.tokens}
     ]
     tests += [{"-p": 0, "-n": lengths.tokens, "-d": depth} for depth in lengths.depths]
-    found = [each for test in tests for each in json.loads(_output(llama_bench, options | test))]
-    return {_name(each): each["avg_ns"] / 1e9 for each in found}
+    found = [_output(llama_bench, options | test) for test in tests]
+    return {name: taken for each in found for name, taken in seconds(each).items()}
+
+
+def seconds(output: str) -> dict[str, float]:
+    """Seconds of every test that llama-bench has printed as JSON."""
+    return {_name(each): each["avg_ns"] / 1e9 for each in json.loads(output)}
 
 
 def run_batches(

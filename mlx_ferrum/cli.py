@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import mlx_ferrum
 
-from . import backends, catalog
+from . import amounts, backends, catalog
 from .entry import begin, command, describe, guarded, stdin
 from .parser import HelpFormatter, Parser
 
@@ -38,6 +38,7 @@ def model_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("model")
     model_argument(group, "--model")
     backend_arguments(group)
+    expert_argument(group)
     group.add_argument(
         "--kv-bits",
         type=int,
@@ -74,6 +75,17 @@ def backend_arguments(group: argparse._ActionsContainer) -> None:
         type=positive,
         metavar="N",
         help="threads of the cpu backend (default: as many as cores are available)",
+    )
+
+
+def expert_argument(group: argparse._ActionsContainer) -> None:
+    """Add --expert-memory."""
+    group.add_argument(
+        "--expert-memory",
+        type=size,
+        metavar="SIZE",
+        help="memory for the experts of a mixture, such as 8GB: the others are read from the file when they are "
+        "chosen; cpu backend only (default: the whole file is mapped)",
     )
 
 
@@ -251,7 +263,7 @@ def load_model(args: argparse.Namespace) -> tuple[LanguageModel, Tokenizer]:
     from .models.encoder import language_model
 
     use_backend(args)
-    model, tokenizer = mlx_ferrum.load(args.model)
+    model, tokenizer = mlx_ferrum.load(args.model, expert_memory=args.expert_memory)
     return language_model(model, args.model), tokenizer
 
 
@@ -326,6 +338,14 @@ def count(text: str) -> int:
     if value < 0:
         raise argparse.ArgumentTypeError(f"{value} is not 0 or more")
     return value
+
+
+def size(text: str) -> int:
+    """The type of sizes in bytes, such as 500M."""
+    try:
+        return amounts.read_size(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def read_prompt(text: str) -> str:

@@ -12,8 +12,8 @@ from typing import Any
 import mlx.core as mx
 from mlx import nn
 
-from . import blocks, catalog, gguf, models
-from .models.base import LanguageModel, LoadedModel, Weights
+from . import blocks, catalog, gguf, models, streamed
+from .models.base import LanguageModel, Weights
 from .models.encoder import Encoder
 from .options import Delta
 from .sample.recommended import recommended
@@ -24,17 +24,26 @@ SAMPLE = 64  # bytes of each tensor that go into the fingerprint
 SHOWN = 4  # types of blocks in a model's repr
 
 
-def load(name: str | Path = catalog.DEFAULT) -> tuple[LanguageModel | Any, Tokenizer]:
+def load(
+    name: str | Path = catalog.DEFAULT, *, expert_memory: int | None = None
+) -> tuple[LanguageModel | Any, Tokenizer]:
     """Open a model: a LanguageModel, or an Encoder such as BERT, which only `embed` can use.
 
     name: a GGUF file (any part of a split one), a folder, hf:owner/repo[:file], or a catalog name
+    expert_memory: bytes of experts that are in memory at a time; the others are read from the file when they are
+        chosen. None: all are mapped
     Raises ValueError for a file that is not sound, NotImplementedError for an architecture, block
     type or tokenizer that is not supported, OSError if it cannot be had.
     Any thread can use the model. Weights are read from the file when they are first used.
     """
     file = gguf.read(catalog.resolve(name))
     try:
-        return _model(file), Tokenizer.from_metadata(file.metadata)
+        model = _model(file)
+        if expert_memory is not None:
+            if isinstance(model, Encoder):
+                raise ValueError("an encoder has no experts to read from disk")
+            model.streams = streamed.stream(model, file, expert_memory)
+        return model, Tokenizer.from_metadata(file.metadata)
     except NotImplementedError as error:
         raise NotImplementedError(f"{file.path}: {error}") from error
     except ValueError as error:
@@ -51,22 +60,22 @@ def _model(file: gguf.GGUF) -> LanguageModel | Encoder:
     model: LanguageModel | Encoder = module.Model(args, weights)
     weights.check_all_used()
     model.fingerprint, model.check_file = _fingerprint(file), file.check
-    _measure(model, file.tensors.values())
+    model.nbytes, model.parameter_count, model.types = measured(file.tensors.values())
     model.recommended = recommended(file.metadata)
     # lazy arrays belong to the thread that made them: no other one could evaluate them
     mx.eval(list(_arrays(model)))
     return model
 
 
-def _measure(model: LoadedModel, tensors: Iterable[gguf.TensorInfo]) -> None:
+def measured(tensors: Iterable[gguf.TensorInfo]) -> tuple[int, int, str]:
     """Bytes and numbers in the tensors, and the types that have a hundredth of the numbers or more, at most SHOWN."""
-    weights: Counter[str] = Counter()
+    nbytes, weights = 0, Counter[str]()
     for info in tensors:
-        model.nbytes += info.nbytes
+        nbytes += info.nbytes
         weights[info.type] += math.prod(info.shape)
-    model.parameter_count = weights.total()
     common = [name for name, n in weights.most_common() if 100 * n >= weights.total()]
-    model.types = " + ".join([*common[:SHOWN], *(["…"] if len(common) > SHOWN else [])])
+    types = " + ".join([*common[:SHOWN], *(["…"] if len(common) > SHOWN else [])])
+    return nbytes, weights.total(), types
 
 
 def _arrays(value: Any) -> Iterator[mx.array]:

@@ -93,6 +93,8 @@ class QTensor:
         self.buffer, self.offset = buffer, offset
         self.row_bytes = block.row_bytes(self.shape[-1])
         self.kept: dict[Any, Any] = {}  # what a backend keeps with the tensor
+        # what reads a stack's matrices when they are wanted, and which of its sources this is
+        self.stream: tuple[Any, int] | None = None
         self._whole: tuple[QTensor, int] | None = None  # the tensor that this is part of, and where
         self._order: np.ndarray | None = None  # which rows of the tensor in the file these are
         self.rows = int(np.prod(self.shape[:-1], dtype=np.int64))

@@ -33,7 +33,7 @@ structured
 catalog
 gguf
 models
-load saved
+load saved streamed
 embed
 engine
 generate

@@ -84,4 +84,5 @@ def _parser() -> argparse.ArgumentParser:
     )
     target.arguments(parser)
     cli.backend_arguments(parser)
+    cli.expert_argument(parser)
     return parser

@@ -85,4 +85,5 @@ def _parser() -> argparse.ArgumentParser:
     chunks.arguments(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     cli.backend_arguments(parser)
+    cli.expert_argument(parser)
     return parser

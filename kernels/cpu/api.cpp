@@ -6,6 +6,7 @@
 #include "ahead.h"
 #include "bus_error.h"
 #include "calls.h"
+#include "errors.h"
 #include "pool.h"
 #include "prelude.h"
 
@@ -13,7 +14,7 @@ namespace {
 
 thread_local std::string error;
 
-enum Status { DONE, REFUSED, OUT_OF_MEMORY }; // as in native.py
+enum Status { DONE, REFUSED, OUT_OF_MEMORY, NOT_READ }; // as in native.py
 
 // Runs f, and notes what it throws: no exception may reach Python.
 template <typename F>
@@ -24,6 +25,9 @@ int guarded(const F& f) {
     } catch (const std::bad_alloc&) {
         error = "out of memory";
         return OUT_OF_MEMORY;
+    } catch (const ReadError& e) {
+        error = e.what();
+        return NOT_READ;
     } catch (const std::exception& e) {
         error = e.what();
         return REFUSED;

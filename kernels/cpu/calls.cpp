@@ -1,6 +1,7 @@
 #include "calls.h"
 
 #include "linear.h"
+#include "streamed.h"
 
 std::vector<Kind>& kinds() {
     static std::vector<Kind> all; // made by the first of the files that register themselves
@@ -15,7 +16,8 @@ void run_calls(const Call* calls, int count) {
 const char* layout() {
     static const std::string text = [] {
         std::string out;
-        STRUCT(out, Weight, F(data), F(type), F(rows), F(bias))
+        STRUCT(out, Weight, F(data), F(type), F(rows), F(bias), F(streamed), F(source))
+        STRUCT(out, Source, F(file), F(offset), F(nbytes), F(direct))
         for (const Kind& kind : kinds()) describe(out, kind.name, kind.size, kind.fields);
         return out;
     }();

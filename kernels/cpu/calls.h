@@ -37,5 +37,5 @@ struct Call {
 // Makes calls one after another: a single one, or a recorded step over memory whose contents have changed.
 void run_calls(const Call* calls, int count);
 
-// The structs as text, see describe.h: Weight, then the kinds in the order of their numbers.
+// The structs as text, see describe.h: Weight and Source, then the kinds in the order of their numbers.
 const char* layout();

@@ -10,6 +10,7 @@
 #include "layers.h"
 #include "pool.h"
 #include "products.h"
+#include "streamed.h"
 
 namespace {
 
@@ -59,6 +60,12 @@ public:
 
     const std::vector<Group>& groups() const { return *groups_; }
 
+    // Put those first whose weights are there.
+    void put_ready_first(const Turn& turn) const {
+        std::stable_partition(groups_->begin(), groups_->end(),
+                              [&](const Group& g) { return g.expert == UNKNOWN || turn.is_ready(g.expert); });
+    }
+
     // The pairs of a group, as numbers in (n, used).
     const int* of(const Group& g) const { return order_ + g.first; }
 
@@ -71,10 +78,34 @@ private:
     std::vector<Group>* groups_;
 };
 
+// Groups [first, last).
+struct Range {
+    int first, last;
+};
+
+// Calls run for ranges of groups whose weights are in memory or about to be: in order, or as it is quickest.
+template <typename F>
+void in_turn(const Weight& stack, const Pairs& pairs, bool in_order, const F& run) {
+    const std::vector<Group>& groups = pairs.groups();
+    int count = int(groups.size());
+    if (!stack.streamed) return run(Range{0, count});
+    Turn turn(*stack.streamed);
+    if (!in_order) pairs.put_ready_first(turn);
+    thread_local std::vector<int> experts;
+    experts.clear();
+    for (const Group& g : groups)
+        if (g.expert != UNKNOWN) experts.push_back(g.expert);
+    int unknown = count - int(experts.size()); // the first group, or none
+    if (unknown) run(Range{0, unknown});
+    turn.begin(experts);
+    for (Range r; turn.next(r.first, r.last);) run(Range{unknown + r.first, unknown + r.last});
+}
+
 // One expert's part of a stack.
 Weight expert_of(const Weight& stack, int expert, int k) {
     Weight w = stack;
     w.data = (const char*)stack.data + expert * matrix_bytes(stack, k);
+    if (w.streamed) w.data = w.streamed->wait(int(w.source), expert);
     if (w.bias) w.bias += expert * stack.rows;
     return w;
 }
@@ -87,9 +118,10 @@ struct Part {
     long size() const { return long(group->count) * (last - first); }
 };
 
-// Where a part of a stack begins; null if no weights are read for it.
+// Where a part of a stack begins; null if no weights are read for it, or they are not there yet.
 const void* start(const Weight& stack, int k, const Part& p) {
     if (p.group->expert == UNKNOWN) return nullptr;
+    if (stack.streamed && !stack.streamed->is_ready(p.group->expert)) return nullptr;
     Weight before = expert_of(stack, p.group->expert, k);
     const char* data = (const char*)before.data;
     before.rows = p.first;
@@ -100,11 +132,12 @@ const void* start(const Weight& stack, int k, const Part& p) {
 // next: what is read after it.
 void multiply(const Weight& stack, Input in, const Part& p, const int* rows, const void* next, float* out) {
     int width = p.last - p.first;
-    if (p.group->expert == UNKNOWN) {
+    Weight w{};
+    if (p.group->expert != UNKNOWN) w = expert_of(stack, p.group->expert, in.k);
+    if (!w.data) { // or it could not be read, which the turn will say
         std::fill_n(out, p.size(), NAN);
         return;
     }
-    Weight w = expert_of(stack, p.group->expert, in.k);
     in.n = p.group->count, in.rows = rows, in.place = p.group->place;
     multiply_rows(w, in, p.first, p.last, out - p.first, width, next);
     for (int i = 0; w.bias && i < in.n; i++)
@@ -112,16 +145,16 @@ void multiply(const Weight& stack, Input in, const Part& p, const int* rows, con
 }
 
 // Parts of about equal work; those that follow each other read weights that do.
-void share_out(const std::vector<Group>& groups, long rows, int threads, std::vector<Part>& parts) {
+void share_out(const Group* groups, int count, long rows, int threads, std::vector<Part>& parts) {
     constexpr int UNIT = 32, SHARE = 8; // rows that are multiplied together at least; parts of a thread
     constexpr int READING = 8;          // in products, what reading and unpacking a weight costs
     long work = 0;
-    for (const Group& g : groups) work += (READING + g.count) * rows;
+    for (int i = 0; i < count; i++) work += (READING + groups[i].count) * rows;
     parts.clear();
-    for (const Group& g : groups) {
-        long wanted = work / (threads * SHARE) / (READING + g.count);
+    for (const Group* g = groups; g < groups + count; g++) {
+        long wanted = work / (threads * SHARE) / (READING + g->count);
         long step = std::min(rows, std::max(1L, (wanted + UNIT - 1) / UNIT) * UNIT);
-        for (long r = 0; r < rows; r += step) parts.push_back({&g, int(r), int(std::min(rows, r + step))});
+        for (long r = 0; r < rows; r += step) parts.push_back({g, int(r), int(std::min(rows, r + step))});
     }
 }
 
@@ -140,15 +173,16 @@ void answer(const Gather& a, const Input& in, const Pairs& pairs, const Part& p,
         std::copy_n(&out[long(i) * width], width, a.out + of[i] * a.w->rows + p.first);
 }
 
-// Rows [first, last) of all experts, so that each sum is made by one thread, in the order of the experts.
-void sum_rows(const GatherDown& a, const Input& in, const Pairs& pairs, int first, int last) {
+// Rows [first, last) of the groups in `range`, so that each sum is made by one thread, in the order of the experts.
+void sum_rows(const GatherDown& a, const Input& in, const Pairs& pairs, Range range, int first, int last) {
     long rows = a.w->rows;
     int width = last - first;
     thread_local std::vector<float> out;
-    for (int t = 0; t < a.n; t++) std::fill_n(a.out + t * rows + first, width, 0.0f);
     const std::vector<Group>& groups = pairs.groups();
-    for (size_t g = 0; g < groups.size(); g++) {
-        Part p{&groups[g], first, last}, later{&groups[(g + 1) % groups.size()], first, last};
+    for (int t = 0; range.first == 0 && t < a.n; t++) std::fill_n(a.out + t * rows + first, width, 0.0f);
+    for (int g = range.first; g < range.last; g++) {
+        int after = g + 1 < range.last ? g + 1 : range.first;
+        Part p{&groups[g], first, last}, later{&groups[after], first, last};
         const int* of = pairs.of(*p.group);
         out.resize(p.size());
         multiply(*a.w, in, p, pairs.rows(*p.group), start(*a.w, a.k, later), out.data());
@@ -157,7 +191,8 @@ void sum_rows(const GatherDown& a, const Input& in, const Pairs& pairs, int firs
             for (int r = 0; r < width; r++) sum[r] += weight * out[long(j) * width + r];
         }
     }
-    for (int t = 0; a.add && t < a.n; t++)
+    bool is_end = range.last == int(groups.size());
+    for (int t = 0; a.add && is_end && t < a.n; t++)
         for (int r = first; r < last; r++) a.out[t * rows + r] += a.add[t * rows + r];
 }
 
@@ -170,11 +205,13 @@ void gather(const Gather& a) {
     thread_local std::vector<Part> kept;
     std::vector<Part>& parts = kept;
     int threads = pool_threads();
-    share_out(pairs.groups(), a.w->rows, threads, parts);
-    int count = int(parts.size());
-    pool_run(count, [&](int i) {
-        const Part& later = parts[place(std::min(i + threads, count - 1), count, threads)];
-        answer(a, in, pairs, parts[place(i, count, threads)], later);
+    in_turn(*a.w, pairs, false, [&](Range range) {
+        share_out(&pairs.groups()[range.first], range.last - range.first, a.w->rows, threads, parts);
+        int count = int(parts.size());
+        pool_run(count, [&](int i) {
+            const Part& later = parts[place(std::min(i + threads, count - 1), count, threads)];
+            answer(a, in, pairs, parts[place(i, count, threads)], later);
+        });
     });
 }
 
@@ -184,9 +221,11 @@ void gather_down(const GatherDown& a) {
     Input in = pairs.input(a.x, a.k, a.w, 1);
     long rows = a.w->rows;
     int threads = pool_threads(), step = rows_per_part(rows, threads), count = int((rows + step - 1) / step);
-    pool_run(count, [&](int i) {
-        int first = place(i, count, threads) * step;
-        sum_rows(a, in, pairs, first, int(std::min(rows, long(first) + step)));
+    in_turn(*a.w, pairs, true, [&](Range range) {
+        pool_run(count, [&](int i) {
+            int first = place(i, count, threads) * step;
+            sum_rows(a, in, pairs, range, first, int(std::min(rows, long(first) + step)));
+        });
     });
 }
 

@@ -2,13 +2,17 @@
 #pragma once
 
 class Activations;
+class Streamed;
 
 // A weight matrix in the file: rows of k weights of a ggml type; bias: (rows,), or null.
+// streamed: of a stack that is not read through `data`: its source number `source`; else null.
 struct Weight {
     const void* data;
     long type;
     long rows;
     const float* bias;
+    Streamed* streamed;
+    long source;
 };
 
 // The bytes of a matrix whose rows have k weights.

@@ -5,16 +5,16 @@ from __future__ import annotations
 import ctypes
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from ctypes import POINTER, Structure, c_char, c_char_p, c_int, c_long, c_void_p
+from ctypes import POINTER, Structure, c_char, c_char_p, c_double, c_int, c_long, c_void_p
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from . import build, calls
 
-DONE, REFUSED = 0, 1  # of the statuses in api.cpp
+DONE, REFUSED, NOT_READ = 0, 1, 3  # of the statuses in api.cpp
 NUMBERS = (int, float, type(None))  # what goes into a struct as it is
 
 
@@ -29,6 +29,7 @@ class _Library(NamedTuple):
 
     loaded: ctypes.CDLL
     weight: type[Structure]
+    source: type[Structure]
     kinds: dict[str, tuple[int, type[Structure]]]
 
 
@@ -68,8 +69,15 @@ def _load(level: str) -> _Library:
         function.restype = c_char_p
     loaded.ferrum_run.argtypes, loaded.ferrum_run.restype = (POINTER(Call), c_int), c_int
     loaded.ferrum_set_threads.argtypes, loaded.ferrum_set_threads.restype = (c_int,), None
-    weight = structs.pop("Weight")
-    return _Library(loaded, weight, {name: (n, s) for n, (name, s) in enumerate(structs.items())})
+    loaded.ferrum_streamed.argtypes = (c_int, c_int, c_int, c_void_p, c_double)
+    loaded.ferrum_streamed.restype = c_void_p
+    for function in (loaded.ferrum_streamed_follow, loaded.ferrum_streamed_counts):
+        function.argtypes, function.restype = (c_void_p, c_void_p), None
+    loaded.ferrum_streamed_free.argtypes, loaded.ferrum_streamed_free.restype = (c_void_p,), None
+    weight, source = structs.pop("Weight"), structs.pop("Source")
+    return _Library(
+        loaded, weight, source, {name: (n, s) for n, (name, s) in enumerate(structs.items())}
+    )
 
 
 def load(path: Path, what: str) -> tuple[ctypes.CDLL, dict[str, type[Structure]]]:
@@ -95,9 +103,18 @@ def address(x: Any) -> int:
     return ctypes.addressof(c_char.from_buffer(x))
 
 
-def weights(fields: list[tuple[int, int, int, int | None]]) -> ctypes.Array[Structure]:
-    """Weight structs: (address, ggml type, rows, address of the bias) each."""
+def weights(
+    fields: list[tuple[int, int, int, int | None, int | None, int]],
+) -> ctypes.Array[Structure]:
+    """Weight structs: (address, ggml type, rows, address of the bias, of what streams it, its number there) each."""
     struct: Any = _library().weight
+    found: ctypes.Array[Structure] = (struct * len(fields))(*fields)
+    return found
+
+
+def sources(fields: Sequence[tuple[int, int, int, bool]]) -> ctypes.Array[Structure]:
+    """Source structs: (file descriptor, offset, bytes, whether it bypasses the page cache) each."""
+    struct: Any = _library().source
     found: ctypes.Array[Structure] = (struct * len(fields))(*fields)
     return found
 
@@ -105,7 +122,8 @@ def weights(fields: list[tuple[int, int, int, int | None]]) -> ctypes.Array[Stru
 def run(kind: str, **fields: Any) -> None:
     """Make a call. fields: all of its struct's; arrays, which must be contiguous, go as their addresses.
 
-    Raises ValueError for arguments that the library refuses, MemoryError if it needs more memory than there is.
+    Raises ValueError for arguments that the library refuses, OSError if an expert cannot be read from the file,
+    MemoryError if it needs more memory than there is.
     """
     number, struct = _library().kinds[kind]
     arguments = struct()
@@ -122,7 +140,7 @@ def _run(made: Any, count: int) -> None:
     status = loaded.ferrum_run(made, count)
     if status != DONE:
         message = loaded.ferrum_error().decode()
-        raise ValueError(message) if status == REFUSED else MemoryError(message)
+        raise {REFUSED: ValueError, NOT_READ: OSError}.get(status, MemoryError)(message)
 
 
 class Recording:

@@ -170,7 +170,11 @@ class Engine:
         if not ops.is_lazy():
             self._read(len(self._pending))  # some are left after an interruption
         rows = self._scheduler.plan()
-        made = self._compute(rows) if rows else None
+        try:
+            made = self._compute(rows) if rows else None
+        except OSError:  # of experts that are read from the file
+            self._compute_each(rows)
+            made = None
         earlier = len(self._pending)
         if made is not None:
             if any(text.follower is not None for text, _ in self._pending):
@@ -200,6 +204,18 @@ class Engine:
         self._stats.batch_sizes[len(rows)] += 1
         self._stats.prompt_tokens += sum(n for job, n in rows.items() if not job.decodes)
         return made
+
+    def _compute_each(self, rows: dict[Job, int]) -> None:
+        """Compute and choose for each text by itself; those end for which the file still cannot be read."""
+        for job, count in rows.items():
+            try:
+                made = self._compute({job: count})
+            except OSError as error:
+                self._events.append(self._end(job.number, "error", error=error))
+            else:
+                if made is not None:
+                    self._choose({job: count}, made)
+                    self._read(len(self._pending))  # the next pass overwrites what this one gave
 
     def _advance(self, batch: Batch, rows: dict[Job, int]) -> None:
         """Say that rows are computed, and which tokens they have, as far as that is known."""

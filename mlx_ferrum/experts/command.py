@@ -56,6 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--out", type=Path, metavar="FILE.png", help="draw a heat map of layers and experts")
     add("--json", action="store_true", help="print one JSON object")
     cli.backend_arguments(parser)
+    cli.expert_argument(parser)
     return parser
 
 

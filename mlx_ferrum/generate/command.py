@@ -293,11 +293,15 @@ def _run(args: argparse.Namespace) -> int:
     wall = time.perf_counter() - start
     if args.save_prompt_cache:
         held.save(args.save_prompt_cache)
-    stages = _stages(profile, wall)
+    stages, experts = _stages(profile, wall), model.streams
     if args.json:
-        print(json.dumps(_report(output, args, len(ids), stages), ensure_ascii=False))
+        report = _report(output, args, len(ids), stages)
+        report |= {} if experts is None else {"experts": experts.counts()._asdict()}
+        print(json.dumps(report, ensure_ascii=False))
     elif not args.quiet:
         _print_figures(output.last, len(ids) - len(rest), load_time, stages)
+        if experts is not None:
+            print(experts.described(), file=sys.stderr)
     return 0
 
 

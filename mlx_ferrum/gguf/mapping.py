@@ -46,6 +46,12 @@ class MappedFile:
         """The whole file: (size,) uint8, read-only, page-aligned; it keeps the mapping alive."""
         return np.frombuffer(self.mapped, np.uint8)
 
+    def check_same(self, file: int) -> None:
+        """Raises ValueError if a descriptor, opened later, is of another file."""
+        now, before = os.fstat(file), self._status
+        if (now.st_dev, now.st_ino) != (before.st_dev, before.st_ino):
+            raise ValueError(f"{self.path}: replaced while it was opened, expected the same file")
+
     def check(self, *, thorough: bool = True) -> None:
         """Raises ValueError if the file was cut short since it was mapped, or written to.
 

@@ -200,6 +200,7 @@ class LoadedModel(Module):
     types: str = ""  # that most of them have, such as "Q4_K + Q6_K"
     recommended: Recommended = Recommended()  # sampling
     check_file: Callable[..., None] | None = None  # `GGUF.check`
+    streams: Any = None  # `streamed.Streams`, if experts are read from disk
 
     def described(self, architecture: str, sizes: list[str]) -> str:
         """One line for people: the sizes, then what the weights take and which backend runs them."""

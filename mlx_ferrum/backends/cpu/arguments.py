@@ -50,7 +50,13 @@ def places(ws: Sequence[QTensor], biases: Sequence[mx.array | None]) -> ctypes.A
             for w, bias in zip(ws, biases, strict=True)
         ]
         fields = [
-            (w.data.ctypes.data, w.block.id, w.shape[-2], None if b is None else native.address(b))
+            (
+                w.data.ctypes.data,
+                w.block.id,
+                w.shape[-2],
+                None if b is None else native.address(b),
+                *((None, 0) if w.stream is None else (w.stream[0].address, w.stream[1])),
+            )
             for w, b in zip(ws, added, strict=True)
         ]
         found = native.weights(fields)

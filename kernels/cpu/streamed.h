@@ -1,0 +1,99 @@
+// Stacks of matrices that do not stay in memory: a matrix is read from the file, into a slot, when it is chosen.
+#pragma once
+
+#include <atomic>
+#include <condition_variable>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+// Where the matrices of a stack lie, one after the other.
+struct Source {
+    int file;    // an open descriptor
+    long offset; // bytes, of the first matrix
+    long nbytes; // of each
+    int direct;  // whether the descriptor bypasses the page cache: only whole sectors can be read
+};
+
+// Stacks whose matrices of one number are read together, such as an expert's gate and up, and slots for some of them.
+// Used through a Turn; in one, matrices may be taken by all threads.
+class Streamed {
+public:
+    // slots: at least 1; age: how much older a call is than the one before, where an age makes a use count e times less
+    Streamed(int count, int slots, std::vector<Source> sources, double age);
+    ~Streamed();
+    Streamed(const Streamed&) = delete;
+    Streamed& operator=(const Streamed&) = delete;
+
+    // What the same numbers are wanted of next: their reads begin too.
+    void followed_by(Streamed* other) { follower_ = other; }
+
+    bool is_ready(int number) const { return slot_of_[number] >= 0 && !slot_[slot_of_[number]].pending; }
+
+    // A matrix of a number that is held, once it is read; null if that failed.
+    const char* wait(int source, int number);
+
+    // Uses of numbers, reads of numbers, bytes read, nanoseconds waited.
+    void counts(long* out) const;
+
+private:
+    friend class Turn;
+    friend class Readers;
+
+    struct Slot {
+        int number = -1;
+        std::atomic<int> pending{0}; // sources that are not read yet
+        std::atomic<bool> failed{false};
+        bool is_held = false, is_needed = false; // in the turn that has the lock: now, and later
+    };
+
+    void hold(const int* numbers, int count);
+    int victim();
+    void start(int slot, int number);
+    void use(const int* numbers, int count);
+    void done(Slot& slot, const std::string& error);
+    void check();
+    char* place(int source, int slot) const;
+
+    const int slots_;
+    const double age_;
+    std::vector<Source> sources_;
+    std::vector<long> starts_; // of each source within a slot
+    long stride_ = 0;          // of slots, bytes
+    char* memory_;
+    Streamed* follower_ = nullptr;
+    std::unique_ptr<Slot[]> slot_;
+    std::vector<int> slot_of_;  // of each number, or -1
+    std::vector<double> score_; // of each number, as a logarithm that stays while it is not used
+    double clock_ = 0;
+    std::atomic<long> used_{0}, reads_{0}, bytes_{0}, waited_{0};
+    std::mutex turns_, reading_; // reading_: of error_, and to wait for slots
+    std::condition_variable done_;
+    std::string error_;
+};
+
+// A call's use of some numbers, in portions that fit the slots; the next portion is read while one is used.
+class Turn {
+public:
+    explicit Turn(Streamed& streamed) : streamed_(streamed), lock_(streamed.turns_) {}
+
+    bool is_ready(int number) const { return streamed_.is_ready(number); }
+
+    // numbers: each once; they have to outlive it
+    void begin(const std::vector<int>& numbers);
+
+    // numbers [first, last) are held until the next call; false after the last portion. Throws ReadError if a read of
+    // the portion before failed.
+    bool next(int& first, int& last);
+
+private:
+    void hold(int first, int last);
+
+    Streamed& streamed_;
+    std::unique_lock<std::mutex> lock_;
+    const int* numbers_ = nullptr;
+    int count_ = 0, size_ = 0, at_ = 0; // numbers, those of a portion, and where the next one begins
+    bool looks_ahead_ = false;
+};

@@ -1,0 +1,77 @@
+"""Stacks of matrices that are read from the file when they are wanted; see streamed.h."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from ctypes import c_long
+from typing import NamedTuple
+
+from . import native
+
+
+class Source(NamedTuple):
+    """Where the matrices of a stack lie, one after the other.
+
+    file: a descriptor, which has to stay open
+    offset: bytes, of the first matrix
+    nbytes: of each
+    direct: the descriptor bypasses the page cache
+    """
+
+    file: int
+    offset: int
+    nbytes: int
+    direct: bool = False
+
+
+class Counts(NamedTuple):
+    """What happened so far.
+
+    used, read: uses of an expert's matrices, once for each pass, and reads
+    nbytes: read
+    waited: seconds, of all threads
+    """
+
+    used: int
+    read: int
+    nbytes: int
+    waited: float
+
+
+class Stream:
+    """Stacks whose matrices of one number are read together. address: as weights have it.
+
+    count: matrices in each stack
+    slots: how many of them are in memory
+    age: how much older a call is than the one before; a use an age ago counts e times less for what is kept
+    Raises MemoryError if there is no memory for the slots.
+    """
+
+    def __init__(self, count: int, slots: int, sources: Sequence[Source], age: float) -> None:
+        library = native.library()
+        self.slots = slots
+        self._free, self._counts = library.ferrum_streamed_free, library.ferrum_streamed_counts
+        self._follow = library.ferrum_streamed_follow
+        self._follower: Stream | None = None
+        given = native.sources(sources)
+        self.address: int | None = library.ferrum_streamed(count, slots, len(sources), given, age)
+        if self.address is None:
+            nbytes = slots * sum(source.nbytes for source in sources)
+            raise MemoryError(f"there is no memory for {slots} experts of {nbytes} bytes")
+
+    def followed_by(self, other: Stream) -> None:
+        """What is wanted of this one is wanted of the other one next."""
+        self._follower = other
+        self._follow(self.address, other.address)
+
+    def counts(self) -> Counts:
+        """What happened so far."""
+        found = (c_long * 4)()
+        self._counts(self.address, ctypes.addressof(found))
+        used, read, nbytes, waited = found
+        return Counts(used, read, nbytes, waited / 1e9)
+
+    def __del__(self) -> None:
+        if getattr(self, "address", None) is not None:
+            self._free(self.address)

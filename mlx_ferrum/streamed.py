@@ -1,0 +1,138 @@
+"""Experts that are read from the file when they are chosen, into memory of a fixed size.
+
+A mixture of experts reads a few of its experts for each token. Those used most lately and most often stay in memory.
+Everything else of the file stays mapped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from . import amounts, gguf, ops
+from .kernels.cpu.streams import Counts, Source, Stream
+from .models.base import LanguageModel
+from .nn import Experts
+from .tensor import QTensor
+
+AGE = 1 / 256  # of a call, where a use an age ago counts e times less; see bench/expert_cache.py
+
+
+class Files:
+    """The files of a model, open for reading until nothing uses them. Raises ValueError for one that was replaced."""
+
+    def __init__(self, file: gguf.GGUF) -> None:
+        self._parts, self.numbers, self._is_direct = file.parts, list[int](), list[bool]()
+        for each in file.files:
+            number, is_direct = _open(each.path)
+            self.numbers.append(number)
+            self._is_direct.append(is_direct)
+            each.check_same(number)
+
+    def source(self, w: QTensor) -> Source:
+        """Where the matrices of a stack lie."""
+        part = next(i for i, buffer in enumerate(self._parts) if buffer is w.buffer)
+        nbytes = w.nbytes // w.shape[0]
+        return Source(self.numbers[part], w.offset, nbytes, self._is_direct[part])
+
+    def __del__(self) -> None:
+        for number in self.numbers:
+            os.close(number)
+
+
+def _open(path: Path) -> tuple[int, bool]:
+    """A descriptor that bypasses the page cache if possible, which would keep a second copy of each expert.
+
+    Also whether only whole sectors can be read through it, as on Linux.
+    """
+    flags = os.O_RDONLY | os.O_CLOEXEC
+    if sys.platform == "darwin":
+        number = os.open(path, flags)
+        fcntl.fcntl(number, fcntl.F_NOCACHE, 1)
+        return number, False
+    with contextlib.suppress(OSError):  # a file system without it
+        return os.open(path, flags | os.O_DIRECT), True
+    return os.open(path, flags), False
+
+
+class Layer(NamedTuple):
+    """The streams of one layer. layer: its number, dense layers counted; first: of gate and up; second: of down."""
+
+    layer: int
+    experts: int
+    first: Stream
+    second: Stream
+
+    def counts(self) -> tuple[Counts, Counts]:
+        """What happened so far, of gate and up, and of down."""
+        return self.first.counts(), self.second.counts()
+
+
+class Streams:
+    """The layers of a model whose experts are read from disk."""
+
+    def __init__(self, layers: Sequence[Layer]) -> None:
+        self.layers = tuple(layers)
+
+    def counts(self) -> Counts:
+        """What happened so far, in all layers."""
+        every = [count for layer in self.layers for count in layer.counts()]
+        used, read, nbytes, waited = map(sum, zip(*every, strict=True))
+        return Counts(int(used), int(read), int(nbytes), waited)
+
+    def described(self) -> str:
+        """The counts in a line."""
+        counts = self.counts()
+        share = 1 - counts.read / max(counts.used, 1)
+        read = f"{amounts.size(counts.nbytes)} read from disk"
+        found = f"{share:.0%} of {counts.used} uses found in memory"
+        return f"experts: {found}, {read}, threads waited {counts.waited:.2f} s"
+
+
+def stream(model: LanguageModel, file: gguf.GGUF, nbytes: int) -> Streams:
+    """Read experts from the file when they are chosen; at most `nbytes` of them are in memory. For the cpu backend.
+
+    Raises ValueError for a model without experts and for too few bytes, NotImplementedError on another backend.
+    """
+    if ops.backend_name() != "cpu":
+        raise NotImplementedError(
+            f"experts are read from disk on the cpu backend only, the one in use is {ops.backend_name()}"
+        )
+    layers = [(i, each.mlp) for i, each in enumerate(model.body.layers)]
+    found = [(i, mlp) for i, mlp in layers if isinstance(mlp, Experts)]
+    slots = _slots([mlp for _, mlp in found], nbytes)
+    files = Files(file)
+    return Streams([_stream(i, mlp, n, files) for (i, mlp), n in zip(found, slots, strict=True)])
+
+
+def _slots(layers: Sequence[Experts], nbytes: int) -> list[int]:
+    """The experts of each layer that are in memory: as many everywhere, and one more in the first layers."""
+    if not layers:
+        raise ValueError("the model has no experts to read from disk")
+    sizes = [sum(w.nbytes // mlp.count for w in (mlp.gate, mlp.up, mlp.down)) for mlp in layers]
+    each, rest = divmod(nbytes, sum(sizes))
+    if each < 1:
+        raise ValueError(
+            f"{amounts.size(nbytes)} for experts, expected at least {amounts.size(sum(sizes))}: one a layer"
+        )
+    slots = []
+    for mlp, size in zip(layers, sizes, strict=True):
+        extra, rest = (1, rest - size) if size <= rest else (0, 0)
+        slots.append(min(each + extra, mlp.count))
+    return slots
+
+
+def _stream(layer: int, mlp: Experts, slots: int, files: Files) -> Layer:
+    first = Stream(mlp.count, slots, [files.source(mlp.gate), files.source(mlp.up)], AGE)
+    second = Stream(mlp.count, slots, [files.source(mlp.down)], AGE)
+    first.followed_by(second)
+    first.files = second.files = files
+    for w, place in ((mlp.gate, (first, 0)), (mlp.up, (first, 1)), (mlp.down, (second, 0))):
+        w.stream = place
+        w.kept.clear()
+    return Layer(layer, mlp.count, first, second)

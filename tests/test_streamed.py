@@ -1,0 +1,253 @@
+"""Experts that are read from the file when they are chosen: the same bits as mapped, whatever fits in memory."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import gc
+import os
+import random
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from backends import CPU, REFERENCE, Backend
+
+import mlx_ferrum
+from mlx_ferrum.engine import Engine, Request
+from mlx_ferrum.kernels.cpu import native
+from mlx_ferrum.nn import Experts
+
+Read = ctypes.CFUNCTYPE(
+    ctypes.c_ssize_t, ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_long, use_errno=True
+)
+COUNT = 8  # experts of tiny-moe
+kept: list[Any] = []  # functions that a reader may still be about to call
+
+
+@pytest.fixture
+def cpu() -> Iterator[Backend]:
+    with CPU.in_use() as backend:
+        yield backend
+
+
+@pytest.fixture(scope="module")
+def mapped() -> Any:
+    with CPU.in_use():
+        return mlx_ferrum.load("tiny-moe")[0]
+
+
+def one_each(model: Any) -> int:
+    """Bytes of one expert of each layer."""
+    experts = [layer.mlp for layer in model.body.layers if isinstance(layer.mlp, Experts)]
+    return sum(w.nbytes // mlp.count for mlp in experts for w in (mlp.gate, mlp.up, mlp.down))
+
+
+def streamed(mapped: Any, each: float) -> Any:
+    """The model with room for `each` experts a layer."""
+    return mlx_ferrum.load("tiny-moe", expert_memory=int(each * one_each(mapped)))[0]
+
+
+def logits(model: Any, ids: np.ndarray, after: int) -> np.ndarray:
+    """Of a prompt, and of `after` tokens of it one by one."""
+    cache, last = model.make_cache(), len(ids) - after
+    found = [np.array(model(mx.array(ids[None, :last]), cache)[0])]
+    found += [
+        np.array(model(mx.array(ids[None, i : i + 1]), cache)[0]) for i in range(last, len(ids))
+    ]
+    return np.concatenate(found)
+
+
+@contextmanager
+def reading(function: Callable[[int, int, int, int], int]) -> Iterator[None]:
+    """Meanwhile the library reads by a function of descriptor, address, size and offset; it returns -errno or bytes."""
+
+    def read(file: int, to: int, size: int, at: int) -> int:
+        found = function(file, to, size, at)
+        if found < 0:
+            ctypes.set_errno(-found)
+            return -1
+        return found
+
+    kept.append(Read(read))
+    library = native.library()
+    library.ferrum_read_by(kept[-1])
+    try:
+        yield
+    finally:
+        library.ferrum_read_by(None)
+
+
+def read_some(file: int, to: int, size: int, at: int) -> int:
+    """As pread."""
+    return os.preadv(file, [(ctypes.c_char * size).from_address(to)], at)
+
+
+def open_files() -> int:
+    folder = Path("/dev/fd" if sys.platform == "darwin" else "/proc/self/fd")
+    return len(list(folder.iterdir()))
+
+
+@pytest.mark.parametrize("each", [1, 1.6, 2, 3, 5, 7.5, COUNT, 100])
+def test_logits_are_those_of_the_mapped_file(cpu: Backend, mapped: Any, each: float) -> None:
+    rng = np.random.default_rng(int(each * 10))
+    ids = rng.integers(0, mapped.args.vocab_size, 70)
+    model = streamed(mapped, each)
+    np.testing.assert_array_equal(logits(model, ids, 20), logits(mapped, ids, 20))
+    counts = [count for layer in model.streams.layers for count in layer.counts()]
+    assert len(counts) == 2 * len(mapped.body.layers)
+    for count in counts:
+        assert count.used >= count.read > 0
+        assert count.nbytes > 0
+        if each >= COUNT:
+            assert count.read <= COUNT
+    slots = [layer.first.slots for layer in model.streams.layers]
+    assert slots[-1] == min(int(each), COUNT) and slots[0] - slots[-1] in (0, 1)
+
+
+def test_recorded_steps_of_several_texts(cpu: Backend, mapped: Any) -> None:
+    rng = np.random.default_rng(5)
+    prompts = [rng.integers(0, mapped.args.vocab_size, n).tolist() for n in (3, 40, 17, 1)]
+
+    def texts(model: Any) -> list[list[int | None]]:
+        engine, found = Engine(model), dict[int, list[int | None]]()
+        for prompt in prompts:
+            found[engine.submit(Request(prompt, 24))[0]] = []
+        while engine.is_busy:
+            for event in engine.step():
+                found[event.id].append(event.token)
+        return list(found.values())
+
+    wanted = texts(mapped)
+    for each in (1, 3, 6):
+        assert texts(streamed(mapped, each)) == wanted
+
+
+def test_two_threads_at_a_time(cpu: Backend, mapped: Any) -> None:
+    ids = np.random.default_rng(6).integers(0, mapped.args.vocab_size, (2, 30))
+    wanted = [logits(mapped, row, 20) for row in ids]
+    model = streamed(mapped, 2)
+    found: list[Any] = [None, None]
+
+    def run(i: int) -> None:
+        found[i] = logits(model, ids[i], 20)
+
+    threads = [threading.Thread(target=run, args=(i,)) for i in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for got, want in zip(found, wanted, strict=True):
+        np.testing.assert_array_equal(got, want)
+
+
+def test_slow_and_short_reads_change_nothing(cpu: Backend, mapped: Any) -> None:
+    ids = np.random.default_rng(7).integers(0, mapped.args.vocab_size, 40)
+    draw = random.Random(7)
+
+    def slow(file: int, to: int, size: int, at: int) -> int:
+        time.sleep(draw.random() / 500)
+        whole = (
+            -(-max(4096, int(size * draw.random())) // 4096) * 4096
+        )  # direct reads take whole sectors
+        return read_some(file, to, min(size, whole), at)
+
+    model = streamed(mapped, 3)
+    with reading(slow):
+        found = logits(model, ids, 15)
+    np.testing.assert_array_equal(found, logits(mapped, ids, 15))
+
+
+def test_a_failing_read_is_an_error_and_the_next_one_is_right(cpu: Backend, mapped: Any) -> None:
+    ids = np.random.default_rng(8).integers(0, mapped.args.vocab_size, 40)
+    draw, failed = random.Random(8), 0
+
+    def failing(file: int, to: int, size: int, at: int) -> int:
+        return -errno.EIO if draw.random() < 0.1 else read_some(file, to, size, at)
+
+    model = streamed(mapped, 2)
+    with reading(failing):
+        for _ in range(12):
+            try:
+                found = logits(model, ids, 10)
+            except OSError as error:
+                assert "of an expert at byte" in str(error) and "Input/output error" in str(error)
+                failed += 1
+            else:
+                np.testing.assert_array_equal(found, logits(mapped, ids, 10))
+    assert failed
+    np.testing.assert_array_equal(logits(model, ids, 10), logits(mapped, ids, 10))
+
+
+def test_the_file_ends_early(cpu: Backend, mapped: Any) -> None:
+    model = streamed(mapped, 2)
+    with reading(lambda *_: 0), pytest.raises(OSError, match="the file ends there"):
+        logits(model, np.arange(9), 1)
+
+
+def answers(model: Any, prompts: list[list[int]]) -> list[tuple[list[int], Exception | None]]:
+    """What an engine says to all of them at once: tokens, and the error that ended a text."""
+    engine = Engine(model)
+    ids = [engine.submit(Request(prompt, 3))[0] for prompt in prompts]
+    found: dict[int, tuple[list[int], list[Exception | None]]] = {id: ([], [None]) for id in ids}
+    while engine.is_busy:
+        for event in engine.step():
+            tokens, errors = found[event.id]
+            tokens += [] if event.token is None else [event.token]
+            errors[0] = event.error
+    return [(tokens, errors[0]) for tokens, errors in found.values()]
+
+
+def test_only_the_texts_end_whose_experts_cannot_be_read(cpu: Backend, mapped: Any) -> None:
+    prompts = [[40], [300], [7], [90]]
+    places: list[set[int]] = []
+
+    def noting(file: int, to: int, size: int, at: int) -> int:
+        places[-1].add(at)
+        return read_some(file, to, size, at)
+
+    alone = []
+    for prompt in prompts:
+        places.append(set())
+        with reading(noting):
+            alone += answers(streamed(mapped, 4), [prompt])
+    # what some of them need: it cannot be read when all are asked at once
+    bad = next(at for at in sorted(set.union(*places)) if sum(at in each for each in places) == 2)
+
+    def failing(file: int, to: int, size: int, at: int) -> int:
+        return -errno.EIO if at == bad else read_some(file, to, size, at)
+
+    with reading(failing):
+        together = answers(streamed(mapped, 4), prompts)
+    for (tokens, error), (wanted, _), needs in zip(together, alone, places, strict=True):
+        if bad in needs:
+            assert isinstance(error, OSError)
+            assert tokens == wanted[: len(tokens)]
+        else:
+            assert error is None and tokens == wanted
+
+
+def test_refusals(cpu: Backend, mapped: Any, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="for experts, expected at least"):
+        streamed(mapped, 0.9)
+    with pytest.raises(ValueError, match="no experts"):
+        mlx_ferrum.load("tiny-hybrid", expert_memory=1 << 20)
+    with REFERENCE.in_use(), pytest.raises(NotImplementedError, match="on the cpu backend only"):
+        streamed(mapped, 2)
+
+
+def test_nothing_is_left_of_a_model_that_is_gone(cpu: Backend, mapped: Any) -> None:
+    before = open_files()
+    for _ in range(3):
+        model = streamed(mapped, 2)
+        logits(model, np.arange(9), 1)
+        del model
+        gc.collect()
+    assert open_files() <= before
