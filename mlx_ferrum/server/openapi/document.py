@@ -87,6 +87,7 @@ OPERATIONS = {
     "/detokenize": _takes(requests.DETOKENIZE, responses.DETOKENIZED),
     "/health": Operation(responses.HEALTH),
     "/metrics": Operation(content={"text/plain": STRING}),
+    "/": Operation(content={"text/html": STRING}),
     "/openapi.json": Operation(),
 }
 REFUSALS = {
