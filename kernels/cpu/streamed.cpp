@@ -44,8 +44,8 @@ std::string read_all(const Job& job) {
         if (n < 0 && errno == EINTR) continue;
         if (n <= 0) {
             std::string why = n ? strerror(errno) : "the file ends there";
-            return "reading " + std::to_string(end - at) + " bytes of an expert at byte " + std::to_string(at) +
-                   ": " + why;
+            return "reading " + std::to_string(end - at) + " bytes of an expert at byte " + std::to_string(at) + ": " +
+                   why;
         }
         at += n, to += n;
     }
@@ -79,8 +79,7 @@ public:
 
 private:
     void grow() {
-        for (; threads_ < wanted_; threads_++)
-            std::thread([this, number = threads_] { work(number); }).detach();
+        for (; threads_ < wanted_; threads_++) std::thread([this, number = threads_] { work(number); }).detach();
     }
 
     void work(int number) {
@@ -236,9 +235,7 @@ void Turn::begin(const std::vector<int>& numbers) {
     }
 }
 
-void Turn::hold(int first, int last) {
-    streamed_.hold(numbers_ + first, last - first);
-}
+void Turn::hold(int first, int last) { streamed_.hold(numbers_ + first, last - first); }
 
 bool Turn::next(int& first, int& last) {
     if (at_) { // the portion before is done
