@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -13,15 +12,6 @@ from .source import SPLIT
 
 PADDING = 32  # tensors count with the bytes up to the next multiple, as llama.cpp counts them
 MAX_PARTS = 65_535
-UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
-
-
-def size(text: str) -> int:
-    """Bytes, or K, M, G for 1,000, 1,000,000 and 1,000,000,000 bytes. Raises ValueError for anything else."""
-    found = re.fullmatch(r"(\d+)([KMG]?)B?", text.strip().upper())
-    if found is None or not int(found[1]):
-        raise ValueError(f"expected a size such as 500M or 2G, found {text!r}")
-    return int(found[1]) * UNITS[found[2]]
 
 
 def part_path(prefix: Path, i: int, count: int) -> Path:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
+
 _PREFIXES = ("", "k", "M", "G", "T")
 _LARGE = ((1e9, "B"), (1e6, "M"))
+_SIZE = re.compile(r"(\d+(?:\.\d+)?) ?([KMGT]?)(I?)B?")
 
 
 def size(nbytes: float) -> str:
@@ -13,6 +16,16 @@ def size(nbytes: float) -> str:
         step, value = step + 1, value / 1000
     number = f"{value:.1f}" if step and value < 9.95 else f"{value:.0f}"
     return f"{number} {_PREFIXES[step]}B"
+
+
+def read_size(text: str) -> int:
+    """Bytes from 500M or 2G, which are powers of 1,000, or 17.5GiB. Raises ValueError for anything else, and for 0."""
+    found = _SIZE.fullmatch(text.strip().upper())
+    step = (1024 if found[3] else 1000) ** " KMGT".index(found[2] or " ") if found else 0
+    nbytes = int(float(found[1]) * step) if found and len(found[1]) < 20 else 0
+    if not nbytes:
+        raise ValueError(f"expected a size such as 500M or 2G, found {text[:60]!r}")
+    return nbytes
 
 
 def count(number: int) -> str:

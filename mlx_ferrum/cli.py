@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import mlx_ferrum
 
-from . import backends, catalog
+from . import amounts, backends, catalog
 from .entry import begin, command, describe, guarded, stdin
 from .parser import HelpFormatter, Parser
 
@@ -326,6 +326,14 @@ def count(text: str) -> int:
     if value < 0:
         raise argparse.ArgumentTypeError(f"{value} is not 0 or more")
     return value
+
+
+def size(text: str) -> int:
+    """The type of sizes in bytes, such as 500M."""
+    try:
+        return amounts.read_size(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def read_prompt(text: str) -> str:

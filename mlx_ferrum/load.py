@@ -13,7 +13,7 @@ import mlx.core as mx
 from mlx import nn
 
 from . import blocks, catalog, gguf, models
-from .models.base import LanguageModel, LoadedModel, Weights
+from .models.base import LanguageModel, Weights
 from .models.encoder import Encoder
 from .options import Delta
 from .sample.recommended import recommended
@@ -51,22 +51,22 @@ def _model(file: gguf.GGUF) -> LanguageModel | Encoder:
     model: LanguageModel | Encoder = module.Model(args, weights)
     weights.check_all_used()
     model.fingerprint, model.check_file = _fingerprint(file), file.check
-    _measure(model, file.tensors.values())
+    model.nbytes, model.parameter_count, model.types = measured(file.tensors.values())
     model.recommended = recommended(file.metadata)
     # lazy arrays belong to the thread that made them: no other one could evaluate them
     mx.eval(list(_arrays(model)))
     return model
 
 
-def _measure(model: LoadedModel, tensors: Iterable[gguf.TensorInfo]) -> None:
+def measured(tensors: Iterable[gguf.TensorInfo]) -> tuple[int, int, str]:
     """Bytes and numbers in the tensors, and the types that have a hundredth of the numbers or more, at most SHOWN."""
-    weights: Counter[str] = Counter()
+    nbytes, weights = 0, Counter[str]()
     for info in tensors:
-        model.nbytes += info.nbytes
+        nbytes += info.nbytes
         weights[info.type] += math.prod(info.shape)
-    model.parameter_count = weights.total()
     common = [name for name, n in weights.most_common() if 100 * n >= weights.total()]
-    model.types = " + ".join([*common[:SHOWN], *(["…"] if len(common) > SHOWN else [])])
+    types = " + ".join([*common[:SHOWN], *(["…"] if len(common) > SHOWN else [])])
+    return nbytes, weights.total(), types
 
 
 def _arrays(value: Any) -> Iterator[mx.array]:

@@ -255,7 +255,7 @@ def test_a_bad_input_is_one_line(
         (["edit", "m", "o", "--set", "a:u7=1"], "expected a type"),
         (["edit", "m", "o", "--rename", "a"], "expected OLD=NEW"),
         (["split", "m", "o"], "--max-size --max-tensors"),
-        (["split", "m", "o", "--max-size", "2T"], "expected a size such as 500M"),
+        (["split", "m", "o", "--max-size", "2X"], "expected a size such as 500M"),
         (["split", "m", "o", "--max-tensors", "0"], "0 is not 1 or more"),
     ],
 )

@@ -26,15 +26,6 @@ def main(argv: Sequence[str] | None) -> int:
     return 0
 
 
-def _size(text: str) -> int:
-    from ..parts import size
-
-    try:
-        return size(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-
-
 def _parser() -> argparse.ArgumentParser:
     from ..target import arguments
 
@@ -50,7 +41,7 @@ def _parser() -> argparse.ArgumentParser:
     most = parser.add_mutually_exclusive_group(required=True)
     most.add_argument(
         "--max-size",
-        type=_size,
+        type=cli.size,
         metavar="SIZE",
         help="bytes of tensors in a file at most: 500M, 2G; 1G is 1,000,000,000 bytes",
     )

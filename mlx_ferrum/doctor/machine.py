@@ -84,7 +84,7 @@ def inspect() -> Machine:
         features=_features(),
         cores=native.cores(),
         core_kinds=_core_kinds(),
-        memory=_memory(),
+        memory=memory(),
         available=_available(),
         compiler=_compiler(),
         gpu=_gpu() if works and mx.is_available(mx.gpu) else None,
@@ -132,7 +132,7 @@ def _core_kinds() -> tuple[int, ...]:
     return tuple(kind for kind in kinds if kind)
 
 
-def _memory() -> int:
+def memory() -> int:
     """Of the machine, or what this container may use of it."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     limits = (_first_line(path, r"(\d+)") for path in _LIMITS)
@@ -141,7 +141,7 @@ def _memory() -> int:
 
 def _available() -> int | None:
     kilobytes = _first_line("/proc/meminfo", r"MemAvailable:\s*(\d+)")
-    return min(int(kilobytes) * 1024, _memory()) if kilobytes else None
+    return min(int(kilobytes) * 1024, memory()) if kilobytes else None
 
 
 def _compiler() -> str | None:
