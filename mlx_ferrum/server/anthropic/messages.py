@@ -15,7 +15,7 @@ from mlx_ferrum.replies import Piece as Part
 from .. import sampling
 from ..errors import RequestError
 from ..fields import Fields
-from ..http import Stream, answered, error_object, read, respond
+from ..http import Stream, answered, choose, error_object, read, respond
 from ..openai.form import new_id, quoted
 from ..openai.messages import Rendered, render
 from ..parts import Said, parts_of
@@ -40,9 +40,9 @@ IGNORED = ("metadata", "service_tier", "container", "output_config", "context_ma
 
 async def messages(request: Request) -> ASGIApp:
     """A reply to messages."""
-    service: Service = request.app.state.service
     fields = await read(request)
-    service.check_name(fields.text("model"))
+    fields.text("model")  # required
+    service = await choose(request, fields)
     if fields.get("max_tokens") is None:
         raise fields.error("max_tokens", None, "a whole number")
     chosen = _sampling(fields, service)
@@ -56,9 +56,9 @@ async def messages(request: Request) -> ASGIApp:
 
 async def count_tokens(request: Request) -> Response:
     """The number of tokens of a prompt."""
-    service: Service = request.app.state.service
     fields = await read(request)
-    service.check_name(fields.text("model"))
+    fields.text("model")  # required
+    service = await choose(request, fields)
     prompt = await _prompt(fields, service)
     fields.finish(IGNORED)
     return respond({"input_tokens": len(prompt.ids)})

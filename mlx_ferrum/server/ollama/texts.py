@@ -15,13 +15,13 @@ from mlx_ferrum.generate.prompt import encode_prompt
 
 from ..errors import RequestError
 from ..fields import Fields
-from ..http import Stream, answered, read, respond
+from ..http import Stream, answered, choose, read, respond
 from ..openai.chat import asked_tools, grammar
 from ..openai.messages import Rendered, messages, render
 from ..parts import Call, Said, parts_of
 from ..reply import Answer, Piece
 from ..service import Service
-from .fields import check_name, read_sampling
+from .fields import read_sampling
 
 HEADERS = [(b"content-type", b"application/x-ndjson")]
 THINKS = {None: None, True: "high", False: "none"}
@@ -29,18 +29,16 @@ THINKS = {None: None, True: "high", False: "none"}
 
 async def chat(request: Request) -> ASGIApp:
     """A reply to messages."""
-    service: Service = request.app.state.service
     fields = await read(request)
-    name = check_name(fields, service)
+    service = await choose(request, fields)
     given = messages(fields) if fields.items("messages") else []
-    return await _answer(request, fields, name, given, is_chat=True)
+    return await _answer(request, service, fields, given, is_chat=True)
 
 
 async def generate(request: Request) -> ASGIApp:
     """A text after a prompt, through the chat template unless it is `raw`."""
-    service: Service = request.app.state.service
     fields = await read(request)
-    name = check_name(fields, service)
+    service = await choose(request, fields)
     for field in ("images", "suffix", "template", "context"):
         fields.refuse(field)
     text, system = fields.text("prompt", ""), fields.text("system", "")
@@ -51,18 +49,18 @@ async def generate(request: Request) -> ASGIApp:
     if not raw and text:
         turns = [("system", system), ("user", text)]
         given = [{"role": role, "content": content} for role, content in turns if content]
-    return await _answer(request, fields, name, given, is_chat=False)
+    return await _answer(request, service, fields, given, is_chat=False)
 
 
 async def _answer(
     request: Request,
+    service: Service,
     fields: Fields,
-    name: str,
     given: str | Sequence[dict[str, Any]],
     *,
     is_chat: bool,
 ) -> ASGIApp:
-    service: Service = request.app.state.service
+    name = fields.text("model", service.name)
     chosen, stream = read_sampling(fields, service), fields.flag("stream", True)
     think, schema = fields.get("think"), _schema(fields)
     tools = asked_tools(fields) if is_chat else []
