@@ -21,8 +21,9 @@ from mlx_ferrum.models.encoder import Encoder
 from mlx_ferrum.server import loading
 from mlx_ferrum.server.app import make
 from mlx_ferrum.server.command import arguments
+from mlx_ferrum.server.entries import Entries, Entry
 from mlx_ferrum.server.gate import Rules
-from mlx_ferrum.server.models import Entry, Models
+from mlx_ferrum.server.models import Models
 from mlx_ferrum.server.service import Limits, Loaded, LoadedEncoder, Service
 
 SIZES = random_models.Sizes(layers=2, context=512)
@@ -97,12 +98,8 @@ def served(
         entries = [Entry("tiny", load or loaded, ("other", "claude-*"))]
         if encoder is not None:
             entries.append(Entry("bert", lambda: load_encoder(encoder), is_encoder=True))
-        models = Models(
-            lambda: entries,
-            limits=limits,
-            default="tiny",
-            encoder=None if encoder is None else "bert",
-        )
+        bert = None if encoder is None else "bert"
+        models = Models(Entries(lambda: entries, default="tiny", encoder=bert), limits=limits)
         with listening(models, rules or Rules()) as url:
             found = Served(url, models, model, tokenizer)
             try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import logging
 import random
 import shutil
 import socket
@@ -21,7 +22,8 @@ import pytest
 import random_models
 from servers import SIZES, TEMPLATE, Served, served, served_folder
 
-from mlx_ferrum.server import models
+from mlx_ferrum.server import entries
+from mlx_ferrum.server.service import Service
 
 NAMES = ("a", "b", "c")
 PROMPTS = ("one", "two three", "abc " * 20)
@@ -52,17 +54,22 @@ def wanted(made: Path) -> dict[tuple[str, str], str]:
     """What a server of one model writes, by model and prompt."""
     found = {}
     for name in NAMES:
-        with served(made / f"{name}.gguf") as server:
-            for prompt in PROMPTS:
-                found[name, prompt] = ask(server, "tiny", prompt)
+        texts = alone(made / f"{name}.gguf")
+        found |= {(name, prompt): text for prompt, text in zip(PROMPTS, texts, strict=True)}
     assert len(set(found.values())) == len(found)
+    gc.collect()
     return found
+
+
+def alone(path: Path) -> list[str]:
+    with served(path) as server:
+        return [ask(server, "tiny", prompt) for prompt in PROMPTS]
 
 
 @pytest.fixture
 def folder(made: Path, tmp_path: Path, monkeypatch) -> Path:
     """A copy, which is listed again at each request."""
-    monkeypatch.setattr(models, "SECONDS", 0.0)
+    monkeypatch.setattr(entries, "SECONDS", 0.0)
     return Path(shutil.copytree(made, tmp_path / "models"))
 
 
@@ -90,7 +97,6 @@ def ask(server: Served, model: str, prompt: str = "one", *, stream: bool = False
 
 def mapped(folder: Path) -> set[str]:
     """The files of a folder that this process has mapped."""
-    gc.collect()
     lines = Path("/proc/self/maps").read_text().splitlines()
     return {line.rpartition("/")[2] for line in lines if str(folder) in line}
 
@@ -195,7 +201,8 @@ def send(server: Served, body: dict[str, Any]) -> socket.socket:
     return connection
 
 
-def test_a_client_that_leaves_while_it_waits(made: Path) -> None:
+def test_a_client_that_leaves_while_it_waits(made: Path, caplog) -> None:
+    caplog.set_level(logging.INFO)
     with serving(made) as server:
         with streaming(server, "a") as lines:
             with send(server, {"model": "b", "prompt": "x"}):
@@ -205,6 +212,8 @@ def test_a_client_that_leaves_while_it_waits(made: Path) -> None:
         server.wait_until_free()
         assert loaded(server) == ["a"]
         assert figure(server, "loads_total", "b") == 0
+    lines = [record.getMessage() for record in caplog.records]
+    assert any(line.startswith("POST /v1/completions 499 ") for line in lines)
 
 
 def test_those_that_wait_are_limited_in_number_and_time(made: Path) -> None:
@@ -304,14 +313,14 @@ def test_an_encoder_of_the_folder(folder: Path, wanted) -> None:
 def test_a_server_that_ends_while_it_loads(made: Path, monkeypatch) -> None:
     """The request that waits for the model gets its text; then nothing is left."""
     may_load, is_loading = threading.Event(), threading.Event()
-    load = models.Service._make
+    load = Service._make
 
-    def slowly(service: models.Service) -> Any:
+    def slowly(service: Service) -> Any:
         is_loading.set()
         may_load.wait()
         return load(service)
 
-    monkeypatch.setattr(models.Service, "_make", slowly)
+    monkeypatch.setattr(Service, "_make", slowly)
     before = engines()
     with ThreadPoolExecutor(1) as client:
         with serving(made) as server:

@@ -61,8 +61,8 @@ def _run(args: argparse.Namespace) -> int:
     import uvicorn
 
     from .app import make
+    from .entries import Entry
     from .loading import models
-    from .models import Entry
 
     rules = _rules(args)
     _begin_log(args.quiet)
@@ -224,7 +224,7 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
         type=cli.positive,
         default=3600,
         metavar="SECONDS",
-        help="a request may take so long (default: 3600)",
+        help="a request may take so long, and may wait as long for its model (default: 3600)",
     )
     add(
         "--grace",

@@ -141,7 +141,7 @@ def _names(paths: Sequence[str]) -> dict[str, str]:
             if count[name] == 1 and name not in found.values():
                 found[path] = name
         left = [path for path in left if path not in found]
-    return found | {path: f"{path} ({i})" for i, path in enumerate(left)}
+    return found | {path: f"{spellings[path][-1]} ({i})" for i, path in enumerate(left, 1)}
 
 
 def _spellings(path: str) -> list[str]:

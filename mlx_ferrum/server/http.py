@@ -13,9 +13,10 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from .entries import Entry
 from .errors import RequestError, reported
 from .fields import Fields
-from .models import Entry, Models
+from .models import Models
 from .reply import Answer, Piece
 from .service import Service
 

@@ -16,8 +16,10 @@ from mlx_ferrum.models.encoder import Encoder, language_model
 from mlx_ferrum.notice import warn
 
 from .about import pool_nbytes
+from .entries import Entries, Entry
+from .errors import RequestError
 from .folder import File, Folder, read_file
-from .models import Entry, Models
+from .models import Models
 from .service import Limits, Loaded, LoadedEncoder
 
 WARM = 4  # texts at the same time that need nothing more to be made
@@ -32,15 +34,18 @@ def models(args: argparse.Namespace, failed: Callable[[Entry, Exception, bool], 
     """
     folder = None if args.models is None else Folder(Path(args.models).expanduser())
     listing = Listing(args, folder)
-    return Models(
-        listing,
-        limits=_limits(args),
-        memory=None if folder is None else args.model_memory or int(SHARE * machine.memory()),
-        default=listing.default,
-        encoder=listing.encoder,
-        is_fixed=folder is None,
-        failed=failed,
-    )
+    is_fixed = folder is None
+    entries = Entries(listing, default=listing.default, encoder=listing.encoder, is_fixed=is_fixed)
+    share = args.model_memory or int(SHARE * machine.memory())
+    try:
+        return Models(
+            entries,
+            limits=_limits(args),
+            memory=None if folder is None else share,
+            failed=failed,
+        )
+    except RequestError as error:
+        raise ValueError(error.message) from None
 
 
 def _limits(args: argparse.Namespace) -> Limits:
@@ -152,8 +157,8 @@ class Listing:
         for file in files:
             entry = self._loader.entry(file)
             name, aliases = self._renamed.get(file.path, (file.name, ()))
-            if any(name == other.name for other in found):  # an alias, or a model elsewhere
-                name = str(file.path)
+            while any(name == other.name for other in found):  # an alias, or a model elsewhere
+                name += ".gguf"
             found.append(replace(entry, name=name, aliases=aliases))
         self._tell(self._folder.left_out)
         return found

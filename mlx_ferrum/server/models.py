@@ -1,4 +1,4 @@
-"""Which models there are, which are loaded, and who uses them. All of it happens in asyncio's thread.
+"""Which models are loaded, and who uses them. All of it happens in asyncio's thread.
 
 A request uses a model from its choice until its answer has ended. If the model is loaded, the request goes on at once,
 unless the first of those that wait needs the model's memory. Else it waits in a queue: the first one in it decides
@@ -10,13 +10,11 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import time
 from collections import OrderedDict, deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
-from fnmatch import fnmatchcase
 from functools import partial
 from typing import Any
 
@@ -25,35 +23,11 @@ import mlx.core as mx
 from mlx_ferrum import amounts, cli
 
 from .about import About, of_model
+from .entries import Entries, Entry
 from .errors import RequestError
 from .metrics import Metrics
 from .reply import Answer
-from .service import Limits, Loaded, LoadedEncoder, Service
-
-SHOWN = 3  # names in an error
-SECONDS = 2.0  # between two looks at what there is
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A model that can be loaded.
-
-    load: gives it; runs in a thread of its own
-    name, aliases: the names that requests may call it by; in aliases * stands for any characters
-    nbytes: of memory that it counts for
-    version: of its files; another one is another model
-    created: seconds since 1970
-    about: None if that is known only once it is loaded
-    """
-
-    name: str
-    load: Callable[[], Loaded | LoadedEncoder] = field(compare=False)
-    aliases: tuple[str, ...] = field(default=(), compare=False)
-    nbytes: int = 0
-    version: Hashable = None
-    created: int = field(default_factory=lambda: int(time.time()), compare=False)
-    is_encoder: bool = field(default=False, compare=False)
-    about: About | None = field(default=None, compare=False)
+from .service import Limits, Service
 
 
 class State(Enum):
@@ -100,47 +74,36 @@ class Waiter:
 class Models:
     """The models of a server.
 
-    listing: gives all entries; asked again after SECONDS, in a thread, unless `is_fixed`
+    entries: all that there are
     memory: bytes for all that is loaded at a time; None: no limit
-    default, encoder: names of what serves requests that name no model, for texts and for embeddings
     failed: called with what ends the loading of a model, or its engine, and whether it was ever loaded
-    Raises ValueError if `listing` has no entry of these names.
+    Raises RequestError for a model that is loaded at the start and is not there, or too large.
     """
 
     def __init__(
         self,
-        listing: Callable[[], Sequence[Entry]],
+        entries: Entries,
         *,
         limits: Limits | None = None,
         memory: int | None = None,
-        default: str | None = None,
-        encoder: str | None = None,
-        is_fixed: bool = True,
         failed: Callable[[Entry, Exception, bool], None] = lambda *_: None,
     ) -> None:
         self.limits, self.metrics = limits or Limits(), Metrics()
-        self._listing, self._memory, self._is_fixed = listing, memory, is_fixed
-        self._default, self._encoder, self._failed = default, encoder, failed
-        self._entries = listing()
-        self._listed = time.monotonic()
+        self._entries, self._memory, self._failed = entries, memory, failed
         self._live: OrderedDict[str, Live] = OrderedDict()  # the one used longest ago first
         self._waiting: deque[Waiter] = deque()
         self._failing: set[str] = set()  # names of what could not be loaded, or has failed
         self._served: set[str] = set()  # names of what was ever loaded
         self._tasks: set[asyncio.Task[None]] = set()
         self._is_closed = False
-        for name in self._first():
-            self._check_size(self._named(name))
-
-    def _first(self) -> Iterator[str]:
-        """What is loaded at the start."""
-        yield from (name for name in (self._default, self._encoder) if name is not None)
+        for entry in entries.first:
+            self._check_size(entry)
 
     def start(self) -> None:
         """Begin to load what requests use that name no model; in a running asyncio loop."""
         self._asyncio = asyncio.get_running_loop()
-        for name in self._first():
-            self._queue(self._named(name)).live.add_done_callback(self._begun)
+        for entry in self._entries.first:
+            self._queue(entry).live.add_done_callback(self._begun)
 
     def _begun(self, live: asyncio.Future[Live]) -> None:
         if live.exception() is None:
@@ -163,11 +126,12 @@ class Models:
     @property
     def state(self) -> str:
         """One of "loading", "ready" and "failing": of the only model, where there are no others to ask for."""
-        if not self._is_fixed or self._default is None:
+        default = self._entries.default
+        if not self._entries.is_fixed or default is None:
             return "ready"
-        if self._default in self._failing:
+        if default in self._failing:
             return "failing"
-        return "ready" if self.service(self._default) is not None else "loading"
+        return "ready" if self.service(default) is not None else "loading"
 
     @property
     def waiting(self) -> int:
@@ -192,47 +156,20 @@ class Models:
         return of_model(service.model)
 
     async def entries(self) -> Sequence[Entry]:
-        """All models, listed again if that was long ago."""
-        if not self._is_fixed and time.monotonic() - self._listed >= SECONDS:
-            self._listed = time.monotonic()
-            self._entries = await asyncio.to_thread(self._listing)
+        """All models, as they are now or were some seconds ago."""
+        if await self._entries.update():
             self._advance()
-        return self._entries
+        return self._entries.all
 
     async def find(self, name: str) -> Entry:
-        """The model of this name; the default one for "". Raises RequestError with status 404."""
+        """See `Entries.find`."""
         await self.entries()
-        return self._named(name or self._default or "")
+        return self._entries.find(name)
 
     async def find_encoder(self, name: str) -> Entry:
-        """The model for embeddings of this name; the default one also for "" and the name of the model for texts.
-
-        Raises RequestError with status 404.
-        """
+        """See `Entries.find_encoder`."""
         await self.entries()
-        entry = self._named(name) if name else None
-        if entry is not None and entry.is_encoder:
-            return entry
-        if self._encoder is None or (entry is not None and entry.name != self._default):
-            shown = f"{name[:80]!r} makes no embeddings" if name else "no embedding model is loaded"
-            raise RequestError(
-                f"{shown} (--embedding-model)", param="model", code="model_not_found", status=404
-            )
-        return self._named(self._encoder)
-
-    def _named(self, name: str) -> Entry:
-        for entry in self._entries:
-            if entry.name == name:
-                return entry
-        for entry in self._entries:
-            if name and any(fnmatchcase(name, alias) for alias in entry.aliases):
-                return entry
-        names = [repr(entry.name) for entry in self._entries]
-        more = f" or one of {len(names) - SHOWN} others" if len(names) > SHOWN else ""
-        shown = f"{', '.join(names[:SHOWN])}{more}" if names else "a file in the folder"
-        asked = f"there is no model {name[:80]!r}" if name else "no model is named"
-        text = f"{asked}, expected {shown}"
-        raise RequestError(text, status=404, param="model", code="model_not_found")
+        return self._entries.find_encoder(name)
 
     @asynccontextmanager
     async def use(
@@ -296,9 +233,10 @@ class Models:
     def _check_size(self, entry: Entry) -> None:
         """Raises RequestError for a model that is too large even alone."""
         if self._memory is not None and entry.nbytes > self._memory:
-            sizes = amounts.size(entry.nbytes), amounts.size(self._memory)
+            needed, most = amounts.size(entry.nbytes), amounts.size(self._memory)
             text = (
-                f"{entry.name}: needs {sizes[0]}, expected at most the {sizes[1]} of --model-memory"
+                f"{entry.name}: needs {needed} with its pool of keys and values (--pool), "
+                f"expected at most {most} (--model-memory)"
             )
             raise RequestError(text, status=503, code="model_too_large")
 
@@ -335,7 +273,7 @@ class Models:
 
     def _is_current(self, live: Live) -> bool:
         """Whether it is what requests would get now."""
-        return live.service.failure is None and live.entry in self._entries
+        return live.service.failure is None and live.entry in self._entries.all
 
     def _admit(self, live: Live) -> None:
         """Let all go on that wait for a model."""
@@ -402,7 +340,7 @@ class Models:
 
     def _close(self, live: Live) -> None:
         live.state = State.CLOSING
-        task = asyncio.get_running_loop().create_task(self._closed(live))
+        task = self._asyncio.create_task(self._closed(live))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -415,7 +353,9 @@ class Models:
 
     async def report(self) -> bytes:
         """The text that Prometheus reads."""
-        for live in [live for live in self._live.values() if live.is_ready]:
+        for live in list(self._live.values()):
+            if not live.is_ready:
+                continue
             live.users += 1  # so that it is not closed before it answers
             try:
                 live.service.metrics.take(await live.service.stats())

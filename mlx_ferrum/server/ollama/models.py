@@ -14,8 +14,9 @@ import mlx_ferrum
 
 from ..about import About
 from ..embedding import choose_encoder, embeddings, texts
+from ..entries import Entry
 from ..http import read, respond
-from ..models import Entry, Models
+from ..models import Models
 
 
 async def tags(request: Request) -> Response:

@@ -10,9 +10,10 @@ from starlette.responses import Response
 from mlx_ferrum.generate.prompt import encode_prompt
 from mlx_ferrum.tokenizer import Tokenizer
 
+from ..entries import Entry
 from ..fields import Fields
 from ..http import choose, read, respond
-from ..models import Entry, Models
+from ..models import Models
 from .messages import messages, render, template_arguments
 
 
