@@ -170,7 +170,8 @@ def test_ollama_chat_and_generate(server: Served) -> None:
 
 
 def test_ollama_lists_models_and_refuses(server: Served) -> None:
-    [model] = server.http.get("/api/tags").json()["models"]
+    model, encoder = server.http.get("/api/tags").json()["models"]
+    assert (encoder["name"], encoder["details"]["family"]) == ("bert", "bert")
     assert (model["name"], model["details"]["family"]) == ("tiny", "llama")
     shown = server.http.post("/api/show", json={"model": "tiny"}).json()
     assert shown["model_info"]["llama.context_length"] == 512

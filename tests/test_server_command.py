@@ -13,6 +13,8 @@ from contextlib import contextmanager
 import httpx
 import pytest
 
+from mlx_ferrum import catalog
+
 
 def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as found:
@@ -66,6 +68,55 @@ def test_a_model_that_is_not_there_ends_the_process(tmp_path) -> None:
     assert "warning: everyone who can reach 0.0.0.0 may use the server" in done.stderr
     assert missing in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
+
+
+def test_a_folder_of_models() -> None:
+    """With one that is loaded at the start, and another one that a request names."""
+    folder = str(catalog.resolve("tiny-moe").parent)
+    options = ("--models", folder, "-m", "tiny-moe", "--model-memory", "200M", "--pool", "512")
+    with process(*options) as (running, client):
+        assert client.get("/health").json() == {"status": "ready"}
+        for name in ({"model": "tiny-hybrid"}, {}):
+            asked = {"prompt": "In the", "max_tokens": 2, **name}
+            found = client.post("/v1/completions", json=asked, timeout=60).json()
+            assert found["model"] == name.get("model", "tiny-moe")
+        running.send_signal(signal.SIGTERM)
+        assert running.wait(10) == 0
+        assert running.stderr is not None
+        assert "Traceback" not in running.stderr.read()
+
+
+def test_a_process_that_ends_while_it_loads() -> None:
+    with process("-m", "tiny-hybrid") as (running, client):
+        client.get("/health")
+        running.send_signal(signal.SIGTERM)
+        assert running.wait(10) == 0
+        assert running.stderr is not None
+        assert "Traceback" not in running.stderr.read()
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "text"),
+    [
+        (["--models", "nowhere"], 1, "nowhere: nothing found, expected a folder"),
+        (["--models", ".", "-m", "no such"], 1, "unknown model 'no such'"),
+        (["--models", ".", "--alias", "x"], 2, "--alias is for --model"),
+        (["--model-memory", "1G"], 2, "--model-memory is for --models"),
+        (["--models", ".", "--model-memory", "1X"], 2, "expected a size such as 500M"),
+        (["--models", ".", "-m", "tiny-moe", "--model-memory", "1M"], 1, "tiny-moe: needs 39 MB"),
+    ],
+)
+def test_folders_and_options_that_do_not_fit(
+    capsys, tmp_path, monkeypatch, options: list[str], code: int, text: str
+) -> None:
+    from mlx_ferrum.server.command import main
+
+    monkeypatch.chdir(tmp_path)
+    try:
+        found = main(options)
+    except SystemExit as error:
+        found = error.code if isinstance(error.code, int) else 1
+    assert (found, text in capsys.readouterr().err) == (code, True)
 
 
 @pytest.mark.parametrize("option", ["--api-key=", "--port=0", "--parallel=0", "--timeout=x"])

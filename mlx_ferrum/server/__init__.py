@@ -2,6 +2,11 @@
 
 loop.py      the thread that owns the engine
 service.py   a loaded model, and the texts that it is asked for
+entries.py   which models there are
+models.py    which of them are loaded, and who waits for them
+folder.py    the models of a folder
+about.py     what a model is, and the memory that it takes
+loading.py   from the command line to models
 reply.py     tokens of a text -> pieces of text; all texts of a request
 scoring.py   log-probabilities of a prompt's own tokens
 fields.py    the fields of a request's body, checked

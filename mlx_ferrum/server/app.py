@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 from starlette.applications import Starlette
@@ -15,16 +15,17 @@ from starlette.types import ASGIApp
 from .anthropic import messages
 from .errors import RequestError
 from .gate import FAILED, Gate, Rules
-from .http import refusal
+from .http import refusal, using
+from .models import Models
 from .ollama import models as ollama_models
 from .ollama import texts
-from .openai import chat, completions, embeddings, models, responses
+from .openai import chat, completions, embeddings, responses
+from .openai import models as openai_models
 from .openai.store import Store
 from .openapi import description
 from .page import index
-from .service import Service
 
-ROUTES: list[tuple[str, str, Callable[..., object]]] = [
+ROUTES: list[tuple[str, str, Callable[[Request], Awaitable[ASGIApp]]]] = [
     ("GET", "/", index.page),
     ("POST", "/v1/chat/completions", chat.chat),
     ("POST", "/v1/completions", completions.completions),
@@ -39,35 +40,36 @@ ROUTES: list[tuple[str, str, Callable[..., object]]] = [
     ("POST", "/api/embed", ollama_models.embed),
     ("POST", "/api/show", ollama_models.show),
     ("GET", "/api/tags", ollama_models.tags),
+    ("GET", "/api/ps", ollama_models.running),
     ("GET", "/api/version", ollama_models.version),
-    ("GET", "/v1/models", models.models),
-    ("GET", "/v1/models/{name:path}", models.model),
-    ("POST", "/tokenize", models.tokenize),
-    ("POST", "/detokenize", models.detokenize),
-    ("GET", "/health", models.health),
-    ("GET", "/metrics", models.metrics),
+    ("GET", "/v1/models", openai_models.models),
+    ("GET", "/v1/models/{name:path}", openai_models.model),
+    ("POST", "/tokenize", openai_models.tokenize),
+    ("POST", "/detokenize", openai_models.detokenize),
+    ("GET", "/health", openai_models.health),
+    ("GET", "/metrics", openai_models.metrics),
     ("GET", "/openapi.json", description),
 ]
 
 
-def make(
-    service: Service, rules: Rules, ended: Callable[[Exception], None] | None = None
-) -> ASGIApp:
-    """The application. ended: called with what ends the engine."""
+def make(models: Models, rules: Rules) -> ASGIApp:
+    """The application."""
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
-        service.start(ended)
+        models.start()
         yield
-        await service.close()
+        await models.close()
 
     app = Starlette(
-        routes=[Route(path, function, methods=[method]) for method, path, function in ROUTES],
+        routes=[
+            Route(path, using(function), methods=[method]) for method, path, function in ROUTES
+        ],
         lifespan=lifespan,
         exception_handlers={RequestError: _refused, HTTPException: _not_found, Exception: _failed},
     )
-    app.state.service, app.state.store = service, Store()
-    return Gate(app, rules, service.metrics, [path for _, path, _ in ROUTES])
+    app.state.models, app.state.store = models, Store()
+    return Gate(app, rules, models.metrics, [path for _, path, _ in ROUTES])
 
 
 async def _refused(request: Request, error: Exception) -> Response:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import math
 import signal
 import sys
 from collections.abc import Sequence
@@ -12,16 +11,14 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mlx_ferrum import cli
+from mlx_ferrum import catalog, cli
 
 if TYPE_CHECKING:
     from .gate import Rules
-    from .service import Limits, Loaded
 
 LOCAL = ("localhost", "127.0.0.1", "::1")
 POOL = 32768  # tokens
 BESIDE = 32  # tokens
-WARM = 4  # texts at the same time that need nothing more to be made
 NEEDED = ("prometheus_client", "starlette", "uvicorn")
 
 EPILOG = """\
@@ -29,6 +26,7 @@ A client finds the server at http://127.0.0.1:8080/v1, with any API key unless -
 
 examples:
   %(prog)s --model smollm2-135m
+  %(prog)s --models ~/models --model-memory 24G
   %(prog)s --model qwen.gguf --alias gpt-4o --embedding-model minilm.gguf
   curl http://127.0.0.1:8080/v1/chat/completions -d '{"messages": [{"role": "user", "content": "Hi"}]}'
 """
@@ -37,8 +35,7 @@ examples:
 @cli.command
 def main(argv: Sequence[str] | None) -> int:
     """Run the command line; returns the exit code."""
-    parser = _parser()
-    args = parser.parse_args(argv)
+    args = arguments(argv)
     cli.import_engine()
     for name in NEEDED:
         try:
@@ -48,27 +45,41 @@ def main(argv: Sequence[str] | None) -> int:
     return _run(args)
 
 
+def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The options; ends with a usage error for those that are wrong or do not go together."""
+    parser = _parser()
+    args = parser.parse_args(argv)
+    if args.models is None:
+        if args.model_memory is not None:
+            parser.error("--model-memory is for --models")
+        args.model = args.model or catalog.DEFAULT
+    elif args.expert_memory is not None:
+        parser.error("--expert-memory is for one model, expected no --models")
+    elif args.alias and args.model is None:
+        parser.error("--alias is for --model, expected that too")
+    return args
+
+
 def _run(args: argparse.Namespace) -> int:
     import uvicorn
 
     from .app import make
-    from .service import Service
+    from .entries import Entry
+    from .loading import models
 
     rules = _rules(args)
     _begin_log(args.quiet)
-    name = args.alias[0] if args.alias else str(args.model)
-    service = Service(lambda: _load(args), name, args.alias[1:], _limits(args))
     failures: list[Exception] = []
 
-    def ended(error: Exception) -> None:
-        failures.append(error)
-        if service.is_loading:
+    def failed(entry: Entry, error: Exception, has_served: bool) -> None:
+        if args.models is None and not has_served:
+            failures.append(error)
             server.should_exit = True
         else:
-            _say(f"error: the model failed, and /health says so: {cli.describe(error)}")
+            _say(f"error: {entry.name}: {cli.describe(error)}")
 
     config = uvicorn.Config(
-        make(service, rules, ended),
+        make(models(args, failed), rules),
         host=args.host,
         port=args.port,
         log_config=None,
@@ -83,56 +94,13 @@ def _run(args: argparse.Namespace) -> int:
     signal.signal(signal.SIGTERM, lambda *_: None)
     if args.host not in LOCAL and not rules.keys:
         _say(f"warning: everyone who can reach {args.host} may use the server (--api-key)")
-    _say(f"{args.model} on http://{args.host}:{args.port}")
+    _say(f"{args.models or args.model} on http://{args.host}:{args.port}")
     server.run()
-    if failures and service.is_loading:
+    if failures:
         raise failures[0]
     if not server.started:
         raise OSError(f"cannot listen on {args.host}:{args.port}")
     return 0
-
-
-def _load(args: argparse.Namespace) -> Loaded:
-    """Runs in the engine's thread."""
-    from mlx_ferrum import load
-    from mlx_ferrum.engine import Engine
-    from mlx_ferrum.models.encoder import Encoder
-
-    from .service import Loaded
-
-    model, tokenizer = cli.load_model(args)
-    context = model.args.context_length
-    tokens = args.pool or max(context, min(args.parallel * context, POOL))
-    blocks = math.ceil(tokens / 32)
-    engine = Engine(
-        model,
-        blocks=blocks,
-        kv_bits=args.kv_bits,
-        most=args.parallel,
-        chunk_beside=args.chunk_beside,
-    )
-    engine.prepare(min(args.parallel, blocks, WARM))
-    encoder = None
-    if args.embedding_model is not None:
-        found, texts = load(args.embedding_model)
-        if not isinstance(found, Encoder):
-            raise NotImplementedError(
-                f"{args.embedding_model}: a language model makes no embeddings, expected an encoder"
-            )
-        encoder = found, texts, str(args.embedding_model)
-    return Loaded(model, tokenizer, engine, encoder)
-
-
-def _limits(args: argparse.Namespace) -> Limits:
-    from .service import Limits
-
-    return Limits(
-        running=args.parallel,
-        queue=args.queue,
-        seconds=args.timeout,
-        body=args.max_body << 20,
-        prompt=args.max_prompt,
-    )
 
 
 def _rules(args: argparse.Namespace) -> Rules:
@@ -163,12 +131,30 @@ def _say(line: str) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = cli.Parser(
         "server",
-        usage="%(prog)s [--model NAME] [options]",
-        description="Serve a GGUF model to clients of OpenAI's API, to many at a time.",
+        usage="%(prog)s [--model NAME] [--models FOLDER] [options]",
+        description="Serve GGUF models to clients of OpenAI's API, to many at a time.",
         epilog=EPILOG,
     )
     cli.model_arguments(parser)
+    # None: it was not given
+    parser.set_defaults(model=None, default_pool=POOL)
     add = parser.add_argument_group("models").add_argument
+    add(
+        "--models",
+        type=cli.file_name,
+        metavar="FOLDER",
+        help="serve every GGUF model of a folder and those in it, each loaded when a request names it; names are "
+        "file names without .gguf. With --model, that one is loaded at the start and serves requests that name no "
+        "model; it may be a name of the folder. Without it, requests have to name a model",
+    )
+    add(
+        "--model-memory",
+        type=cli.size,
+        metavar="SIZE",
+        help="what models of --models may take together, such as 24G; the model used longest ago is closed for "
+        "another one once its requests have ended. Counted are the sizes of files and full pools of keys and values "
+        "(--pool), not what computing needs besides (default: 70%% of the machine's memory)",
+    )
     add(
         "--alias",
         action="append",
@@ -249,7 +235,7 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
         type=cli.positive,
         default=3600,
         metavar="SECONDS",
-        help="a request may take so long (default: 3600)",
+        help="a request may take so long, and may wait as long for its model (default: 3600)",
     )
     add(
         "--grace",

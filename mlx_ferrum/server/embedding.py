@@ -1,10 +1,11 @@
-"""Embeddings by the encoder that is loaded beside the model."""
+"""Embeddings by a model that makes them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import numpy as np
+from starlette.requests import Request
 
 from mlx_ferrum.embed import embed
 from mlx_ferrum.models.encoder import Encoder
@@ -12,7 +13,9 @@ from mlx_ferrum.tokenizer import Tokenizer
 
 from .errors import RequestError
 from .fields import Fields
+from .http import model_name, use
 from .loop import Work
+from .models import Models
 from .service import Service
 
 PART = 32  # texts that are embedded between two steps
@@ -27,20 +30,21 @@ def texts(fields: Fields) -> list[str]:
     return found
 
 
+async def choose_encoder(request: Request, fields: Fields) -> Service:
+    """The model for embeddings that the field `model` names, once it is loaded. Raises RequestError."""
+    models: Models = request.app.state.models
+    return await use(request, await models.find_encoder(model_name(request, fields)))
+
+
 async def embeddings(
-    service: Service, model: str, given: Sequence[str], truncates: bool
+    service: Service, given: Sequence[str], truncates: bool
 ) -> tuple[np.ndarray, int]:
     """(n, d) float32, and how many tokens the texts have.
 
-    Raises RequestError if there is no encoder of this name, or for a text that is too long, unless `truncates`.
+    Raises RequestError for a text that is too long, unless `truncates`.
     """
-    encoder = service.loaded.encoder
-    if encoder is None:
-        text = "no embedding model is loaded (--embedding-model)"
-        raise RequestError(text, param="model", code="model_not_found", status=404)
-    net, tokenizer, name = encoder
-    if model not in ("", name):
-        service.check_name(model)
+    encoder = service.encoder
+    net, tokenizer = encoder.model, encoder.tokenizer
     lengths = await service.prepare(_lengths, tokenizer, given)
     most = net.pooling.max_length
     if max(lengths) > most and not truncates:

@@ -5,16 +5,22 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable
-from typing import Any, Protocol
+from contextlib import AsyncExitStack
+from functools import partial, wraps
+from typing import Any, Protocol, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
+from .entries import Entry
 from .errors import RequestError, reported
 from .fields import Fields
+from .models import Models
 from .reply import Answer, Piece
+from .service import Service
 
+R = TypeVar("R", bound=ASGIApp)
 KEEP_ALIVE = b": keep-alive\n\n"
 BODY_SECONDS = 60.0  # for a client to send its body
 GONE = 499  # nginx's status for a client that left
@@ -40,6 +46,41 @@ async def read(request: Request) -> Fields:
     except (ValueError, RecursionError) as error:
         what = "is nested too deeply" if isinstance(error, RecursionError) else f"({error})"
         raise RequestError(f"the body is not valid JSON {what}", code="invalid_json") from None
+
+
+def using(endpoint: Callable[[Request], Awaitable[R]]) -> Callable[[Request], Awaitable[R]]:
+    """An endpoint that may choose models: each is in use until it returns, and longer while an answer is made."""
+
+    @wraps(endpoint)
+    async def wrapped(request: Request) -> R:
+        async with AsyncExitStack() as request.state.uses:
+            return await endpoint(request)
+
+    return wrapped
+
+
+async def choose(request: Request, fields: Fields) -> Service:
+    """The model for texts that the field `model` names, once it is loaded. Raises RequestError."""
+    models: Models = request.app.state.models
+    service = await use(request, await models.find(model_name(request, fields)))
+    service.loaded  # noqa: B018 - an encoder raises
+    return service
+
+
+async def use(request: Request, entry: Entry) -> Service:
+    """What serves a model, once it is loaded; the endpoint must be one of `using`. Raises RequestError."""
+    models: Models = request.app.state.models
+    uses: AsyncExitStack = request.state.uses
+    service: Service = await uses.enter_async_context(
+        models.use(entry, partial(left, request.receive))
+    )
+    return service
+
+
+def model_name(request: Request, fields: Fields) -> str:
+    """The field `model`, "" if it is absent; Ollama's clients add a tag."""
+    name: str = fields.text("model", "")
+    return name.removesuffix(":latest") if request.url.path.startswith("/api/") else name
 
 
 def _refuse(name: str) -> None:
@@ -77,10 +118,15 @@ def error_object(error: RequestError, path: str) -> dict[str, Any]:
     return {"error": inner}
 
 
-async def watched(receive: Receive, answer: Answer) -> None:
-    """Wait for the client to leave, and free what it asked for."""
+async def left(receive: Receive) -> None:
+    """Wait for the client to leave."""
     while (await receive())["type"] != "http.disconnect":
         pass
+
+
+async def watched(receive: Receive, answer: Answer) -> None:
+    """Wait for the client to leave, and free what it asked for."""
+    await left(receive)
     answer.close()
 
 

@@ -41,11 +41,11 @@ class Loop:
 
     def __init__(
         self,
-        make: Callable[[], Engine],
+        make: Callable[[], Engine | None],
         deliver: Callable[[list[Told]], None],
         changed: Callable[[Exception | None], None],
     ) -> None:
-        """make: gives the engine; may take long, and runs in the thread.
+        """make: gives the engine, None where there is only other work; may take long, and runs in the thread.
 
         deliver: called in the thread after each step, with what it gave
         changed: called in the thread with None once the engine is there, and with what ends it
@@ -56,6 +56,7 @@ class Loop:
         self._ids: dict[Sink, int] = {}
         self._works: deque[tuple[Work[Any], Future[Any]]] = deque()
         self._failure: Exception | None = None
+        self._engine: Engine | None = None
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     def start(self) -> None:
@@ -90,16 +91,29 @@ class Loop:
         self._changed(None)
         while self._take():
             self._work()
-            if self._engine.is_busy and self._failure is None:
+            if self._is_busy:
                 self._step()
-        self._engine.close()
+        if self._engine is not None:
+            self._engine.close()
+            self._engine = None
         for work, future in self._works:
             work.close()
             future.cancel()
+        self._works.clear()
+        self._failure = None
+
+    @property
+    def _is_busy(self) -> bool:
+        return self._engine is not None and self._engine.is_busy and self._failure is None
+
+    @property
+    def _present(self) -> Engine:
+        assert self._engine is not None, "texts are asked of models that have an engine"
+        return self._engine
 
     def _take(self) -> bool:
         """Run the commands that wait; without anything to do, wait for one. False at the end."""
-        is_idle = not self._works and (self._failure is not None or not self._engine.is_busy)
+        is_idle = not self._works and not self._is_busy
         try:
             while True:
                 command = self._commands.get(block=is_idle)
@@ -114,7 +128,7 @@ class Loop:
         try:
             if self._failure is not None:
                 raise self._failure
-            ids = self._engine.submit(request, len(sinks))
+            ids = self._present.submit(request, len(sinks))
         except Exception as error:  # noqa: BLE001 - it belongs to this request
             ended = Event(-1, finish_reason="error", error=error)
             self._deliver([(sink, ended, None) for sink in sinks])
@@ -125,11 +139,11 @@ class Loop:
     def _cancel(self, sinks: Sequence[Sink]) -> None:
         for sink in sinks:
             if sink in self._ids:
-                self._engine.cancel(self._ids[sink])
+                self._present.cancel(self._ids[sink])
 
     def _step(self) -> None:
         try:
-            events = self._engine.step()
+            events = self._present.step()
         except Exception as error:  # noqa: BLE001 - it concerns all texts, and is told to each
             self._fail(error)
             return
@@ -150,7 +164,7 @@ class Loop:
         told: list[Told] = [(sink, ended, None) for sink in self._ids]
         self._sinks.clear()
         self._ids.clear()
-        self._engine.close()
+        self._present.close()
         self._changed(error)
         self._deliver(told)
 

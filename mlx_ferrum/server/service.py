@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
+from dataclasses import dataclass
 from functools import cached_property
-from glob import escape
 from typing import Any, TypeVar
 
 from mlx_ferrum.engine import Engine, Request, Stats
@@ -21,7 +18,7 @@ from mlx_ferrum.tokenizer import Tokenizer
 
 from .errors import RequestError
 from .loop import Likely, Loop, Told, Work
-from .metrics import Metrics
+from .metrics import Figures
 from .reply import Answer, Reply
 from .sampling import Sampling
 from .scoring import scores
@@ -51,69 +48,89 @@ class Limits:
 
 @dataclass
 class Loaded:
-    """What `load` gives. encoder: for embeddings, with its tokenizer and name."""
+    """A model for texts."""
 
     model: LanguageModel
     tokenizer: Tokenizer
     engine: Engine
-    encoder: tuple[Encoder, Tokenizer, str] | None = None
+
+
+@dataclass
+class LoadedEncoder:
+    """A model for embeddings."""
+
+    model: Encoder
+    tokenizer: Tokenizer
 
 
 @dataclass
 class Service:
-    """The names of a model, and what serves it.
+    """A model from its loading on.
 
     load: gives the model; runs in the engine's thread
-    name, aliases: the names that requests may call the model by; in aliases * stands for any characters
-    created: seconds since 1970
+    name: that replies call it by
+    freed: called when all answers have ended
+    failure: what has ended the engine
+    answers: that run or wait for their turn
     """
 
-    load: Callable[[], Loaded]
+    load: Callable[[], Loaded | LoadedEncoder]
     name: str
-    aliases: Sequence[str] = ()
-    limits: Limits = field(default_factory=Limits)
+    limits: Limits
+    metrics: Figures
+    freed: Callable[[], None] = lambda: None
 
     def __post_init__(self) -> None:
-        self.created = int(time.time())
         self.failure: Exception | None = None
-        self.metrics = Metrics(self.name)
         self.answers: set[Answer] = set()
-        self._loaded: Loaded | None = None
+        self._loaded: Loaded | LoadedEncoder | None = None
         self._executor = ThreadPoolExecutor(1, "prompts")
         self._loop = Loop(self._make, self._deliver, self._changed)
 
-    def start(self, ended: Callable[[Exception], None] | None = None) -> None:
-        """Begin to load, in a running asyncio loop. ended: called there with what ends the engine."""
-        self._asyncio, self._ended = asyncio.get_running_loop(), ended
+    def start(self, changed: Callable[[Exception | None], None]) -> None:
+        """Begin to load, in a running asyncio loop.
+
+        changed: called there with None once the model is loaded, and with what ends the loading or the engine
+        """
+        self._asyncio, self._told = asyncio.get_running_loop(), changed
         self._loop.start()
 
     async def close(self) -> None:
-        """End all that runs."""
+        """End all that runs, and let go of the model."""
         for answer in list(self.answers):
             answer.fail(RequestError("the server is shutting down", status=503))
         await asyncio.to_thread(self._loop.close)
         self._executor.shutdown(wait=False)
+        self._loaded = self.failure = None
+        vars(self).pop("grammars", None)
 
     @property
-    def state(self) -> str:
-        """One of "loading", "ready" and "failing"."""
-        if self.failure is not None:
-            return "failing"
-        return "loading" if self._loaded is None else "ready"
-
-    @property
-    def is_loading(self) -> bool:
-        """Whether the model has not been there yet."""
-        return self._loaded is None
+    def model(self) -> LanguageModel | Encoder:
+        """The model, once it is loaded."""
+        return self._found().model
 
     @property
     def loaded(self) -> Loaded:
-        """What is loaded. Raises RequestError with status 503 until it is, and once the engine has failed."""
+        """The model for texts. Raises RequestError for an encoder, and with status 503 once the engine has failed."""
+        found = self._found()
+        if isinstance(found, LoadedEncoder):
+            text = f"{self.name} is an encoder and makes no text, expected a language model"
+            raise RequestError(text, param="model")
+        return found
+
+    @property
+    def encoder(self) -> LoadedEncoder:
+        """The model for embeddings. Raises RequestError as `loaded`."""
+        found = self._found()
+        if isinstance(found, Loaded):
+            text = f"{self.name} is a language model and makes no embeddings, expected an encoder"
+            raise RequestError(text, param="model")
+        return found
+
+    def _found(self) -> Loaded | LoadedEncoder:
         if self.failure is not None:
             raise RequestError(f"the model failed: {self.failure}", status=503, code="failing")
-        if self._loaded is None:
-            text = "the model is being loaded"
-            raise RequestError(text, status=503, code="loading", retry_after=2)
+        assert self._loaded is not None, "requests use models that are loaded"
         return self._loaded
 
     @cached_property
@@ -126,16 +143,6 @@ class Service:
     def recommended(self) -> Mapping[str, Any]:
         """The sampling that the model's file recommends."""
         return self.loaded.model.recommended.values
-
-    def check_name(self, name: str) -> None:
-        """Raises RequestError with status 404 unless the model has this name."""
-        if not any(fnmatchcase(name, known) for known in (escape(self.name), *self.aliases)):
-            raise RequestError(
-                f"there is no model {name[:80]!r}, expected {self.name!r}",
-                status=404,
-                param="model",
-                code="model_not_found",
-            )
 
     async def prepare(self, function: Callable[..., T], *args: Any, **options: Any) -> T:
         """Run work on texts, such as a template or a tokenizer, in a thread beside asyncio's.
@@ -202,7 +209,7 @@ class Service:
 
     def _begin(self, answer: Answer) -> None:
         self.answers.add(answer)
-        self.metrics.prompt_tokens.inc(sum(answer.prompts))
+        self.metrics.asked(sum(answer.prompts))
         text = f"the request took longer than {self.limits.seconds:g} seconds"
         error = RequestError(text, status=504, code="timeout")
         timer = self._asyncio.call_later(self.limits.seconds, answer.fail, error)
@@ -241,8 +248,11 @@ class Service:
         return await asyncio.wrap_future(self._loop.work(work))
 
     async def stats(self) -> Stats:
-        """Figures of the engine."""
-        engine = self.loaded.engine
+        """Figures of the engine; of an encoder, which has none, zeros."""
+        found = self._found()
+        if isinstance(found, LoadedEncoder):
+            return Stats()
+        engine = found.engine
 
         def made() -> Work[Stats]:
             yield from ()
@@ -256,11 +266,12 @@ class Service:
         else:
             self.answers.discard(answer)
             self.metrics.ended(answer)
+            if not self.answers:
+                self.freed()
 
-    def _make(self) -> Engine:
-        loaded = self.load()
-        self._loaded = loaded
-        return loaded.engine
+    def _make(self) -> Engine | None:
+        self._loaded = found = self.load()
+        return found.engine if isinstance(found, Loaded) else None
 
     def _deliver(self, told: list[Told]) -> None:
         self._asyncio.call_soon_threadsafe(_feed, told)
@@ -268,8 +279,7 @@ class Service:
     def _changed(self, error: Exception | None) -> None:
         if error is not None:
             self.failure = error
-            if self._ended is not None:
-                self._asyncio.call_soon_threadsafe(self._ended, error)
+        self._asyncio.call_soon_threadsafe(self._told, error)
 
 
 def _feed(told: list[Told]) -> None:

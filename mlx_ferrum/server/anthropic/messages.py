@@ -15,8 +15,9 @@ from mlx_ferrum.replies import Piece as Part
 from .. import sampling
 from ..errors import RequestError
 from ..fields import Fields
-from ..http import Stream, answered, error_object, read, respond
-from ..openai.constraint import Tools, choose, constrain, named
+from ..http import Stream, answered, choose, error_object, read, respond
+from ..openai.constraint import Tools, constrain, named
+from ..openai.constraint import choose as choose_tools
 from ..openai.form import new_id, quoted
 from ..openai.messages import Rendered, render
 from ..parts import Said, parts_of
@@ -42,9 +43,9 @@ IGNORED = ("metadata", "service_tier", "container", "output_config", "context_ma
 
 async def messages(request: Request) -> ASGIApp:
     """A reply to messages."""
-    service: Service = request.app.state.service
     fields = await read(request)
-    service.check_name(fields.text("model"))
+    fields.text("model")  # required
+    service = await choose(request, fields)
     if fields.get("max_tokens") is None:
         raise fields.error("max_tokens", None, "a whole number")
     chosen = _sampling(fields, service)
@@ -60,9 +61,9 @@ async def messages(request: Request) -> ASGIApp:
 
 async def count_tokens(request: Request) -> Response:
     """The number of tokens of a prompt."""
-    service: Service = request.app.state.service
     fields = await read(request)
-    service.check_name(fields.text("model"))
+    fields.text("model")  # required
+    service = await choose(request, fields)
     prompt = await _prompt(fields, service, _tools(fields))
     fields.finish(IGNORED)
     return respond({"input_tokens": len(prompt.ids)})
@@ -77,7 +78,7 @@ def _tools(fields: Fields) -> Tools:
         return named(fields, offered, choice.text("name"))
     if kind not in MODES:
         raise choice.error("type", kind, f"one of {', '.join(MODES)}, tool")
-    return choose(fields, offered, MODES[kind], is_parallel=is_parallel)
+    return choose_tools(fields, offered, MODES[kind], is_parallel=is_parallel)
 
 
 async def _prompt(fields: Fields, service: Service, tools: Tools) -> Rendered:

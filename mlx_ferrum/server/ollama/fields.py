@@ -36,10 +36,3 @@ def read_sampling(fields: Fields, service: Service) -> Sampling:
     chosen = sampling.read(options, service.recommended, "max_tokens")
     options.finish([*IGNORED, "mirostat_tau", "mirostat_eta"])
     return chosen
-
-
-def check_name(fields: Fields, service: Service) -> str:
-    """The field `model`, as the client wrote it. Raises RequestError unless the model has this name."""
-    name: str = fields.text("model", service.name)
-    service.check_name(name.removesuffix(":latest"))
-    return name

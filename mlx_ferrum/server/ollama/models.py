@@ -1,7 +1,8 @@
-"""`/api/tags`, `/api/show`, `/api/version` and `/api/embed`."""
+"""`/api/tags`, `/api/ps`, `/api/show`, `/api/version` and `/api/embed`."""
 
 from __future__ import annotations
 
+import hashlib
 import time
 from datetime import datetime, timezone
 from typing import Any
@@ -11,56 +12,72 @@ from starlette.responses import Response
 
 import mlx_ferrum
 
-from ..embedding import embeddings, texts
-from ..fields import Fields
+from ..about import About
+from ..embedding import choose_encoder, embeddings, texts
+from ..entries import Entry
 from ..http import read, respond
-from ..service import Service
+from ..models import Models
 
 
 async def tags(request: Request) -> Response:
     """Which models there are."""
-    service: Service = request.app.state.service
-    model = service.loaded.model
-    since = datetime.fromtimestamp(service.created, timezone.utc).isoformat()
-    found = {
-        "name": service.name,
-        "model": service.name,
-        "modified_at": since,
-        "size": model.nbytes,
-        "digest": model.fingerprint,
-        "details": _details(service),
+    models: Models = request.app.state.models
+    return respond({"models": [_listed(models, entry) for entry in await models.entries()]})
+
+
+async def running(request: Request) -> Response:
+    """Which of them are loaded."""
+    models: Models = request.app.state.models
+    found = [entry for entry in await models.entries() if models.service(entry.name) is not None]
+    return respond(
+        {"models": [{**_listed(models, entry), "size_vram": entry.nbytes} for entry in found]}
+    )
+
+
+def _listed(models: Models, entry: Entry) -> dict[str, Any]:
+    about = models.about(entry)
+    digest = hashlib.sha256(f"{entry.name} {entry.version}".encode("utf-8", "replace"))
+    return {
+        "name": entry.name,
+        "model": entry.name,
+        "modified_at": datetime.fromtimestamp(entry.created, timezone.utc).isoformat(),
+        "size": 0 if about is None else about.nbytes,
+        "digest": digest.hexdigest(),
+        "details": _details(about),
+        "loaded": models.service(entry.name) is not None,
     }
-    return respond({"models": [found]})
 
 
-def _details(service: Service) -> dict[str, Any]:
-    model = service.loaded.model
-    family = model.args.architecture
+def _details(about: About | None) -> dict[str, Any]:
+    """Empty as long as nothing is known."""
+    if about is None:
+        return {}
     return {
         "parent_model": "",
         "format": "gguf",
-        "family": family,
-        "families": [family],
-        "parameter_size": f"{model.parameter_count / 1e9:.1f}B",
-        "quantization_level": model.types,
+        "family": about.architecture,
+        "families": [about.architecture],
+        "parameter_size": f"{about.parameter_count / 1e9:.1f}B",
+        "quantization_level": about.types,
     }
 
 
 async def show(request: Request) -> Response:
-    """What a model is and can do."""
-    service: Service = request.app.state.service
+    """What a model is and can do. It is not loaded for that."""
+    models: Models = request.app.state.models
     fields = await read(request)
-    name = fields.text("model", fields.text("name", service.name))
+    name = fields.text("model", fields.text("name", ""))
     fields.finish(["verbose"])
-    service.check_name(name.removesuffix(":latest"))
-    args = service.loaded.model.args
-    info = {
-        "general.architecture": args.architecture,
-        f"{args.architecture}.context_length": args.context_length,
-    }
-    return respond(
-        {"details": _details(service), "model_info": info, "capabilities": ["completion"]}
-    )
+    entry = await models.find(name.removesuffix(":latest"))
+    about = models.about(entry)
+    info = {}
+    if about is not None:
+        info = {
+            "general.architecture": about.architecture,
+            f"{about.architecture}.context_length": about.context_length,
+        }
+    can = ["embedding" if entry.is_encoder else "completion"]
+    return respond({"details": _details(about), "model_info": info, "capabilities": can})
 
 
 async def version(_: Request) -> Response:
@@ -70,16 +87,15 @@ async def version(_: Request) -> Response:
 
 async def embed(request: Request) -> Response:
     """Embeddings of texts."""
-    service: Service = request.app.state.service
     since = time.perf_counter_ns()
-    fields: Fields = await read(request)
-    model = fields.text("model", "").removesuffix(":latest")
+    fields = await read(request)
+    service = await choose_encoder(request, fields)
     given, truncates = texts(fields), fields.flag("truncate", True)
     fields.finish(["keep_alive", "options"])
-    vectors, tokens = await embeddings(service, model, given, truncates)
+    vectors, tokens = await embeddings(service, given, truncates)
     return respond(
         {
-            "model": model,
+            "model": fields.text("model", service.name),
             "embeddings": vectors.tolist(),
             "total_duration": time.perf_counter_ns() - since,
             "load_duration": 0,

@@ -15,7 +15,7 @@ from mlx_ferrum.generate.prompt import encode_prompt
 
 from ..errors import RequestError
 from ..fields import Fields
-from ..http import Stream, answered, read, respond
+from ..http import Stream, answered, choose, read, respond
 from ..openai.chat import offered_tools
 from ..openai.constraint import ANY_OBJECT, Form, Tools, asked_tools, constrain
 from ..openai.messages import Rendered, messages, render
@@ -23,7 +23,7 @@ from ..parts import Call, Said, parts_of
 from ..reply import Answer, Piece
 from ..service import Service
 from ..texts import encode_fill
-from .fields import check_name, read_sampling
+from .fields import read_sampling
 
 HEADERS = [(b"content-type", b"application/x-ndjson")]
 THINKS = ("low", "medium", "high")
@@ -31,18 +31,16 @@ THINKS = ("low", "medium", "high")
 
 async def chat(request: Request) -> ASGIApp:
     """A reply to messages."""
-    service: Service = request.app.state.service
     fields = await read(request)
-    name = check_name(fields, service)
+    service = await choose(request, fields)
     given = messages(fields) if fields.items("messages") else []
-    return await _answer(request, fields, name, given, is_chat=True)
+    return await _answer(request, service, fields, given, is_chat=True)
 
 
 async def generate(request: Request) -> ASGIApp:
     """A text after a prompt, through the chat template unless it is `raw` or there is a `suffix`."""
-    service: Service = request.app.state.service
     fields = await read(request)
-    name = check_name(fields, service)
+    service = await choose(request, fields)
     for field in ("images", "template", "context"):
         fields.refuse(field)
     text, system = fields.text("prompt", ""), fields.text("system", "")
@@ -54,19 +52,19 @@ async def generate(request: Request) -> ASGIApp:
     if not raw and text:
         turns = [("system", system), ("user", text)]
         given = [{"role": role, "content": content} for role, content in turns if content]
-    return await _answer(request, fields, name, given, is_chat=False, suffix=suffix)
+    return await _answer(request, service, fields, given, is_chat=False, suffix=suffix)
 
 
 async def _answer(
     request: Request,
+    service: Service,
     fields: Fields,
-    name: str,
     given: str | Sequence[dict[str, Any]],
     *,
     is_chat: bool,
     suffix: str = "",
 ) -> ASGIApp:
-    service: Service = request.app.state.service
+    name = fields.text("model", service.name)
     chosen, stream = read_sampling(fields, service), fields.flag("stream", True)
     effort, format = _effort(fields), _format(fields)
     tools = asked_tools(fields, offered_tools(fields)) if is_chat else Tools()

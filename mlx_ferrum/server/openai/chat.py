@@ -14,7 +14,7 @@ from mlx_ferrum.replies import Piece as Part
 from .. import sampling
 from ..errors import RequestError
 from ..fields import Fields
-from ..http import Stream, answered, error_object, read
+from ..http import Stream, answered, choose, error_object, read
 from ..parts import Call, Said, whole_calls
 from ..reply import Answer, Piece
 from ..service import Service
@@ -33,9 +33,8 @@ IGNORED = frozenset(
 
 async def chat(request: Request) -> ASGIApp:
     """A reply to messages."""
-    service: Service = request.app.state.service
     fields = await read(request)
-    service.check_name(fields.text("model", service.name))
+    service = await choose(request, fields)
     chosen = sampling.read(
         fields, service.recommended, "max_completion_tokens", "max_tokens", "n_predict"
     )

@@ -16,7 +16,7 @@ from mlx_ferrum.tokenizer import Tokenizer
 from .. import sampling
 from ..errors import RequestError
 from ..fields import Fields
-from ..http import Stream, answered, error_object, read, respond
+from ..http import Stream, answered, choose, error_object, read, respond
 from ..loop import Likely
 from ..reply import Answer, Piece
 from ..service import Service
@@ -40,9 +40,8 @@ class Echo:
 
 async def completions(request: Request) -> ASGIApp:
     """Texts that go on after prompts."""
-    service: Service = request.app.state.service
     fields = await read(request)
-    service.check_name(fields.text("model", service.name))
+    service = await choose(request, fields)
     chosen = sampling.read(fields, service.recommended, "max_tokens", "n_predict")
     chosen.limit = DEFAULT_LIMIT if chosen.limit is None else chosen.limit
     n, top, echoes = fields.whole("n", 1, 1, 128), _top(fields), fields.flag("echo")

@@ -9,32 +9,29 @@ import numpy as np
 from starlette.requests import Request
 from starlette.responses import Response
 
-from ..embedding import embeddings, texts
+from ..embedding import choose_encoder, embeddings, texts
 from ..http import read, respond
-from ..service import Service
 
 
 async def create(request: Request) -> Response:
     """Embeddings of texts."""
-    service: Service = request.app.state.service
     fields = await read(request)
-    model, form = fields.text("model", ""), fields.text("encoding_format", "float")
+    service = await choose_encoder(request, fields)
+    form = fields.text("encoding_format", "float")
     if form not in ("float", "base64"):
         raise fields.error("encoding_format", form, "'float' or 'base64'")
     given = texts(fields)
     size = fields.whole("dimensions", None, 1, 2**31)
     fields.finish(["user"])
-    vectors, tokens = await embeddings(service, model, given, truncates=False)
+    vectors, tokens = await embeddings(service, given, truncates=False)
     if size not in (None, vectors.shape[1]):
         raise fields.error("dimensions", size, f"the model's {vectors.shape[1]}")
     data = [
         {"object": "embedding", "index": i, "embedding": _encoded(vector, form)}
         for i, vector in enumerate(vectors)
     ]
-    encoder = service.loaded.encoder
     usage = {"prompt_tokens": tokens, "total_tokens": tokens}
-    name = "" if encoder is None else encoder[2]
-    return respond({"object": "list", "data": data, "model": name, "usage": usage})
+    return respond({"object": "list", "data": data, "model": service.name, "usage": usage})
 
 
 def _encoded(vector: np.ndarray, form: str) -> Any:

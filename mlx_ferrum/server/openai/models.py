@@ -10,57 +10,58 @@ from starlette.responses import Response
 from mlx_ferrum.generate.prompt import encode_prompt
 from mlx_ferrum.tokenizer import Tokenizer
 
+from ..entries import Entry
 from ..fields import Fields
-from ..http import read, respond
-from ..service import Service
+from ..http import choose, read, respond
+from ..models import Models
 from .messages import messages, render, template_arguments
 
 
-def described(service: Service, name: str) -> dict[str, Any]:
+def described(models: Models, entry: Entry, name: str) -> dict[str, Any]:
     """A model, as lists of them have it."""
-    return {"id": name, "object": "model", "created": service.created, "owned_by": "mlx_ferrum"}
+    found = {"id": name, "object": "model", "created": entry.created, "owned_by": "mlx_ferrum"}
+    found["loaded"] = models.service(entry.name) is not None
+    about = models.about(entry)
+    if about is not None and about.context_length is not None:
+        found["context_length"] = about.context_length
+    return found
 
 
 async def models(request: Request) -> Response:
     """`/v1/models`."""
-    service: Service = request.app.state.service
-    names = [service.name, *(name for name in service.aliases if "*" not in name)]
-    found = [described(service, name) for name in names]
-    if service.state == "ready":
-        if service.loaded.encoder is not None:
-            found.append(described(service, service.loaded.encoder[2]))
-        found[0]["context_length"] = service.loaded.model.args.context_length
+    known: Models = request.app.state.models
+    found = [
+        described(known, entry, name)
+        for entry in await known.entries()
+        for name in (entry.name, *(alias for alias in entry.aliases if "*" not in alias))
+    ]
     return respond({"object": "list", "data": found})
 
 
 async def model(request: Request) -> Response:
     """`/v1/models/NAME`."""
-    service: Service = request.app.state.service
+    known: Models = request.app.state.models
     name = request.path_params["name"]
-    service.check_name(name)
-    return respond(described(service, name))
+    return respond(described(known, await known.find(name), name))
 
 
 async def health(request: Request) -> Response:
     """`/health`: 200 if texts can be asked for."""
-    service: Service = request.app.state.service
-    state = service.state
-    return respond({"status": state}, 200 if state == "ready" else 503)
+    known: Models = request.app.state.models
+    return respond({"status": known.state}, 200 if known.state == "ready" else 503)
 
 
 async def metrics(request: Request) -> Response:
     """`/metrics`."""
-    service: Service = request.app.state.service
-    stats = await service.stats() if service.state == "ready" else None
-    content = service.metrics.report(stats)
+    known: Models = request.app.state.models
+    content = await known.report()
     return Response(content, media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
 async def tokenize(request: Request) -> Response:
     """`/tokenize`: ids of a text (`content` or `prompt`) or of `messages`."""
-    service: Service = request.app.state.service
     fields = await read(request)
-    service.check_name(fields.text("model", service.name))
+    service = await choose(request, fields)
     loaded = service.loaded
     if fields.get("messages") is not None:
         asked, arguments = messages(fields), template_arguments(fields)
@@ -90,9 +91,8 @@ def _encode(tokenizer: Tokenizer, text: str, special: bool, parse: bool) -> list
 
 async def detokenize(request: Request) -> Response:
     """`/detokenize`: the text of ids."""
-    service: Service = request.app.state.service
     fields = await read(request)
-    service.check_name(fields.text("model", service.name))
+    service = await choose(request, fields)
     ids = _ids(fields)
     fields.finish()
     text = await service.prepare(service.loaded.tokenizer.decode, ids)

@@ -15,7 +15,7 @@ from mlx_ferrum.replies import Piece as Part
 from .. import sampling
 from ..errors import RequestError
 from ..fields import Fields
-from ..http import Stream, answered, error_object, read, respond
+from ..http import Stream, answered, choose, error_object, read, respond
 from ..parts import parts_of
 from ..reply import Answer, Piece
 from ..service import Service
@@ -34,10 +34,9 @@ INCLUDED = (LOGPROBS, "reasoning.encrypted_content")
 
 async def create(request: Request) -> ASGIApp:
     """A response to a conversation, of which the server may know the beginning."""
-    service: Service = request.app.state.service
     store: Store = request.app.state.store
     fields = await read(request)
-    service.check_name(fields.text("model", service.name))
+    service = await choose(request, fields)
     chosen = sampling.read(fields, service.recommended, "max_output_tokens")
     _refuse(fields)
     tools = asked_tools(fields, _tools(fields))
