@@ -170,6 +170,8 @@ class Engine:
         if not ops.is_lazy():
             self._read(len(self._pending))  # some are left after an interruption
         rows = self._scheduler.plan()
+        if rows and self._model.check_file is not None:
+            self._model.check_file(thorough=False)
         try:
             made = self._compute(rows) if rows else None
         except OSError:  # of experts that are read from the file
@@ -187,8 +189,6 @@ class Engine:
 
     def _compute(self, rows: dict[Job, int]) -> Made | None:
         """What a pass over the planned rows gives; None if no text is read to its end."""
-        if self._model.check_file is not None:
-            self._model.check_file(thorough=False)
         tokens = self._tokens(rows)
         batch = self._states.batch([(_past(job), count) for job, count in rows.items()], tokens)
         is_last = any(count == job.unread for job, count in rows.items())

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import time
+import weakref
 from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -364,9 +366,21 @@ class Models:
         return self.metrics.report()
 
 
+class _Cycle:
+    """Garbage that only a collection frees."""
+
+    def __init__(self) -> None:
+        self.itself = self
+
+
 def _collect() -> None:
     """Free what only cycles hold: the mapped weights, the pool, the process of the template."""
-    gc.collect()
+    while True:
+        garbage = weakref.ref(_Cycle())
+        gc.collect()
+        if garbage() is None:
+            break
+        time.sleep(0.001)  # another thread was collecting, which makes `collect` return at once
     mx.clear_cache()
 
 

@@ -80,6 +80,7 @@ OPERATIONS = {
     "/api/embed": _takes(requests.EMBED, responses.EMBEDDED),
     "/api/show": _takes(requests.SHOW, responses.SHOWN),
     "/api/tags": Operation(responses.TAGS),
+    "/api/ps": Operation(responses.RUNNING),
     "/api/version": Operation(responses.VERSION),
     "/v1/models": Operation(responses.MODELS),
     "/v1/models/{name}": Operation(responses.MODEL, statuses=("404",)),

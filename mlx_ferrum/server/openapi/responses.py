@@ -249,18 +249,17 @@ DETAILS = sent(
     parameter_size=STRING,
     quantization_level=STRING,
 )
-TAGS = sent(
-    models=items(
-        sent(
-            name=STRING,
-            model=STRING,
-            modified_at=STRING,
-            size=COUNT,
-            digest=STRING,
-            details=DETAILS,
-        )
-    )
-)
+LISTED: dict[str, Schema] = {
+    "name": STRING,
+    "model": STRING,
+    "modified_at": STRING,
+    "size": COUNT,
+    "digest": STRING,
+    "details": DETAILS,
+    "loaded": BOOLEAN,
+}
+TAGS = sent(models=items(sent(**LISTED)))
+RUNNING = sent(models=items(sent(**LISTED, size_vram=COUNT)))
 SHOWN = sent(details=DETAILS, model_info=OBJECT, capabilities=items(STRING))
 VERSION = sent(version=STRING)
 VECTOR = items(NUMBER)
@@ -285,6 +284,7 @@ MODEL = sent(
     object=one_of("model"),
     created=COUNT,
     owned_by=STRING,
+    loaded=BOOLEAN,
     context_length=COUNT,
 )
 MODELS = sent(object=one_of("list"), data=items(MODEL))
