@@ -43,7 +43,7 @@ class Chat:
         self, *lines: str | bytes, flags: Sequence[str] = ("--temp", "0", "-n", "5")
     ) -> int:
         raw = b"".join(line if isinstance(line, bytes) else line.encode() + b"\n" for line in lines)
-        self.monkeypatch.setattr(mlx_ferrum, "load", lambda _: (self.model, self.tokenizer))
+        self.monkeypatch.setattr(mlx_ferrum, "load", lambda *_, **__: (self.model, self.tokenizer))
         self.monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(raw)))
         code = chat.main(list(flags))
         out, self.told = self.capsys.readouterr()

@@ -49,6 +49,7 @@ class FakeModel:
         self.args: Any = SimpleNamespace(vocab_size=vocab_size, context_length=context)
         self.fingerprint = f"fake-{seed}"
         self.nbytes = 0
+        self.streams = None
         self.recommended = Recommended()
         self.check_file = None
         self.fixed_cache = fixed_cache

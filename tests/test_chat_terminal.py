@@ -118,7 +118,7 @@ def test_a_long_prompt_in_a_pipe_shows_nothing_and_in_a_terminal_a_bar(talk: Cha
 
 
 def test_closed_stdin_is_the_end(talk: Chat) -> None:
-    talk.monkeypatch.setattr(mlx_ferrum, "load", lambda _: (talk.model, talk.tokenizer))
+    talk.monkeypatch.setattr(mlx_ferrum, "load", lambda *_, **__: (talk.model, talk.tokenizer))
     for stream in (None, io.TextIOWrapper(io.BytesIO())):
         if stream is not None:
             stream.close()
@@ -131,7 +131,7 @@ def test_a_person_who_types_while_stdout_is_a_pipe_is_asked(talk: Chat) -> None:
         def isatty(self) -> bool:
             return True
 
-    talk.monkeypatch.setattr(mlx_ferrum, "load", lambda _: (talk.model, talk.tokenizer))
+    talk.monkeypatch.setattr(mlx_ferrum, "load", lambda *_, **__: (talk.model, talk.tokenizer))
     talk.monkeypatch.setattr("sys.stdin", Typed(io.BytesIO(b"hello\n")))
     assert chat.main(["--temp", "0", "-n", "5"]) == 0
     out, told = talk.capsys.readouterr()

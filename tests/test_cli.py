@@ -35,7 +35,7 @@ class Command:
             length = len(self.tokenizer.encode(self.prompt, parse_special=True))
             script = [*self.tokenizer.encode(self.reply), 1]
             model = ScriptedModel(script, 259, length)
-        self.monkeypatch.setattr(mlx_ferrum, "load", lambda _: (model, self.tokenizer))
+        self.monkeypatch.setattr(mlx_ferrum, "load", lambda *_, **__: (model, self.tokenizer))
         self.monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(stdin)))
         try:
             code = main(list(flags))

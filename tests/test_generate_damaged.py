@@ -126,7 +126,7 @@ def test_the_command_line_fails_and_prints_no_text(
     flags: list[str], lazy: bool, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     model: Any = Damaged(one_is(np.nan), vocab_size=259)
-    monkeypatch.setattr(mlx_ferrum, "load", lambda _: (model, byte_tokenizer()))
+    monkeypatch.setattr(mlx_ferrum, "load", lambda *_, **__: (model, byte_tokenizer()))
     assert main(["--prompt", "hi", *flags]) == 1
     out, err = capsys.readouterr()
     assert out == ""
@@ -138,7 +138,7 @@ def test_a_failure_after_some_text_is_a_failure_too(
     lazy: bool, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     model: Any = Damaged(one_is(np.nan), good=3, vocab_size=259)
-    monkeypatch.setattr(mlx_ferrum, "load", lambda _: (model, byte_tokenizer()))
+    monkeypatch.setattr(mlx_ferrum, "load", lambda *_, **__: (model, byte_tokenizer()))
     assert main(["--prompt", "hi", "--json", "--ignore-eos"]) == 1
     assert capsys.readouterr().out == ""
 
