@@ -11,19 +11,21 @@ same choices in a random order, where only their frequency is left.
 from __future__ import annotations
 
 import argparse
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
 import mlx.core as mx
 import numpy as np
 
 import mlx_ferrum
 from mlx_ferrum import cli, ops
-from mlx_ferrum.experts.choices import observers, with_experts
+from mlx_ferrum.experts.choices import observers
+from mlx_ferrum.models.expert_layers import with_experts
 
 ROOT = Path(__file__).parent.parent
 Trace = list[list[int]]  # the experts of each token
-Worth = Callable[[int, int], float]  # of an expert at a token
 
 
 def trace(name: str, text: str, piece: int = 256) -> list[Trace]:
@@ -46,83 +48,79 @@ def trace(name: str, text: str, piece: int = 256) -> list[Trace]:
     return found
 
 
-def hits(choices: Trace, slots: int, worth: Callable[[Trace], Worth]) -> float:
+class Policy(Protocol):
+    """Says what an expert in the cache is worth."""
+
+    def use(self, expert: int, t: int) -> None:
+        """Token t chooses an expert."""
+
+    def worth(self, expert: int) -> float:
+        """Of an expert that was used."""
+
+
+class Aged:
+    """Sums of uses that fade: logarithms, as in streamed.cpp."""
+
+    def __init__(self, age: float) -> None:
+        self._age, self._scores = age, dict[int, float]()
+
+    def use(self, expert: int, t: int) -> None:
+        before = self._scores.get(expert, -np.inf)
+        self._scores[expert] = float(np.logaddexp(before, t / self._age))
+
+    def worth(self, expert: int) -> float:
+        return self._scores[expert]
+
+
+class Latest:
+    """The last use: LRU."""
+
+    def __init__(self) -> None:
+        self._times: dict[int, int] = {}
+
+    def use(self, expert: int, t: int) -> None:
+        self._times[expert] = t
+
+    def worth(self, expert: int) -> float:
+        return self._times[expert]
+
+
+class Foreseen:
+    """The next use."""
+
+    def __init__(self, choices: Trace) -> None:
+        self._uses: dict[int, deque[int]] = {}
+        for t, chosen in enumerate(choices):
+            for expert in chosen:
+                self._uses.setdefault(expert, deque()).append(t)
+
+    def use(self, expert: int, t: int) -> None:
+        self._uses[expert].popleft()
+
+    def worth(self, expert: int) -> float:
+        later = self._uses[expert]
+        return -later[0] if later else -np.inf
+
+
+def hits(choices: Trace, slots: int, policy: Policy) -> float:
     """The share of uses that find their expert in the cache."""
-    value = worth(choices)
     kept: set[int] = set()
     found = total = 0
     for t, chosen in enumerate(choices):
         found += sum(expert in kept for expert in chosen)
         total += len(chosen)
-        kept |= set(chosen)
         for expert in chosen:
-            value(expert, t)
-        loose = sorted(kept - set(chosen), key=lambda expert: worth_of(value, expert))
-        while len(kept) > max(slots, len(chosen)):
-            kept.discard(loose.pop(0))
+            policy.use(expert, t)
+        kept |= set(chosen)
+        loose = sorted(kept - set(chosen), key=policy.worth)
+        kept -= set(loose[: max(0, len(kept) - slots)])
     return found / total
 
 
-def worth_of(value: Worth, expert: int) -> float:
-    """Without a use."""
-    return value(expert, -1)
-
-
-def aged(age: float) -> Callable[[Trace], Worth]:
-    """Sums of uses that fade: logarithms, as in streamed.cpp."""
-
-    def worth(_: Trace) -> Worth:
-        scores: dict[int, float] = {}
-
-        def value(expert: int, t: int) -> float:
-            if t >= 0:
-                scores[expert] = float(np.logaddexp(scores.get(expert, -np.inf), t / age))
-            return scores[expert]
-
-        return value
-
-    return worth
-
-
-def latest(_: Trace) -> Worth:
-    """The last use: LRU."""
-    times: dict[int, int] = {}
-
-    def value(expert: int, t: int) -> float:
-        if t >= 0:
-            times[expert] = t
-        return times[expert]
-
-    return value
-
-
-def foreseen(choices: Trace) -> Worth:
-    """The next use."""
-    uses: dict[int, list[int]] = {}
-    for t, chosen in enumerate(choices):
-        for expert in chosen:
-            uses.setdefault(expert, []).append(t)
-    now = 0
-
-    def value(expert: int, t: int) -> float:
-        nonlocal now
-        now = max(now, t)
-        later = uses[expert]
-        while later and later[0] <= now:
-            later.pop(0)
-        return -later[0] if later else -np.inf
-
-    return value
-
-
-POLICIES: dict[str, Callable[[Trace], Worth]] = {
-    "least recently used": latest,
-    "age 4": aged(4),
-    "age 16": aged(16),
-    "age 64": aged(64),
-    "age 256": aged(256),
-    "age 4096": aged(4096),
-    "best": foreseen,
+POLICIES: dict[str, Callable[[Trace], Policy]] = {
+    "least recently used": lambda _: Latest(),
+    **{f"age {age}": lambda _, age=age: Aged(age) for age in (4, 16, 64, 256, 4096)},
+    "best": Foreseen,
 }
 
 
@@ -144,8 +142,8 @@ def main() -> int:
     rng = np.random.default_rng(0)
     shuffled = [[choices[i] for i in rng.permutation(len(choices))] for choices in traces]
     rows = [(name, traces, policy) for name, policy in POLICIES.items()]
-    for name, each, policy in [*rows, ("shuffled", shuffled, aged(256))]:
-        found = [np.mean([hits(choices, n, policy) for choices in each]) for n in args.slots]
+    for name, each, policy in [*rows, ("shuffled", shuffled, POLICIES["age 256"])]:
+        found = [np.mean([hits(one, n, policy(one)) for one in each]) for n in args.slots]
         print(f"| {name} | " + " | ".join(f"{share:.1%}" for share in found) + " |", flush=True)
     return 0
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import mlx_ferrum
-from mlx_ferrum import gguf
+from mlx_ferrum import amounts, gguf
 from mlx_ferrum.blocks import Block, by_name
 from mlx_ferrum.models.encoder import language_model
 
@@ -20,8 +19,7 @@ from .budget import Choice
 from .sensitivity import Sensitivity
 
 HEADER_BYTES = 4096  # for the metadata that quantizing adds
-UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
-_SIZE = re.compile(r"(\d+(?:\.\d+)?) ?(?:([kmgt])(i?)b?|b)?", re.IGNORECASE)
+_NUMBER = re.compile(r"\d+(?:\.\d+)?")
 
 
 @dataclass(frozen=True)
@@ -34,21 +32,16 @@ class Budget:
     @classmethod
     def parse(cls, text: str) -> Budget:
         """From "4.5" (bits a weight), "18GB" or "17.5GiB" (the file). Raises ValueError for anything else."""
-        found = _SIZE.fullmatch(text.strip())
-        if found is None:
-            raise ValueError(f"expected bits a weight or a size, as 4.5 or 18GB; found {text!r}")
-        number = float(found[1])
-        if math.isinf(number):
-            raise ValueError(
-                f"expected bits a weight or a size, as 4.5 or 18GB; found {text[:60]!r}"
-            )
-        if found[0].strip() == found[1]:
-            if not 0 < number <= 32:
-                raise ValueError(f"expected up to 32 bits a weight, found {text}")
-            return cls(bits=number)
-        unit = (found[2] or "").lower()
-        power = 10 * " kmgt".index(unit or " ")
-        return cls(nbytes=int(number * (2**power if found[3] else UNITS[unit])))
+        if _NUMBER.fullmatch(text.strip()):
+            bits = float(text)
+            if not 0 < bits <= 32:
+                raise ValueError(f"expected up to 32 bits a weight, found {text[:60]}")
+            return cls(bits=bits)
+        try:
+            return cls(nbytes=amounts.read_size(text))
+        except ValueError:
+            expected = "expected bits a weight or a size, as 4.5 or 18GB"
+            raise ValueError(f"{expected}; found {text[:60]!r}") from None
 
     def without(self, nbytes: int) -> Budget:
         """What is left of a file's size when metadata takes some of it."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import errno
 import json
-import os
 import tempfile
 from importlib import import_module
 from pathlib import Path
@@ -16,7 +15,17 @@ from typing import TYPE_CHECKING, Any
 
 import mlx_ferrum
 
-from . import amounts, backends, catalog
+from . import backends, catalog
+from .argument_types import (
+    count,
+    file_name,
+    positive,
+    size,
+    stop_string,
+    token_bias,
+    token_count,
+    utf8,
+)
 from .entry import begin, command, describe, guarded, stdin
 from .parser import HelpFormatter, Parser
 
@@ -30,7 +39,22 @@ if TYPE_CHECKING:
 
 FILTERS_OFF = {"top_k": 0, "typical": 1, "top_p": 1, "min_p": 0, "xtc_probability": 0}
 
-__all__ = ["HelpFormatter", "Parser", "begin", "command", "describe", "guarded", "stdin"]
+__all__ = [
+    "HelpFormatter",
+    "Parser",
+    "begin",
+    "command",
+    "count",
+    "describe",
+    "file_name",
+    "guarded",
+    "positive",
+    "size",
+    "stdin",
+    "stop_string",
+    "token_count",
+    "utf8",
+]
 
 
 def model_arguments(parser: argparse.ArgumentParser) -> None:
@@ -182,7 +206,7 @@ def sampling_arguments(
     )
     add(
         "--logit-bias",
-        type=_token_bias,
+        type=token_bias,
         action="append",
         default=[],
         metavar="ID=BIAS",
@@ -316,38 +340,6 @@ def _is_same(path: Path, source: Path) -> bool:
     return path.resolve() == source.resolve()
 
 
-def token_count(text: str) -> int:
-    """The type of --max-tokens: 1 or more, or -1."""
-    value = int(text)
-    if value != -1 and value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not 1 or more, nor -1 for no limit")
-    return value
-
-
-def positive(text: str) -> int:
-    """The type of sizes: 1 or more."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not 1 or more")
-    return value
-
-
-def count(text: str) -> int:
-    """The type of numbers that may be 0."""
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"{value} is not 0 or more")
-    return value
-
-
-def size(text: str) -> int:
-    """The type of sizes in bytes, such as 500M."""
-    try:
-        return amounts.read_size(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-
-
 def read_prompt(text: str) -> str:
     """The prompt that --prompt names: "-" reads it from stdin. Raises ValueError if that is not UTF-8."""
     if text != "-":
@@ -387,33 +379,3 @@ def template_argument(text: str) -> tuple[str, Any]:
         return name, json.loads(value)
     except (ValueError, RecursionError):
         return name, value
-
-
-def file_name(text: str) -> str:
-    """The type of options that name a file. An unset shell variable gives an empty one."""
-    if not text:
-        raise argparse.ArgumentTypeError("is empty")
-    return text
-
-
-def stop_string(text: str) -> str:
-    """The type of --stop: text, and some."""
-    if not text:
-        raise argparse.ArgumentTypeError("is empty")
-    return utf8(text)
-
-
-def utf8(text: str) -> str:
-    """The type of arguments that go to the model: UTF-8, whatever the locale is."""
-    try:
-        return os.fsencode(text).decode()
-    except UnicodeDecodeError:
-        raise argparse.ArgumentTypeError("is not valid UTF-8") from None
-
-
-def _token_bias(text: str) -> tuple[int, float]:
-    token, _, value = text.partition("=")
-    try:
-        return int(token), float(value)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not ID=BIAS, such as 42=-1.5") from None

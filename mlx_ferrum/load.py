@@ -40,8 +40,6 @@ def load(
     try:
         model = _model(file)
         if expert_memory is not None:
-            if isinstance(model, Encoder):
-                raise ValueError("an encoder has no experts to read from disk")
             model.streams = streamed.stream(model, file, expert_memory)
         return model, Tokenizer.from_metadata(file.metadata)
     except NotImplementedError as error:

@@ -17,6 +17,8 @@ from typing import NamedTuple
 from . import amounts, gguf, ops
 from .kernels.cpu.streams import Counts, Source, Stream
 from .models.base import LanguageModel
+from .models.encoder import Encoder
+from .models.expert_layers import with_experts
 from .nn import Experts
 from .tensor import QTensor
 
@@ -64,7 +66,6 @@ class Layer(NamedTuple):
     """The streams of one layer. layer: its number, dense layers counted; first: of gate and up; second: of down."""
 
     layer: int
-    experts: int
     first: Stream
     second: Stream
 
@@ -94,17 +95,17 @@ class Streams:
         return f"experts: {found}, {read}, threads waited {counts.waited:.2f} s"
 
 
-def stream(model: LanguageModel, file: gguf.GGUF, nbytes: int) -> Streams:
+def stream(model: LanguageModel | Encoder, file: gguf.GGUF, nbytes: int) -> Streams:
     """Read experts from the file when they are chosen; at most `nbytes` of them are in memory. For the cpu backend.
 
-    Raises ValueError for a model without experts and for too few bytes, NotImplementedError on another backend.
+    Raises ValueError for a model without experts and for too few bytes, NotImplementedError for an encoder and on
+    another backend.
     """
     if ops.backend_name() != "cpu":
         raise NotImplementedError(
             f"experts are read from disk on the cpu backend only, the one in use is {ops.backend_name()}"
         )
-    layers = [(i, each.mlp) for i, each in enumerate(model.body.layers)]
-    found = [(i, mlp) for i, mlp in layers if isinstance(mlp, Experts)]
+    found = with_experts(model)
     slots = _slots([mlp for _, mlp in found], nbytes)
     files = Files(file)
     return Streams([_stream(i, mlp, n, files) for (i, mlp), n in zip(found, slots, strict=True)])
@@ -112,8 +113,6 @@ def stream(model: LanguageModel, file: gguf.GGUF, nbytes: int) -> Streams:
 
 def _slots(layers: Sequence[Experts], nbytes: int) -> list[int]:
     """The experts of each layer that are in memory: as many everywhere, and one more in the first layers."""
-    if not layers:
-        raise ValueError("the model has no experts to read from disk")
     sizes = [sum(w.nbytes // mlp.count for w in (mlp.gate, mlp.up, mlp.down)) for mlp in layers]
     each, rest = divmod(nbytes, sum(sizes))
     if each < 1:
@@ -128,11 +127,11 @@ def _slots(layers: Sequence[Experts], nbytes: int) -> list[int]:
 
 
 def _stream(layer: int, mlp: Experts, slots: int, files: Files) -> Layer:
-    first = Stream(mlp.count, slots, [files.source(mlp.gate), files.source(mlp.up)], AGE)
-    second = Stream(mlp.count, slots, [files.source(mlp.down)], AGE)
+    sources = [files.source(w) for w in (mlp.gate, mlp.up, mlp.down)]
+    first = Stream(mlp.count, slots, sources[:2], AGE, files)
+    second = Stream(mlp.count, slots, sources[2:], AGE, files)
     first.followed_by(second)
-    first.files = second.files = files
     for w, place in ((mlp.gate, (first, 0)), (mlp.up, (first, 1)), (mlp.down, (second, 0))):
         w.stream = place
         w.kept.clear()
-    return Layer(layer, mlp.count, first, second)
+    return Layer(layer, first, second)

@@ -110,3 +110,38 @@ def cpu() -> Iterator[Backend]:
     """The cpu backend, in use."""
     with CPU.in_use() as backend:
         yield backend
+
+
+@pytest.fixture(scope="session")
+def page_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small model with a chat template, for tests of the server's page."""
+    import servers
+
+    return servers.write(tmp_path_factory.mktemp("page") / "m.gguf")
+
+
+@pytest.fixture(scope="module")
+def scripted_page(page_file: Path) -> Iterator[tuple[str, Any]]:
+    """The URL of a server whose replies come from a Script, and that."""
+    import scripts
+
+    with scripts.served(page_file) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A Chromium."""
+    from browser import driven
+
+    with driven(tmp_path_factory.mktemp("chromium")) as found:
+        yield found
+
+
+@pytest.fixture
+def page(browser: Any) -> Iterator[Any]:
+    """The browser, whose log is clean at the end."""
+    from scripts import watched
+
+    with watched(browser):
+        yield browser

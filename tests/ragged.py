@@ -10,7 +10,8 @@ import numpy as np
 
 from mlx_ferrum import ops
 from mlx_ferrum.experts import routes
-from mlx_ferrum.experts.choices import observers, with_experts
+from mlx_ferrum.experts.choices import observers
+from mlx_ferrum.models.expert_layers import with_experts
 from mlx_ferrum.nn import Experts
 from mlx_ferrum.state.model import ModelStates
 

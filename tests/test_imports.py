@@ -13,7 +13,7 @@ import mlx_ferrum
 # A room is a line: the modules whose names start with one of its words, the longest that fits. Modules of one room may
 # import each other. Commands, wherever they are, lie above all rooms.
 ROOMS = """
-amounts drawing entry interrupts kernel_text lazy notice parser progress
+amounts argument_types drawing entry interrupts kernel_text lazy notice parser progress
 replies
 options profile
 kernels.cpu kernels.quantize

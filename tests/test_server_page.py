@@ -8,20 +8,14 @@ from typing import Any
 
 import pytest
 import random_models
-import scripts
-from browser import ENTER, ESCAPE, Browser, driven
-from scripts import IDLE, LAST, Script, chromium, fresh, say, set_fields, watched
-from servers import TEMPLATE, Served, served, write
+from browser import ENTER, ESCAPE, Browser
+from scripts import IDLE, LAST, chromium, fresh, say, set_fields
+from servers import TEMPLATE, Served, served
 
 from mlx_ferrum.server.gate import Rules
 from mlx_ferrum.server.page import index
 
 CONTEXT = 100_000  # tokens: a text that nobody stops runs for minutes
-
-
-@pytest.fixture(scope="module")
-def file(tmp_path_factory) -> Path:
-    return write(tmp_path_factory.mktemp("page") / "m.gguf")
 
 
 @pytest.fixture(scope="module")
@@ -31,24 +25,6 @@ def server(tmp_path_factory) -> Iterator[Served]:
     random_models.write(path, "llama", 7, sizes=sizes, template=TEMPLATE)
     with served(path, blocks=CONTEXT // 16) as found:
         yield found
-
-
-@pytest.fixture(scope="module")
-def scripted(file) -> Iterator[tuple[str, Script]]:
-    with scripts.served(file) as found:
-        yield found
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory) -> Iterator[Browser]:
-    with driven(tmp_path_factory.mktemp("chromium")) as found:
-        yield found
-
-
-@pytest.fixture
-def page(browser: Browser) -> Iterator[Browser]:
-    with watched(browser):
-        yield browser
 
 
 def test_the_page_is_small_and_comes_with_its_policy(server: Served) -> None:
@@ -75,8 +51,8 @@ def test_a_reply_of_the_model(page: Browser, server: Served) -> None:
 
 
 @chromium
-def test_a_reply_appears_while_it_is_made(page: Browser, scripted) -> None:
-    url, script = scripted
+def test_a_reply_appears_while_it_is_made(page: Browser, scripted_page) -> None:
+    url, script = scripted_page
     fresh(page, url)
     script.says("Some *wor", "ds*")
     script.go.clear()
@@ -115,8 +91,8 @@ def test_stop_frees_the_text_on_the_server(page: Browser, server: Served, way: s
 
 
 @chromium
-def test_settings_are_sent_and_kept(page: Browser, scripted) -> None:
-    url, script = scripted
+def test_settings_are_sent_and_kept(page: Browser, scripted_page) -> None:
+    url, script = scripted_page
     fresh(page, url)
     script.says("ok")
     script.asked.clear()
@@ -154,8 +130,8 @@ def test_settings_are_sent_and_kept(page: Browser, scripted) -> None:
 
 
 @chromium
-def test_the_key_is_asked_for_and_kept_in_the_tab(page: Browser, file: Path) -> None:
-    with served(file, rules=Rules(keys=["right"])) as found:
+def test_the_key_is_asked_for_and_kept_in_the_tab(page: Browser, page_file: Path) -> None:
+    with served(page_file, rules=Rules(keys=["right"])) as found:
         page.open(found.url)
         page.until("$('keys').open")
         page.click("#no-key")
@@ -178,8 +154,8 @@ def test_the_key_is_asked_for_and_kept_in_the_tab(page: Browser, file: Path) -> 
 
 
 @chromium
-def test_errors_are_one_line(page: Browser, scripted) -> None:
-    url, script = scripted
+def test_errors_are_one_line(page: Browser, scripted_page) -> None:
+    url, script = scripted_page
     fresh(page, url)
     script.says("Part")
     script.error = (429, "too many <b>requests</b> " * 20)
@@ -202,8 +178,8 @@ def test_errors_are_one_line(page: Browser, scripted) -> None:
 
 
 @chromium
-def test_messages_are_edited_regenerated_and_kept(page: Browser, scripted) -> None:
-    url, script = scripted
+def test_messages_are_edited_regenerated_and_kept(page: Browser, scripted_page) -> None:
+    url, script = scripted_page
     fresh(page, url)
     script.says("first")
     script.deltas[:0] = [{"reasoning_content": "Let me *think*."}]
@@ -241,8 +217,8 @@ def test_messages_are_edited_regenerated_and_kept(page: Browser, scripted) -> No
 
 
 @chromium
-def test_code_is_copied(page: Browser, scripted) -> None:
-    url, script = scripted
+def test_code_is_copied(page: Browser, scripted_page) -> None:
+    url, script = scripted_page
     fresh(page, url)
     page.emulate(
         "Browser.grantPermissions", permissions=["clipboardReadWrite", "clipboardSanitizedWrite"]
@@ -256,8 +232,8 @@ def test_code_is_copied(page: Browser, scripted) -> None:
 
 
 @chromium
-def test_small_dark_and_without_a_mouse(page: Browser, scripted) -> None:
-    url, script = scripted
+def test_small_dark_and_without_a_mouse(page: Browser, scripted_page) -> None:
+    url, script = scripted_page
     fresh(page, url)
     script.says(
         "| "

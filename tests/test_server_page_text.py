@@ -3,38 +3,10 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
-import scripts
-from browser import Browser, driven
-from scripts import IDLE, LAST, Script, chromium, fresh, say, watched
-from servers import write
-
-
-@pytest.fixture(scope="module")
-def file(tmp_path_factory) -> Path:
-    return write(tmp_path_factory.mktemp("page") / "m.gguf")
-
-
-@pytest.fixture(scope="module")
-def scripted(file) -> Iterator[tuple[str, Script]]:
-    with scripts.served(file) as found:
-        yield found
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory) -> Iterator[Browser]:
-    with driven(tmp_path_factory.mktemp("chromium")) as found:
-        yield found
-
-
-@pytest.fixture
-def page(browser: Browser) -> Iterator[Browser]:
-    with watched(browser):
-        yield browser
-
+from browser import Browser
+from scripts import IDLE, LAST, chromium, fresh, say
 
 CASES = [
     ("# A *b*", "<h2>A <em>b</em></h2>"),
@@ -60,8 +32,8 @@ def rendered(page: Browser, text: str) -> str:
 
 
 @chromium
-def test_markdown(page: Browser, scripted) -> None:
-    page.open(scripted[0])
+def test_markdown(page: Browser, scripted_page) -> None:
+    page.open(scripted_page[0])
     assert [rendered(page, text) for text, _ in CASES] == [html for _, html in CASES]
     link = '<a href="https://b/(c)" target="_blank" rel="noopener noreferrer">a</a>'
     assert rendered(page, "[a](https://b/(c))") == f"<p>{link}</p>"
@@ -87,8 +59,8 @@ HOSTILE = """<script>window.hit = 1</script><img src=x onerror="window.hit = 1">
 
 
 @chromium
-def test_hostile_text_does_nothing(page: Browser, scripted) -> None:
-    url, script = scripted
+def test_hostile_text_does_nothing(page: Browser, scripted_page) -> None:
+    url, script = scripted_page
     fresh(page, url)
     cuts = sorted(random.Random(3).sample(range(len(HOSTILE)), 40))
     pieces = [HOSTILE[i:j] for i, j in zip([0, *cuts], [*cuts, len(HOSTILE)], strict=True)]
@@ -118,8 +90,8 @@ LONG = [*"*a |**|_|`|`` |[|[a](|~|> |- |  |#|\\|http://|a|1. |\n|((".split("|"),
 
 
 @chromium
-def test_long_text_is_rendered_in_linear_time(page: Browser, scripted) -> None:
-    page.open(scripted[0])
+def test_long_text_is_rendered_in_linear_time(page: Browser, scripted_page) -> None:
+    page.open(scripted_page[0])
     for piece in LONG:
         # cut off by the driver after 30 seconds: a quadratic scan of 200,000 characters takes longer
         rendered(page, piece * (200_000 // len(piece)) + "x")
@@ -129,8 +101,8 @@ def test_long_text_is_rendered_in_linear_time(page: Browser, scripted) -> None:
 
 @chromium
 @pytest.mark.parametrize("seed", range(3))
-def test_a_stream_is_rendered_as_the_whole(page: Browser, scripted, seed: int) -> None:
-    page.open(scripted[0])
+def test_a_stream_is_rendered_as_the_whole(page: Browser, scripted_page, seed: int) -> None:
+    page.open(scripted_page[0])
     draw = random.Random(seed)
     marks = "a b1 * ** _ ` ``` ~~ [ ]( ) https://c | --- - 1. > # \\ !"
     parts = [*marks.split(), *[" ", "\n"] * 3, "  ", "\n\n"]

@@ -5,8 +5,10 @@ from __future__ import annotations
 import ctypes
 import errno
 import gc
+import json
 import os
 import random
+import re
 import sys
 import threading
 import time
@@ -22,6 +24,7 @@ from backends import CPU, REFERENCE, Backend
 
 import mlx_ferrum
 from mlx_ferrum.engine import Engine, Request
+from mlx_ferrum.generate import command
 from mlx_ferrum.kernels.cpu import native
 from mlx_ferrum.nn import Experts
 
@@ -30,12 +33,6 @@ Read = ctypes.CFUNCTYPE(
 )
 COUNT = 8  # experts of tiny-moe
 kept: list[Any] = []  # functions that a reader may still be about to call
-
-
-@pytest.fixture
-def cpu() -> Iterator[Backend]:
-    with CPU.in_use() as backend:
-        yield backend
 
 
 @pytest.fixture(scope="module")
@@ -237,7 +234,7 @@ def test_only_the_texts_end_whose_experts_cannot_be_read(cpu: Backend, mapped: A
 def test_refusals(cpu: Backend, mapped: Any, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="for experts, expected at least"):
         streamed(mapped, 0.9)
-    with pytest.raises(ValueError, match="no experts"):
+    with pytest.raises(ValueError, match="the model has no experts"):
         mlx_ferrum.load("tiny-hybrid", expert_memory=1 << 20)
     with REFERENCE.in_use(), pytest.raises(NotImplementedError, match="on the cpu backend only"):
         streamed(mapped, 2)
@@ -251,3 +248,19 @@ def test_nothing_is_left_of_a_model_that_is_gone(cpu: Backend, mapped: Any) -> N
         del model
         gc.collect()
     assert open_files() <= before
+
+
+def test_the_command_says_what_was_read(cpu: Backend, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--model", "tiny-moe", "--max-tokens", "6", "--backend", "cpu"]
+    assert command.main(options) == 0
+    wanted, about = capsys.readouterr()
+    assert "experts:" not in about
+    assert command.main([*options, "--expert-memory", "1MB"]) == 0
+    text, about = capsys.readouterr()
+    assert text == wanted
+    assert re.search(r"experts: \d+% of \d+ uses found in memory, .* MB read from disk", about)
+    assert command.main([*options, "--expert-memory", "1MB", "--json"]) == 0
+    counts = json.loads(capsys.readouterr().out)["experts"]
+    assert counts["used"] > counts["read"] > 0
+    assert command.main([*options, "--expert-memory", "100kB"]) == 1
+    assert "100 kB for experts, expected at least" in capsys.readouterr().err

@@ -18,7 +18,7 @@
 namespace {
 
 constexpr long SECTOR = 4096; // bytes: what direct reads are made of, and where memory for them begins
-constexpr int READERS = 4;    // reads under way at a time, unless another number is set
+constexpr int READERS = 4;    // reads under way at a time
 
 long whole(long n) { return (n + SECTOR - 1) / SECTOR * SECTOR; }
 
@@ -30,7 +30,7 @@ struct Job {
     long offset; // bytes
     char* to;    // as far beyond a sector's start as offset is, if direct
     Streamed* owner;
-    void* slot;
+    Streamed::Slot* slot;
 };
 
 // Why bytes could not be read; empty if all were.
@@ -62,34 +62,27 @@ public:
         return *made;
     }
 
-    void set(int n) {
-        std::lock_guard<std::mutex> lock(mutex_);
-        wanted_ = std::max(1, n);
-        grow();
-    }
-
     void add(const Job& job) {
         {
             std::lock_guard<std::mutex> lock(mutex_);
-            grow();
             jobs_.push_back(job);
         }
         wake_.notify_one();
     }
 
 private:
-    void grow() {
-        for (; threads_ < wanted_; threads_++) std::thread([this, number = threads_] { work(number); }).detach();
+    Readers() {
+        for (int i = 0; i < READERS; i++) std::thread([this] { work(); }).detach();
     }
 
-    void work(int number) {
+    void work() {
         std::unique_lock<std::mutex> lock(mutex_);
         for (;;) {
-            wake_.wait(lock, [&] { return !jobs_.empty() && number < wanted_; });
+            wake_.wait(lock, [&] { return !jobs_.empty(); });
             Job job = jobs_.front();
             jobs_.pop_front();
             lock.unlock();
-            job.owner->done(*(Streamed::Slot*)job.slot, read_all(job));
+            job.owner->done(*job.slot, read_all(job));
             lock.lock();
         }
     }
@@ -97,7 +90,6 @@ private:
     std::mutex mutex_;
     std::condition_variable wake_;
     std::deque<Job> jobs_;
-    int wanted_ = READERS, threads_ = 0;
 };
 
 Streamed::Streamed(int count, int slots, std::vector<Source> sources, double age)
@@ -267,9 +259,6 @@ void ferrum_streamed_follow(Streamed* first, Streamed* second) { first->followed
 void ferrum_streamed_free(Streamed* streamed) { delete streamed; }
 
 void ferrum_streamed_counts(const Streamed* streamed, long* out) { streamed->counts(out); }
-
-// Reads under way at a time, of all objects.
-void ferrum_set_readers(int n) { Readers::all().set(n); }
 
 // Reads by another function than pread; null: by pread again.
 void ferrum_read_by(ssize_t (*function)(int, void*, size_t, off_t)) { read_at = function ? function : pread; }

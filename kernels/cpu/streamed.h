@@ -21,6 +21,13 @@ struct Source {
 // Used through a Turn; in one, matrices may be taken by all threads.
 class Streamed {
 public:
+    struct Slot {
+        int number = -1;
+        std::atomic<int> pending{0}; // sources that are not read yet
+        std::atomic<bool> failed{false};
+        bool is_held = false, is_needed = false; // in the turn that has the lock: now, and later
+    };
+
     // slots: at least 1; age: how much older a call is than the one before, where an age makes a use count e times less
     Streamed(int count, int slots, std::vector<Source> sources, double age);
     ~Streamed();
@@ -41,13 +48,6 @@ public:
 private:
     friend class Turn;
     friend class Readers;
-
-    struct Slot {
-        int number = -1;
-        std::atomic<int> pending{0}; // sources that are not read yet
-        std::atomic<bool> failed{false};
-        bool is_held = false, is_needed = false; // in the turn that has the lock: now, and later
-    };
 
     void hold(const int* numbers, int count);
     int victim();

@@ -45,12 +45,15 @@ class Stream:
     count: matrices in each stack
     slots: how many of them are in memory
     age: how much older a call is than the one before; a use an age ago counts e times less for what is kept
+    files: what keeps the sources' descriptors open
     Raises MemoryError if there is no memory for the slots.
     """
 
-    def __init__(self, count: int, slots: int, sources: Sequence[Source], age: float) -> None:
+    def __init__(
+        self, count: int, slots: int, sources: Sequence[Source], age: float, files: object
+    ) -> None:
         library = native.library()
-        self.slots = slots
+        self.slots, self._files = slots, files
         self._free, self._counts = library.ferrum_streamed_free, library.ferrum_streamed_counts
         self._follow = library.ferrum_streamed_follow
         self._follower: Stream | None = None

@@ -10,7 +10,7 @@ import numpy as np
 
 from mlx_ferrum import ops
 from mlx_ferrum.models.base import LanguageModel
-from mlx_ferrum.models.encoder import Encoder
+from mlx_ferrum.models.expert_layers import with_experts
 from mlx_ferrum.nn import Experts, Observer
 
 
@@ -62,21 +62,6 @@ def observe(model: LanguageModel) -> Generator[list[Choices]]:
     choices = [Choices(i, np.zeros(experts.count, np.int64)) for i, experts in layers]
     with observers(layers, [choice.add for choice in choices]):
         yield choices
-
-
-def with_experts(model: LanguageModel) -> list[tuple[int, Experts]]:
-    """The layers that have experts, with their numbers.
-
-    Raises ValueError if there is none, NotImplementedError for an encoder.
-    """
-    loaded: object = model
-    if isinstance(loaded, Encoder):
-        raise NotImplementedError("an encoder has no experts, expected a language model")
-    layers = [(i, layer.mlp) for i, layer in enumerate(model.body.layers)]
-    found = [(i, mlp) for i, mlp in layers if isinstance(mlp, Experts)]
-    if not found:
-        raise ValueError(f"the model has no experts: its architecture is {model.args.architecture}")
-    return found
 
 
 @contextmanager

@@ -10,9 +10,10 @@ import numpy as np
 
 from mlx_ferrum import ops
 from mlx_ferrum.models.base import LanguageModel
+from mlx_ferrum.models.expert_layers import with_experts
 from mlx_ferrum.nn import Observer
 
-from .choices import observers, with_experts
+from .choices import observers
 
 
 @dataclass(frozen=True, repr=False)

@@ -60,11 +60,9 @@ def using(endpoint: Callable[[Request], Awaitable[R]]) -> Callable[[Request], Aw
 
 
 async def choose(request: Request, fields: Fields) -> Service:
-    """The model for texts that the field `model` names, once it is loaded. Raises RequestError."""
+    """The model that the field `model` names, once it is loaded; its `loaded` is for texts. Raises RequestError."""
     models: Models = request.app.state.models
-    service = await use(request, await models.find(model_name(request, fields)))
-    service.loaded  # noqa: B018 - an encoder raises
-    return service
+    return await use(request, await models.find(model_name(request, fields)))
 
 
 async def use(request: Request, entry: Entry) -> Service:

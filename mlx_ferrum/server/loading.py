@@ -14,6 +14,7 @@ from mlx_ferrum.doctor import machine
 from mlx_ferrum.engine import Engine
 from mlx_ferrum.models.encoder import Encoder, language_model
 from mlx_ferrum.notice import warn
+from mlx_ferrum.state.paged import BLOCK
 
 from .about import pool_nbytes
 from .entries import Entries, Entry
@@ -23,7 +24,6 @@ from .models import Models
 from .service import Limits, Loaded, LoadedEncoder
 
 WARM = 4  # texts at the same time that need nothing more to be made
-BLOCK = 32
 SHARE = 0.7  # of the machine's memory
 
 
