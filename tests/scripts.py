@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -68,10 +68,13 @@ def served(file: Path) -> Iterator[tuple[str, Script]]:
         (method, path, script.chat if path == "/v1/chat/completions" else function)
         for method, path, function in app.ROUTES
     ]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(app, "ROUTES", routes)
-        with servers.served(file) as found:
-            yield found.url, script
+    with ExitStack() as stack:
+        with (
+            pytest.MonkeyPatch.context() as patch
+        ):  # of this server's routes, not of others made meanwhile
+            patch.setattr(app, "ROUTES", routes)
+            found = stack.enter_context(servers.served(file))
+        yield found.url, script
 
 
 @contextmanager
