@@ -25,6 +25,10 @@ def sentence_pieces() -> dict[str, Any]:
     }
 
 
+# the sign of a space in SentencePiece; SmolLM2's vocabulary has no tokens for the other characters, which are left out
+UNKNOWN = dict.fromkeys(map(ord, "\u2581\x04\x06\x13\x14\x16\x1d"))
+
+
 @pytest.fixture(scope="module")
 def tokenizers(smollm2_path: Any) -> dict[str, Tokenizer]:
     metadata = {
@@ -38,7 +42,7 @@ def tokenizers(smollm2_path: Any) -> dict[str, Tokenizer]:
 def test_pieces_are_the_bytes_of_the_text(tokenizers: dict[str, Tokenizer], name: str) -> None:
     tokenizer, rng = tokenizers[name], random.Random()
     for _ in range(200):
-        text = nasty_texts.scrambled(rng, escapes=False).replace("\u2581", "")
+        text = nasty_texts.scrambled(rng, escapes=False).translate(UNKNOWN)
         ids = tokenizer.encode_within(text)
         assert b"".join(tokenizer.piece(token)[0] for token in ids) == text.encode(), text
         assert ids == tokenizer.encode_within(text.encode())

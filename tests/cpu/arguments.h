@@ -55,7 +55,7 @@ std::map<std::string, Struct> described() {
     std::istringstream lines(ferrum_layout());
     std::string name;
     Place at;
-    for (long number = -1; lines >> name >> at.kind >> at.offset >> at.size;) // -1: Weight, which is no call
+    for (long number = -2; lines >> name >> at.kind >> at.offset >> at.size;) // below 0: Weight and Source, no calls
         if (at.kind == 's')
             out[name] = {number++, at.size, {}};
         else {

@@ -10,6 +10,7 @@
 #include "blocks.h"
 #include "linear.h"
 #include "recurrent.h"
+#include "streamed_experts.h"
 
 extern "C" {
 const char* ferrum_simd();
@@ -149,7 +150,24 @@ void experts(Random& random, int id, int n, int rows, int blocks) {
     }
 }
 
+// Experts that are read from files, of 64 rows of 64 weights.
+void streamed_experts(Random& random, int n) {
+    constexpr int count = 5, used = 2, size = 64;
+    Floats x = floats(random, size_t(n) * size), weights = floats(random, size_t(n) * used);
+    Matrix up = matrix<F16>(random, 1, count * size, size), down = matrix<F16>(random, 1, count * size, size);
+    for (Matrix* m : {&up, &down}) {
+        m->weight.rows = size;
+        for (size_t i = 1; i < m->bytes.size(); i += 2) m->bytes[i] &= 0xbb; // no number is infinite or NaN
+    }
+    for (bool same : {false, true}) {
+        std::vector<int> ids = chosen(random, n * used, count, same);
+        Pairs pairs{x.data(), ids.data(), weights.data(), n, used, count, size};
+        from_disk(pairs, up.weight, down.weight, up.bytes, down.bytes);
+    }
+}
+
 void all_experts(Random& random) {
+    for (int n : {1, 3, 40}) streamed_experts(random, n);
     for (int id = 0; id < TYPES; id++)
         with_block(id, [&](auto type) {
             using B = typename decltype(type)::type;

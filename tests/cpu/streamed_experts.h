@@ -1,0 +1,88 @@
+// Stacks of experts that are read from a file: the numbers have to be those of the same bytes in memory.
+#pragma once
+
+#include <cstdio>
+#include <cstring>
+
+#include "arguments.h"
+#include "streamed.h"
+
+extern "C" {
+Streamed* ferrum_streamed(int count, int slots, int parts, const Source* sources, double age);
+void ferrum_streamed_follow(Streamed* first, Streamed* second);
+void ferrum_streamed_free(Streamed* streamed);
+}
+
+namespace {
+
+// Bytes in a file that has no name.
+class Stored {
+public:
+    explicit Stored(const std::vector<uchar>& bytes) : file_(std::tmpfile()) {
+        if (!file_ || std::fwrite(bytes.data(), 1, bytes.size(), file_) != bytes.size() || std::fflush(file_))
+            fail("a file could not be written");
+    }
+    ~Stored() { std::fclose(file_); }
+    int number() const { return fileno(file_); }
+
+private:
+    std::FILE* file_;
+};
+
+struct Pairs {
+    const float* x;       // (n, k)
+    const int* ids;       // (n, used)
+    const float* weights; // (n, used)
+    int n, used, experts, k;
+};
+
+// The products of all experts' up with x, and the weighted sums of down with these.
+Floats ask(const Pairs& p, const Weight& up, const Weight& down) {
+    Floats inner(size_t(p.n) * p.used * up.rows), out(size_t(p.n) * down.rows);
+    run("Gather", {{"x", p.x},
+                   {"w", &up},
+                   {"ids", p.ids},
+                   {"out", inner.data()},
+                   {"n", p.n},
+                   {"used", p.used},
+                   {"experts", p.experts},
+                   {"k", p.k},
+                   {"count", 1},
+                   {"act", 0}});
+    run("GatherDown", {{"x", inner.data()},
+                       {"w", &down},
+                       {"ids", p.ids},
+                       {"weights", p.weights},
+                       {"add", nullptr},
+                       {"out", out.data()},
+                       {"n", p.n},
+                       {"used", p.used},
+                       {"experts", p.experts},
+                       {"k", int(up.rows)}});
+    return out;
+}
+
+// up: (experts, rows, k), down: (experts, rows, rows), and their bytes.
+void from_disk(const Pairs& p, const Weight& up, const Weight& down, const std::vector<uchar>& up_bytes,
+               const std::vector<uchar>& down_bytes) {
+    Floats wanted = ask(p, up, down);
+    Stored first(up_bytes), second(down_bytes);
+    for (int slots : {1, 2, p.experts}) {
+        Source sources[] = {{first.number(), 0, long(up_bytes.size()) / p.experts, 0},
+                            {second.number(), 0, long(down_bytes.size()) / p.experts, 0}};
+        Streamed* ups = ferrum_streamed(p.experts, slots, 1, &sources[0], 0.1);
+        Streamed* downs = ferrum_streamed(p.experts, slots, 1, &sources[1], 0.1);
+        ferrum_streamed_follow(ups, downs);
+        Weight streamed[] = {{nullptr, up.type, up.rows, nullptr, ups, 0},
+                             {nullptr, down.type, down.rows, nullptr, downs, 0}};
+        for (int time = 0; time < 3; time++) {
+            Floats found = ask(p, streamed[0], streamed[1]);
+            for (size_t i = 0; i < found.size(); i++)
+                if (as_uint(found[i]) != as_uint(wanted[i])) fail("an expert from disk says something else");
+        }
+        ferrum_streamed_free(ups);
+        ferrum_streamed_free(downs);
+    }
+}
+
+} // namespace
