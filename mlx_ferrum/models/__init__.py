@@ -4,7 +4,7 @@ import importlib
 import pkgutil
 from types import ModuleType
 
-_SHARED = {"base", "encoder", "experts", "feed_forward", "hybrid", "metadata", "weights"}
+_SHARED = set("base encoder expert_layers experts feed_forward hybrid metadata weights".split())
 
 
 def architectures() -> list[str]:
