@@ -65,7 +65,7 @@ class Mix(NamedTuple):
 
     def asks(self, rng: np.random.Generator, count: int, text: Sequence[int]) -> list[Ask]:
         """So many requests, whose prompts are pieces of a text."""
-        system = self._piece(rng, text, self.system)
+        system = self._piece(np.random.default_rng(0), text, self.system)
         found = []
         for i in range(count):
             prompt = self._piece(rng, text, int(rng.integers(*self.prompt, endpoint=True)))
@@ -82,15 +82,16 @@ class Mix(NamedTuple):
         return list(text[at : at + length])
 
 
-def closed(clients: int, count: int, mix: Mix, text: Sequence[int]) -> Load:
-    """So many clients, and so many requests in all."""
+def closed(clients: int, count: int, mix: Mix, text: Sequence[int], run: int = 0) -> Load:
+    """So many clients, and so many requests in all. Another run has other prompts."""
     name = f"{clients} client{'s' * (clients > 1)}"
-    return Load(name, mix.asks(np.random.default_rng(clients), count, text), clients)
+    rng = np.random.default_rng([run, clients])
+    return Load(name, mix.asks(rng, count, text), clients)
 
 
-def open_(rate: float, count: int, mix: Mix, text: Sequence[int]) -> Load:
-    """Random arrivals, `rate` a second on average."""
-    rng = np.random.default_rng(int(rate * 1000))
+def open_(rate: float, count: int, mix: Mix, text: Sequence[int], run: int = 0) -> Load:
+    """Random arrivals, `rate` a second on average. Another run has other prompts."""
+    rng = np.random.default_rng([run, int(rate * 1000)])
     due = np.cumsum(rng.exponential(1 / rate, count))
     asks = mix.asks(rng, count, text)
     timed = [ask._replace(due=float(at)) for ask, at in zip(asks, due, strict=True)]
@@ -111,16 +112,17 @@ def _percentiles(seconds: Any) -> list[float]:
 
 
 def measure(
-    loads: Sequence[Load], programs: dict[str, Callable[[Load], list[Trace]]], runs: int
+    loads: Sequence[Sequence[Load]], programs: dict[str, Callable[[Load], list[Trace]]]
 ) -> list[dict[str, Any]]:
     """Each load by each program in turn; of several runs the one with the median rate.
 
+    loads: the runs of each
     Raises ValueError if two programs count other tokens.
     """
     rows = []
-    for load in loads:
+    for runs in loads:
         found: dict[str, list[Waits]] = {name: [] for name in programs}
-        for _ in range(runs):
+        for load in runs:
             for name, program in programs.items():
                 traces = program(load)
                 found[name].append(waits(traces))
@@ -130,7 +132,7 @@ def measure(
                         f"{name} generated {sum(counts)} tokens, another number than asked"
                     )
         middle = {name: sorted(each)[len(each) // 2] for name, each in found.items()}
-        rows.append({"load": load.name, "waits": middle})
+        rows.append({"load": runs[0].name, "waits": middle})
     return rows
 
 

@@ -4,9 +4,9 @@
 
 Clients ask again as soon as they have their answer, or requests arrive at random (--rates). Prompts are pieces of
 this project's documents as token ids, so both servers read the same tokens; the likeliest token is always chosen, and
-end tokens end nothing, so both generate the same number. Half of the prompts begin with the same system prompt. The
-servers run one at a time, with the same threads; each load is asked of both in turn, and of several runs the one with
-the median speed is quoted. Results go to bench/results/server.json and .png.
+end tokens end nothing, so both generate the same number. Half of the prompts begin with the same system prompt; the
+others are new in each run. The servers run one at a time, with the same threads; each load is asked of both in turn,
+and of several runs the one with the median speed is quoted. Results go to bench/results/server.json and .png.
 """
 
 from __future__ import annotations
@@ -81,16 +81,21 @@ def held(port: int) -> int:
     return int(sum(float(line.split()[-1]) for line in lines if 'kind="held"' in line))
 
 
-def loads_of(path: Path, args: argparse.Namespace) -> list[arrivals.Load]:
-    """The loads that the command line asks for, of a model's tokens."""
+def loads_of(path: Path, args: argparse.Namespace) -> list[list[arrivals.Load]]:
+    """The runs of each load that the command line asks for, of a model's tokens."""
     _, tokenizer = mlx_ferrum.load(path)
     words = "".join((ROOT / name).read_text("utf-8") for name in DOCUMENTS)
     text = tokenizer.encode(words, add_special=False)
     mix = arrivals.Mix(tuple(args.prompt), tuple(args.tokens), args.system, 0.5)
+    runs = range(args.runs)
     found = [
-        arrivals.closed(n, max(n, args.least) * args.requests, mix, text) for n in args.clients
+        [arrivals.closed(n, max(n, args.least) * args.requests, mix, text, run) for run in runs]
+        for n in args.clients
     ]
-    return found + [arrivals.open_(rate, 8 * args.requests, mix, text) for rate in args.rates]
+    return found + [
+        [arrivals.open_(rate, 8 * args.requests, mix, text, run) for run in runs]
+        for rate in args.rates
+    ]
 
 
 def measured(name: str, args: argparse.Namespace) -> dict[str, Any]:
@@ -116,7 +121,7 @@ def measured(name: str, args: argparse.Namespace) -> dict[str, Any]:
         clients = {US: stack.enter_context(serving([*ours, "-q", *args.ours]))}
         if args.llama_server:
             clients[LLAMA] = stack.enter_context(serving(llama))
-        rows = arrivals.measure(loads, {each: clients[each].run for each in clients}, args.runs)
+        rows = arrivals.measure(loads, {each: clients[each].run for each in clients})
         arrivals.show(rows)
         for each, client in clients.items():
             print(f"Asking {each} took {client.busy / client.seconds:.1%} of a core.")
