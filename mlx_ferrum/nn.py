@@ -16,6 +16,7 @@ from .profile import stage
 from .tensor import QTensor
 
 Observer = Callable[[ops.Array, ops.Array, ops.Array], None]
+Reader = Callable[[ops.Array, ops.Array], None]
 
 
 class Module(nn.Module):
@@ -125,9 +126,11 @@ class Experts(Module):
     shared: what every token gets besides
     observer: called with logits (..., e), ids (..., n) and weights (..., n) of each choice, except in steps that a
         backend repeats; `ops.unrepeated` makes it see those too
+    reader: called with x, before its norm, and ids (..., n) of each choice: begins to read what is on disk
     """
 
     observer: Observer | None = None
+    reader: Reader | None = None
 
     def __init__(
         self,
@@ -162,9 +165,13 @@ class Experts(Module):
         self, x: ops.Array, norm: RMSNorm | None = None, add: ops.Array | None = None
     ) -> ops.Array:
         """norm: of x, before all products."""
+        state = x
         x, ids, weights = self._choose(x, norm)
-        out = self._ask(x, ids, weights, add)
-        return self.shared(x, add=out) if "shared" in self else out
+        if self.reader is not None:
+            self.reader(state, ids)
+        if "shared" in self:
+            add = self.shared(x, add=add)
+        return self._ask(x, ids, weights, add)
 
     @stage("router")
     def _choose(self, x: ops.Array, norm: RMSNorm | None) -> tuple[ops.Array, ops.Array, ops.Array]:

@@ -14,12 +14,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from . import amounts, gguf, ops
 from .kernels.cpu.streams import Counts, Source, Stream
 from .models.base import LanguageModel
 from .models.encoder import Encoder
 from .models.expert_layers import with_experts
-from .nn import Experts
+from .nn import Experts, RMSNorm
 from .tensor import QTensor
 
 AGE = 1 / 256  # of a call, where a use an age ago counts e times less; see bench/expert_cache.py
@@ -77,14 +79,25 @@ class Layer(NamedTuple):
 class Streams:
     """The layers of a model whose experts are read from disk."""
 
-    def __init__(self, layers: Sequence[Layer]) -> None:
+    def __init__(
+        self, layers: Sequence[Layer], experts: Sequence[Experts], norms: Sequence[RMSNorm]
+    ) -> None:
+        """experts, norms: of each layer; the norm is that before its router"""
         self.layers = tuple(layers)
+        self._experts, self._norms = tuple(experts), tuple(norms)
+        self.predict(True)
+
+    def predict(self, wanted: bool) -> None:
+        """Whether what a layer is likely to choose is read while the one before it computes."""
+        for i, mlp in enumerate(self._experts):
+            follows = wanted and i + 1 < len(self._experts)
+            after = (self._experts[i + 1], self._norms[i + 1]) if follows else None
+            mlp.reader = _Reader(mlp, after)
 
     def counts(self) -> Counts:
         """What happened so far, in all layers."""
         every = [count for layer in self.layers for count in layer.counts()]
-        used, read, nbytes, waited = map(sum, zip(*every, strict=True))
-        return Counts(int(used), int(read), int(nbytes), waited)
+        return Counts(*map(sum, zip(*every, strict=True)))
 
     def described(self) -> str:
         """The counts in a line."""
@@ -92,7 +105,30 @@ class Streams:
         share = 1 - counts.read / max(counts.used, 1)
         read = f"{amounts.size(counts.nbytes)} read from disk"
         found = f"{share:.0%} of {counts.used} uses found in memory"
-        return f"experts: {found}, {read}, threads waited {counts.waited:.2f} s"
+        foretold = ""
+        if counts.judged:
+            foretold = f", {counts.foretold / counts.judged:.0%} of choices predicted"
+        return f"experts: {found}, {read}, threads waited {counts.waited:.2f} s{foretold}"
+
+
+class _Reader:
+    """Begins to read what a layer has chosen, and what the next one may choose.
+
+    after: the next layer, and the norm before its router
+    """
+
+    def __init__(self, mlp: Experts, after: tuple[Experts, RMSNorm] | None) -> None:
+        self._mlp, self._after = mlp, after
+
+    def __call__(self, x: ops.Array, ids: ops.Array) -> None:
+        from .backends.cpu.experts import expect_experts, want_experts
+
+        assert isinstance(x, np.ndarray)
+        assert isinstance(ids, np.ndarray)
+        want_experts(self._mlp.gate, ids)
+        if self._after is not None:
+            mlp, norm = self._after
+            expect_experts(x, norm.args, mlp.router, mlp.gate, mlp.routing, mlp.get("bias"))
 
 
 def stream(model: LanguageModel | Encoder, file: gguf.GGUF, nbytes: int) -> Streams:
@@ -106,9 +142,12 @@ def stream(model: LanguageModel | Encoder, file: gguf.GGUF, nbytes: int) -> Stre
             f"experts are read from disk on the cpu backend only, the one in use is {ops.backend_name()}"
         )
     found = with_experts(model)
-    slots = _slots([mlp for _, mlp in found], nbytes)
+    experts = [mlp for _, mlp in found]
+    slots = _slots(experts, nbytes)
     files = Files(file)
-    return Streams([_stream(i, mlp, n, files) for (i, mlp), n in zip(found, slots, strict=True)])
+    layers = [_stream(i, mlp, n, files) for (i, mlp), n in zip(found, slots, strict=True)]
+    norms = [model.body.layers[i].post_attention_layernorm for i, _ in found]
+    return Streams(layers, experts, norms)
 
 
 def _slots(layers: Sequence[Experts], nbytes: int) -> list[int]:

@@ -19,6 +19,11 @@ namespace {
 
 constexpr long SECTOR = 4096; // bytes: what direct reads are made of, and where memory for them begins
 constexpr int READERS = 4;    // reads under way at a time
+constexpr int MOST_AHEAD = 2; // of them, of what nobody waits for yet
+
+// Reading ahead begins and ends to pay where such shares of what is read are used; the last RECENT numbers count most.
+constexpr double PAYS = 0.5, WASTES = 0.3, RECENT = 64;
+constexpr int SKIPS = 16; // where it does not pay, one call of so many is predicted all the same
 
 long whole(long n) { return (n + SECTOR - 1) / SECTOR * SECTOR; }
 
@@ -62,12 +67,33 @@ public:
         return *made;
     }
 
-    void add(const Job& job) {
+    // ahead: nobody waits for it yet
+    void add(const Job& job, bool ahead) {
         {
             std::lock_guard<std::mutex> lock(mutex_);
-            jobs_.push_back(job);
+            (ahead ? ahead_ : wanted_).push_back(job);
         }
         wake_.notify_one();
+    }
+
+    // What an owner waits for from now on, of its jobs that have not begun; the others are taken away and returned.
+    template <typename F>
+    std::vector<Job> settle(const Streamed* owner, const F& is_wanted) {
+        std::vector<Job> dropped;
+        std::deque<Job> rest;
+        {
+            std::lock_guard<std::mutex> lock(mutex_);
+            for (const Job& job : ahead_)
+                if (job.owner != owner)
+                    rest.push_back(job);
+                else if (is_wanted(*job.slot))
+                    wanted_.push_back(job);
+                else
+                    dropped.push_back(job);
+            ahead_.swap(rest);
+        }
+        wake_.notify_all();
+        return dropped;
     }
 
 private:
@@ -78,23 +104,28 @@ private:
     void work() {
         std::unique_lock<std::mutex> lock(mutex_);
         for (;;) {
-            wake_.wait(lock, [&] { return !jobs_.empty(); });
-            Job job = jobs_.front();
-            jobs_.pop_front();
+            wake_.wait(lock, [&] { return !wanted_.empty() || (!ahead_.empty() && running_ < MOST_AHEAD); });
+            bool ahead = wanted_.empty();
+            std::deque<Job>& jobs = ahead ? ahead_ : wanted_;
+            Job job = jobs.front();
+            jobs.pop_front();
+            running_ += ahead;
             lock.unlock();
-            job.owner->done(*job.slot, read_all(job));
+            job.owner->done(*job.slot, job.from.nbytes, read_all(job));
             lock.lock();
+            running_ -= ahead;
         }
     }
 
     std::mutex mutex_;
     std::condition_variable wake_;
-    std::deque<Job> jobs_;
+    std::deque<Job> wanted_, ahead_;
+    int running_ = 0; // reads ahead that are under way
 };
 
 Streamed::Streamed(int count, int slots, std::vector<Source> sources, double age)
     : slots_(std::min(std::max(slots, 1), count)), age_(age), sources_(std::move(sources)), slot_(new Slot[slots_]),
-      slot_of_(count, -1), score_(count, -INFINITY) {
+      slot_of_(count, -1), score_(count, -INFINITY), is_wanted_(count, false), worth_(PAYS) {
     for (const Source& s : sources_) {
         starts_.push_back(stride_);
         stride_ += whole(s.nbytes) + (s.direct ? SECTOR : 0);
@@ -108,6 +139,7 @@ Streamed::Streamed(int count, int slots, std::vector<Source> sources, double age
 }
 
 Streamed::~Streamed() {
+    settle({});
     std::unique_lock<std::mutex> lock(reading_);
     for (int i = 0; i < slots_; i++) // readers write to the memory
         done_.wait(lock, [&] { return !slot_[i].pending; });
@@ -120,8 +152,9 @@ char* Streamed::place(int source, int slot) const {
     return memory_ + slot * stride_ + starts_[source] + (from.direct ? offset % SECTOR : 0);
 }
 
-// A slot that is not held: an empty one, or that of the lowest score among those that are needed least.
-int Streamed::victim() {
+// A slot that is not held: an empty one, or that of the lowest score among those that are needed least. Those that are
+// being read are waited for, or not: then it may be -1.
+int Streamed::victim(bool waits) {
     int best = -1, reading = -1;
     auto worth = [&](const Slot& s) { return std::pair(s.is_needed, score_[s.number]); };
     for (int i = 0; i < slots_; i++) {
@@ -129,37 +162,128 @@ int Streamed::victim() {
         if (slot.is_held) continue;
         if (slot.pending)
             reading = i;
-        else if (slot.number < 0)
+        else if (slot.number < 0 || slot.is_dropped)
             return i;
         else if (best < 0 || worth(slot) < worth(slot_[best]))
             best = i;
     }
-    if (best >= 0) return best;
+    if (best >= 0 || !waits) return best;
     if (reading < 0) throw std::logic_error("more experts are wanted than there are slots");
     std::unique_lock<std::mutex> lock(reading_);
     done_.wait(lock, [&] { return !slot_[reading].pending; });
     return reading;
 }
 
+void Streamed::release() {
+    for (int i = 0; i < slots_; i++) slot_[i].is_held = false;
+}
+
 void Streamed::hold(const int* numbers, int count) {
     for (int i = 0; i < count; i++)
         if (int slot = slot_of_[numbers[i]]; slot >= 0) slot_[slot].is_held = true;
     for (int i = 0; i < count; i++)
-        if (slot_of_[numbers[i]] < 0) start(victim(), numbers[i]);
+        if (slot_of_[numbers[i]] < 0) start(victim(true), numbers[i], false);
 }
 
-void Streamed::start(int slot, int number) {
+void Streamed::start(int slot, int number, bool ahead) {
     Slot& s = slot_[slot];
-    if (s.number >= 0) slot_of_[s.number] = -1;
-    s.number = number, s.is_held = true, s.is_needed = s.failed = false;
+    forget(s);
+    s.number = number, s.is_held = true, s.is_needed = false, s.is_ahead = ahead;
     slot_of_[number] = slot;
     s.pending = int(sources_.size());
-    reads_++;
+    (ahead ? ahead_ : reads_)++;
     for (size_t i = 0; i < sources_.size(); i++) {
         const Source& from = sources_[i];
-        bytes_ += from.nbytes;
-        Readers::all().add({from, from.offset + number * from.nbytes, place(int(i), slot), this, &s});
+        Readers::all().add({from, from.offset + number * from.nbytes, place(int(i), slot), this, &s}, ahead);
     }
+}
+
+// Makes a slot an empty one; what it holds has been read, or failed to be.
+void Streamed::forget(Slot& slot) {
+    if (slot.number >= 0 && !slot.is_dropped) slot_of_[slot.number] = -1;
+    slot.number = -1;
+    slot.is_dropped = slot.failed = false;
+}
+
+void Streamed::want(const std::vector<int>& numbers) {
+    std::lock_guard<std::mutex> lock(turns_);
+    int count = int(numbers.size());
+    if (count > slots_) return;
+    judge(numbers);
+    release();
+    hold(numbers.data(), count);
+    if (follower_) follower_->want(numbers);
+}
+
+bool Streamed::predicts(int count) {
+    bool fits = slots_ < int(slot_of_.size()) && 2 * count <= slots_;
+    return fits && (pays_ || ++skipped_ % SKIPS == 0);
+}
+
+void Streamed::expect(const std::vector<int>& numbers) {
+    {
+        std::lock_guard<std::mutex> lock(turns_);
+        expected_ = numbers;
+        if (pays_) read_ahead(numbers);
+    }
+    if (pays_ && follower_) {
+        std::lock_guard<std::mutex> lock(follower_->turns_);
+        follower_->read_ahead(numbers);
+    }
+}
+
+void Streamed::read_ahead(const std::vector<int>& numbers) {
+    release();
+    for (int number : numbers)
+        if (int slot = slot_of_[number]; slot >= 0) slot_[slot].is_held = true;
+    for (int number : numbers) {
+        if (slot_of_[number] >= 0) continue;
+        int slot = victim(false);
+        if (slot < 0) return;
+        start(slot, number, true);
+    }
+}
+
+// Compares what is used with what was expected of this call.
+void Streamed::judge(const std::vector<int>& numbers) {
+    if (!expected_.empty()) {
+        for (int number : numbers) is_wanted_[number] = true;
+        for (int number : expected_) {
+            foretold_ += is_wanted_[number];
+            int slot = slot_of_[number];
+            if (slot >= 0 && !slot_[slot].is_ahead) continue; // it was there
+            worth_ += (is_wanted_[number] - worth_) / RECENT;
+        }
+        for (int number : numbers) is_wanted_[number] = false;
+        judged_ += long(numbers.size());
+        pays_ = worth_ > (pays_ ? WASTES : PAYS);
+        expected_.clear();
+    }
+    settle(numbers);
+}
+
+// What was read ahead is used, or gone.
+void Streamed::settle(const std::vector<int>& numbers) {
+    bool any = false;
+    for (int i = 0; i < slots_; i++) any = any || slot_[i].is_ahead;
+    if (!any) return;
+    for (int number : numbers) is_wanted_[number] = true;
+    auto is_wanted = [&](const Slot& slot) { return bool(is_wanted_[slot.number]); };
+    std::vector<Job> dropped = Readers::all().settle(this, is_wanted);
+    for (const Job& job : dropped) {
+        if (!job.slot->is_dropped) slot_of_[job.slot->number] = -1;
+        job.slot->is_dropped = true;
+        done(*job.slot, 0, "");
+    }
+    for (int i = 0; i < slots_; i++) {
+        Slot& slot = slot_[i];
+        if (!slot.is_ahead) continue;
+        slot.is_ahead = false;
+        bool is_used = is_wanted(slot);
+        useful_ += is_used, reads_ += is_used, ahead_ -= slot.is_dropped;
+        if (!slot.pending && slot.failed) forget(slot); // nobody has waited for it: it is read again
+    }
+    for (int number : numbers) is_wanted_[number] = false;
 }
 
 // Scores are logarithms of sums of exp(clock): a use an age ago counts e times less than one now.
@@ -173,8 +297,9 @@ void Streamed::use(const int* numbers, int count) {
     used_ += count;
 }
 
-void Streamed::done(Slot& slot, const std::string& error) {
+void Streamed::done(Slot& slot, long nbytes, const std::string& error) {
     std::lock_guard<std::mutex> lock(reading_);
+    bytes_ += nbytes;
     if (!error.empty()) slot.failed = true, error_ = error;
     slot.pending--;
     done_.notify_all();
@@ -198,33 +323,33 @@ void Streamed::check() {
     for (int i = 0; i < slots_; i++) {
         Slot& slot = slot_[i];
         if (slot.pending || !slot.failed) continue;
-        slot_of_[slot.number] = -1;
-        slot.number = -1;
-        slot.failed = false;
+        bool is_used = !slot.is_dropped && !slot.is_ahead;
+        forget(slot);
+        if (!is_used) continue;
         std::lock_guard<std::mutex> lock(reading_);
         error = error_;
     }
     if (!error.empty()) throw ReadError(error);
 }
 
-void Streamed::counts(long* out) const { out[0] = used_, out[1] = reads_, out[2] = bytes_, out[3] = waited_; }
+void Streamed::counts(long* out) const {
+    long found[] = {used_, reads_, bytes_, waited_, judged_, foretold_, ahead_, useful_};
+    std::copy(std::begin(found), std::end(found), out);
+}
 
 void Turn::begin(const std::vector<int>& numbers) {
     int count = int(numbers.size()), slots = streamed_.slots_;
     numbers_ = numbers.data(), count_ = count;
     size_ = count <= slots ? count : std::max(1, slots / 2);
     looks_ahead_ = size_ < count && 2 * size_ <= slots;
-    for (int i = 0; i < slots; i++) streamed_.slot_[i].is_held = streamed_.slot_[i].is_needed = false;
+    streamed_.judge(numbers);
+    streamed_.release();
+    for (int i = 0; i < slots; i++) streamed_.slot_[i].is_needed = false;
     for (int number : numbers)
         if (int slot = streamed_.slot_of_[number]; slot >= 0) streamed_.slot_[slot].is_needed = true;
     streamed_.use(numbers_, count);
     hold(0, size_);
-    Streamed* other = streamed_.follower_;
-    if (other && count <= other->slots_) {
-        std::lock_guard<std::mutex> lock(other->turns_);
-        for (int i = 0; i < other->slots_; i++) other->slot_[i].is_held = false;
-        other->hold(numbers_, count);
-    }
+    if (streamed_.follower_) streamed_.follower_->want(numbers);
 }
 
 void Turn::hold(int first, int last) { streamed_.hold(numbers_ + first, last - first); }
@@ -232,7 +357,7 @@ void Turn::hold(int first, int last) { streamed_.hold(numbers_ + first, last - f
 bool Turn::next(int& first, int& last) {
     if (at_) { // the portion before is done
         streamed_.check();
-        for (int i = 0; i < streamed_.slots_; i++) streamed_.slot_[i].is_held = false;
+        streamed_.release();
         for (int i = at_ - 1; i >= std::max(0, at_ - size_); i--)
             streamed_.slot_[streamed_.slot_of_[numbers_[i]]].is_needed = false;
     }

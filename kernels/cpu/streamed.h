@@ -26,6 +26,8 @@ public:
         std::atomic<int> pending{0}; // sources that are not read yet
         std::atomic<bool> failed{false};
         bool is_held = false, is_needed = false; // in the turn that has the lock: now, and later
+        bool is_ahead = false;                   // read before it was wanted, and not judged yet
+        bool is_dropped = false;                 // what is read into it is not wanted after all
     };
 
     // slots: at least 1; age: how much older a call is than the one before, where an age makes a use count e times less
@@ -39,21 +41,37 @@ public:
 
     bool is_ready(int number) const { return slot_of_[number] >= 0 && !slot_[slot_of_[number]].pending; }
 
+    // These numbers, each once, are used next: reads of those that are missing begin, if there are slots for all.
+    void want(const std::vector<int>& numbers);
+
+    // Whether it pays to predict what the next call uses, of at most `count` numbers.
+    bool predicts(int count);
+
+    // The next call is likely to use these numbers, each once: those that are missing are read behind all that are
+    // wanted, unless few of those that were expected lately have been used.
+    void expect(const std::vector<int>& numbers);
+
     // A matrix of a number that is held, once it is read; null if that failed.
     const char* wait(int source, int number);
 
-    // Uses of numbers, reads of numbers, bytes read, nanoseconds waited.
+    // Uses of numbers, those of them that had to be read, bytes read, nanoseconds waited; uses in calls that were
+    // predicted, those of them that were expected; numbers read ahead, those of them that were used.
     void counts(long* out) const;
 
 private:
     friend class Turn;
     friend class Readers;
 
+    void release();
     void hold(const int* numbers, int count);
-    int victim();
-    void start(int slot, int number);
+    int victim(bool waits);
+    void start(int slot, int number, bool ahead);
+    void read_ahead(const std::vector<int>& numbers);
     void use(const int* numbers, int count);
-    void done(Slot& slot, const std::string& error);
+    void judge(const std::vector<int>& numbers);
+    void settle(const std::vector<int>& numbers);
+    void forget(Slot& slot);
+    void done(Slot& slot, long nbytes, const std::string& error);
     void check();
     char* place(int source, int slot) const;
 
@@ -68,7 +86,13 @@ private:
     std::vector<int> slot_of_;  // of each number, or -1
     std::vector<double> score_; // of each number, as a logarithm that stays while it is not used
     double clock_ = 0;
+    std::vector<int> expected_;   // what the next call is likely to use; empty if nothing was predicted
+    std::vector<char> is_wanted_; // of each number, while a call is judged
+    bool pays_ = true;            // to read ahead
+    double worth_;                // the share of expected numbers that were missing, and then used, lately
+    int skipped_ = 0;             // calls that were not predicted, since that does not pay
     std::atomic<long> used_{0}, reads_{0}, bytes_{0}, waited_{0};
+    std::atomic<long> judged_{0}, foretold_{0}, ahead_{0}, useful_{0};
     std::mutex turns_, reading_; // reading_: of error_, and to wait for slots
     std::condition_variable done_;
     std::string error_;

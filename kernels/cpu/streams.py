@@ -28,15 +28,21 @@ class Source(NamedTuple):
 class Counts(NamedTuple):
     """What happened so far.
 
-    used, read: uses of an expert's matrices, once for each pass, and reads
+    used, read: uses of an expert's matrices, once for each pass, and those that had to be read
     nbytes: read
     waited: seconds, of all threads
+    judged, foretold: uses in passes for which experts were predicted, and those of them that were predicted
+    ahead, useful: matrices that were read before they were chosen, and those of them that were used next
     """
 
     used: int
     read: int
     nbytes: int
     waited: float
+    judged: int
+    foretold: int
+    ahead: int
+    useful: int
 
 
 class Stream:
@@ -70,10 +76,10 @@ class Stream:
 
     def counts(self) -> Counts:
         """What happened so far."""
-        found = (c_long * 4)()
+        found = (c_long * len(Counts._fields))()
         self._counts(self.address, ctypes.addressof(found))
-        used, read, nbytes, waited = found
-        return Counts(used, read, nbytes, waited / 1e9)
+        used, read, nbytes, waited, *predicted = found
+        return Counts(used, read, nbytes, waited / 1e9, *predicted)
 
     def __del__(self) -> None:
         if getattr(self, "address", None) is not None:

@@ -12,7 +12,7 @@ import numpy as np
 
 from ...kernels.activation import ACTIVATIONS, NO_ACTIVATION
 from ...kernels.cpu import native
-from ...options import Activation, Routing
+from ...options import Activation, Norm, Routing
 from ...tensor import QTensor
 from .arguments import constant, floats, places, shaped
 from .memory import empty, trace
@@ -106,6 +106,44 @@ def gather_down(
         k=k,
     )
     return out
+
+
+def want_experts(w: QTensor, ids: np.ndarray) -> None:
+    """Experts of a stack that is read from disk are used next: reads of those that are not in memory begin."""
+    ids = _of_experts(ids, w)
+    used = ids.shape[-1]
+    native.run("WantExperts", w=places([w], [None]), ids=ids, n=ids.size // used, used=used)
+
+
+def expect_experts(
+    x: np.ndarray,
+    norm: Norm,
+    router: QTensor,
+    w: QTensor,
+    routing: Routing,
+    bias: mx.array | None = None,
+) -> None:
+    """Experts of a stack that is read from disk may be used soon: those that a router chooses for a guess of its input.
+
+    x: (..., k), before the norm; router: (e, k), bias: (e,), w: (e, rows, k)
+    """
+    x = floats(x)
+    experts, k = router.shape
+    native.run(
+        "ExpectExperts",
+        x=x,
+        norm=constant("expect_experts: norm", norm[0], k),
+        w=places([router, w], [None, None]),
+        bias=None if bias is None else constant("expect_experts: bias", bias, experts),
+        n=x.size // k,
+        k=k,
+        experts=experts,
+        used=routing.used,
+        sigmoid=routing.gating == "sigmoid",
+        groups=routing.groups,
+        groups_used=routing.groups_used,
+        eps=norm[1],
+    )
 
 
 def _of_experts(ids: Any, w: QTensor) -> np.ndarray:
