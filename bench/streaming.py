@@ -26,20 +26,48 @@ from typing import Any, NamedTuple
 
 import limited
 import llama
+import numpy as np
 from timing import hardware
 
 import mlx_ferrum
 from mlx_ferrum import amounts, catalog, cli, gguf, ops
 from mlx_ferrum.generate import generate_step
+from mlx_ferrum.kernels.cpu.streams import Counts
 
 RESULTS = Path(__file__).parent / "results"
 DEPTHS = (1, 2, 4, 8, 16)
 SECTOR = 4096
+HUGE = 2 << 20  # bytes of a large page
 PROMPT = 16  # tokens
 
 
+class Program(NamedTuple):
+    """How experts are read.
+
+    memory: bytes of them; None: the file is mapped
+    predicts: what the next layer may choose is read, too
+    """
+
+    memory: int | None = None
+    predicts: bool = True
+
+    @property
+    def name(self) -> str:
+        """For the table."""
+        if self.memory is None:
+            return "mapped"
+        plain = "" if self.predicts else ", nothing predicted"
+        return f"experts in {amounts.size(self.memory)}{plain}"
+
+
 class Run(NamedTuple):
-    """What one process measured. device: bytes that the kernel read from disk for it; experts: bytes of experts."""
+    """What one process measured.
+
+    prompt, rate: seconds to the first token, and tokens a second after it
+    device: bytes that the kernel read from disk for it; experts: bytes of experts
+    hits: the share of uses that needed no read; waited: seconds, of all threads
+    recall: the share of uses that were predicted; useful: of what was read ahead
+    """
 
     prompt: float
     rate: float
@@ -47,6 +75,8 @@ class Run(NamedTuple):
     experts: int
     hits: float
     waited: float
+    recall: float
+    useful: float
 
 
 def disk(path: Path, nbytes: int, depth: int, seconds: float = 2.0) -> float:
@@ -55,10 +85,15 @@ def disk(path: Path, nbytes: int, depth: int, seconds: float = 2.0) -> float:
     size, stop, done = os.fstat(file).st_size, time.perf_counter() + seconds, [0] * depth
 
     def work(i: int) -> None:
-        memory, draw = mmap.mmap(-1, nbytes), random.Random(i)
+        memory, draw = mmap.mmap(-1, nbytes + 2 * HUGE), random.Random()
+        memory.madvise(
+            mmap.MADV_HUGEPAGE
+        )  # as the slots of experts are; small pages halve the speed
+        start = -np.frombuffer(memory, np.uint8).ctypes.data % HUGE
+        part = memoryview(memory)[start : start + nbytes]
         while time.perf_counter() < stop:
             at = draw.randrange((size - nbytes) // SECTOR) * SECTOR
-            done[i] += os.preadv(file, [memory], at)
+            done[i] += os.preadv(file, [part], at)
 
     threads = [threading.Thread(target=work, args=(i,)) for i in range(depth)]
     start = time.perf_counter()
@@ -76,10 +111,12 @@ def expert_bytes(path: Path) -> int:
     return max(info.nbytes // info.shape[0] for info in tensors if "_exps." in info.name)
 
 
-def child(path: Path, memory: int | None, tokens: int, threads: int, seed: int) -> Run:
+def child(path: Path, program: Program, tokens: int, threads: int, seed: int) -> Run:
     """Generate, in this process."""
     ops.use_backend("cpu", threads=threads)
-    model, _ = mlx_ferrum.load(path, expert_memory=memory)
+    model, _ = mlx_ferrum.load(path, expert_memory=program.memory)
+    if model.streams is not None:
+        model.streams.predict(program.predicts)
     draw = random.Random(seed)
     prompt = [draw.randrange(256) for _ in range(PROMPT)]
     start, times, device = time.perf_counter(), [], 0
@@ -88,14 +125,26 @@ def child(path: Path, memory: int | None, tokens: int, threads: int, seed: int) 
         times.append(time.perf_counter())
         if before is None:
             before, device = _counts(model), _device_bytes()
-    used, read, nbytes, waited = (a - b for a, b in zip(_counts(model), before or (), strict=True))
-    rate = tokens / (times[-1] - times[0])
-    hits = 1 - read / used if used else 0.0
-    return Run(times[0] - start, rate, _device_bytes() - device, int(nbytes), hits, waited)
+    assert before is not None, "there is a first token"
+    counts = Counts(*(a - b for a, b in zip(_counts(model), before, strict=True)))
+    return Run(
+        times[0] - start,
+        tokens / (times[-1] - times[0]),
+        _device_bytes() - device,
+        counts.nbytes,
+        hits=1 - _share(counts.read, counts.used) if counts.used else 0.0,
+        waited=counts.waited,
+        recall=_share(counts.foretold, counts.judged),
+        useful=_share(counts.useful, counts.ahead),
+    )
 
 
-def _counts(model: Any) -> tuple[float, ...]:
-    return (0, 0, 0, 0.0) if model.streams is None else tuple(model.streams.counts())
+def _share(part: int, whole: int) -> float:
+    return part / whole if whole else 0.0
+
+
+def _counts(model: Any) -> Counts:
+    return Counts(*[0] * len(Counts._fields)) if model.streams is None else model.streams.counts()
 
 
 def _device_bytes() -> int:
@@ -104,10 +153,12 @@ def _device_bytes() -> int:
     return next(int(line.split()[1]) for line in lines if line.startswith("read_bytes"))
 
 
-def run(path: Path, memory: int | None, args: argparse.Namespace, seed: int) -> tuple[Run, int]:
+def run(path: Path, program: Program, args: argparse.Namespace, seed: int) -> tuple[Run, int]:
     """Generate in a process of its own under the limit; also its peak."""
     limited.forget(path)
-    words = [sys.executable, __file__, str(path), "--child", str(memory or 0), "--seed", str(seed)]
+    memory = str(program.memory or 0)
+    words = [sys.executable, __file__, str(path), "--child", memory, "--seed", str(seed)]
+    words += [] if program.predicts else ["--unpredicted"]
     words += ["--tokens", str(args.tokens), "--threads", str(args.threads)]
     with limited.limited(args.limit) as group:
         found = Run(**json.loads(group.run(words).splitlines()[-1]))
@@ -116,21 +167,21 @@ def run(path: Path, memory: int | None, args: argparse.Namespace, seed: int) -> 
 
 def measure(path: Path, args: argparse.Namespace) -> list[dict[str, Any]]:
     """Every program in turn, `args.runs` times; medians by rate."""
-    programs: dict[str, int | None] = {"mapped": None}
-    programs |= {f"experts in {amounts.size(n)}": n for n in args.budgets}
-    found: dict[str, list[tuple[Run, int]]] = {name: [] for name in programs}
+    found: dict[Program, list[tuple[Run, int]]] = {Program(): []}
+    for memory in args.budgets:
+        found |= {Program(memory, predicts): [] for predicts in (True, False)}
     theirs = []
     for seed in range(args.runs):
-        for name, memory in programs.items():
-            found[name].append(run(path, memory, args, seed))
+        for program, runs in found.items():
+            runs.append(run(path, program, args, seed))
         if args.llama_bench:
             limited.forget(path)
             with limited.limited(args.limit) as group:
                 theirs.append(llama_rate(group, path, args))
     rows = []
-    for name, runs in found.items():
+    for program, runs in found.items():
         middle, peak = sorted(runs, key=lambda each: each[0].rate)[len(runs) // 2]
-        rows.append({"name": name, "peak": peak, **middle._asdict()})
+        rows.append({"name": program.name, "peak": peak, **middle._asdict()})
     if theirs:
         rows.append({"name": "llama.cpp, mapped", "rate": statistics.median(theirs)})
     return rows
@@ -147,18 +198,20 @@ def llama_rate(group: limited.Group, path: Path, args: argparse.Namespace) -> fl
 def show(rows: list[dict[str, Any]], ceiling: float) -> None:
     """Print a Markdown table."""
     print(
-        "| program | tok/s | hits | missed, MB/token | device, MB/token | GB/s | ceiling, tok/s | of it | peak, MB |"
+        "| program | tok/s | hits | predicted | ahead, used | read, MB/token | device, MB/token | GB/s "
+        "| ceiling, tok/s | of it | peak, MB |"
     )
-    print("|---|---|---|---|---|---|---|---|---|")
+    print("|---|---|---|---|---|---|---|---|---|---|---|")
     for row in rows:
         if "experts" not in row:
-            print(f"| {row['name']} | {row['rate']:.2f} |" + " |" * 7)
+            print(f"| {row['name']} | {row['rate']:.2f} |" + " |" * 9)
             continue
         missed, device = (row[key] / row["tokens"] for key in ("experts", "device"))
         allowed = ceiling / missed if missed else 0.0
         share = f"{allowed:.2f} | {row['rate'] / allowed:.0%}" if allowed else " | "
         print(
-            f"| {row['name']} | {row['rate']:.2f} | {row['hits']:.0%} | {missed / 1e6:.0f} | {device / 1e6:.0f} | "
+            f"| {row['name']} | {row['rate']:.2f} | {row['hits']:.0%} | {row['recall']:.0%} "
+            f"| {row['useful']:.0%} | {missed / 1e6:.0f} | {device / 1e6:.0f} | "
             f"{device * row['rate'] / 1e9:.2f} | {share} | {row['peak'] / 1e6:.0f} |"
         )
 
@@ -186,6 +239,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--llama-bench", type=Path, metavar="PATH", help="compare with this llama-bench")
     add("--out", type=Path, default=RESULTS, metavar="FOLDER", help="default: bench/results")
     add("--child", type=int, help=argparse.SUPPRESS)
+    add("--unpredicted", action="store_true", help=argparse.SUPPRESS)
     add("--seed", type=int, default=0, help=argparse.SUPPRESS)
     return parser.parse_args(argv)
 
@@ -195,7 +249,8 @@ def main() -> int:
     args = parse()
     path = catalog.resolve(args.model)
     if args.child is not None:
-        found = child(path, args.child or None, args.tokens, args.threads, args.seed)
+        program = Program(args.child or None, not args.unpredicted)
+        found = child(path, program, args.tokens, args.threads, args.seed)
         print(json.dumps(found._asdict()))
         return 0
     results: dict[str, Any] = {"command": shlex.join(sys.argv), "hardware": hardware()}
