@@ -85,7 +85,10 @@ def disk(path: Path, nbytes: int, depth: int, seconds: float = 2.0) -> float:
     size, stop, done = os.fstat(file).st_size, time.perf_counter() + seconds, [0] * depth
 
     def work(i: int) -> None:
-        memory, draw = mmap.mmap(-1, nbytes + 2 * HUGE), random.Random()
+        memory, draw = (
+            mmap.mmap(-1, nbytes + 2 * HUGE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS),
+            random.Random(),
+        )
         memory.madvise(
             mmap.MADV_HUGEPAGE
         )  # as the slots of experts are; small pages halve the speed
