@@ -2,6 +2,7 @@
 // likely to choose.
 #include <algorithm>
 #include <cmath>
+#include <iterator>
 #include <vector>
 
 #include "calls.h"
@@ -30,16 +31,16 @@ struct ExpectExperts {
 };
 
 // Each once, without those of no expert.
-const std::vector<int>& distinct(const int* ids, int count) {
+const std::vector<int>& distinct(const int* ids, int count, int experts) {
     thread_local std::vector<int> found;
-    found.assign(ids, ids + count);
+    found.clear();
+    std::copy_if(ids, ids + count, std::back_inserter(found), [=](int id) { return 0 <= id && id < experts; });
     std::sort(found.begin(), found.end());
     found.erase(std::unique(found.begin(), found.end()), found.end());
-    found.erase(found.begin(), std::lower_bound(found.begin(), found.end(), 0));
     return found;
 }
 
-void want_experts(const WantExperts& a) { a.w->streamed->want(distinct(a.ids, a.n * a.used)); }
+void want_experts(const WantExperts& a) { a.w->streamed->want(distinct(a.ids, a.n * a.used, a.w->streamed->count())); }
 
 // logits: (n, experts)
 void ask_router(const ExpectExperts& a, float* logits) {
@@ -52,9 +53,8 @@ void ask_router(const ExpectExperts& a, float* logits) {
     }
     Input in = input(normed.data(), a.n, a.k, a.w, 1);
     int step = rows_per_part(a.experts, pool_threads()), parts = (a.experts + step - 1) / step;
-    pool_run(parts, [&](int i) {
-        multiply_rows(*a.w, in, i * step, std::min(a.experts, (i + 1) * step), logits, a.experts);
-    });
+    pool_run(parts,
+             [&](int i) { multiply_rows(*a.w, in, i * step, std::min(a.experts, (i + 1) * step), logits, a.experts); });
 }
 
 void expect_experts(const ExpectExperts& a) {
@@ -66,7 +66,7 @@ void expect_experts(const ExpectExperts& a) {
     ask_router(a, logits.data());
     route({logits.data(), a.bias, ids.data(), weights.data(), a.n, a.experts, a.used, a.sigmoid, 0, a.groups,
            a.groups_used, 1});
-    a.w[1].streamed->expect(distinct(ids.data(), count));
+    a.w[1].streamed->expect(distinct(ids.data(), count, a.experts));
 }
 
 CALL(WantExperts, want_experts, F(w), F(ids), F(n), F(used))

@@ -22,8 +22,8 @@ constexpr int READERS = 4;    // reads under way at a time
 constexpr int MOST_AHEAD = 2; // of them, of what nobody waits for yet
 
 // Reading ahead begins and ends to pay where such shares of what is read are used; the last RECENT numbers count most.
-constexpr double PAYS = 0.5, WASTES = 0.3, RECENT = 64;
-constexpr int SKIPS = 16; // where it does not pay, one call of so many is predicted all the same
+constexpr double PAYS = 0.45, WASTES = 0.3, RECENT = 32;
+constexpr int SKIPS = 8; // where it does not pay, one call of so many is predicted all the same
 
 long whole(long n) { return (n + SECTOR - 1) / SECTOR * SECTOR; }
 
@@ -216,7 +216,7 @@ void Streamed::want(const std::vector<int>& numbers) {
 }
 
 bool Streamed::predicts(int count) {
-    bool fits = slots_ < int(slot_of_.size()) && 2 * count <= slots_;
+    bool fits = slots_ < this->count() && 2 * count <= slots_;
     return fits && (pays_ || ++skipped_ % SKIPS == 0);
 }
 

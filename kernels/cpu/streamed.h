@@ -41,6 +41,9 @@ public:
 
     bool is_ready(int number) const { return slot_of_[number] >= 0 && !slot_[slot_of_[number]].pending; }
 
+    // How many numbers there are.
+    int count() const { return int(slot_of_.size()); }
+
     // These numbers, each once, are used next: reads of those that are missing begin, if there are slots for all.
     void want(const std::vector<int>& numbers);
 

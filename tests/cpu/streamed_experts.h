@@ -62,6 +62,25 @@ Floats ask(const Pairs& p, const Weight& up, const Weight& down) {
     return out;
 }
 
+// Reads of some experts, and of those that a router may choose, begin.
+void foresee(const Pairs& p, const Weight& up, const Floats& router) {
+    Floats norm(p.k, 1.0f);
+    Weight weights[] = {{router.data(), 0, p.experts, nullptr, nullptr, 0}, up};
+    run("ExpectExperts", {{"x", p.x},
+                          {"norm", norm.data()},
+                          {"w", weights},
+                          {"bias", nullptr},
+                          {"n", p.n},
+                          {"k", p.k},
+                          {"experts", p.experts},
+                          {"used", p.used},
+                          {"sigmoid", 0},
+                          {"groups", 1},
+                          {"groups_used", 1},
+                          {"eps", 1e-6f}});
+    run("WantExperts", {{"w", &up}, {"ids", p.ids}, {"n", 1}, {"used", p.used}});
+}
+
 // up: (experts, rows, k), down: (experts, rows, rows), and their bytes.
 void from_disk(const Pairs& p, const Weight& up, const Weight& down, const std::vector<uchar>& up_bytes,
                const std::vector<uchar>& down_bytes) {
@@ -75,7 +94,10 @@ void from_disk(const Pairs& p, const Weight& up, const Weight& down, const std::
         ferrum_streamed_follow(ups, downs);
         Weight streamed[] = {{nullptr, up.type, up.rows, nullptr, ups, 0},
                              {nullptr, down.type, down.rows, nullptr, downs, 0}};
-        for (int time = 0; time < 3; time++) {
+        Floats router(size_t(p.experts) * p.k);
+        for (int time = 0; time < 6; time++) {
+            for (float& x : router) x = float(std::rand() % 64 - 32);
+            foresee(p, streamed[0], router);
             Floats found = ask(p, streamed[0], streamed[1]);
             for (size_t i = 0; i < found.size(); i++)
                 if (as_uint(found[i]) != as_uint(wanted[i])) fail("an expert from disk says something else");
