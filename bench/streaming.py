@@ -76,7 +76,7 @@ def expert_bytes(path: Path) -> int:
     return max(info.nbytes // info.shape[0] for info in tensors if "_exps." in info.name)
 
 
-def child(path: Path, memory: int | None, tokens: int, threads: int, seed: int) -> Run:
+def child(path: Path, memory: int, tokens: int, threads: int, seed: int) -> Run:
     """Generate, in this process."""
     ops.use_backend("cpu", threads=threads)
     model, _ = mlx_ferrum.load(path, expert_memory=memory)
@@ -104,10 +104,10 @@ def _device_bytes() -> int:
     return next(int(line.split()[1]) for line in lines if line.startswith("read_bytes"))
 
 
-def run(path: Path, memory: int | None, args: argparse.Namespace, seed: int) -> tuple[Run, int]:
+def run(path: Path, memory: int, args: argparse.Namespace, seed: int) -> tuple[Run, int]:
     """Generate in a process of its own under the limit; also its peak."""
     limited.forget(path)
-    words = [sys.executable, __file__, str(path), "--child", str(memory or 0), "--seed", str(seed)]
+    words = [sys.executable, __file__, str(path), "--child", str(memory), "--seed", str(seed)]
     words += ["--tokens", str(args.tokens), "--threads", str(args.threads)]
     with limited.limited(args.limit) as group:
         found = Run(**json.loads(group.run(words).splitlines()[-1]))
@@ -116,7 +116,7 @@ def run(path: Path, memory: int | None, args: argparse.Namespace, seed: int) -> 
 
 def measure(path: Path, args: argparse.Namespace) -> list[dict[str, Any]]:
     """Every program in turn, `args.runs` times; medians by rate."""
-    programs: dict[str, int | None] = {"mapped": None}
+    programs = {"mapped": 0}
     programs |= {f"experts in {amounts.size(n)}": n for n in args.budgets}
     found: dict[str, list[tuple[Run, int]]] = {name: [] for name in programs}
     theirs = []
@@ -195,7 +195,7 @@ def main() -> int:
     args = parse()
     path = catalog.resolve(args.model)
     if args.child is not None:
-        found = child(path, args.child or None, args.tokens, args.threads, args.seed)
+        found = child(path, args.child, args.tokens, args.threads, args.seed)
         print(json.dumps(found._asdict()))
         return 0
     results: dict[str, Any] = {"command": shlex.join(sys.argv), "hardware": hardware()}

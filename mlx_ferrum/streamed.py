@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from . import amounts, gguf, ops
+from . import amounts, budget, gguf, memory, ops, sizes
 from .kernels.cpu.streams import Counts, Source, Stream
 from .models.base import LanguageModel
 from .models.encoder import Encoder
@@ -62,6 +62,13 @@ def _open(path: Path) -> tuple[int, bool]:
     return os.open(path, flags), False
 
 
+def bypasses_cache(path: Path) -> bool:
+    """Whether reads of a file leave no copies in the page cache."""
+    number, is_direct = _open(path)
+    os.close(number)
+    return is_direct or sys.platform == "darwin"
+
+
 class Layer(NamedTuple):
     """The streams of one layer. layer: its number, dense layers counted; first: of gate and up; second: of down."""
 
@@ -93,6 +100,20 @@ class Streams:
         read = f"{amounts.size(counts.nbytes)} read from disk"
         found = f"{share:.0%} of {counts.used} uses found in memory"
         return f"experts: {found}, {read}, threads waited {counts.waited:.2f} s"
+
+
+def planned(file: gguf.GGUF, reserve: int | None = None) -> budget.Plan:
+    """What `budget.plan` chooses for a file by the memory that is free now. reserve: as of `budget.plan`"""
+    found, free = sizes.of_file(file), memory.available()
+    if found is None or ops.backend_name() != "cpu":
+        what = "an encoder" if found is None else f"on the {ops.backend_name()} backend"
+        return budget.Plan(0, f"the model is mapped, as always {what}")
+    if free is None:
+        return budget.Plan(
+            0, "the model is mapped: the system does not say how much memory is free"
+        )
+    bypasses = all(bypasses_cache(each.path) for each in file.files)
+    return budget.plan(found, free, reserve=reserve, bypasses_cache=bypasses)
 
 
 def stream(model: LanguageModel | Encoder, file: gguf.GGUF, nbytes: int) -> Streams:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
-from mlx_ferrum import catalog, cli
+from mlx_ferrum import catalog, cli, notice
 
 from .constraint import check_constraint, constraint, constraint_arguments
 from .messages import TEMPLATE_OPTIONS
@@ -84,6 +84,8 @@ def main(argv: Sequence[str] | None) -> int:
         if getattr(args, name):
             option = name.replace("_", "-")
             parser.error(f"argument --{option}: needs the chat template, {reason}")
+    if args.quiet:
+        notice.be_quiet()
     if args.batch is not None:
         from .many.command import run
 
