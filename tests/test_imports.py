@@ -33,7 +33,7 @@ structured
 catalog
 gguf
 models
-budget load saved sizes streamed
+budget load saved sizes streamed traffic
 embed
 engine
 generate

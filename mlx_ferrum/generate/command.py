@@ -245,12 +245,14 @@ def _output_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--profile",
         action="store_true",
-        help="print the time of each stage; slower, because it waits for each one",
+        help="print the time of each stage; slower, because it waits for each one. Also what each layer read, where "
+        "experts are read from disk",
     )
 
 
 def _run(args: argparse.Namespace) -> int:
     from mlx_ferrum.profile import Profile
+    from mlx_ferrum.traffic import as_json, as_text, traffic
 
     from .messages import check_template, prompt_text
     from .progress import PromptBar
@@ -298,12 +300,15 @@ def _run(args: argparse.Namespace) -> int:
     stages, experts = _stages(profile, wall), model.streams
     if args.json:
         report = _report(output, args, len(ids), stages)
-        report |= {} if experts is None else {"experts": experts.counts()._asdict()}
+        if experts is not None:
+            report["experts"] = experts.counts()._asdict()
+            report["experts"] |= {"layers": as_json(traffic(experts))} if args.profile else {}
         print(json.dumps(report, ensure_ascii=False))
     elif not args.quiet:
         _print_figures(output.last, len(ids) - len(rest), load_time, stages)
         if experts is not None:
-            print(experts.described(), file=sys.stderr)
+            lines = as_text(traffic(experts)) if args.profile else []
+            print(experts.described(), *lines, sep="\n", file=sys.stderr)
     return 0
 
 
