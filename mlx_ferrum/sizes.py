@@ -75,12 +75,11 @@ def of_file(file: gguf.GGUF) -> Sizes | None:
     fields = module.ModelArgs.fields(Metadata(file.metadata, architecture))
     nbytes, layers = 0, dict[int, int]()
     for name, info in file.tensors.items():
-        found = _TENSOR.match(name)
-        if found and int(found[1]) >= fields["num_layers"]:  # it predicts further tokens
+        layer, is_stack = _place(name)
+        if layer >= fields["num_layers"]:  # it predicts further tokens
             continue
         nbytes += info.nbytes
-        if found and found[2]:
-            layer = int(found[1])
+        if is_stack:
             layers[layer] = layers.get(layer, 0) + info.nbytes // info.shape[0]
     experts = fields["experts"]
     table = file.tensors[_TABLE].nbytes if {_TABLE, _HEAD} <= file.tensors.keys() else 0
@@ -93,6 +92,20 @@ def of_file(file: gguf.GGUF) -> Sizes | None:
         context=fields["context_length"],
         keeps=keeps(fields),
     )
+
+
+def stacks(file: gguf.GGUF, found: Sizes) -> list[str]:
+    """The names of the tensors that hold the experts. found: of the file"""
+    places = {name: _place(name) for name in file.tensors}
+    return [
+        name for name, (layer, is_stack) in places.items() if is_stack and layer in found.layers
+    ]
+
+
+def _place(name: str) -> tuple[int, bool]:
+    """The layer that a tensor is of, -1 for none, and whether it is a stack of experts."""
+    found = _TENSOR.match(name)
+    return (int(found[1]), found[2] is not None) if found else (-1, False)
 
 
 def keeps(fields: Mapping[str, Any]) -> list[Keeps]:
