@@ -94,12 +94,10 @@ def of_file(file: gguf.GGUF) -> Sizes | None:
     )
 
 
-def stacks(file: gguf.GGUF, found: Sizes) -> list[str]:
-    """The names of the tensors that hold the experts. found: of the file"""
-    places = {name: _place(name) for name in file.tensors}
-    return [
-        name for name, (layer, is_stack) in places.items() if is_stack and layer in found.layers
-    ]
+def stacks(file: gguf.GGUF, found: Sizes) -> list[gguf.TensorInfo]:
+    """The tensors that hold the experts. found: of the file"""
+    places = [(info, *_place(name)) for name, info in file.tensors.items()]
+    return [info for info, layer, is_stack in places if is_stack and layer in found.layers]
 
 
 def _place(name: str) -> tuple[int, bool]:

@@ -47,11 +47,10 @@ class Disk:
         return max(self.speeds.values())
 
 
-def stretches(file: gguf.GGUF, experts: Sequence[str]) -> list[Stretch]:
-    """What is read at once: the matrices of the experts in the named stacks; without any, pieces of all tensors."""
+def stretches(file: gguf.GGUF, stacks: Sequence[gguf.TensorInfo]) -> list[Stretch]:
+    """What is read at once: the matrices of the experts in stacks; without any, pieces of all tensors."""
     found = []
-    for name in experts:
-        info = file.tensors[name]
+    for info in stacks:
         nbytes = info.nbytes // info.shape[0]
         found += [
             Stretch(info.part, info.offset + i * nbytes, nbytes) for i in range(info.shape[0])
