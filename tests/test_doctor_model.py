@@ -15,7 +15,7 @@ import hf_bert
 import pytest
 from backends import Backend
 
-from mlx_ferrum import budget, catalog, gguf, memory, sizes
+from mlx_ferrum import amounts, budget, catalog, gguf, memory, sizes
 from mlx_ferrum.convert.commands import split
 from mlx_ferrum.doctor import disk, main, model
 from mlx_ferrum.doctor.disk import DEPTHS, SECTOR, Disk
@@ -153,7 +153,9 @@ def test_a_mixture_that_does_not_fit(cpu: Backend, room: int, tiny: Any) -> None
     rows = dict(model.as_rows(found))
     assert rows["model"].startswith("tiny-moe.gguf, 5.0 MB of weights, ")
     assert rows["model"].endswith("2 of 8 a token in 4 layers")
-    assert "of experts are kept in memory" in rows["plan"] and "context" not in rows
+    assert rows["needs"].endswith("are free: it does not fit") and "context" not in rows
+    size = amounts.size(found.plan.nbytes)
+    assert rows["best"].startswith(f"--expert-memory auto keeps {size} of experts (38%) in memory")
     assert "once 38% to 61% of uses find theirs there" in rows["decode"]
 
 
@@ -161,7 +163,8 @@ def test_a_model_that_fits(cpu: Backend) -> None:
     found = model.examine("tiny-hybrid")
     assert (found.hits, found.plan.nbytes, found.longest) == (None, 0, found.sizes.context)
     rows = dict(model.as_rows(found))
-    assert "no experts" in rows["model"] and "the model is mapped: it needs" in rows["plan"]
+    assert "no experts" in rows["model"] and rows["best"].startswith("the model is mapped: it")
+    assert rows["needs"].endswith("are free: it fits")
     assert "with all weights in memory; " in rows["decode"] and "while none are" in rows["decode"]
 
 

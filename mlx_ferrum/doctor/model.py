@@ -155,12 +155,13 @@ def as_rows(report: ModelReport) -> Iterator[tuple[str, str]]:
         chosen = f"{found.used} of {found.count} a token in {len(found.layers)} layers"
         what = f"{size(found.experts)} of them experts: {chosen}"
     yield "model", f"{report.name}, {size(found.nbytes)} of weights, {what}"
-    pool = f"{size(report.pool)} for keys and values of {report.positions:,} tokens"
-    yield (
-        "needs",
-        f"{pool}, {size(budget.BESIDE)} beside them; {size(found.dense)} of weights for every token",
-    )
-    yield "plan", report.plan.reason
+    yield "needs", _needs(report)
+    each = f" and {size(found.a_token)} of experts" if found.experts else ""
+    yield "a token", f"reads {size(found.dense)} of weights{each}"
+    kept = report.plan.nbytes
+    share = f"{size(kept)} of experts ({kept / max(found.experts, 1):.0%}) in memory"
+    best = f"--expert-memory auto keeps {share} and reads the others from disk"
+    yield "best", best if kept else report.plan.reason
     if report.longest:
         yield (
             "context",
@@ -172,6 +173,17 @@ def as_rows(report: ModelReport) -> Iterator[tuple[str, str]]:
     if report.rate is not None:
         yield "products", f"read weights in memory at {size(report.rate)}/s"
     yield from _speeds(report)
+
+
+def _needs(report: ModelReport) -> str:
+    """Memory, and whether there is as much."""
+    size, whole = amounts.size, report.sizes.nbytes + report.pool + budget.BESIDE
+    pool = f"{size(report.pool)} for keys and values of {report.positions:,} tokens"
+    parts = f"weights, {pool}, {size(budget.BESIDE)} beside them"
+    if report.available is None:
+        return f"{size(whole)}: {parts}"
+    verdict = "it fits" if whole <= budget.MAPPED * report.available else "it does not fit"
+    return f"{size(whole)}: {parts}; {size(report.available)} are free: {verdict}"
 
 
 def _speeds(report: ModelReport) -> Iterator[tuple[str, str]]:
