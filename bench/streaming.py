@@ -117,7 +117,7 @@ def expert_bytes(path: Path) -> int:
 def child(path: Path, program: Program, tokens: int, threads: int, seed: int) -> Run:
     """Generate, in this process."""
     ops.use_backend("cpu", threads=threads)
-    model, _ = mlx_ferrum.load(path, expert_memory=program.memory)
+    model, _ = mlx_ferrum.load(path, expert_memory=program.memory or 0)
     if model.streams is not None:
         model.streams.predict(program.predicts)
     draw = random.Random(seed)

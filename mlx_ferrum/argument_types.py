@@ -40,6 +40,13 @@ def size(text: str) -> int:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
+def expert_memory(text: str) -> int | str:
+    """The type of --expert-memory: bytes, 0 for none of them, or "auto"."""
+    if text.lower() == "auto":
+        return "auto"
+    return 0 if text.lower() in ("0", "none") else size(text)
+
+
 def file_name(text: str) -> str:
     """The type of options that name a file. An unset shell variable gives an empty one."""
     if not text:

@@ -18,6 +18,7 @@ import mlx_ferrum
 from . import backends, catalog
 from .argument_types import (
     count,
+    expert_memory,
     file_name,
     positive,
     size,
@@ -106,10 +107,11 @@ def expert_argument(group: argparse._ActionsContainer) -> None:
     """Add --expert-memory."""
     group.add_argument(
         "--expert-memory",
-        type=size,
+        type=expert_memory,
         metavar="SIZE",
         help="memory for the experts of a mixture, such as 8GB: the others are read from the file when they are "
-        "chosen; cpu backend only (default: the whole file is mapped)",
+        "chosen; cpu backend only. none: the whole file is mapped (default: auto, which maps a model that fits in the "
+        "memory that is free and chooses a size for others)",
     )
 
 

@@ -7,12 +7,12 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import mlx.core as mx
 from mlx import nn
 
-from . import blocks, catalog, gguf, models, streamed
+from . import blocks, catalog, gguf, models, notice, streamed
 from .models.base import LanguageModel, Weights
 from .models.encoder import Encoder
 from .options import Delta
@@ -25,13 +25,18 @@ SHOWN = 4  # types of blocks in a model's repr
 
 
 def load(
-    name: str | Path = catalog.DEFAULT, *, expert_memory: int | None = None
+    name: str | Path = catalog.DEFAULT,
+    *,
+    expert_memory: int | Literal["auto"] | None = None,
+    reserve: int | None = None,
 ) -> tuple[LanguageModel | Any, Tokenizer]:
     """Open a model: a LanguageModel, or an Encoder such as BERT, which only `embed` can use.
 
     name: a GGUF file (any part of a split one), a folder, hf:owner/repo[:file], or a catalog name
     expert_memory: bytes of experts that are in memory at a time; the others are read from the file when they are
-        chosen. None: all are mapped
+        chosen. 0: all are mapped. None: as `budget.plan` chooses by the memory that is free, on the cpu backend; a line
+        on stderr tells of a model that is not mapped, with "auto" also of one that is
+    reserve: bytes of memory that are left for keys and values then; None: of 8,192 tokens
     Raises ValueError for a file that is not sound, NotImplementedError for an architecture, block
     type or tokenizer that is not supported, OSError if it cannot be had.
     Any thread can use the model. Weights are read from the file when they are first used.
@@ -39,13 +44,27 @@ def load(
     file = gguf.read(catalog.resolve(name))
     try:
         model = _model(file)
-        if expert_memory is not None:
+        if expert_memory is None or isinstance(expert_memory, str):
+            expert_memory = _chosen(file, expert_memory, reserve)
+        if expert_memory:
             model.streams = streamed.stream(model, file, expert_memory)
         return model, Tokenizer.from_metadata(file.metadata)
     except NotImplementedError as error:
         raise NotImplementedError(f"{file.path}: {error}") from error
     except ValueError as error:
         raise ValueError(f"{file.path}: {error}") from error
+
+
+def _chosen(file: gguf.GGUF, asked: str | None, reserve: int | None) -> int:
+    """Bytes for experts, 0 if they are mapped. asked: "auto" or None, as of `load`"""
+    if asked not in (None, "auto"):
+        raise ValueError(f"expert_memory is {asked!r}, expected bytes, 'auto' or None")
+    plan = streamed.planned(file, reserve)
+    if plan.is_short:
+        notice.warn(plan.reason)
+    elif plan.nbytes or asked is not None:
+        notice.tell(plan.reason)
+    return plan.nbytes
 
 
 def _model(file: gguf.GGUF) -> LanguageModel | Encoder:

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from . import amounts, gguf, ops
+from . import amounts, budget, gguf, memory, ops, sizes
 from .kernels.cpu.streams import Counts, Source, Stream
 from .models.base import LanguageModel
 from .models.encoder import Encoder
@@ -62,6 +62,13 @@ def _open(path: Path) -> tuple[int, bool]:
     with contextlib.suppress(OSError):  # a file system without it
         return os.open(path, flags | os.O_DIRECT), True
     return os.open(path, flags), False
+
+
+def bypasses_cache(path: Path) -> bool:
+    """Whether reads of a file leave no copies in the page cache."""
+    number, is_direct = _open(path)
+    os.close(number)
+    return is_direct or sys.platform == "darwin"
 
 
 class Layer(NamedTuple):
@@ -129,6 +136,20 @@ class _Reader:
         if self._after is not None:
             mlp, norm = self._after
             expect_experts(x, norm.args, mlp.router, mlp.gate, mlp.routing, mlp.get("bias"))
+
+
+def planned(file: gguf.GGUF, reserve: int | None = None) -> budget.Plan:
+    """What `budget.plan` chooses for a file by the memory that is free now. reserve: as of `budget.plan`"""
+    found, free = sizes.of_file(file), memory.available()
+    if found is None or ops.backend_name() != "cpu":
+        what = "an encoder" if found is None else f"on the {ops.backend_name()} backend"
+        return budget.Plan(0, f"the model is mapped, as always {what}")
+    if free is None:
+        return budget.Plan(
+            0, "the model is mapped: the system does not say how much memory is free"
+        )
+    bypasses = all(bypasses_cache(each.path) for each in file.files)
+    return budget.plan(found, free, reserve=reserve, bypasses_cache=bypasses)
 
 
 def stream(model: LanguageModel | Encoder, file: gguf.GGUF, nbytes: int) -> Streams:

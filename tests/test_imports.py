@@ -13,7 +13,7 @@ import mlx_ferrum
 # A room is a line: the modules whose names start with one of its words, the longest that fits. Modules of one room may
 # import each other. Commands, wherever they are, lie above all rooms.
 ROOMS = """
-amounts argument_types drawing entry interrupts kernel_text lazy notice parser progress
+amounts argument_types drawing entry interrupts kernel_text lazy memory notice parser progress system
 replies
 options profile
 kernels.cpu kernels.quantize
@@ -33,7 +33,7 @@ structured
 catalog
 gguf
 models
-load saved streamed
+budget load saved sizes streamed traffic
 embed
 engine
 generate

@@ -14,10 +14,11 @@ from backends import CPU
 import mlx_ferrum
 from mlx_ferrum.convert.commands import split
 from mlx_ferrum.gguf import read
-from mlx_ferrum.server.about import of_file, of_model, pool_nbytes
+from mlx_ferrum.server.about import of_file, of_model
 from mlx_ferrum.server.command import arguments
 from mlx_ferrum.server.folder import Folder
 from mlx_ferrum.server.loading import Listing
+from mlx_ferrum.sizes import pool_nbytes
 from mlx_ferrum.state.recurrent import RecurrentState
 
 

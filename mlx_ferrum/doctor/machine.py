@@ -5,24 +5,19 @@ from __future__ import annotations
 import os
 import platform
 import re
-import shutil
-import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
-from .. import __version__
+from .. import __version__, memory
 from ..kernels.cpu import build, native
 from ..lazy import missing, mx
+from ..system import first_line, is_mac, output, sysctl
 from .privacy import without_folders
 
 _FLAGS = ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "asimddp", "i8mm", "sve", "sve2")
 _APPLE_FLAGS = ("FEAT_DotProd", "FEAT_I8MM", "FEAT_BF16", "FEAT_SME")
-_SECONDS = 5  # that a program which is asked may take
-# where Linux says how much of the memory a container may use: version 2 and 1 of its interface
-_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 # MLX's device.cpp, by the last letter of the architecture: base and Pro, Max, Ultra, phone
 _COMMITS = {"g": (40, 40), "s": (50, 50), "d": (50, 50), "p": (20, 40)}
 
@@ -84,8 +79,8 @@ def inspect() -> Machine:
         features=_features(),
         cores=native.cores(),
         core_kinds=_core_kinds(),
-        memory=memory(),
-        available=_available(),
+        memory=memory.total(),
+        available=memory.available(),
         compiler=_compiler(),
         gpu=_gpu() if works and mx.is_available(mx.gpu) else None,
     )
@@ -102,12 +97,8 @@ def _processor() -> str:
     return str(mx.device_info(mx.cpu).get("device_name") or platform.machine())
 
 
-def _is_mac() -> bool:
-    return platform.system() == "Darwin"
-
-
 def _system() -> str:
-    if _is_mac():
+    if is_mac():
         name = f"macOS {platform.mac_ver()[0]}"
     else:
         try:
@@ -119,39 +110,27 @@ def _system() -> str:
 
 def _features() -> tuple[str, ...]:
     """The SIMD that matters to kernels, by the names of the system."""
-    if _is_mac():
-        return tuple(name for name in _APPLE_FLAGS if _sysctl(f"hw.optional.arm.{name}"))
-    flags = set(re.findall(r"\S+", _first_line("/proc/cpuinfo", r"(?:flags|Features)\s*:(.*)")))
+    if is_mac():
+        return tuple(name for name in _APPLE_FLAGS if sysctl(f"hw.optional.arm.{name}"))
+    flags = set(re.findall(r"\S+", first_line("/proc/cpuinfo", r"(?:flags|Features)\s*:(.*)")))
     return tuple(flag for flag in _FLAGS if flag in flags)
 
 
 def _core_kinds() -> tuple[int, ...]:
-    if not _is_mac():
+    if not is_mac():
         return ()
-    kinds = (_sysctl(f"hw.perflevel{level}.physicalcpu") for level in (0, 1))
+    kinds = (sysctl(f"hw.perflevel{level}.physicalcpu") for level in (0, 1))
     return tuple(kind for kind in kinds if kind)
 
 
-def memory() -> int:
-    """Of the machine, or what this container may use of it."""
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    limits = (_first_line(path, r"(\d+)") for path in _LIMITS)
-    return min(memory, *(int(limit) for limit in limits if limit), memory)
-
-
-def _available() -> int | None:
-    kilobytes = _first_line("/proc/meminfo", r"MemAvailable:\s*(\d+)")
-    return min(int(kilobytes) * 1024, memory()) if kilobytes else None
-
-
 def _compiler() -> str | None:
-    if _is_mac() and not _output("xcode-select", "-p"):
+    if is_mac() and not output("xcode-select", "-p"):
         return None  # /usr/bin/c++ would open a window that offers to install one
     try:
         found = build.find_compiler()
     except build.BuildError:
         return None
-    return without_folders(next(iter(_output(*found, "--version").splitlines()), "unknown"))
+    return without_folders(next(iter(output(*found, "--version").splitlines()), "unknown"))
 
 
 def _gpu() -> Gpu:
@@ -168,7 +147,7 @@ def _gpu() -> Gpu:
         memory=info.get("memory_size", info.get("total_memory")),
         working_set=info.get("max_recommended_working_set_size"),
         largest_buffer=info.get("max_buffer_length"),
-        wired_limit=(_sysctl("iogpu.wired_limit_mb") or 0) << 20 or None,
+        wired_limit=(sysctl("iogpu.wired_limit_mb") or 0) << 20 or None,
         commit_operations=_number(given[0], operations) if metal else None,
         commit_megabytes=_number(given[1], megabytes) if metal else None,
         commits_are_set=any(given),
@@ -176,47 +155,10 @@ def _gpu() -> Gpu:
 
 
 def _gpu_cores() -> int | None:
-    listing = _output("ioreg", "-r", "-d", "1", "-c", "AGXAccelerator")
+    listing = output("ioreg", "-r", "-d", "1", "-c", "AGXAccelerator")
     found = re.search(r'"gpu-core-count"\s*=\s*(\d+)', listing)
     return int(found[1]) if found else None
 
 
 def _number(text: str | None, default: int) -> int:
     return int(text) if text and text.isdecimal() else default
-
-
-def _sysctl(name: str) -> int | None:
-    if not _is_mac():
-        return None
-    text = _output("sysctl", "-n", name).strip()
-    return int(text) if text.isdecimal() else None
-
-
-def _output(program: str, *arguments: str) -> str:
-    """What a program prints; nothing if it is not there, fails or takes too long."""
-    path = shutil.which(program)
-    if path is None:
-        return ""
-    try:
-        done = subprocess.run(
-            [path, *arguments],
-            capture_output=True,
-            text=True,
-            errors="replace",
-            stdin=subprocess.DEVNULL,
-            timeout=_SECONDS,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return "" if done.returncode else done.stdout
-
-
-def _first_line(path: str, pattern: str) -> str:
-    """The group of `pattern` in the first line that it matches from its start; nothing without one."""
-    try:
-        text = Path(path).read_text(errors="replace")
-    except OSError:
-        return ""
-    found = re.search(f"^{pattern}", text, re.MULTILINE)
-    return found[1] if found else ""

@@ -13,6 +13,7 @@ from .machine import Gpu, Machine
 
 if TYPE_CHECKING:
     from .metal import Check
+    from .model import ModelReport
     from .selftest import Result
 
 _SHOWN_FAILURES = 5
@@ -26,6 +27,7 @@ class Report:
 
     results: of the self-test, None where it did not run; seconds: that it took
     metal: what was tried of Metal, None where it was not
+    model: what was found of a model, None where none was named
     """
 
     machine: Machine
@@ -34,13 +36,20 @@ class Report:
     seconds: float
     advice: Sequence[str]
     metal: Sequence[Check] | None = None
+    model: ModelReport | None = None
 
 
 def as_json(report: Report) -> dict[str, Any]:
     """The report for programs; sizes are in bytes."""
+    about = None
+    if report.model is not None:
+        from . import model
+
+        about = model.as_json(report.model)
     return {
         "machine": asdict(report.machine),
         "backend": asdict(report.choice),
+        "model": about,
         "selftest": None if report.results is None else [asdict(r) for r in report.results],
         "seconds": round(report.seconds, 3),
         "metal": None if report.metal is None else [asdict(c) for c in report.metal],
@@ -52,6 +61,14 @@ def as_text(report: Report) -> Iterator[str]:
     """The report for people, line by line."""
     rows = [*_machine(report.machine), *_choice(report.choice)]
     yield from (f"{name:<11} {value}" for name, value in rows)
+    if report.model is not None:
+        from . import model
+
+        yield ""
+        for name, value in model.as_rows(report.model):
+            yield from textwrap.wrap(
+                f"{name:<11} {value}", _WIDTH, subsequent_indent=" " * 12, **_WHOLE
+            )
     if report.results is not None:
         yield ""
         yield from _selftest(report.choice.name, report.results, report.seconds)

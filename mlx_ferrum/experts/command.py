@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +21,7 @@ EXAMPLES = """\
 examples:
   %(prog)s tiny-moe --prompt "In the beginning" --tokens 200
   %(prog)s model.gguf --prompt - --out heat.png < letter.txt
+  %(prog)s model.gguf --prompt - --expert-memory 8GB --reads reads.png < letter.txt
 """
 
 
@@ -34,7 +36,8 @@ def main(argv: Sequence[str] | None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = cli.Parser(
         "experts",
-        description="Count which experts each layer of a model chooses for the tokens of a text.",
+        description="Count which experts each layer of a model chooses for the tokens of a text, and what has to be "
+        "read for them where they do not all stay in memory.",
         epilog=EXAMPLES,
     )
     add = parser.add_argument
@@ -54,6 +57,18 @@ def _parser() -> argparse.ArgumentParser:
         help="let the model add N tokens, always the most likely one, and count them too (default: 0)",
     )
     add("--out", type=Path, metavar="FILE.png", help="draw a heat map of layers and experts")
+    add(
+        "--reads",
+        type=Path,
+        metavar="FILE.png",
+        help="draw hits, bytes read and waits of each layer, where experts are read from disk (--expert-memory)",
+    )
+    add(
+        "--step",
+        type=cli.positive,
+        metavar="N",
+        help=f"tokens of the text a pass (default: {CHUNK}; 1 where experts are read from disk, as in generation)",
+    )
     add("--json", action="store_true", help="print one JSON object")
     cli.backend_arguments(parser)
     cli.expert_argument(parser)
@@ -62,26 +77,39 @@ def _parser() -> argparse.ArgumentParser:
 
 def _run(args: argparse.Namespace) -> int:
     from mlx_ferrum.generate import encode_prompt
+    from mlx_ferrum.traffic import traffic
 
-    from . import picture, report
+    from . import picture, reads, report
     from .choices import observe
 
-    if args.out is not None:
-        drawing.check_installed()
-        cli.check_writable(args.out)
+    for path in (args.out, args.reads):
+        if path is not None:
+            drawing.check_installed()
+            cli.check_writable(path)
     model, tokenizer = cli.load_model(args)
     experts = _experts(model, args.model)
+    if args.reads is not None and model.streams is None:
+        raise ValueError("--reads: nothing is read from disk, expected --expert-memory with a size")
     ids = encode_prompt(tokenizer, cli.read_prompt(args.prompt))
+    step = args.step or (1 if model.streams else CHUNK)
     with observe(model) as layers:
-        _pass_through(model, ids, args.tokens, tokenizer.eos_token_ids)
-    used = experts.routing.used
+        start = time.perf_counter()
+        _pass_through(model, ids, args.tokens, tokenizer.eos_token_ids, step)
+        seconds = time.perf_counter() - start
+    used, title = experts.routing.used, f"{Path(args.model).name}: experts"
+    tokens, found = layers[0].tokens, None
     if args.out is not None:
-        title = f"{Path(args.model).name}: experts chosen for {layers[0].tokens} tokens"
-        picture.draw(layers, used, title, args.out)
+        picture.draw(layers, used, f"{title} chosen for {tokens} tokens", args.out)
+    if model.streams is not None:
+        found = reads.Reads(traffic(model.streams), experts.count, tokens, seconds)
+    if found is not None and args.reads is not None:
+        reads.draw(found, f"{title} read from disk for {tokens} tokens, {step} a pass", args.reads)
     if args.json:
-        print(json.dumps({"model": args.model, **report.as_json(layers, used)}))
+        choices = {"model": args.model, **report.as_json(layers, used)}
+        print(json.dumps(choices | ({} if found is None else {"reads": reads.as_json(found)})))
     else:
-        print(*report.as_text(layers, used), sep="\n")
+        lines = report.as_text(layers, used)
+        print(*lines, *([] if found is None else ["", *reads.as_text(found)]), sep="\n")
     return 0
 
 
@@ -92,8 +120,10 @@ def _experts(model: LanguageModel, name: str) -> ExpertArgs:
     return experts
 
 
-def _pass_through(model: LanguageModel, ids: list[int], more: int, ends: frozenset[int]) -> None:
-    """The prompt, then up to `more` tokens, greedily; an end token is the last.
+def _pass_through(
+    model: LanguageModel, ids: list[int], more: int, ends: frozenset[int], step: int
+) -> None:
+    """The prompt, `step` tokens a pass, then up to `more` tokens, greedily; an end token is the last.
 
     Raises ValueError if they do not fit the model's context, or the logits are NaN, infinite or all equal.
     """
@@ -108,7 +138,7 @@ def _pass_through(model: LanguageModel, ids: list[int], more: int, ends: frozens
             f"{len(ids)} tokens and {more} more do not fit the model's context of {context} tokens"
         )
     cache, run = model.make_cache(), forward(model)
-    pieces = [ids[start : start + CHUNK] for start in range(0, len(ids), CHUNK)]
+    pieces = [ids[start : start + step] for start in range(0, len(ids), step)]
     for n in range(more + 1):
         for piece in pieces:
             batch = cache.batch(np.array([piece]))

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
-from mlx_ferrum import catalog, cli
+from mlx_ferrum import catalog, cli, notice
 
 from .constraint import check_constraint, constraint, constraint_arguments
 from .messages import TEMPLATE_OPTIONS
@@ -84,6 +84,8 @@ def main(argv: Sequence[str] | None) -> int:
         if getattr(args, name):
             option = name.replace("_", "-")
             parser.error(f"argument --{option}: needs the chat template, {reason}")
+    if args.quiet:
+        notice.be_quiet()
     if args.batch is not None:
         from .many.command import run
 
@@ -243,12 +245,14 @@ def _output_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--profile",
         action="store_true",
-        help="print the time of each stage; slower, because it waits for each one",
+        help="print the time of each stage; slower, because it waits for each one. Also what each layer read, where "
+        "experts are read from disk",
     )
 
 
 def _run(args: argparse.Namespace) -> int:
     from mlx_ferrum.profile import Profile
+    from mlx_ferrum.traffic import as_json, as_text, traffic
 
     from .messages import check_template, prompt_text
     from .progress import PromptBar
@@ -296,12 +300,15 @@ def _run(args: argparse.Namespace) -> int:
     stages, experts = _stages(profile, wall), model.streams
     if args.json:
         report = _report(output, args, len(ids), stages)
-        report |= {} if experts is None else {"experts": experts.counts()._asdict()}
+        if experts is not None:
+            report["experts"] = experts.counts()._asdict()
+            report["experts"] |= {"layers": as_json(traffic(experts))} if args.profile else {}
         print(json.dumps(report, ensure_ascii=False))
     elif not args.quiet:
         _print_figures(output.last, len(ids) - len(rest), load_time, stages)
         if experts is not None:
-            print(experts.described(), file=sys.stderr)
+            lines = as_text(traffic(experts)) if args.profile else []
+            print(experts.described(), *lines, sep="\n", file=sys.stderr)
     return 0
 
 

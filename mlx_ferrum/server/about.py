@@ -1,19 +1,16 @@
-"""What a model is, as lists of models say it, and the memory that it takes."""
+"""What a model is, as lists of models say it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from mlx_ferrum import gguf, models
 from mlx_ferrum.load import measured
 from mlx_ferrum.models.base import LanguageModel, Metadata
 from mlx_ferrum.models.encoder import Encoder
-from mlx_ferrum.state.kinds import KV, Keeps, Recurrent
-from mlx_ferrum.state.model import LEAST_SLOTS
-
-SCALES = 8  # bytes beside the 8-bit numbers of a key and its value
+from mlx_ferrum.sizes import keeps
+from mlx_ferrum.state.kinds import Keeps
 
 
 @dataclass(frozen=True)
@@ -58,26 +55,6 @@ def of_file(file: gguf.GGUF) -> About:
         module = models.find(name)
         if issubclass(module.Model, Encoder):
             return replace(found, is_encoder=True)
-        return replace(found, keeps=_keeps(module.ModelArgs.fields(Metadata(metadata, name))))
+        return replace(found, keeps=keeps(module.ModelArgs.fields(Metadata(metadata, name))))
     except (ValueError, NotImplementedError):
         return found
-
-
-def _keeps(fields: Mapping[str, Any]) -> list[Keeps]:
-    """fields: of an architecture's arguments"""
-    kv = KV(fields["num_kv_heads"], fields["head_dim"], fields["value_dim"])
-    delta = fields.get("delta")
-    if delta is None:
-        return [kv] * fields["num_layers"]
-    recurrent = Recurrent(delta.channels, delta.kernel - 1, delta.value_heads, delta.size)
-    return [recurrent if is_recurrent else kv for is_recurrent in fields["recurrent"]]
-
-
-def pool_nbytes(keeps: Sequence[Keeps], positions: int, kv_bits: int) -> int:
-    """Bytes of the pools of so many positions once they are full, and of the slots beside them; see `ModelStates`."""
-    kvs = [kind for kind in keeps if isinstance(kind, KV)]
-    numbers = sum(kv.heads * (kv.key_dim + kv.value_dim) for kv in kvs) * positions
-    scales = sum(kv.heads for kv in kvs) * positions * SCALES if kv_bits == 8 else 0
-    slot = sum(kind.nbytes for kind in keeps if isinstance(kind, Recurrent))
-    slots = max(LEAST_SLOTS, numbers * kv_bits // 8 // slot) if slot else 0
-    return numbers * kv_bits // 8 + scales + slots * slot

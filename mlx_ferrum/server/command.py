@@ -53,8 +53,8 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         if args.model_memory is not None:
             parser.error("--model-memory is for --models")
         args.model = args.model or catalog.DEFAULT
-    elif args.expert_memory is not None:
-        parser.error("--expert-memory is for one model, expected no --models")
+    elif isinstance(args.expert_memory, int) and args.expert_memory:
+        parser.error("--expert-memory SIZE is for one model, expected auto or none with --models")
     elif args.alias and args.model is None:
         parser.error("--alias is for --model, expected that too")
     return args

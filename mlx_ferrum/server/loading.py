@@ -9,14 +9,14 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from mlx_ferrum import catalog, cli, load
-from mlx_ferrum.doctor import machine
+from mlx_ferrum import catalog, cli, gguf, load, memory
 from mlx_ferrum.engine import Engine
 from mlx_ferrum.models.encoder import Encoder, language_model
 from mlx_ferrum.notice import warn
+from mlx_ferrum.sizes import pool_nbytes
 from mlx_ferrum.state.paged import BLOCK
 
-from .about import pool_nbytes
+from .about import About, of_file
 from .entries import Entries, Entry
 from .errors import RequestError
 from .folder import File, Folder, read_file
@@ -36,7 +36,7 @@ def models(args: argparse.Namespace, failed: Callable[[Entry, Exception, bool], 
     listing = Listing(args, folder)
     is_fixed = folder is None
     entries = Entries(listing, default=listing.default, encoder=listing.encoder, is_fixed=is_fixed)
-    share = args.model_memory or int(SHARE * machine.memory())
+    share = args.model_memory or int(SHARE * memory.total())
     try:
         return Models(
             entries,
@@ -67,9 +67,8 @@ class Loader:
 
     def entry(self, file: File) -> Entry:
         """What a file is for clients."""
-        about, pool = file.about, 0
-        if about is not None and about.context_length is not None:
-            pool = pool_nbytes(about.keeps, self._tokens(about.context_length), self._args.kv_bits)
+        about = file.about
+        pool = 0 if about is None else self._pool(about)
         return Entry(
             file.name,
             partial(self.load, file.path),
@@ -80,15 +79,17 @@ class Loader:
             about=about,
         )
 
-    def load(self, name: str | Path, expert_memory: int | None = None) -> Loaded | LoadedEncoder:
+    def load(self, name: str | Path) -> Loaded | LoadedEncoder:
         """A model of any kind. Raises as `mlx_ferrum.load`."""
         if not self._has_backend:  # another model may be running later
             cli.use_backend(self._args)
             self._has_backend = True
-        model, tokenizer = load(name, expert_memory=expert_memory)
+        args, path = self._args, catalog.resolve(name)
+        model, tokenizer = load(
+            path, expert_memory=args.expert_memory, reserve=self._pool(of_file(gguf.read(path)))
+        )
         if isinstance(model, Encoder):
             return LoadedEncoder(model, tokenizer)
-        args = self._args
         blocks = math.ceil(self._tokens(model.args.context_length) / BLOCK)
         engine = Engine(
             model,
@@ -101,8 +102,8 @@ class Loader:
         return Loaded(model, tokenizer, engine)
 
     def load_for_texts(self, name: str) -> Loaded:
-        """As `load`, with --expert-memory. Raises NotImplementedError for an encoder."""
-        found = self.load(name, self._args.expert_memory)
+        """As `load`. Raises NotImplementedError for an encoder."""
+        found = self.load(name)
         if isinstance(found, LoadedEncoder):
             language_model(found.model, name)
         assert isinstance(found, Loaded)
@@ -116,6 +117,12 @@ class Loader:
                 f"{name}: a language model makes no embeddings, expected an encoder"
             )
         return found
+
+    def _pool(self, about: About) -> int:
+        """Bytes of keys and values when the pool is full."""
+        if about.context_length is None:
+            return 0
+        return pool_nbytes(about.keeps, self._tokens(about.context_length), self._args.kv_bits)
 
     def _tokens(self, context: int) -> int:
         """Positions that the pool has room for."""

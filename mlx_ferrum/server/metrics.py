@@ -13,6 +13,7 @@ from prometheus_client.registry import Collector
 
 if TYPE_CHECKING:
     from mlx_ferrum.engine import Stats
+    from mlx_ferrum.traffic import Traffic
 
     from .reply import Answer
 
@@ -33,6 +34,21 @@ GAUGES = (
     ("batch_size", "Mean number of texts in a step, since the last report"),
     ("prefix_hits", "Positions that the pool had already"),
     ("preemptions", "Texts that had to wait again"),
+)
+# of each layer whose experts are read from disk
+LAYER_COUNTERS = (
+    ("expert_uses", "used", "Uses of an expert's matrices, gate and up apart from down"),
+    ("expert_reads", "read", "Of these, read from disk"),
+    ("expert_read_bytes", "nbytes", "Bytes of experts that were read from disk"),
+    ("expert_wait_seconds", "waited", "That threads waited for reads"),
+)
+LAYER_GAUGES = (
+    ("expert_slots", "slots", "Experts that are in memory at a time"),
+    (
+        "expert_hit_ratio",
+        "hits",
+        "Uses that found their expert in memory, since the model was loaded",
+    ),
 )
 
 
@@ -89,6 +105,15 @@ class Metrics:
             name: Gauge(f"{PREFIX}{name}", about, ["model"], registry=registry)
             for name, about in GAUGES
         }
+        layer = ["model", "layer"]
+        self.layer_counters = {
+            field: Counter(f"{PREFIX}{name}", about, layer, registry=registry)
+            for name, field, about in LAYER_COUNTERS
+        }
+        self.layer_gauges = {
+            field: Gauge(f"{PREFIX}{name}", about, layer, registry=registry)
+            for name, field, about in LAYER_GAUGES
+        }
         labels = ["model", "pool", "kind"]
         self.blocks = Gauge(f"{PREFIX}blocks", "Blocks of a pool", labels, registry=registry)
         self.first = Times("time_to_first_token_seconds", "From request to token", FIRST)
@@ -121,6 +146,7 @@ class Figures:
         self._gauges = {name: each.labels(model) for name, each in metrics.gauges.items()}
         self._pools: set[tuple[str, str]] = set()
         self._before = (0, 0)  # steps, sequences in them
+        self._layers: dict[int, Traffic] = {}  # as they were told last
 
     def loaded(self) -> None:
         """The model is in memory."""
@@ -135,6 +161,10 @@ class Figures:
         for index, kind in self._pools:
             self._metrics.blocks.remove(self._model, index, kind)
         self._pools.clear()
+        for layer in self._layers:
+            for each in self._metrics.layer_gauges.values():
+                each.remove(self._model, str(layer))
+        self._layers.clear()
 
     def asked(self, tokens: int) -> None:
         """A request has come, whose prompts have so many tokens."""
@@ -163,6 +193,17 @@ class Figures:
             self._set_blocks(str(index), "held", held)
             if size is not None:
                 self._set_blocks(str(index), "size", size)
+
+    def take_traffic(self, layers: Iterable[Traffic]) -> None:
+        """What its layers have read from disk so far."""
+        for now in layers:
+            before = self._layers.get(now.layer)
+            labels, new = (self._model, str(now.layer)), now.since(before) if before else now
+            for field, counter in self._metrics.layer_counters.items():
+                counter.labels(*labels).inc(getattr(new, field))
+            for field, gauge in self._metrics.layer_gauges.items():
+                gauge.labels(*labels).set(getattr(now, field))
+            self._layers[now.layer] = now
 
     def _set_blocks(self, pool: str, kind: str, value: int) -> None:
         self._pools.add((pool, kind))

@@ -23,6 +23,7 @@ from typing import Any
 import mlx.core as mx
 
 from mlx_ferrum import amounts, cli
+from mlx_ferrum.traffic import traffic
 
 from .about import About, of_model
 from .entries import Entries, Entry
@@ -361,6 +362,7 @@ class Models:
             live.users += 1  # so that it is not closed before it answers
             try:
                 live.service.metrics.take(await live.service.stats())
+                live.service.metrics.take_traffic(traffic(live.service.model.streams))
             finally:
                 self._leave(live)
         return self.metrics.report()
