@@ -104,9 +104,9 @@ def address(x: Any) -> int:
 
 
 def weights(
-    fields: list[tuple[int, int, int, int | None, int | None, int]],
+    fields: list[tuple[int, int, int, int | None, int | None, int, int]],
 ) -> ctypes.Array[Structure]:
-    """Weight structs: (address, ggml type, rows, address of the bias, of what streams it, its number there) each."""
+    """Weight structs: (address, ggml type, rows, address of the bias, of what streams it, its number there, step)."""
     struct: Any = _library().weight
     found: ctypes.Array[Structure] = (struct * len(fields))(*fields)
     return found
