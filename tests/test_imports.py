@@ -32,6 +32,7 @@ tokenizer
 structured
 catalog
 gguf
+packed
 models
 load saved streamed
 embed
