@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import random_models
 from backends import CPU, CPU_PORTABLE, REFERENCE, Backend
+from test_streamed import read_some, reading
 
 import mlx_ferrum
 from mlx_ferrum import convert, gguf
@@ -139,6 +140,31 @@ def test_experts_with_tensors_of_their_own_need_no_pages(tmp_path: Path) -> None
     with CPU.in_use():
         model, original = (mlx_ferrum.load(path)[0] for path in (file.path, given))
         np.testing.assert_array_equal(logits(model, 3), logits(original, 3))
+
+
+@pytest.mark.parametrize("each", [1, 1.6, 3, 7.5, 100])
+def test_experts_from_disk(packed: Path, each: float) -> None:
+    """With room for so many of the 8 experts of each layer."""
+    file = gguf.read(packed)
+    experts = [info for name, info in file.tensors.items() if EXPERT.fullmatch(name)]
+    one_each = sum(info.nbytes for info in experts) // 8
+    with CPU.in_use():
+        model = mlx_ferrum.load(packed, expert_memory=int(each * one_each))[0]
+        reads: list[tuple[int, int]] = []
+
+        def noted(file: int, to: int, size: int, at: int) -> int:
+            reads.append((at, size))
+            return read_some(file, to, size, at)
+
+        with reading(noted):
+            found = logits(model, 5)
+        np.testing.assert_array_equal(found, logits(mlx_ferrum.load("tiny-moe")[0], 5))
+    counts = [counts for layer in model.streams.layers for counts in layer.counts()]
+    assert len(reads) == sum(count.read for count in counts)  # gate and up in one
+    starts = {info.offset for info in experts}
+    assert {at for at, _ in reads} <= starts and all(at % PAGE == 0 for at, _ in reads)
+    # gate, the space after it, and up; down of Q4_K, or of Q6_K, whose last sector is read whole if reads are direct
+    assert {size for _, size in reads} <= {49152 + 36864, 36864, 53760, 57344}
 
 
 # -- damaged files -------------------------------------------------------------------------------

@@ -112,8 +112,8 @@ def weights(
     return found
 
 
-def sources(fields: Sequence[tuple[int, int, int, bool]]) -> ctypes.Array[Structure]:
-    """Source structs: (file descriptor, offset, bytes, whether it bypasses the page cache) each."""
+def sources(fields: Sequence[tuple[int, int, int, bool, int]]) -> ctypes.Array[Structure]:
+    """Source structs: (file descriptor, offset, bytes, whether it bypasses the page cache, step) each."""
     struct: Any = _library().source
     found: ctypes.Array[Structure] = (struct * len(fields))(*fields)
     return found
