@@ -1,11 +1,12 @@
 """Experts from disk under a memory limit, beside the mapped file and llama.cpp: needs root and Linux.
 
     python bench/random_qwen3.py /tmp/moe.gguf --moe
-    python bench/streaming.py /tmp/moe.gguf --limit 1500MB --budgets 600MB 800MB [--llama-bench PATH]
+    ferrum-convert pack /tmp/moe.gguf /tmp/packed.gguf
+    python bench/streaming.py /tmp/moe.gguf --packed /tmp/packed.gguf --budgets 600MB 800MB [--llama-bench PATH]
 
 Each program runs in a control group whose limit includes the page cache, after the file's part of the cache was
 dropped. First the disk's own speed is measured: reads of an expert's size at random places that bypass the cache.
-"ceiling" is what that speed allows if only missing experts take time; bytes are the kernel's own count.
+"ceiling" is what that speed allows if only missing experts take time; bytes and reads are the kernel's own counts.
 Results go to bench/results/streaming.json.
 """
 
@@ -29,7 +30,7 @@ import llama
 from timing import hardware
 
 import mlx_ferrum
-from mlx_ferrum import amounts, catalog, cli, gguf, ops
+from mlx_ferrum import amounts, catalog, cli, gguf, ops, packed
 from mlx_ferrum.generate import generate_step
 
 RESULTS = Path(__file__).parent / "results"
@@ -39,11 +40,15 @@ PROMPT = 16  # tokens
 
 
 class Run(NamedTuple):
-    """What one process measured. device: bytes that the kernel read from disk for it; experts: bytes of experts."""
+    """What one process measured.
+
+    device: bytes that the kernel read from disk for it; calls: of read; experts: bytes of experts
+    """
 
     prompt: float
     rate: float
     device: int
+    calls: int
     experts: int
     hits: float
     waited: float
@@ -72,7 +77,7 @@ def disk(path: Path, nbytes: int, depth: int, seconds: float = 2.0) -> float:
 
 def expert_bytes(path: Path) -> int:
     """Of one expert's largest part."""
-    tensors = gguf.read(path).tensors.values()
+    tensors = packed.tensors(gguf.read(path)).values()
     return max(info.nbytes // info.shape[0] for info in tensors if "_exps." in info.name)
 
 
@@ -82,26 +87,28 @@ def child(path: Path, memory: int | None, tokens: int, threads: int, seed: int) 
     model, _ = mlx_ferrum.load(path, expert_memory=memory)
     draw = random.Random(seed)
     prompt = [draw.randrange(256) for _ in range(PROMPT)]
-    start, times, device = time.perf_counter(), [], 0
+    start, times = time.perf_counter(), []
+    device = calls = 0
     before = None
     for _ in generate_step(prompt, model, max_tokens=tokens + 1):
         times.append(time.perf_counter())
         if before is None:
-            before, device = _counts(model), _device_bytes()
+            before, device, calls = _counts(model), _kernel("read_bytes"), _kernel("syscr")
     used, read, nbytes, waited = (a - b for a, b in zip(_counts(model), before or (), strict=True))
     rate = tokens / (times[-1] - times[0])
     hits = 1 - read / used if used else 0.0
-    return Run(times[0] - start, rate, _device_bytes() - device, int(nbytes), hits, waited)
+    device, calls = _kernel("read_bytes") - device, _kernel("syscr") - calls
+    return Run(times[0] - start, rate, device, calls, int(nbytes), hits, waited)
 
 
 def _counts(model: Any) -> tuple[float, ...]:
     return (0, 0, 0, 0.0) if model.streams is None else tuple(model.streams.counts())
 
 
-def _device_bytes() -> int:
-    """That the kernel has read from disk for this process."""
+def _kernel(count: str) -> int:
+    """What the kernel has counted for this process: "read_bytes" from disk, or calls of read, "syscr"."""
     lines = Path("/proc/self/io").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("read_bytes"))
+    return next(int(line.split()[1]) for line in lines if line.startswith(count))
 
 
 def run(path: Path, memory: int | None, args: argparse.Namespace, seed: int) -> tuple[Run, int]:
@@ -116,13 +123,19 @@ def run(path: Path, memory: int | None, args: argparse.Namespace, seed: int) -> 
 
 def measure(path: Path, args: argparse.Namespace) -> list[dict[str, Any]]:
     """Every program in turn, `args.runs` times; medians by rate."""
-    programs: dict[str, int | None] = {"mapped": None}
-    programs |= {f"experts in {amounts.size(n)}": n for n in args.budgets}
+    memories: dict[str, int | None] = {"mapped": None}
+    memories |= {f"experts in {amounts.size(n)}": n for n in args.budgets}
+    files = {"": path, **({} if args.packed is None else {", packed": args.packed})}
+    programs = {
+        name + kind: (file, memory)
+        for name, memory in memories.items()
+        for kind, file in files.items()
+    }
     found: dict[str, list[tuple[Run, int]]] = {name: [] for name in programs}
     theirs = []
     for seed in range(args.runs):
-        for name, memory in programs.items():
-            found[name].append(run(path, memory, args, seed))
+        for name, (file, memory) in programs.items():
+            found[name].append(run(file, memory, args, seed))
         if args.llama_bench:
             limited.forget(path)
             with limited.limited(args.limit) as group:
@@ -147,19 +160,20 @@ def llama_rate(group: limited.Group, path: Path, args: argparse.Namespace) -> fl
 def show(rows: list[dict[str, Any]], ceiling: float) -> None:
     """Print a Markdown table."""
     print(
-        "| program | tok/s | hits | missed, MB/token | device, MB/token | GB/s | ceiling, tok/s | of it | peak, MB |"
+        "| program | tok/s | hits | missed, MB/token | device, MB/token | reads/token | GB/s | ceiling, tok/s "
+        "| of it | peak, MB |"
     )
-    print("|---|---|---|---|---|---|---|---|---|")
+    print("|---|---|---|---|---|---|---|---|---|---|")
     for row in rows:
         if "experts" not in row:
-            print(f"| {row['name']} | {row['rate']:.2f} |" + " |" * 7)
+            print(f"| {row['name']} | {row['rate']:.2f} |" + " |" * 8)
             continue
-        missed, device = (row[key] / row["tokens"] for key in ("experts", "device"))
+        missed, device, calls = (row[key] / row["tokens"] for key in ("experts", "device", "calls"))
         allowed = ceiling / missed if missed else 0.0
         share = f"{allowed:.2f} | {row['rate'] / allowed:.0%}" if allowed else " | "
         print(
             f"| {row['name']} | {row['rate']:.2f} | {row['hits']:.0%} | {missed / 1e6:.0f} | {device / 1e6:.0f} | "
-            f"{device * row['rate'] / 1e9:.2f} | {share} | {row['peak'] / 1e6:.0f} |"
+            f"{calls:.0f} | {device * row['rate'] / 1e9:.2f} | {share} | {row['peak'] / 1e6:.0f} |"
         )
 
 
@@ -171,6 +185,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("model", help="a mixture of experts")
+    add("--packed", type=Path, metavar="FILE", help="the same model as a packed file")
     add("--limit", type=cli.size, default=1_500_000_000, metavar="SIZE", help="default: 1500MB")
     add(
         "--budgets",
