@@ -350,4 +350,9 @@ def test_commands_that_take_packed_files(
     assert (tmp_path / "a.gguf").read_bytes() == (tmp_path / "b.gguf").read_bytes()
     capsys.readouterr()
     run("show", packed)
-    assert "blk.3.ffn_down.7.weight" in capsys.readouterr().out
+    short = capsys.readouterr().out.split("\n  ")
+    assert "blk.3.ffn_gate.*.weight    Q4_K  8 x 256 x 256  294,912" in short
+    assert not [line for line in short if re.match(EXPERT, line)]
+    run("show", packed, "--full")
+    full = capsys.readouterr().out.split("\n  ")
+    assert len([line for line in full if re.match(EXPERT, line)]) == 4 * 3 * 8
