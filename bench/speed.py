@@ -27,7 +27,7 @@ import plot
 from timing import Others, Spread, alternate, hardware, once
 
 import mlx_ferrum
-from mlx_ferrum import catalog, cli, gguf, ops
+from mlx_ferrum import catalog, cli, gguf, ops, packed
 from mlx_ferrum.cache import Cache
 from mlx_ferrum.engine.choosing import forward
 from mlx_ferrum.generate import generate_step
@@ -151,7 +151,7 @@ def rows(path: Path, plan: Plan, limits: dict[int, Spread]) -> list[Row]:
 def token_bytes(path: Path) -> int:
     """The bytes of weights that each generated token needs: of tables that give one row none, of experts those used."""
     file = gguf.read(path)
-    sizes = {name: info.nbytes for name, info in file.tensors.items()}
+    sizes = {name: info.nbytes for name, info in packed.tensors(file).items()}
     if "output.weight" in sizes:
         del sizes["token_embd.weight"]
     architecture = file.metadata["general.architecture"]

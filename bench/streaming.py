@@ -1,11 +1,12 @@
 """Experts from disk under a memory limit, beside the mapped file and llama.cpp: needs root and Linux.
 
     python bench/random_qwen3.py /tmp/moe.gguf --moe
-    python bench/streaming.py /tmp/moe.gguf --limit 1500MB --budgets 600MB 800MB [--llama-bench PATH]
+    ferrum-convert pack /tmp/moe.gguf /tmp/packed.gguf
+    python bench/streaming.py /tmp/moe.gguf --packed /tmp/packed.gguf --budgets 600MB 800MB [--llama-bench PATH]
 
 Each program runs in a control group whose limit includes the page cache, after the file's part of the cache was
 dropped. First the disk's own speed is measured: reads of an expert's size at random places that bypass the cache.
-"ceiling" is what that speed allows if only missing experts take time; bytes are the kernel's own count.
+"ceiling" is what that speed allows if only missing experts take time; bytes and reads are the kernel's own counts.
 Results go to bench/results/streaming.json.
 """
 
@@ -30,7 +31,7 @@ import numpy as np
 from timing import hardware
 
 import mlx_ferrum
-from mlx_ferrum import amounts, catalog, cli, gguf, ops
+from mlx_ferrum import amounts, catalog, cli, gguf, ops, packed
 from mlx_ferrum.generate import generate_step
 from mlx_ferrum.kernels.cpu.streams import Counts
 
@@ -44,27 +45,29 @@ PROMPT = 16  # tokens
 class Program(NamedTuple):
     """How experts are read.
 
-    memory: bytes of them; None: the file is mapped
+    memory: bytes of them; 0: the file is mapped
     predicts: what the next layer may choose is read, too
     """
 
-    memory: int | None = None
+    file: Path
+    memory: int = 0
     predicts: bool = True
 
     @property
     def name(self) -> str:
         """For the table."""
-        if self.memory is None:
+        if not self.memory:
             return "mapped"
+        kind = ", packed" if packed.is_packed(gguf.read(self.file)) else ""
         plain = "" if self.predicts else ", nothing predicted"
-        return f"experts in {amounts.size(self.memory)}{plain}"
+        return f"experts in {amounts.size(self.memory)}{kind}{plain}"
 
 
 class Run(NamedTuple):
     """What one process measured.
 
     prompt, rate: seconds to the first token, and tokens a second after it
-    device: bytes that the kernel read from disk for it; experts: bytes of experts
+    device: bytes that the kernel read from disk for it; calls: of read; experts: bytes of experts
     hits: the share of uses that needed no read; waited: seconds, of all threads
     recall: the share of uses that were predicted; useful: of what was read ahead
     """
@@ -72,6 +75,7 @@ class Run(NamedTuple):
     prompt: float
     rate: float
     device: int
+    calls: int
     experts: int
     hits: float
     waited: float
@@ -110,30 +114,33 @@ def disk(path: Path, nbytes: int, depth: int, seconds: float = 2.0) -> float:
 
 def expert_bytes(path: Path) -> int:
     """Of one expert's largest part."""
-    tensors = gguf.read(path).tensors.values()
+    tensors = packed.tensors(gguf.read(path)).values()
     return max(info.nbytes // info.shape[0] for info in tensors if "_exps." in info.name)
 
 
-def child(path: Path, program: Program, tokens: int, threads: int, seed: int) -> Run:
+def child(program: Program, tokens: int, threads: int, seed: int) -> Run:
     """Generate, in this process."""
     ops.use_backend("cpu", threads=threads)
-    model, _ = mlx_ferrum.load(path, expert_memory=program.memory or 0)
+    model, _ = mlx_ferrum.load(program.file, expert_memory=program.memory)
     if model.streams is not None:
         model.streams.predict(program.predicts)
     draw = random.Random(seed)
     prompt = [draw.randrange(256) for _ in range(PROMPT)]
-    start, times, device = time.perf_counter(), [], 0
+    start, times = time.perf_counter(), []
+    device = calls = 0
     before = None
     for _ in generate_step(prompt, model, max_tokens=tokens + 1):
         times.append(time.perf_counter())
         if before is None:
-            before, device = _counts(model), _device_bytes()
+            before, device, calls = _counts(model), _kernel("read_bytes"), _kernel("syscr")
     assert before is not None, "there is a first token"
+    device, calls = _kernel("read_bytes") - device, _kernel("syscr") - calls
     counts = Counts(*(a - b for a, b in zip(_counts(model), before, strict=True)))
     return Run(
         times[0] - start,
         tokens / (times[-1] - times[0]),
-        _device_bytes() - device,
+        device,
+        calls,
         counts.nbytes,
         hits=1 - _share(counts.read, counts.used) if counts.used else 0.0,
         waited=counts.waited,
@@ -150,17 +157,17 @@ def _counts(model: Any) -> Counts:
     return Counts(*[0] * len(Counts._fields)) if model.streams is None else model.streams.counts()
 
 
-def _device_bytes() -> int:
-    """That the kernel has read from disk for this process."""
+def _kernel(count: str) -> int:
+    """What the kernel has counted for this process: "read_bytes" from disk, or calls of read, "syscr"."""
     lines = Path("/proc/self/io").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("read_bytes"))
+    return next(int(line.split()[1]) for line in lines if line.startswith(count))
 
 
-def run(path: Path, program: Program, args: argparse.Namespace, seed: int) -> tuple[Run, int]:
+def run(program: Program, args: argparse.Namespace, seed: int) -> tuple[Run, int]:
     """Generate in a process of its own under the limit; also its peak."""
-    limited.forget(path)
-    memory = str(program.memory or 0)
-    words = [sys.executable, __file__, str(path), "--child", memory, "--seed", str(seed)]
+    limited.forget(program.file)
+    words = [sys.executable, __file__, str(program.file), "--child", str(program.memory)]
+    words += ["--seed", str(seed)]
     words += [] if program.predicts else ["--unpredicted"]
     words += ["--tokens", str(args.tokens), "--threads", str(args.threads)]
     with limited.limited(args.limit) as group:
@@ -170,13 +177,15 @@ def run(path: Path, program: Program, args: argparse.Namespace, seed: int) -> tu
 
 def measure(path: Path, args: argparse.Namespace) -> list[dict[str, Any]]:
     """Every program in turn, `args.runs` times; medians by rate."""
-    found: dict[Program, list[tuple[Run, int]]] = {Program(): []}
+    files = [path, *([] if args.packed is None else [args.packed])]
+    found: dict[Program, list[tuple[Run, int]]] = {Program(path): []}
     for memory in args.budgets:
-        found |= {Program(memory, predicts): [] for predicts in (True, False)}
+        found |= {Program(file, memory): [] for file in files}
+        found[Program(path, memory, predicts=False)] = []
     theirs = []
     for seed in range(args.runs):
         for program, runs in found.items():
-            runs.append(run(path, program, args, seed))
+            runs.append(run(program, args, seed))
         if args.llama_bench:
             limited.forget(path)
             with limited.limited(args.limit) as group:
@@ -201,20 +210,20 @@ def llama_rate(group: limited.Group, path: Path, args: argparse.Namespace) -> fl
 def show(rows: list[dict[str, Any]], ceiling: float) -> None:
     """Print a Markdown table."""
     print(
-        "| program | tok/s | hits | predicted | ahead, used | read, MB/token | device, MB/token | GB/s "
+        "| program | tok/s | hits | predicted | ahead, used | read, MB/token | device, MB/token | reads/token | GB/s "
         "| ceiling, tok/s | of it | peak, MB |"
     )
-    print("|---|---|---|---|---|---|---|---|---|---|---|")
+    print("|---|---|---|---|---|---|---|---|---|---|---|---|")
     for row in rows:
         if "experts" not in row:
-            print(f"| {row['name']} | {row['rate']:.2f} |" + " |" * 9)
+            print(f"| {row['name']} | {row['rate']:.2f} |" + " |" * 10)
             continue
-        missed, device = (row[key] / row["tokens"] for key in ("experts", "device"))
+        missed, device, calls = (row[key] / row["tokens"] for key in ("experts", "device", "calls"))
         allowed = ceiling / missed if missed else 0.0
         share = f"{allowed:.2f} | {row['rate'] / allowed:.0%}" if allowed else " | "
         print(
             f"| {row['name']} | {row['rate']:.2f} | {row['hits']:.0%} | {row['recall']:.0%} "
-            f"| {row['useful']:.0%} | {missed / 1e6:.0f} | {device / 1e6:.0f} | "
+            f"| {row['useful']:.0%} | {missed / 1e6:.0f} | {device / 1e6:.0f} | {calls:.0f} | "
             f"{device * row['rate'] / 1e9:.2f} | {share} | {row['peak'] / 1e6:.0f} |"
         )
 
@@ -227,6 +236,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("model", help="a mixture of experts")
+    add("--packed", type=Path, metavar="FILE", help="the same model as a packed file")
     add("--limit", type=cli.size, default=1_500_000_000, metavar="SIZE", help="default: 1500MB")
     add(
         "--budgets",
@@ -252,8 +262,8 @@ def main() -> int:
     args = parse()
     path = catalog.resolve(args.model)
     if args.child is not None:
-        program = Program(args.child or None, not args.unpredicted)
-        found = child(path, program, args.tokens, args.threads, args.seed)
+        program = Program(path, args.child, not args.unpredicted)
+        found = child(program, args.tokens, args.threads, args.seed)
         print(json.dumps(found._asdict()))
         return 0
     results: dict[str, Any] = {"command": shlex.join(sys.argv), "hardware": hardware()}

@@ -15,6 +15,7 @@ COMMANDS = {
     "perplexity": "measure how well a model predicts a text",
     "compare": "measure how far a model is from another one, such as the one it was made of",
     "mlx": "convert a GGUF file to a folder of mlx_lm, or such a folder to a GGUF file",
+    "pack": "put each expert's matrices side by side, to read experts from disk",
     "split": "write a model into several files",
     "merge": "join the files of a split model",
     "edit": "set, delete and rename metadata",

@@ -13,7 +13,7 @@ from pathlib import Path
 import gguf as gguf_py
 import numpy as np
 
-from mlx_ferrum import amounts, gguf, notice
+from mlx_ferrum import amounts, gguf, notice, packed
 from mlx_ferrum.blocks import BF16, F16, F32, Block, by_name
 from mlx_ferrum.tensor import QTensor
 
@@ -50,7 +50,7 @@ def quantize(
     recipe = recipe.lower()
     if recipe not in recipes.RECIPES:
         raise ValueError(f"recipe: expected {', '.join(recipes.RECIPES)}, found {recipe!r}")
-    out, file = Path(out), source.read(model)
+    out, file = Path(out), source.read_stacked(model)
     target.check([out], [part.path for part in file.files], force=True)
     found = None if importance is None else read_importance(Path(importance))
     options = Options(recipe, overrides or recipes.Overrides(), found, effort)
@@ -221,10 +221,11 @@ def decoded(model: gguf.GGUF, info: gguf.TensorInfo) -> Iterator[tuple[np.ndarra
     matrices = int(np.prod(info.shape[:-2], dtype=np.int64))
     step = max(1, CHUNK // k)
     part, row_bytes = model.parts[info.part], block.row_bytes(k)
+    matrix_step = info.step if isinstance(info, packed.Stack) else rows * row_bytes
     for matrix in range(matrices):
         for start in range(0, rows, step):
             count = min(step, rows - start)
-            offset = info.offset + (matrix * rows + start) * row_bytes
+            offset = info.offset + matrix * matrix_step + start * row_bytes
             yield cpu.dequantize(QTensor(block, (count, k), part, offset)), matrix
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mlx_ferrum import catalog, gguf
+from mlx_ferrum import catalog, gguf, packed
 from mlx_ferrum.blocks import TYPES, BlockType
 
 from .output import Planned, Value
@@ -24,6 +24,16 @@ def read(name: str | Path) -> gguf.GGUF:
     Raises ValueError, FileNotFoundError or ConnectionError as catalog.resolve and gguf.read do.
     """
     return gguf.read(catalog.resolve(name))
+
+
+def read_stacked(name: str | Path) -> gguf.GGUF:
+    """As `read`. Raises NotImplementedError for a packed file, whose experts are no stacks."""
+    file = read(name)
+    if packed.is_packed(file):
+        raise NotImplementedError(
+            f"{file.path}: is a packed file, expected the one that it was made of"
+        )
+    return file
 
 
 def metadata(file: gguf.GGUF) -> dict[str, Value]:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import mlx.core as mx
 from mlx import nn
 
-from . import blocks, catalog, gguf, models, notice, streamed
+from . import blocks, catalog, gguf, models, notice, packed, streamed
 from .models.base import LanguageModel, Weights
 from .models.encoder import Encoder
 from .options import Delta
@@ -42,8 +42,9 @@ def load(
     Any thread can use the model. Weights are read from the file when they are first used.
     """
     file = gguf.read(catalog.resolve(name))
+    tensors = packed.tensors(file)
     try:
-        model = _model(file)
+        model = _model(file, tensors)
         if expert_memory is None or isinstance(expert_memory, str):
             expert_memory = _chosen(file, expert_memory, reserve)
         if expert_memory:
@@ -67,17 +68,17 @@ def _chosen(file: gguf.GGUF, asked: str | None, reserve: int | None) -> int:
     return plan.nbytes
 
 
-def _model(file: gguf.GGUF) -> LanguageModel | Encoder:
+def _model(file: gguf.GGUF, tensors: Mapping[str, gguf.TensorInfo]) -> LanguageModel | Encoder:
     architecture = file.metadata.get("general.architecture")
     if not isinstance(architecture, str):
         raise ValueError("metadata key 'general.architecture' is missing or not a string")
     module = models.find(architecture)
     args = module.ModelArgs.from_metadata(file.metadata, architecture)
-    weights = Weights({name: _tensor(file, name) for name in file.tensors})
+    weights = Weights({name: _tensor(file, info) for name, info in tensors.items()})
     model: LanguageModel | Encoder = module.Model(args, weights)
     weights.check_all_used()
-    model.fingerprint, model.check_file = _fingerprint(file), file.check
-    model.nbytes, model.parameter_count, model.types = measured(file.tensors.values())
+    model.fingerprint, model.check_file = _fingerprint(file, tensors), file.check
+    model.nbytes, model.parameter_count, model.types = measured(tensors.values())
     model.recommended = recommended(file.metadata)
     # lazy arrays belong to the thread that made them: no other one could evaluate them
     mx.eval(list(_arrays(model)))
@@ -110,20 +111,24 @@ def _arrays(value: Any) -> Iterator[mx.array]:
             yield from _arrays(item)
 
 
-def _tensor(file: gguf.GGUF, name: str) -> QTensor:
-    info = file.tensors[name]
+def _tensor(file: gguf.GGUF, info: gguf.TensorInfo) -> QTensor:
     try:
         block = blocks.by_name(info.type)
     except NotImplementedError as error:
-        raise NotImplementedError(f"tensor {name!r}: {error}") from None
-    return QTensor(block, info.shape, file.parts[info.part], info.offset, name)
+        raise NotImplementedError(f"tensor {info.name!r}: {error}") from None
+    step = info.step if isinstance(info, packed.Stack) else None
+    return QTensor(block, info.shape, file.parts[info.part], info.offset, info.name, step)
 
 
-def _fingerprint(file: gguf.GGUF) -> str:
+def _fingerprint(file: gguf.GGUF, tensors: Mapping[str, gguf.TensorInfo]) -> str:
     """Of names, types, shapes and some bytes of every tensor: tells fine-tunes apart without reading the file."""
     digest = hashlib.sha256()
-    for name, info in file.tensors.items():
+    for name, info in tensors.items():
         digest.update(f"{name} {info.type} {info.shape}\n".encode())
-        middle = info.offset + info.nbytes // 2
-        digest.update(file.parts[info.part][middle : middle + SAMPLE].tobytes())
+        middle = info.nbytes // 2
+        if isinstance(info, packed.Stack):
+            matrix, within = divmod(middle, info.nbytes // info.shape[0])
+            middle = matrix * info.step + within
+        start = info.offset + middle
+        digest.update(file.parts[info.part][start : start + SAMPLE].tobytes())
     return digest.hexdigest()

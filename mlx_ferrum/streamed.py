@@ -42,7 +42,7 @@ class Files:
         """Where the matrices of a stack lie."""
         part = next(i for i, buffer in enumerate(self._parts) if buffer is w.buffer)
         nbytes = w.nbytes // w.shape[0]
-        return Source(self.numbers[part], w.offset, nbytes, self._is_direct[part])
+        return Source(self.numbers[part], w.offset, nbytes, self._is_direct[part], w.step)
 
     def __del__(self) -> None:
         for number in self.numbers:

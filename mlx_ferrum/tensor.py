@@ -77,6 +77,7 @@ class QTensor:
     buffer: (bytes,) uint8, the mapped file
     offset: the tensor's first byte in it
     name: in the file, also of parts; empty if it has none
+    step: of a stack (n, rows, k), bytes from a matrix to the next one; they follow each other by default
     Raises ValueError if the bytes do not lie in the buffer or k does not fit the block.
     """
 
@@ -87,6 +88,7 @@ class QTensor:
         buffer: np.ndarray,
         offset: int = 0,
         name: str = "",
+        step: int | None = None,
     ) -> None:
         self.block, self.shape, self.name = block, tuple(shape), name
         self.layout = Layout(block, self.shape)
@@ -99,10 +101,20 @@ class QTensor:
         self._order: np.ndarray | None = None  # which rows of the tensor in the file these are
         self.rows = int(np.prod(self.shape[:-1], dtype=np.int64))
         self.nbytes = self.rows * self.row_bytes
-        if offset < 0 or offset + self.nbytes > buffer.size:
+        matrix = self.row_bytes * (self.shape[-2] if len(self.shape) > 1 else 1)
+        self.step = matrix if step is None else step
+        if self.step < matrix or (step is not None and len(self.shape) != 3):
+            raise ValueError(
+                f"a {block.name} tensor of shape {self.shape}: expected a stack whose matrices are "
+                f"{matrix} bytes or more apart, found {self.step}"
+            )
+        self.is_spaced = self.step > matrix and self.shape[0] > 1
+        spaces = self.shape[0] - 1 if self.is_spaced else 0
+        stop = offset + self.nbytes + spaces * (self.step - matrix)
+        if offset < 0 or stop > buffer.size:
             raise ValueError(
                 f"a {block.name} tensor of shape {self.shape} needs bytes {offset} to "
-                f"{offset + self.nbytes}, found a buffer of {buffer.size}"
+                f"{stop}, found a buffer of {buffer.size}"
             )
 
     def __repr__(self) -> str:
@@ -112,6 +124,11 @@ class QTensor:
     @property
     def data(self) -> np.ndarray:
         """(..., rows, row bytes) uint8, a read-only view of the file."""
+        if self.is_spaced:
+            shape, strides = (*self.shape[:-1], self.row_bytes), (self.step, self.row_bytes, 1)
+            return np.lib.stride_tricks.as_strided(
+                self.buffer[self.offset :], shape, strides, writeable=False
+            )
         flat = self.buffer[self.offset : self.offset + self.nbytes]
         return flat.reshape(*self.shape[:-1], self.row_bytes)
 
@@ -120,13 +137,18 @@ class QTensor:
         """(..., rows, words) of `word(block)`: the mapped bytes themselves on Metal, a copy elsewhere.
 
         Copies when the buffer is not a page-aligned mapping or the offset is not word-aligned.
-        Raises NotImplementedError for a tensor of 16 GiB or more, and for one of more than `MOST` words that is not a
-        whole number of 64-bit words or does not start on one.
+        Raises NotImplementedError for a tensor of 16 GiB or more, for one of more than `MOST` words that is not a
+        whole number of 64-bit words or does not start on one, and on Metal for a stack with space between its matrices.
         """
         dtype = word(self.block)
         shape = (*self.shape[:-1], self.row_bytes // dtype.itemsize)
         if mx.cuda.is_available():
             return self._uploaded(dtype, shape)
+        if mx.metal.is_available() and self.is_spaced:
+            raise NotImplementedError(
+                f"{self}: its matrices lie {self.step} bytes apart, as in a packed file, which Metal kernels cannot "
+                f"read; use the file that was packed, or the cpu backend"
+            )
         mapped = self.buffer.ctypes.data % mmap.PAGESIZE == 0
         if not (mx.metal.is_available() and mapped) or self.offset % dtype.itemsize:
             return mx.array(np.ascontiguousarray(self.data).view(dtype).reshape(shape))
@@ -177,13 +199,12 @@ class QTensor:
         """Rows [start, stop) of a matrix: (rows, k) -> (stop - start, k), the same bytes."""
         if len(self.shape) != 2 or not 0 <= start < stop <= self.rows:
             raise ValueError(f"{self} has no rows {start} to {stop}")
-        offset = self.offset + start * self.row_bytes
-        return self._within((stop - start, self.shape[1]), offset)
+        return self._within((stop - start, self.shape[1]), start)
 
     def reshaped(self, *shape: int) -> QTensor:
         """The same bytes in another shape, with rows of the same length."""
-        found = self._within(shape, self.offset)
-        if found.row_bytes != self.row_bytes or found.rows != self.rows:
+        found = self._within(shape, 0)
+        if found.row_bytes != self.row_bytes or found.rows != self.rows or self.is_spaced:
             raise ValueError(f"{self} cannot have shape {shape}")
         return found
 
@@ -192,8 +213,7 @@ class QTensor:
         count, *shape = self.shape
         if not 0 <= i < count:
             raise ValueError(f"{self} has {count} matrices, there is no number {i}")
-        nbytes = self.nbytes // count
-        return self._within(tuple(shape), self.offset + i * nbytes)
+        return self._within(tuple(shape), i * (self.rows // count))
 
     def permuted(self, order: np.ndarray) -> QTensor:
         """Rows of a matrix in another order, copied: (rows, k) -> (len(order), k)."""
@@ -216,19 +236,27 @@ class QTensor:
         whole = mine if whole is None else whole
         if (whole.rows, whole.shape[-1]) != (mine.rows, mine.shape[-1]):
             raise ValueError(f"{whole} cannot stand in for {mine}: the rows differ")
-        offset = whole.offset + start // mine.row_bytes * whole.row_bytes
-        return QTensor(whole.block, self.shape, whole.buffer, offset, self.name)
+        offset = whole._row_offset(start // mine.row_bytes)
+        step = whole.step if whole.is_spaced and len(self.shape) == 3 else None
+        return QTensor(whole.block, self.shape, whole.buffer, offset, self.name, step)
 
-    def _within(self, shape: tuple[int, ...], offset: int) -> QTensor:
-        """Rows of this tensor, from byte `offset` of the buffer on."""
-        found = QTensor(self.block, shape, self.buffer, offset, self.name)
+    def _row_offset(self, row: int) -> int:
+        """The first byte of a row, counted through the leading axes."""
+        if not self.is_spaced:
+            return self.offset + row * self.row_bytes
+        matrix, row = divmod(row, self.shape[1])
+        return self.offset + matrix * self.step + row * self.row_bytes
+
+    def _within(self, shape: tuple[int, ...], row: int) -> QTensor:
+        """Rows of this tensor that follow each other, from row `row` on, counted through the leading axes."""
+        found = QTensor(self.block, shape, self.buffer, self._row_offset(row), self.name)
         whole, start = self._whole or (self, 0)
-        found._whole = whole, start + offset - self.offset
+        found._whole = whole, start + row * self.row_bytes
         return found
 
     def tile(self, start: int, stop: int) -> mx.array:
         """Rows [start, stop) of all rows, counted through the leading axes: (stop - start, row bytes) uint8."""
-        if mx.metal.is_available():
+        if mx.metal.is_available() and not self.is_spaced:
             return self.array.reshape(self.rows, -1)[start:stop].view(mx.uint8)
         return mx.array(self.data.reshape(self.rows, -1)[start:stop])
 

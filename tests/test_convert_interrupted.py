@@ -68,6 +68,18 @@ def test_stopped_while_it_writes(model: Path, tmp_path: Path, number: int) -> No
         assert list(tmp_path.iterdir()) == []
 
 
+def test_ctrl_c_while_it_packs(tmp_path: Path) -> None:
+    sizes = Sizes(layers=3, ffn=512, experts=60, used=2, expert_ffn=768)
+    experts = random_models.write(tmp_path / "moe.gguf", "qwen3moe", 1, sizes=sizes, types=("F32",))
+    for _ in range(2):
+        process = start("pack", experts, tmp_path / "out.gguf")
+        wait_for_data(process, tmp_path)
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=SECONDS)
+        assert process.returncode == 130
+        assert list(tmp_path.iterdir()) == [experts]
+
+
 def test_killed_while_it_splits(model: Path, tmp_path: Path) -> None:
     process = start("split", model, tmp_path / "part", "--max-size", "1M")
     time.sleep(random.Random(1).random() * 2)
@@ -105,6 +117,7 @@ def small_files() -> Iterator[None]:
         ["quantize", "tiny-moe", "out.gguf", "--type", "q4_0"],
         ["split", "tiny-moe", "out", "--max-size", "2M"],
         ["edit", "tiny-moe", "out.gguf", "--set", "general.name=x"],
+        ["pack", "tiny-moe", "out.gguf"],
     ],
 )
 def test_a_full_disk(

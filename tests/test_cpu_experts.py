@@ -112,6 +112,33 @@ def test_gather_gate_up(native: Backend, block: type[blocks.Block]) -> None:
         assert_close(found, activated(g, act) * u, allowed)
 
 
+def test_stacks_with_space_between_their_matrices(native: Backend) -> None:
+    rng = np.random.default_rng(7)
+    for block, space in (
+        (blocks.Q4_K, 4096),
+        (blocks.Q6_K, 2),
+        (blocks.F16, 10),
+        (blocks.Q8_0, 32),
+    ):
+        k, n = width(block), 7
+        close = Stack(block, 70, k, seed=5).weight
+        step = close.step + space
+        buffer = rng.integers(0, 256, EXPERTS * step + 32, np.uint8)
+        for i in range(EXPERTS):
+            buffer[32 + i * step :][: close.step] = close.data[i].reshape(-1)
+        spaced = QTensor(block, close.shape, buffer, 32, step=step)
+        x, ids = normal(n, k), choice(n)
+        inner, weights = normal(*ids.shape, k), normal(*ids.shape)
+        for found, wanted in (
+            (ops.gather_matmul(x, w, ids) for w in (spaced, close)),
+            (ops.gather_gate_up(x, w, close, ids, "silu") for w in (spaced, close)),
+            (ops.gather_gate_up(x, close, w, ids, "silu") for w in (spaced, close)),
+            (ops.gather_down(inner, w, ids, weights) for w in (spaced, close)),
+        ):
+            assert np.isfinite(wanted).all()
+            np.testing.assert_array_equal(found, wanted)
+
+
 @BLOCKS
 def test_gather_down(native: Backend, block: type[blocks.Block]) -> None:
     stack = Stack(block, 130, width(block), seed=4)

@@ -264,7 +264,7 @@ def test_structs_are_made_from_what_the_library_says() -> None:
     assert list(found)[:2] == ["Weight", "Source"]
     assert {"Append", "Attention", "Choose", "Matmuls", "GatherDown"} <= found.keys()
     fields = dict(found["Weight"]._fields_)
-    assert fields["data"] is ctypes.c_void_p and ctypes.sizeof(found["Weight"]) == 48
+    assert fields["data"] is ctypes.c_void_p and ctypes.sizeof(found["Weight"]) == 56
     named = quantize._library("native")[1]
     assert (named.__name__, named.limit.size) == ("Quantize", 4)
 

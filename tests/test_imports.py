@@ -32,6 +32,7 @@ tokenizer
 structured
 catalog
 gguf
+packed
 models
 budget load saved sizes streamed traffic
 embed

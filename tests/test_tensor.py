@@ -7,8 +7,9 @@ import weakref
 import mlx.core as mx
 import numpy as np
 import pytest
+from backends import CPU, REFERENCE
 
-from mlx_ferrum import blocks
+from mlx_ferrum import blocks, ops
 from mlx_ferrum.tensor import QTensor, window, word
 
 PAGE = mmap.PAGESIZE
@@ -84,6 +85,54 @@ def test_experts_keep_their_leading_axis(mapped):
     tensor = QTensor(blocks.Q4_0, (3, 5, 64), mapped, 64)
     assert tensor.rows == 15 and tensor.data.shape == (3, 5, 36)
     assert np.array_equal(np.asarray(tensor.tile(5, 10)), tensor.data[1])
+
+
+SPACED = (blocks.Q4_0, (3, 5, 64))  # matrices of 180 bytes
+
+
+@pytest.mark.parametrize("step", [180, 192, 4096])
+def test_a_stack_with_space_between_its_matrices(step, mapped):
+    tensor = QTensor(*SPACED, mapped, 64, "w", step=step)
+    wanted = [mapped[64 + i * step :][:180].reshape(5, 36) for i in range(3)]
+    assert tensor.nbytes == 540 and tensor.is_spaced == (step > 180)
+    assert np.array_equal(tensor.data, wanted)
+    assert not tensor.data.flags.writeable
+    assert np.array_equal(np.asarray(tensor.array).view(np.uint8), wanted)
+    assert np.array_equal(np.asarray(tensor.tile(3, 12)), np.concatenate(wanted)[3:12])
+    for i, matrix in enumerate(wanted):
+        assert np.array_equal(tensor.matrix(i).data, matrix)
+        assert np.array_equal(tensor.matrix(i).part(1, 4).data, matrix[1:4])
+    for backend in (REFERENCE, CPU):
+        with backend.in_use():
+            found = [np.asarray(ops.dequantize(tensor.matrix(i))) for i in range(3)]
+            assert np.array_equal(np.asarray(ops.dequantize(tensor)), found)
+
+
+def test_others_stand_in_for_a_stack_with_space_and_for_its_parts(mapped):
+    spaced = QTensor(*SPACED, mapped, 64, "w", step=4096)
+    other = QTensor(*SPACED, mapped, 2048)
+    assert np.array_equal(spaced.substitute(None).data, spaced.data)
+    assert np.array_equal(spaced.substitute(other).data, other.data)
+    assert np.array_equal(other.substitute(spaced).data, spaced.data)
+    part = spaced.matrix(2).part(1, 4)
+    assert np.array_equal(part.substitute(None).data, part.data)
+    assert np.array_equal(part.substitute(other).data, other.data[2, 1:4])
+
+
+def test_what_a_stack_with_space_is_not(mapped, monkeypatch):
+    for shape, step in (((3, 5, 64), 179), ((3, 64), 64), ((2, 3, 5, 64), 4096)):
+        with pytest.raises(
+            ValueError, match=r"expected a stack whose matrices are \d+ bytes or more"
+        ):
+            QTensor(blocks.Q4_0, shape, mapped, 0, step=step)
+    with pytest.raises(ValueError, match=r"needs bytes 64 to 12532, found a buffer of 12500"):
+        QTensor(*SPACED, mapped[:12500], 64, step=6144)
+    spaced = QTensor(*SPACED, mapped, 64, "w", step=4096)
+    with pytest.raises(ValueError, match=r"cannot have shape \(15, 64\)"):
+        spaced.reshaped(15, 64)
+    monkeypatch.setattr(mx.metal, "is_available", lambda: True)
+    with pytest.raises(NotImplementedError, match=r"w, .*4096 bytes apart, as in a packed file"):
+        _ = spaced.array
 
 
 def test_vectors_are_one_row(mapped):

@@ -69,7 +69,7 @@ def _to_mlx(args: argparse.Namespace) -> int:
     from .. import folder, general, mlx_folder, output, source, tokenizer_json
 
     folder.check(args.out)
-    model = source.read(args.source)
+    model = source.read_stacked(args.source)
     plan = mlx_folder.plan(model, mlx_folder.Options(args.bits, args.group_size, args.dtype))
     texts = tokenizer_json.files(model.metadata, plan.config["max_position_embeddings"])
     texts["config.json"] = {**plan.config, **tokenizer_json.ids(model.metadata)}

@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None) -> int:
     from .. import quantizing, source, target
 
     cli.begin()
-    model = source.read(args.model)
+    model = source.read_stacked(args.model)
     others = [args.imatrix, args.text, args.sensitivity]
     read = [*(part.path for part in model.files), *(path for path in others if path is not None)]
     target.check([args.out], read, args.force)

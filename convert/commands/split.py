@@ -16,7 +16,7 @@ def main(argv: Sequence[str] | None) -> int:
     from .. import parts, source, target
 
     cli.begin()
-    model = source.read(args.model)
+    model = source.read_stacked(args.model)
     tensors = [source.copied(model, info) for info in model.tensors.values()]
     if args.max_size is not None:
         groups = parts.by_size(tensors, args.max_size)

@@ -16,8 +16,8 @@ void run_calls(const Call* calls, int count) {
 const char* layout() {
     static const std::string text = [] {
         std::string out;
-        STRUCT(out, Weight, F(data), F(type), F(rows), F(bias), F(streamed), F(source))
-        STRUCT(out, Source, F(file), F(offset), F(nbytes), F(direct))
+        STRUCT(out, Weight, F(data), F(type), F(rows), F(bias), F(streamed), F(source), F(step))
+        STRUCT(out, Source, F(file), F(offset), F(nbytes), F(direct), F(step))
         for (const Kind& kind : kinds()) describe(out, kind.name, kind.size, kind.fields);
         return out;
     }();

@@ -102,9 +102,9 @@ void in_turn(const Weight& stack, const Pairs& pairs, bool in_order, const F& ru
 }
 
 // One expert's part of a stack.
-Weight expert_of(const Weight& stack, int expert, int k) {
+Weight expert_of(const Weight& stack, int expert) {
     Weight w = stack;
-    w.data = (const char*)stack.data + expert * matrix_bytes(stack, k);
+    w.data = (const char*)stack.data + expert * stack.step;
     if (w.streamed) w.data = w.streamed->wait(int(w.source), expert);
     if (w.bias) w.bias += expert * stack.rows;
     return w;
@@ -122,7 +122,7 @@ struct Part {
 const void* start(const Weight& stack, int k, const Part& p) {
     if (p.group->expert == UNKNOWN) return nullptr;
     if (stack.streamed && !stack.streamed->is_ready(p.group->expert)) return nullptr;
-    Weight before = expert_of(stack, p.group->expert, k);
+    Weight before = expert_of(stack, p.group->expert);
     const char* data = (const char*)before.data;
     before.rows = p.first;
     return data + matrix_bytes(before, k);
@@ -133,7 +133,7 @@ const void* start(const Weight& stack, int k, const Part& p) {
 void multiply(const Weight& stack, Input in, const Part& p, const int* rows, const void* next, float* out) {
     int width = p.last - p.first;
     Weight w{};
-    if (p.group->expert != UNKNOWN) w = expert_of(stack, p.group->expert, in.k);
+    if (p.group->expert != UNKNOWN) w = expert_of(stack, p.group->expert);
     if (!w.data) { // or it could not be read, which the turn will say
         std::fill_n(out, p.size(), NAN);
         return;

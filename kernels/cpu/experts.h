@@ -16,7 +16,7 @@ struct Route {
 void route(const Route& a);
 
 // For each expert of a token x wᵀ + bias; with two weights act(x gateᵀ) * (x upᵀ). A weight's rows and bias
-// are those of one expert; the others' follow.
+// are those of one expert; the others' bias follows, and their rows at every `step`.
 struct Gather {
     const float* x;  // (n, k)
     const Weight* w; // `count` of them

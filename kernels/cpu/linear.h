@@ -6,6 +6,7 @@ class Streamed;
 
 // A weight matrix in the file: rows of k weights of a ggml type; bias: (rows,), or null.
 // streamed: of a stack that is not read through `data`: its source number `source`; else null.
+// step: bytes from a matrix of a stack to the next one.
 struct Weight {
     const void* data;
     long type;
@@ -13,6 +14,7 @@ struct Weight {
     const float* bias;
     Streamed* streamed;
     long source;
+    long step;
 };
 
 // The bytes of a matrix whose rows have k weights.

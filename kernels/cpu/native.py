@@ -104,16 +104,16 @@ def address(x: Any) -> int:
 
 
 def weights(
-    fields: list[tuple[int, int, int, int | None, int | None, int]],
+    fields: list[tuple[int, int, int, int | None, int | None, int, int]],
 ) -> ctypes.Array[Structure]:
-    """Weight structs: (address, ggml type, rows, address of the bias, of what streams it, its number there) each."""
+    """Weight structs: (address, ggml type, rows, address of the bias, of what streams it, its number there, step)."""
     struct: Any = _library().weight
     found: ctypes.Array[Structure] = (struct * len(fields))(*fields)
     return found
 
 
-def sources(fields: Sequence[tuple[int, int, int, bool]]) -> ctypes.Array[Structure]:
-    """Source structs: (file descriptor, offset, bytes, whether it bypasses the page cache) each."""
+def sources(fields: Sequence[tuple[int, int, int, bool, int]]) -> ctypes.Array[Structure]:
+    """Source structs: (file descriptor, offset, bytes, whether it bypasses the page cache, step) each."""
     struct: Any = _library().source
     found: ctypes.Array[Structure] = (struct * len(fields))(*fields)
     return found

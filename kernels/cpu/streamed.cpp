@@ -19,7 +19,8 @@ namespace {
 
 constexpr long SECTOR = 4096; // bytes: what direct reads are made of, and where memory for them begins
 constexpr int READERS = 4;    // reads under way at a time
-constexpr int MOST_AHEAD = 2; // of them, of what nobody waits for yet
+constexpr long SPACE = 65536; // bytes between two matrices that are read rather than skipped
+constexpr int MOST_AHEAD = 2; // reads under way of what nobody waits for yet
 
 // Reading ahead begins and ends to pay where such shares of what is read are used; the last RECENT numbers count most.
 constexpr double PAYS = 0.45, WASTES = 0.3, RECENT = 32;
@@ -123,12 +124,15 @@ private:
     int running_ = 0; // reads ahead that are under way
 };
 
-Streamed::Streamed(int count, int slots, std::vector<Source> sources, double age)
-    : slots_(std::min(std::max(slots, 1), count)), age_(age), sources_(std::move(sources)), slot_(new Slot[slots_]),
-      slot_of_(count, -1), score_(count, -INFINITY), is_wanted_(count, false), worth_(PAYS) {
-    for (const Source& s : sources_) {
-        starts_.push_back(stride_);
-        stride_ += whole(s.nbytes) + (s.direct ? SECTOR : 0);
+Streamed::Streamed(int count, int slots, const std::vector<Source>& sources, double age)
+    : slots_(std::min(std::max(slots, 1), count)), age_(age), slot_(new Slot[slots_]), slot_of_(count, -1),
+      score_(count, -INFINITY), is_wanted_(count, false), worth_(PAYS) {
+    for (const Source& source : sources) add(source);
+    for (Stretch& stretch : stretches_) {
+        const Source& from = stretch.from;
+        bool is_whole = from.offset % SECTOR == 0 && from.step % SECTOR == 0;
+        stretch.start = stride_;
+        stride_ += whole(from.nbytes) + (from.direct && !is_whole ? SECTOR : 0);
     }
     void* memory = mmap(nullptr, size_t(stride_ * slots_), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (memory == MAP_FAILED) throw std::bad_alloc();
@@ -146,10 +150,26 @@ Streamed::~Streamed() {
     munmap(memory_, size_t(stride_ * slots_));
 }
 
-char* Streamed::place(int source, int slot) const {
-    const Source& from = sources_[source];
-    long offset = from.offset + slot_[slot].number * from.nbytes;
-    return memory_ + slot * stride_ + starts_[source] + (from.direct ? offset % SECTOR : 0);
+// Matrices that follow those of the source before, in the same step of the file, are read with them.
+void Streamed::add(const Source& source) {
+    if (!stretches_.empty()) {
+        Source& last = stretches_.back().from;
+        long within = source.offset - last.offset, space = within - last.nbytes;
+        bool is_near = space >= 0 && space < SPACE && within + source.nbytes <= last.step;
+        if (is_near && source.file == last.file && source.step == last.step) {
+            parts_.push_back({int(stretches_.size()) - 1, within});
+            last.nbytes = within + source.nbytes;
+            return;
+        }
+    }
+    parts_.push_back({int(stretches_.size()), 0});
+    stretches_.push_back({source, 0});
+}
+
+char* Streamed::place(const Stretch& stretch, int slot) const {
+    const Source& from = stretch.from;
+    long offset = from.offset + slot_[slot].number * from.step;
+    return memory_ + slot * stride_ + stretch.start + (from.direct ? offset % SECTOR : 0);
 }
 
 // A slot that is not held: an empty one, or that of the lowest score among those that are needed least. Those that are
@@ -190,11 +210,11 @@ void Streamed::start(int slot, int number, bool ahead) {
     forget(s);
     s.number = number, s.is_held = true, s.is_needed = false, s.is_ahead = ahead;
     slot_of_[number] = slot;
-    s.pending = int(sources_.size());
+    s.pending = int(stretches_.size());
     (ahead ? ahead_ : reads_)++;
-    for (size_t i = 0; i < sources_.size(); i++) {
-        const Source& from = sources_[i];
-        Readers::all().add({from, from.offset + number * from.nbytes, place(int(i), slot), this, &s}, ahead);
+    for (const Stretch& stretch : stretches_) {
+        const Source& from = stretch.from;
+        Readers::all().add({from, from.offset + number * from.step, place(stretch, slot), this, &s}, ahead);
     }
 }
 
@@ -314,7 +334,9 @@ const char* Streamed::wait(int source, int number) {
         done_.wait(lock, [&] { return !slot.pending; });
         waited_ += std::chrono::nanoseconds(std::chrono::steady_clock::now() - start).count();
     }
-    return slot.failed ? nullptr : place(source, at);
+    if (slot.failed) return nullptr;
+    const Part& part = parts_[source];
+    return place(stretches_[part.stretch], at) + part.offset;
 }
 
 // Frees the slots whose reads have failed. Throws ReadError if there are any.
@@ -373,7 +395,7 @@ extern "C" {
 // See Streamed; null if there is no memory. sources: `parts` of them.
 Streamed* ferrum_streamed(int count, int slots, int parts, const Source* sources, double age) {
     try {
-        return new Streamed(count, slots, {sources, sources + parts}, age);
+        return new Streamed(count, slots, std::vector<Source>(sources, sources + parts), age);
     } catch (const std::bad_alloc&) {
         return nullptr;
     }

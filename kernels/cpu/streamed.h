@@ -9,12 +9,13 @@
 #include <string>
 #include <vector>
 
-// Where the matrices of a stack lie, one after the other.
+// Where the matrices of a stack lie.
 struct Source {
     int file;    // an open descriptor
     long offset; // bytes, of the first matrix
     long nbytes; // of each
     int direct;  // whether the descriptor bypasses the page cache: only whole sectors can be read
+    long step;   // bytes from a matrix to the next one
 };
 
 // Stacks whose matrices of one number are read together, such as an expert's gate and up, and slots for some of them.
@@ -23,7 +24,7 @@ class Streamed {
 public:
     struct Slot {
         int number = -1;
-        std::atomic<int> pending{0}; // sources that are not read yet
+        std::atomic<int> pending{0}; // stretches that are not read yet
         std::atomic<bool> failed{false};
         bool is_held = false, is_needed = false; // in the turn that has the lock: now, and later
         bool is_ahead = false;                   // read before it was wanted, and not judged yet
@@ -31,7 +32,7 @@ public:
     };
 
     // slots: at least 1; age: how much older a call is than the one before, where an age makes a use count e times less
-    Streamed(int count, int slots, std::vector<Source> sources, double age);
+    Streamed(int count, int slots, const std::vector<Source>& sources, double age);
     ~Streamed();
     Streamed(const Streamed&) = delete;
     Streamed& operator=(const Streamed&) = delete;
@@ -65,6 +66,18 @@ private:
     friend class Turn;
     friend class Readers;
 
+    // What is read at once: a matrix, or several of one number that lie side by side in the file.
+    struct Stretch {
+        Source from;
+        long start; // within a slot, bytes
+    };
+    // Where the matrices of a source lie.
+    struct Part {
+        int stretch;
+        long offset; // within it, bytes
+    };
+
+    void add(const Source& source);
     void release();
     void hold(const int* numbers, int count);
     int victim(bool waits);
@@ -76,13 +89,13 @@ private:
     void forget(Slot& slot);
     void done(Slot& slot, long nbytes, const std::string& error);
     void check();
-    char* place(int source, int slot) const;
+    char* place(const Stretch& stretch, int slot) const;
 
     const int slots_;
     const double age_;
-    std::vector<Source> sources_;
-    std::vector<long> starts_; // of each source within a slot
-    long stride_ = 0;          // of slots, bytes
+    std::vector<Stretch> stretches_;
+    std::vector<Part> parts_; // of each source
+    long stride_ = 0;         // of slots, bytes
     char* memory_;
     Streamed* follower_ = nullptr;
     std::unique_ptr<Slot[]> slot_;

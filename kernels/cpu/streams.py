@@ -11,18 +11,20 @@ from . import native
 
 
 class Source(NamedTuple):
-    """Where the matrices of a stack lie, one after the other.
+    """Where the matrices of a stack lie.
 
     file: a descriptor, which has to stay open
     offset: bytes, of the first matrix
     nbytes: of each
     direct: the descriptor bypasses the page cache
+    step: bytes from a matrix to the next one
     """
 
     file: int
     offset: int
     nbytes: int
-    direct: bool = False
+    direct: bool
+    step: int
 
 
 class Counts(NamedTuple):
@@ -46,7 +48,9 @@ class Counts(NamedTuple):
 
 
 class Stream:
-    """Stacks whose matrices of one number are read together. address: as weights have it.
+    """Stacks whose matrices of one number are read together, in one read if they lie side by side.
+
+    address: as weights have it
 
     count: matrices in each stack
     slots: how many of them are in memory

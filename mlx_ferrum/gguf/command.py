@@ -35,7 +35,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     cli.model_argument(parser, "model")
     parser.add_argument(
-        "--full", action="store_true", help="do not abbreviate long strings and arrays"
+        "--full",
+        action="store_true",
+        help="do not abbreviate long strings, arrays and lists of experts",
     )
     parser.add_argument(
         "--json",

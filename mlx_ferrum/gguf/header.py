@@ -16,7 +16,9 @@ from mlx_ferrum.blocks import REMOVED, TYPES
 
 from .values import Cursor, failure
 
-MAX_ENTRIES = 1 << 16  # metadata values, and tensors; the largest models have some thousand tensors
+MAX_ENTRIES = (
+    1 << 18
+)  # metadata values, and tensors; a packed file has three for every expert, up to some 100,000
 MAX_ALIGNMENT = 1 << 24
 MAX_DIMENSION = (1 << 31) - 1  # MLX's dimensions are int32
 _TEXT = ("general.architecture", "tokenizer.")  # keys whose text is more than shown

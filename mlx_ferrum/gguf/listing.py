@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,7 @@ from .header import TensorInfo
 from .values import Strings
 
 _SHOWN_ITEMS, _SHOWN_CHARACTERS, _NAME_WIDTH = 4, 80, 60
+_EXPERT = re.compile(r"(blk\.\d+\.\w+)\.\d+\.weight$")  # in packed files
 
 
 def as_json(model: GGUF) -> dict[str, Any]:
@@ -47,10 +50,25 @@ def as_text(model: GGUF, full: bool) -> Iterator[str]:
     rows = [(_plain(key), shown(value, full)) for key, value in model.metadata.items()]
     yield from _table(rows, "<<")
     yield f"\nTensors ({len(model.tensors)})"
-    head = ("name", "type", "shape", "bytes")
-    yield from _table([head, *map(_tensor_row, model.tensors.values())], "<<>>")
+    head, tensors = ("name", "type", "shape", "bytes"), list(model.tensors.values())
+    yield from _table([head, *map(_tensor_row, tensors if full else _together(tensors))], "<<>>")
     yield "\nTypes"
-    yield from _table(_totals(list(model.tensors.values())), "<>>>>")
+    yield from _table(_totals(tensors), "<>>>>")
+
+
+def _together(tensors: list[TensorInfo]) -> Iterator[TensorInfo]:
+    """Tensors of experts that differ only in their number as one, shaped as a stack."""
+    groups: dict[tuple[str, str, tuple[int, ...]], list[TensorInfo]] = {}
+    for info in tensors:
+        name = _EXPERT.sub(r"\1.*.weight", info.name)
+        groups.setdefault((name, info.type, info.shape), []).append(info)
+    for (name, _, shape), group in groups.items():
+        first, count = group[0], len(group)
+        if count > 1:
+            nbytes = count * first.nbytes
+            yield replace(first, name=name, shape=(count, *shape), nbytes=nbytes)
+        else:
+            yield first
 
 
 def _tensor_row(info: TensorInfo) -> tuple[str, ...]:

@@ -8,12 +8,7 @@ from ..profile import stage
 from .base import MLP, BaseArgs, Weights
 from .experts import ExpertArgs
 
-# One tensor an expert, as files had them until April 2024; and gate and up in one. With each, what makes a file of it
-# that can be read.
-OTHER_LAYOUTS = {
-    "ffn_gate.0.weight": "convert the model again with a recent llama.cpp",
-    "ffn_gate_up_exps.weight": "convert the model again without --fuse-gate-up-exps",
-}
+FUSED = "ffn_gate_up_exps.weight"  # gate and up in one stack
 SELECTION_BIAS = "exp_probs_b.bias"
 
 
@@ -46,12 +41,11 @@ def feed_forward(args: BaseArgs, w: Weights, layer: int) -> MLP | Experts:
     experts = args.experts
     if experts is None or layer < experts.dense_layers:
         return MLP(args, w)
-    for name, advice in OTHER_LAYOUTS.items():
-        if name in w:
-            raise NotImplementedError(
-                f"tensor {w.prefix + name!r}: expected experts stacked in ffn_gate_exps, ffn_up_exps "
-                f"and ffn_down_exps; {advice}"
-            )
+    if FUSED in w:
+        raise NotImplementedError(
+            f"tensor {w.prefix + FUSED!r}: expected experts stacked in ffn_gate_exps, ffn_up_exps "
+            "and ffn_down_exps; convert the model again without --fuse-gate-up-exps"
+        )
     is_dense = "ffn_gate.weight" in w and "ffn_gate_exps.weight" not in w
     return MLP(args, w) if is_dense else _experts(args, experts, w)
 

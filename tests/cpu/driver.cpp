@@ -35,6 +35,17 @@ Matrix matrix(Random& random, int id, int rows, int blocks) {
     return m;
 }
 
+// `count` matrices of `rows` rows, with `space` bytes after each.
+template <typename B>
+Matrix stack(Random& random, int id, int count, int rows, int blocks, int space = 0) {
+    Matrix one = matrix<B>(random, id, rows, blocks), all{{}, one.weight};
+    all.weight.step = long(one.bytes.size()) + space;
+    all.bytes.resize(size_t(all.weight.step) * count - space);
+    for (uchar& byte : all.bytes) byte = uchar(random());
+    all.weight.data = all.bytes.data();
+    return all;
+}
+
 template <typename B>
 void products(Random& random, int id, int n, int rows, int blocks) {
     int k = blocks * B::WEIGHTS;
@@ -120,8 +131,8 @@ void experts(Random& random, int id, int n, int rows, int blocks) {
     int k = blocks * B::WEIGHTS;
     Floats x = floats(random, size_t(n) * used * k), weights = floats(random, size_t(n) * used);
     Floats bias = floats(random, count * rows), add = floats(random, size_t(n) * rows);
-    Matrix a = matrix<B>(random, id, count * rows, blocks), b = matrix<Q8_0>(random, 8, count * rows, k / 32);
-    a.weight.rows = b.weight.rows = rows;
+    Matrix a = stack<B>(random, id, count, rows, blocks, n % 2 ? 0 : 64);
+    Matrix b = stack<Q8_0>(random, 8, count, rows, k / 32, rows % 2 ? 0 : 64);
     Weight one[] = {a.weight}, two[] = {a.weight, k % 32 ? a.weight : b.weight};
     one[0].bias = n % 2 ? bias.data() : nullptr;
     for (bool same : {false, true}) {
@@ -154,11 +165,9 @@ void experts(Random& random, int id, int n, int rows, int blocks) {
 void streamed_experts(Random& random, int n) {
     constexpr int count = 5, used = 2, size = 64;
     Floats x = floats(random, size_t(n) * size), weights = floats(random, size_t(n) * used);
-    Matrix up = matrix<F16>(random, 1, count * size, size), down = matrix<F16>(random, 1, count * size, size);
-    for (Matrix* m : {&up, &down}) {
-        m->weight.rows = size;
+    Matrix up = stack<F16>(random, 1, count, size, size), down = stack<F16>(random, 1, count, size, size);
+    for (Matrix* m : {&up, &down})
         for (size_t i = 1; i < m->bytes.size(); i += 2) m->bytes[i] &= 0xbb; // no number is infinite or NaN
-    }
     for (bool same : {false, true}) {
         std::vector<int> ids = chosen(random, n * used, count, same);
         Pairs pairs{x.data(), ids.data(), weights.data(), n, used, count, size};
@@ -219,9 +228,8 @@ void all_routes(Random& random) {
 void expert_steps(Random& random) {
     constexpr int count = 9, used = 3, d = 256, wide = 70;
     Floats x = floats(random, d), logits(count), weights(used), h(used * d), out(d);
-    Matrix a = matrix<Q4_K>(random, 12, count * wide, 1), b = matrix<Q6_K>(random, 14, count * d, 1);
+    Matrix a = stack<Q4_K>(random, 12, count, wide, 1), b = stack<Q6_K>(random, 14, count, d, 1);
     Matrix router = matrix<F32>(random, 0, count, d);
-    a.weight.rows = wide, b.weight.rows = d;
     Weight two[] = {a.weight, a.weight};
     std::vector<int> ids(used);
     Arguments score("Matmuls", {{"x", x.data()},

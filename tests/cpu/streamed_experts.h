@@ -65,7 +65,7 @@ Floats ask(const Pairs& p, const Weight& up, const Weight& down) {
 // Reads of some experts, and of those that a router may choose, begin.
 void foresee(const Pairs& p, const Weight& up, const Floats& router) {
     Floats norm(p.k, 1.0f);
-    Weight weights[] = {{router.data(), 0, p.experts, nullptr, nullptr, 0}, up};
+    Weight weights[] = {{router.data(), 0, p.experts, nullptr, nullptr, 0, 0}, up};
     run("ExpectExperts", {{"x", p.x},
                           {"norm", norm.data()},
                           {"w", weights},
@@ -81,29 +81,51 @@ void foresee(const Pairs& p, const Weight& up, const Floats& router) {
     run("WantExperts", {{"w", &up}, {"ids", p.ids}, {"n", 1}, {"used", p.used}});
 }
 
+// Asks a few times, for which matrices are read again.
+void compare(const Pairs& p, const Weight& up, const Weight& down, const Floats& wanted) {
+    Floats router(size_t(p.experts) * p.k);
+    for (int time = 0; time < 6; time++) {
+        for (float& x : router) x = float(std::rand() % 64 - 32);
+        foresee(p, up, router);
+        Floats found = ask(p, up, down);
+        for (size_t i = 0; i < found.size(); i++)
+            if (as_uint(found[i]) != as_uint(wanted[i])) fail("an expert from disk says something else");
+    }
+}
+
+// An expert's matrices side by side, with `space` bytes after each.
+std::vector<uchar> side_by_side(const std::vector<uchar>& up, const std::vector<uchar>& down, int experts, long space) {
+    std::vector<uchar> out;
+    for (int e = 0; e < experts; e++)
+        for (const std::vector<uchar>* each : {&up, &down}) {
+            long nbytes = long(each->size()) / experts;
+            out.insert(out.end(), each->begin() + e * nbytes, each->begin() + (e + 1) * nbytes);
+            out.resize(out.size() + space);
+        }
+    return out;
+}
+
 // up: (experts, rows, k), down: (experts, rows, rows), and their bytes.
 void from_disk(const Pairs& p, const Weight& up, const Weight& down, const std::vector<uchar>& up_bytes,
                const std::vector<uchar>& down_bytes) {
+    constexpr long SPACE = 96;
     Floats wanted = ask(p, up, down);
-    Stored first(up_bytes), second(down_bytes);
+    Stored first(up_bytes), second(down_bytes), both(side_by_side(up_bytes, down_bytes, p.experts, SPACE));
     for (int slots : {1, 2, p.experts}) {
-        Source sources[] = {{first.number(), 0, long(up_bytes.size()) / p.experts, 0},
-                            {second.number(), 0, long(down_bytes.size()) / p.experts, 0}};
+        Source sources[] = {{first.number(), 0, up.step, 0, up.step}, {second.number(), 0, down.step, 0, down.step}};
         Streamed* ups = ferrum_streamed(p.experts, slots, 1, &sources[0], 0.1);
         Streamed* downs = ferrum_streamed(p.experts, slots, 1, &sources[1], 0.1);
         ferrum_streamed_follow(ups, downs);
-        Weight streamed[] = {{nullptr, up.type, up.rows, nullptr, ups, 0},
-                             {nullptr, down.type, down.rows, nullptr, downs, 0}};
-        Floats router(size_t(p.experts) * p.k);
-        for (int time = 0; time < 6; time++) {
-            for (float& x : router) x = float(std::rand() % 64 - 32);
-            foresee(p, streamed[0], router);
-            Floats found = ask(p, streamed[0], streamed[1]);
-            for (size_t i = 0; i < found.size(); i++)
-                if (as_uint(found[i]) != as_uint(wanted[i])) fail("an expert from disk says something else");
-        }
+        compare(p, {nullptr, up.type, up.rows, nullptr, ups, 0, 0},
+                {nullptr, down.type, down.rows, nullptr, downs, 0, 0}, wanted);
         ferrum_streamed_free(ups);
         ferrum_streamed_free(downs);
+        long step = up.step + down.step + 2 * SPACE;
+        Source near[] = {{both.number(), 0, up.step, 0, step}, {both.number(), up.step + SPACE, down.step, 0, step}};
+        Streamed* all = ferrum_streamed(p.experts, slots, 2, near, 0.1);
+        compare(p, {nullptr, up.type, up.rows, nullptr, all, 0, 0}, {nullptr, down.type, down.rows, nullptr, all, 1, 0},
+                wanted);
+        ferrum_streamed_free(all);
     }
 }
 

@@ -56,6 +56,7 @@ def places(ws: Sequence[QTensor], biases: Sequence[mx.array | None]) -> ctypes.A
                 w.shape[-2],
                 None if b is None else native.address(b),
                 *((None, 0) if w.stream is None else (w.stream[0].address, w.stream[1])),
+                w.step,
             )
             for w, b in zip(ws, added, strict=True)
         ]

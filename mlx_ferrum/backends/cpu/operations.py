@@ -111,6 +111,8 @@ def rows(w: QTensor, ids: mx.array | np.ndarray, scale: float = 1.0) -> np.ndarr
 
 
 def dequantize(w: QTensor) -> np.ndarray:
+    if w.is_spaced:
+        return np.stack([dequantize(w.matrix(i)) for i in range(w.shape[0])])
     flat = QTensor(w.block, (w.rows, w.shape[-1]), w.buffer, w.offset)
     return rows(flat, np.arange(w.rows)).reshape(w.shape)
 
