@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from . import gguf, models
+from . import gguf, models, packed
 from .models.base import Metadata
 from .models.encoder import Encoder
 from .state.kinds import KV, Keeps, Recurrent
@@ -73,8 +73,8 @@ def of_file(file: gguf.GGUF) -> Sizes | None:
     if issubclass(module.Model, Encoder):
         return None
     fields = module.ModelArgs.fields(Metadata(file.metadata, architecture))
-    nbytes, layers = 0, dict[int, int]()
-    for name, info in file.tensors.items():
+    nbytes, layers, tensors = 0, dict[int, int](), packed.tensors(file)
+    for name, info in tensors.items():
         layer, is_stack = _place(name)
         if layer >= fields["num_layers"]:  # it predicts further tokens
             continue
@@ -82,7 +82,7 @@ def of_file(file: gguf.GGUF) -> Sizes | None:
         if is_stack:
             layers[layer] = layers.get(layer, 0) + info.nbytes // info.shape[0]
     experts = fields["experts"]
-    table = file.tensors[_TABLE].nbytes if {_TABLE, _HEAD} <= file.tensors.keys() else 0
+    table = tensors[_TABLE].nbytes if {_TABLE, _HEAD} <= tensors.keys() else 0
     return Sizes(
         nbytes=nbytes,
         table=table,
@@ -96,7 +96,7 @@ def of_file(file: gguf.GGUF) -> Sizes | None:
 
 def stacks(file: gguf.GGUF, found: Sizes) -> list[gguf.TensorInfo]:
     """The tensors that hold the experts. found: of the file"""
-    places = [(info, *_place(name)) for name, info in file.tensors.items()]
+    places = [(info, *_place(name)) for name, info in packed.tensors(file).items()]
     return [info for info, layer, is_stack in places if is_stack and layer in found.layers]
 
 

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from .. import gguf
+from .. import gguf, packed
 from ..streamed import Files, bypasses_cache
 
 DEPTHS = (1, 4, 8)  # reads at a time
@@ -52,9 +52,8 @@ def stretches(file: gguf.GGUF, stacks: Sequence[gguf.TensorInfo]) -> list[Stretc
     found = []
     for info in stacks:
         nbytes = info.nbytes // info.shape[0]
-        found += [
-            Stretch(info.part, info.offset + i * nbytes, nbytes) for i in range(info.shape[0])
-        ]
+        step = info.step if isinstance(info, packed.Stack) else nbytes
+        found += [Stretch(info.part, info.offset + i * step, nbytes) for i in range(info.shape[0])]
     if found:
         return found
     for info in file.tensors.values():

@@ -41,6 +41,10 @@ LAYER_COUNTERS = (
     ("expert_reads", "read", "Of these, read from disk"),
     ("expert_read_bytes", "nbytes", "Bytes of experts that were read from disk"),
     ("expert_wait_seconds", "waited", "That threads waited for reads"),
+    ("expert_judged", "judged", "Uses of gate and up for which experts had been predicted"),
+    ("expert_foretold", "foretold", "Of these, predicted ones"),
+    ("expert_reads_ahead", "ahead", "Reads of gate and up before the choice"),
+    ("expert_reads_ahead_useful", "useful", "Of these, those that were used next"),
 )
 LAYER_GAUGES = (
     ("expert_slots", "slots", "Experts that are in memory at a time"),
