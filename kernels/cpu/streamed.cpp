@@ -17,9 +17,10 @@
 
 namespace {
 
-constexpr long SECTOR = 4096; // bytes: what direct reads are made of, and where memory for them begins
-constexpr int READERS = 4;    // reads under way at a time
-constexpr long SPACE = 65536; // bytes between two matrices that are read rather than skipped
+constexpr long SECTOR = 4096;  // bytes: what direct reads are made of, and where memory for them begins
+constexpr int READERS = 4;     // reads under way at a time
+constexpr long READ = 1 << 20; // bytes of a read at most: larger stretches are shared by the readers
+constexpr long SPACE = 65536;  // bytes between two matrices that are read rather than skipped
 
 long whole(long n) { return (n + SECTOR - 1) / SECTOR * SECTOR; }
 
@@ -27,21 +28,22 @@ long whole(long n) { return (n + SECTOR - 1) / SECTOR * SECTOR; }
 std::atomic<ssize_t (*)(int, void*, size_t, off_t)> read_at{pread};
 
 struct Job {
-    Source from;
-    long offset; // bytes
-    char* to;    // as far beyond a sector's start as offset is, if direct
+    int file;
+    bool direct;
+    long offset, nbytes;
+    char* to; // as far beyond a sector's start as offset is, if direct
     Streamed* owner;
     Streamed::Slot* slot;
 };
 
 // Why bytes could not be read; empty if all were.
 std::string read_all(const Job& job) {
-    long ahead = job.from.direct ? job.offset % SECTOR : 0;
-    long at = job.offset - ahead, end = job.offset + job.from.nbytes;
-    long stop = job.from.direct ? whole(end) : end;
+    long ahead = job.direct ? job.offset % SECTOR : 0;
+    long at = job.offset - ahead, end = job.offset + job.nbytes;
+    long stop = job.direct ? whole(end) : end;
     char* to = job.to - ahead;
     while (at < end) {
-        ssize_t n = read_at.load()(job.from.file, to, size_t(stop - at), at);
+        ssize_t n = read_at.load()(job.file, to, size_t(stop - at), at);
         if (n < 0 && errno == EINTR) continue;
         if (n <= 0) {
             std::string why = n ? strerror(errno) : "the file ends there";
@@ -173,13 +175,22 @@ void Streamed::start(int slot, int number) {
     if (s.number >= 0) slot_of_[s.number] = -1;
     s.number = number, s.is_held = true, s.is_needed = s.failed = false;
     slot_of_[number] = slot;
-    s.pending = int(stretches_.size());
-    reads_++;
+    std::vector<Job> jobs;
     for (const Stretch& stretch : stretches_) {
         const Source& from = stretch.from;
         bytes_ += from.nbytes;
-        Readers::all().add({from, from.offset + number * from.step, place(stretch, slot), this, &s});
+        long start = from.offset + number * from.step, stop = start + from.nbytes, ahead = start % SECTOR;
+        long count = (from.nbytes + READ - 1) / READ, size = whole(ahead + (from.nbytes + count - 1) / count);
+        char* to = place(stretch, slot);
+        for (long at = start; at < stop;) { // cut between sectors
+            long next = std::min(stop, at / SECTOR * SECTOR + size);
+            jobs.push_back({from.file, from.direct != 0, at, next - at, to + (at - start), this, &s});
+            at = next;
+        }
     }
+    s.pending = int(jobs.size());
+    reads_++;
+    for (const Job& job : jobs) Readers::all().add(job);
 }
 
 // Scores are logarithms of sums of exp(clock): a use an age ago counts e times less than one now.
