@@ -167,6 +167,28 @@ def test_experts_from_disk(packed: Path, each: float) -> None:
     assert {size for _, size in reads} <= {49152 + 36864, 36864, 53760, 57344}
 
 
+def test_large_experts_are_read_in_pieces(tmp_path: Path) -> None:
+    sizes = random_models.Sizes(layers=2, hidden=512, experts=4, used=2, expert_ffn=840)
+    given = random_models.write(tmp_path / "m.gguf", "qwen3moe", 6, sizes=sizes, types=("F32",))
+    run("pack", given, tmp_path / "packed.gguf")
+    with CPU.in_use():
+        wanted = logits(mlx_ferrum.load(given)[0], 6)
+        for path in (given, tmp_path / "packed.gguf"):
+            model = mlx_ferrum.load(path, expert_memory=40_000_000)[0]
+            pieces: list[int] = []
+
+            def noted(file: int, to: int, size: int, at: int) -> int:
+                pieces.append(size)  # noqa: B023
+                return read_some(file, to, size, at)
+
+            with reading(noted):
+                np.testing.assert_array_equal(logits(model, 6), wanted)
+            # a matrix has 1.64 MiB, and gate and up together 3.28
+            assert max(pieces) <= (1 << 20) + 4096
+            reads = [[count.read for count in layer.counts()] for layer in model.streams.layers]
+            assert len(pieces) == sum(4 * first + 2 * second for first, second in reads)
+
+
 # -- damaged files -------------------------------------------------------------------------------
 
 NAME = "blk.1.ffn_up.3.weight"

@@ -17,10 +17,11 @@
 
 namespace {
 
-constexpr long SECTOR = 4096; // bytes: what direct reads are made of, and where memory for them begins
-constexpr int READERS = 4;    // reads under way at a time
-constexpr long SPACE = 65536; // bytes between two matrices that are read rather than skipped
-constexpr int MOST_AHEAD = 2; // reads under way of what nobody waits for yet
+constexpr long SECTOR = 4096;  // bytes: what direct reads are made of, and where memory for them begins
+constexpr int READERS = 4;     // reads under way at a time
+constexpr long READ = 1 << 20; // bytes of a read at most: larger stretches are shared by the readers
+constexpr long SPACE = 65536;  // bytes between two matrices that are read rather than skipped
+constexpr int MOST_AHEAD = 2;  // reads under way of what nobody waits for yet
 
 // Reading ahead begins and ends to pay where such shares of what is read are used; the last RECENT numbers count most.
 constexpr double PAYS = 0.45, WASTES = 0.3, RECENT = 32;
@@ -32,21 +33,22 @@ long whole(long n) { return (n + SECTOR - 1) / SECTOR * SECTOR; }
 std::atomic<ssize_t (*)(int, void*, size_t, off_t)> read_at{pread};
 
 struct Job {
-    Source from;
-    long offset; // bytes
-    char* to;    // as far beyond a sector's start as offset is, if direct
+    int file;
+    bool direct;
+    long offset, nbytes;
+    char* to; // as far beyond a sector's start as offset is, if direct
     Streamed* owner;
     Streamed::Slot* slot;
 };
 
 // Why bytes could not be read; empty if all were.
 std::string read_all(const Job& job) {
-    long ahead = job.from.direct ? job.offset % SECTOR : 0;
-    long at = job.offset - ahead, end = job.offset + job.from.nbytes;
-    long stop = job.from.direct ? whole(end) : end;
+    long ahead = job.direct ? job.offset % SECTOR : 0;
+    long at = job.offset - ahead, end = job.offset + job.nbytes;
+    long stop = job.direct ? whole(end) : end;
     char* to = job.to - ahead;
     while (at < end) {
-        ssize_t n = read_at.load()(job.from.file, to, size_t(stop - at), at);
+        ssize_t n = read_at.load()(job.file, to, size_t(stop - at), at);
         if (n < 0 && errno == EINTR) continue;
         if (n <= 0) {
             std::string why = n ? strerror(errno) : "the file ends there";
@@ -112,7 +114,7 @@ private:
             jobs.pop_front();
             running_ += ahead;
             lock.unlock();
-            job.owner->done(*job.slot, job.from.nbytes, read_all(job));
+            job.owner->done(*job.slot, job.nbytes, read_all(job));
             lock.lock();
             running_ -= ahead;
         }
@@ -210,12 +212,21 @@ void Streamed::start(int slot, int number, bool ahead) {
     forget(s);
     s.number = number, s.is_held = true, s.is_needed = false, s.is_ahead = ahead;
     slot_of_[number] = slot;
-    s.pending = int(stretches_.size());
-    (ahead ? ahead_ : reads_)++;
+    std::vector<Job> jobs;
     for (const Stretch& stretch : stretches_) {
         const Source& from = stretch.from;
-        Readers::all().add({from, from.offset + number * from.step, place(stretch, slot), this, &s}, ahead);
+        long start = from.offset + number * from.step, stop = start + from.nbytes, before = start % SECTOR;
+        long count = (from.nbytes + READ - 1) / READ, size = whole(before + (from.nbytes + count - 1) / count);
+        char* to = place(stretch, slot);
+        for (long at = start; at < stop;) { // cut between sectors
+            long next = std::min(stop, at / SECTOR * SECTOR + size);
+            jobs.push_back({from.file, from.direct != 0, at, next - at, to + (at - start), this, &s});
+            at = next;
+        }
     }
+    s.pending = int(jobs.size());
+    (ahead ? ahead_ : reads_)++;
+    for (const Job& job : jobs) Readers::all().add(job, ahead);
 }
 
 // Makes a slot an empty one; what it holds has been read, or failed to be.

@@ -24,7 +24,7 @@ class Streamed {
 public:
     struct Slot {
         int number = -1;
-        std::atomic<int> pending{0}; // stretches that are not read yet
+        std::atomic<int> pending{0}; // reads that are not done yet
         std::atomic<bool> failed{false};
         bool is_held = false, is_needed = false; // in the turn that has the lock: now, and later
         bool is_ahead = false;                   // read before it was wanted, and not judged yet
@@ -66,7 +66,7 @@ private:
     friend class Turn;
     friend class Readers;
 
-    // What is read at once: a matrix, or several of one number that lie side by side in the file.
+    // What is read as one: a matrix, or several of one number that lie side by side in the file.
     struct Stretch {
         Source from;
         long start; // within a slot, bytes
