@@ -197,6 +197,66 @@ def test_parameters_that_are_text_are_free(
         assert takes(grammar, f"<tool_call>\n{call}</tool_call>") is is_right
 
 
+@pytest.mark.parametrize(
+    ("schema", "right", "wrong"),
+    [
+        ({"enum": ["a", "", 'b "c"\n']}, ["a", "", 'b "c"\n'], ["b"]),
+        ({"minLength": 2, "maxLength": 3.0}, ["ab", "日本語", "a\n"], ["a", "abcd"]),
+        ({"pattern": "b/c"}, ["b/c", "ab/cd"], ["bc"]),
+        ({"pattern": r"^[ab]{2}$"}, ["ab"], ["abc", "xab"]),
+        ({"pattern": r"^a\$"}, ["a$", "a$x"], ["a"]),
+        ({"$ref": "#/$defs/word", "pattern": "i"}, ["in"], ["on", "ix"]),
+        ({"anyOf": [{"$ref": "#/$defs/word"}, {"const": "x"}]}, ["in", "on", "x"], ["y"]),
+    ],
+)
+def test_text_follows_its_schema(
+    grammars: Grammars,
+    takes: Callable[[Grammar, str], bool],
+    schema: Any,
+    right: list[str],
+    wrong: list[str],
+) -> None:
+    """Where it stands without quotes."""
+    whole: Any = {"properties": {"t": {"type": "string", **schema}}, "required": ["t"]}
+    whole["$defs"] = {"word": {"enum": ["in", "on"]}}
+    tools = [{"function": {"name": "f", "parameters": whole}}]
+    grammar = grammars.tool_calls(FORMATS["qwen3-coder"], tools, "f")
+    for text in [*right, *wrong]:
+        call = f"<function=f>\n<parameter=t>\n{text}\n</parameter>\n</function>\n"
+        assert takes(grammar, f"<tool_call>\n{call}</tool_call>") is (text in right), text
+
+
+@pytest.mark.parametrize(
+    ("schema", "said"),
+    [
+        ({"properties": []}, "properties: list found, expected an object"),
+        ({"properties": {"t": {"type": "string", "minLength": "x"}}}, "expected a whole number"),
+        ({"properties": {"t": {"const": "x", "$ref": "#"}, "u": {"type": "string", "$ref": "#/x"}}}, "'#/x' found"),
+        ({"properties": {"t": {"type": "string", "pattern": "(?=a)"}}}, "look-around"),
+        ({"properties": {"t": {"type": "string", "allOf": [{"$ref": "#/properties/t"}]}}}, "refers to more"),
+    ],
+)  # fmt: skip
+def test_bad_schemas_of_tools_are_refused_in_one_line(
+    grammars: Grammars, schema: Any, said: str
+) -> None:
+    tools = [{"function": {"name": "f", "parameters": schema}}]
+    with pytest.raises(ValueError, match=said) as found:
+        grammars.tool_calls(FORMATS["qwen3-coder"], tools, "f")
+    assert "\n" not in str(found.value)
+
+
+@pytest.mark.parametrize("parallel", [False, True])
+def test_mistrals_calls_share_a_list(
+    grammars: Grammars, takes: Callable[[Grammar, str], bool], parallel: bool
+) -> None:
+    form = FORMATS["mistral-list"]
+    grammar = grammars.tool_calls(form, TOOLS, "required", parallel=parallel)
+    call = '{"name": "now", "arguments": {}}'
+    assert takes(grammar, f"[TOOL_CALLS][{call}]")
+    assert takes(grammar, f"[TOOL_CALLS][{call}, {call}]") is parallel
+    assert not takes(grammar, f"[TOOL_CALLS][{call}][TOOL_CALLS][{call}]")
+
+
 def test_a_choice_must_be_a_tool(grammars: Grammars) -> None:
     with pytest.raises(ValueError, match="tool_choice is 'x', expected one of"):
         grammars.tool_calls(FORMATS["hermes"], TOOLS, "x")

@@ -128,14 +128,17 @@ class Grammars:
             known, parallel = {choice: known[choice]}, False
         if not known:
             raise ValueError("there are no tools to call")
-        text = tool_grammar(
-            calls,
-            known,
-            must_call=choice != "auto",
-            parallel=parallel,
-            literal=self.literal,
-            to_json=_inline,
-        )
+        try:
+            text = tool_grammar(
+                calls,
+                known,
+                must_call=choice != "auto",
+                parallel=parallel,
+                literal=self.literal,
+                to_json=_inline,
+            )
+        except RecursionError:
+            raise ValueError("the tools' schemas are nested too deeply") from None
         return self._lark("the tools' schemas", text, reasoning)
 
     def _lark(self, what: str, text: str, reasoning: Reasoning | None) -> Grammar:

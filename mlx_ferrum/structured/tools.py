@@ -7,11 +7,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..replies.formats import CallFormat
+from ..replies.kinds import TEXT, Kinds, listed
+from .texts import ANY, Texts
 
 Schema = Mapping[str, Any]
 Literal = Callable[[str], str]
 Json = Callable[[Schema], str]  # a schema in a rule
-_TEXT = r"/(.|\n)*/"
 
 
 def tool_grammar(
@@ -38,6 +39,10 @@ def tool_grammar(
         body, *rules = bodies(f"call_{index}", name, schema, literal, to_json)
         names.append(f"call_{index}")
         parts += [f"call_{index}: {body}", *rules]
+    one = " | ".join(names)
+    if calls.name == "mistral-list":
+        more = ' (", " one)*' if parallel else ""
+        parts, one, parallel = [f"one: {one}", *parts], f'"[" one{more} "]"', False
     start = calls.markers[0] if calls.name != "llama3" else ""
     if calls.name == "llama3":  # a call is the whole reply
         head = "start: call" if must_call else "start: call | TEXT\nTEXT: /([^{](.|\\n)*)?/"
@@ -46,7 +51,7 @@ def tool_grammar(
         head = f"start: {literal(start)} call{more}"
     else:
         head = _among_text(literal(start), parallel)
-    return "\n".join([head, f"call: {' | '.join(names)}", *parts])
+    return "\n".join([head, f"call: {one}", *parts])
 
 
 def _among_text(start: str, parallel: bool) -> str:
@@ -54,7 +59,7 @@ def _among_text(start: str, parallel: bool) -> str:
     is_special = start.startswith("<")  # no regular expression can hold it
     trigger = f"trigger: TEXT {start}" if is_special else f"trigger[lazy]: TEXT {start}"
     whole = "(trigger call)* tail" if parallel else "tail | trigger call"
-    return f"start: {whole}\n{trigger}\ntail: TEXT\nTEXT: {_TEXT}"
+    return f"start: {whole}\n{trigger}\ntail: TEXT\nTEXT: {ANY}"
 
 
 def _hermes(_: str, name: str, schema: Schema, literal: Literal, to_json: Json) -> list[str]:
@@ -63,8 +68,9 @@ def _hermes(_: str, name: str, schema: Schema, literal: Literal, to_json: Json) 
 
 
 def _llama3(_: str, name: str, schema: Schema, _literal: Literal, to_json: Json) -> list[str]:
-    head = f'{{"name": {json.dumps(name)}, "parameters": '
-    return [f'{json.dumps(head)} {to_json(schema)} "}}"']
+    # in the pieces of which JSON consists, so that JSON of another form may stand in its place
+    pieces = ["{", '"name"', ": ", json.dumps(name), ", ", '"parameters"', ": "]
+    return [f'{" ".join(map(json.dumps, pieces))} {to_json(schema)} "}}"']
 
 
 def _mistral(_: str, name: str, schema: Schema, literal: Literal, to_json: Json) -> list[str]:
@@ -72,32 +78,27 @@ def _mistral(_: str, name: str, schema: Schema, literal: Literal, to_json: Json)
 
 
 def _mistral_list(_: str, name: str, schema: Schema, _literal: Literal, to_json: Json) -> list[str]:
-    head = f'[{{"name": {json.dumps(name)}, "arguments": '
-    return [f'{json.dumps(head)} {to_json(schema)} "}}]"']
+    head = f'{{"name": {json.dumps(name)}, "arguments": '
+    return [f'{json.dumps(head)} {to_json(schema)} "}}"']
 
 
 def _qwen3_coder(
     rule: str, name: str, schema: Schema, literal: Literal, to_json: Json
 ) -> list[str]:
-    """Parameters in their order; text is free up to the closing tag."""
-    properties, required = schema.get("properties") or {}, schema.get("required") or ()
+    """Parameters in their order, as text where only strings may be and else as JSON."""
+    kinds, texts, required = Kinds(schema), Texts(schema), listed(schema, "required")
     shared = {key: schema[key] for key in ("$defs", "definitions") if key in schema}
     parts, rules = [], []
-    for index, (key, value) in enumerate(properties.items()):
+    for index, (key, value) in enumerate(properties(schema).items()):
         part = f"{rule}_{index}"
         optional = "" if key in required else "?"
         parts.append(f"{part}{optional}")
         opening, closing = json.dumps(f"<parameter={key}>\n"), json.dumps("\n</parameter>\n")
-        if isinstance(value, Mapping) and value.get("type") == "string":
-            words = value.get("enum")
-            if words:
-                choices = " | ".join(json.dumps(word) for word in words)
-                rules.append(f"{part}: {opening} ({choices}) {closing}")
-            else:
-                rules += [
-                    f"{part}: {opening} {part}_text",
-                    f"{part}_text[suffix={closing}]: {_TEXT}",
-                ]
+        if kinds.of(value) == TEXT:
+            rules += [
+                f"{part}: {opening} {part}_text",
+                f"{part}_text[suffix={closing}]: {texts.terminal(value)}",
+            ]
         else:
             inner = {**value, **shared} if isinstance(value, Mapping) else {}
             rules.append(f"{part}: {opening} {to_json(inner)} {closing}")
@@ -105,13 +106,21 @@ def _qwen3_coder(
     return [f"{head} {' '.join(parts)} {tail} {literal('</tool_call>')}", *rules]
 
 
+def properties(schema: Schema) -> Mapping[str, Any]:
+    """The properties of an object. Raises ValueError if they are of another type."""
+    found = schema.get("properties", {})
+    if not isinstance(found, Mapping):
+        raise ValueError(f"properties: {type(found).__name__} found, expected an object")
+    return found
+
+
 def _gemma(end: str) -> Callable[..., list[str]]:
     def body(rule: str, name: str, _schema: Schema, literal: Literal, _json: Json) -> list[str]:
         closing = literal(end)
         head = json.dumps(f"call:{name}{{")
         if closing.startswith("<"):
-            return [f"{head} {_TEXT} {closing}"]
-        return [f"{head} {rule}_rest", f"{rule}_rest[suffix={closing}]: {_TEXT}"]
+            return [f"{head} {ANY} {closing}"]
+        return [f"{head} {rule}_rest", f"{rule}_rest[suffix={closing}]: {ANY}"]
 
     return body
 
