@@ -18,7 +18,7 @@ from random_vocabulary import END as END_OF_TEXT
 from servers import Served, served
 from test_replies_templates import EACH, END, NEXT, TEMPLATES
 
-from mlx_ferrum.replies.formats import CALL_FORMATS
+from mlx_ferrum.replies.formats import CALL_FORMATS, CallFormat, call_format
 
 SIZES = random_models.Sizes(layers=1, vocab=336, context=2048)
 TURNS: list[Any] = [{"role": "user", "content": "hi"}]
@@ -199,6 +199,46 @@ def asked_of(common: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
 def first(server: Served, text: str) -> str:
     """The first token of a text."""
     return str(server.tokenizer.encode(text, add_special=False, parse_special=True)[0])
+
+
+FORM = {
+    "type": "object",
+    "properties": {"kind": {"enum": ["cat", "dog"]}, "count": {"type": "integer", "maximum": 9}},
+    "required": ["kind"],
+    "additionalProperties": False,
+}
+
+
+@pytest.mark.parametrize("is_parallel", [True, False])
+def test_a_form_or_calls(server: Served, is_parallel: bool) -> None:
+    """Tools that may be called: the reply is of the form that is asked for, or it calls."""
+    [marker, *_] = make_format(server).markers
+    is_lone = marker == "<|python_tag|>"
+    tools = schemas(4, 2)
+    options = {"tools": nested(tools), "parallel_tool_calls": is_parallel, "n": 3, "seed": 2}
+    schema = {"name": "x", "schema": FORM}
+    options["response_format"] = {"type": "json_schema", "json_schema": schema}
+    for begins in ("calls", "form"):
+        starts = {
+            "calls": ["n", "na"] if is_lone else [marker],
+            "form": ["k"] if is_lone else ["{"],
+        }
+        likely = {first(server, text): 100 for text in starts[begins]}
+        whole, streamed = chat(server, **options, temperature=10, logit_bias=likely)
+        assert ended(whole) == ended(streamed)
+        called = [reply for reply in whole if reply.calls]
+        check(called, tools)
+        assert is_parallel or all(len(reply.calls) == 1 for reply in called)
+        texts = [reply.text for reply in ended(whole) if not reply.calls]
+        for text in texts:
+            jsonschema.validate(json.loads(text), FORM)
+        assert called if begins == "calls" else texts
+
+
+def make_format(server: Served) -> CallFormat:
+    found = call_format(server.tokenizer.template(True).source)
+    assert found is not None
+    return found
 
 
 THOUGHTS = [("hermes", USER), ("qwen3-coder", USER), ("mistral", CONTROL)]
