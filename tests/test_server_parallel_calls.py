@@ -76,6 +76,8 @@ CASES = [
     ("mistral", CONTROL),
     ("mistral-list", None),
     ("llama3", None),
+    ("gemma4", None),
+    ("gemma4", CONTROL),
 ]
 
 
@@ -241,7 +243,7 @@ def make_format(server: Served) -> CallFormat:
     return found
 
 
-THOUGHTS = [("hermes", USER), ("qwen3-coder", USER), ("mistral", CONTROL)]
+THOUGHTS = [("hermes", USER), ("qwen3-coder", USER), ("mistral", CONTROL), ("gemma4", CONTROL)]
 
 
 @pytest.mark.parametrize("is_open", [False, True])

@@ -41,8 +41,8 @@ class Texts:
             return _either([_word(value) for value in values if isinstance(value, str)])
         parts = [_regex(schema["pattern"])] if isinstance(schema.get("pattern"), str) else []
         if "minLength" in schema or "maxLength" in schema:
-            least, most = _length(schema, "minLength") or "0", _length(schema, "maxLength")
-            parts.append(rf"/(.|\n){{{least},{most}}}/")
+            least, most = whole(schema, "minLength") or 0, whole(schema, "maxLength")
+            parts.append(rf"/(.|\n){{{least},{'' if most is None else most}}}/")
         if "$ref" in schema:
             parts.append(self._terminal(found(schema["$ref"], self._root)))
         parts += map(self._terminal, listed(schema, "allOf"))
@@ -61,15 +61,23 @@ def found(reference: Any, root: Any) -> Any:
     return schema
 
 
-def _length(schema: Mapping[str, Any], name: str) -> str:
-    """A number of characters; "" if it is absent."""
+def properties(schema: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The properties of an object. Raises ValueError if they are of another type."""
+    found = schema.get("properties", {})
+    if not isinstance(found, Mapping):
+        raise ValueError(f"properties: {type(found).__name__} found, expected an object")
+    return found
+
+
+def whole(schema: Mapping[str, Any], name: str) -> int | None:
+    """A number of characters or items; None if it is absent. Raises ValueError if it is none."""
     value = schema.get(name)
     if value is None:
-        return ""
+        return None
     is_whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
     if not is_whole or value < 0:
         raise ValueError(f"{name}: {str(value)[:80]!r} found, expected a whole number")
-    return str(int(value))
+    return int(value)
 
 
 def _word(text: str) -> str:

@@ -7,8 +7,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..replies.formats import CallFormat
+from ..replies.gemma import FUNCTION_GEMMA, GEMMA4, Gemma
 from ..replies.kinds import TEXT, Kinds, listed
-from .texts import ANY, Texts
+from .gemma import Values
+from .texts import ANY, Texts, properties
 
 Schema = Mapping[str, Any]
 Literal = Callable[[str], str]
@@ -30,7 +32,6 @@ def tool_grammar(
     must_call: the reply consists of calls; else of text, in which calls are well-formed
     parallel: whether there may be several
     literal: a text in a rule, special tokens included
-    Gemma's arguments are not JSON, so their grammar is that of the names only.
     """
     bodies = _BODIES[calls.name]
     parts: list[str] = []
@@ -106,21 +107,11 @@ def _qwen3_coder(
     return [f"{head} {' '.join(parts)} {tail} {literal('</tool_call>')}", *rules]
 
 
-def properties(schema: Schema) -> Mapping[str, Any]:
-    """The properties of an object. Raises ValueError if they are of another type."""
-    found = schema.get("properties", {})
-    if not isinstance(found, Mapping):
-        raise ValueError(f"properties: {type(found).__name__} found, expected an object")
-    return found
-
-
-def _gemma(end: str) -> Callable[..., list[str]]:
-    def body(rule: str, name: str, _schema: Schema, literal: Literal, _json: Json) -> list[str]:
-        closing = literal(end)
-        head = json.dumps(f"call:{name}{{")
-        if closing.startswith("<"):
-            return [f"{head} {ANY} {closing}"]
-        return [f"{head} {rule}_rest", f"{rule}_rest[suffix={closing}]: {ANY}"]
+def _gemma(version: Gemma) -> Callable[..., list[str]]:
+    def body(rule: str, name: str, schema: Schema, literal: Literal, to_json: Json) -> list[str]:
+        values = Values(rule, schema, literal(version.quote), to_json)
+        made = f"{json.dumps(f'call:{name}')} {values.arguments()} {literal(version.end)}"
+        return [made, *values.rules]
 
     return body
 
@@ -131,6 +122,6 @@ _BODIES: dict[str, Callable[..., list[str]]] = {
     "mistral": _mistral,
     "mistral-list": _mistral_list,
     "qwen3-coder": _qwen3_coder,
-    "gemma4": _gemma("<tool_call|>"),
-    "functiongemma": _gemma("<end_function_call>"),
+    "gemma4": _gemma(GEMMA4),
+    "functiongemma": _gemma(FUNCTION_GEMMA),
 }
