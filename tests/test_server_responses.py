@@ -95,6 +95,25 @@ def test_a_response_goes_on_from_an_earlier_one(server: Served, stream: bool) ->
         create(server, previous_response_id=second.id)
 
 
+def test_tokens_of_a_prompt_are_counted(server: Served) -> None:
+    count: Any = server.openai.responses.input_tokens.count
+    first = create(server, instructions="Once.")
+    tool = {"type": "function", "name": "f", "parameters": {}}
+    bodies: list[dict[str, Any]] = [
+        {"input": "hi"},
+        {"input": "so", "instructions": "Be brief.", "previous_response_id": first.id},
+        {"input": [{"role": "user", "content": "add"}], "tools": [tool], "tool_choice": "none"},
+        {"input": "hi", "reasoning": {"effort": "none"}},
+    ]
+    counts = [count(model="tiny", **body) for body in bodies]
+    assert [found.object for found in counts] == ["response.input_tokens"] * len(bodies)
+    used = [create(server, **body).usage.input_tokens for body in bodies]
+    assert [found.input_tokens for found in counts] == used
+    assert len(set(used)) == len(used)
+    with pytest.raises(openai.NotFoundError):
+        count(model="tiny", input="x", previous_response_id="resp_none")
+
+
 def test_what_is_not_stored_is_not_there(server: Served) -> None:
     found = create(server, store=False)
     with pytest.raises(openai.NotFoundError):

@@ -30,6 +30,7 @@ ROUTES: list[tuple[str, str, Callable[[Request], Awaitable[ASGIApp]]]] = [
     ("POST", "/v1/chat/completions", chat.chat),
     ("POST", "/v1/completions", completions.completions),
     ("POST", "/v1/responses", responses.create),
+    ("POST", "/v1/responses/input_tokens", responses.count_tokens),
     ("GET", "/v1/responses/{id}", responses.retrieve),
     ("DELETE", "/v1/responses/{id}", responses.delete),
     ("POST", "/v1/embeddings", embeddings.create),

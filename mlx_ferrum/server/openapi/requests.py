@@ -157,34 +157,38 @@ ITEM = either(
         summary=items(fields(text=STRING)),
     ),
 )
-RESPONSE = fields(
-    "input",
-    model=STRING,
-    input=either({**STRING, "minLength": 1}, items(ITEM, minItems=1)),
-    instructions=STRING,
-    max_output_tokens=LIMIT,
-    previous_response_id=STRING,
-    store=BOOLEAN,
-    stream=BOOLEAN,
-    stream_options=ANY,
-    reasoning=fields(effort=one_of(*EFFORTS)),
-    include={"anyOf": [one_of(*INCLUDED), items(one_of(*INCLUDED))]},
-    top_logprobs=whole(0, TOP),
-    tools=items(
+RESPONSE_PROMPT = {
+    "model": STRING,
+    "input": either({**STRING, "minLength": 1}, items(ITEM, minItems=1)),
+    "instructions": STRING,
+    "previous_response_id": STRING,
+    "reasoning": fields(effort=one_of(*EFFORTS)),
+    "tools": items(
         fields(
             "type name", type=one_of("function"), name=STRING, description=STRING, parameters=OBJECT
         )
     ),
-    tool_choice=TOOL_CHOICE,
-    parallel_tool_calls=BOOLEAN,
-    text=fields(
+    "tool_choice": TOOL_CHOICE,
+    "parallel_tool_calls": BOOLEAN,
+    "text": fields(
         format=fields(type=one_of("text", "json_object", "json_schema"), schema=OBJECT),
     ),
-    metadata=OBJECT,
-    chat_template_kwargs=ARGUMENTS,
-    truncation=refused("disabled"),
+    "chat_template_kwargs": ARGUMENTS,
+    "truncation": refused("disabled"),
     **{name: refused() for name in REFUSED},
+}
+RESPONSE_COUNTED = fields("input", **RESPONSE_PROMPT, **dict.fromkeys(sorted(IGNORED), ANY))
+RESPONSE = fields(
+    "input",
+    max_output_tokens=LIMIT,
+    store=BOOLEAN,
+    stream=BOOLEAN,
+    stream_options=ANY,
+    include={"anyOf": [one_of(*INCLUDED), items(one_of(*INCLUDED))]},
+    top_logprobs=whole(0, TOP),
+    metadata=OBJECT,
     **dict.fromkeys(sorted(IGNORED - {"store", "metadata"}), ANY),
+    **RESPONSE_PROMPT,
     **SAMPLING,
 )
 

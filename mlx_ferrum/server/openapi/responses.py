@@ -183,6 +183,7 @@ RESPONSE_EVENT = sent(
     logprobs=items(OBJECT),
     **PLACE,
 )
+RESPONSE_COUNTED = sent(object=one_of("response.input_tokens"), input_tokens=COUNT)
 DELETED = sent(id=STRING, object=one_of("response"), deleted=BOOLEAN)
 
 ANTHROPIC_USAGE = {
