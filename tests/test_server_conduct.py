@@ -14,7 +14,8 @@ from typing import Any
 
 import httpx
 import pytest
-from servers import Served, served, write
+import random_models
+from servers import SIZES, Served, served, write
 
 from mlx_ferrum.server.gate import Rules
 from mlx_ferrum.server.service import Limits
@@ -81,6 +82,9 @@ def _figure(server: Served, name: str) -> float:
         (CHAT, {**HI, "n": 0}, "n"),
         (CHAT, {**HI, "n": 9}, "n"),
         (CHAT, {**HI, "max_tokens": 1.5}, "max_tokens"),
+        (CHAT, {**HI, "max_tokens": 0}, "max_tokens"),
+        (CHAT, {"messages": [{"role": "user", "content": "x", "images": ["AA"]}]}, "messages[0].images"),
+        ("/v1/responses", {"input": "x", "max_output_tokens": 0}, "max_output_tokens"),
         (CHAT, {**HI, "seed": 1e300}, "seed"),
         (CHAT, {**HI, "stop": [""]}, "stop"),
         (CHAT, {**HI, "stop": 4}, "stop"),
@@ -158,12 +162,34 @@ def test_paths_methods_and_models_that_are_not_there(server: Served) -> None:
     found = server.http.get(CHAT)
     assert (found.status_code, found.headers["allow"]) == (405, "POST")
     assert server.http.get("/v1/models/gpt").status_code == 404
+    assert server.http.get("/v1/models/").json() == server.http.get("/v1/models").json()
     found = server.http.post(CHAT, json={**HI, "model": "gpt"})
     assert (found.status_code, found.json()["error"]["code"]) == (404, "model_not_found")
     listed = server.http.get("/v1/models").json()["data"]
     assert [model["id"] for model in listed] == ["tiny", "other"]
     assert server.http.get("/v1/models/other").json()["id"] == "other"
     assert server.http.post(CHAT, json={**HI, "model": "other"}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("path", "meant"),
+    [("/chat/completions", CHAT), ("/v1/v1/messages", "/v1/messages"), ("/api/v1/completions", "/v1/completions")],
+)  # fmt: skip
+def test_a_base_url_that_is_wrong(server: Served, path: str, meant: str) -> None:
+    found = server.http.post(path, json=HI)
+    assert found.status_code == 404
+    assert f"POST {path}: Not Found, expected {meant}" in found.text
+
+
+def test_messages_for_a_model_without_a_chat_template(tmp_path) -> None:
+    with served(random_models.write(tmp_path / "m.gguf", "llama", 7, sizes=SIZES)) as server:
+        for path in (CHAT, "/v1/responses", "/api/chat", "/v1/messages"):
+            found = server.http.post(path, json={**HI, "input": "hi", "model": "tiny"})
+            assert found.status_code == 400
+            assert "no chat template" in found.text
+            assert "/v1/completions" in found.text
+        asked = {"prompt": "hi", "max_tokens": 2}
+        assert server.http.post("/v1/completions", json=asked).status_code == 200
 
 
 def test_too_long_a_body_or_prompt(server: Served) -> None:
