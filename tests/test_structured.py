@@ -125,6 +125,8 @@ def test_reasoning_comes_before_the_grammar(
         ("json_schema", {"x-guidance": {}}, "x-guidance, which is not supported"),
         ("json_schema", False, "nothing is valid for"),
         ("json_schema", [], "the JSON schema is list, expected an object"),
+        ("json_schema", {"const": "\ud800"}, "the JSON schema: unexpected end of hex escape"),
+        ("json_schema", {"enum": ["x" * 300_000]}, "the JSON schema: .* characters, expected at"),
         ("regex", "a(", "the regular expression: .*unclosed group"),
         ("lark", "start: nothing", "the grammar: .*nothing"),
         ("lark", "start: " + '"x" ' * 100_000, "400007 characters, expected at most 262144"),
@@ -136,6 +138,14 @@ def test_bad_grammars_are_refused_in_one_line(
     with pytest.raises(ValueError, match=said) as found:
         getattr(grammars, kind)(given)
     assert "\n" not in str(found.value)
+
+
+@pytest.mark.parametrize("schema", [{"$ref": "#"}, {"allOf": [{"$ref": "#"}]}])
+def test_a_grammar_that_no_text_ends_is_told_so(loaded: Any, grammars: Grammars, schema) -> None:
+    follower = grammars.json_schema(schema).begin()
+    bits = np.zeros(-(-loaded[0].args.vocab_size // 32), np.int32)
+    with pytest.raises(ValueError, match="the grammar: no text goes on from here"):
+        follower.fill(bits)
 
 
 def test_each_text_has_a_state_of_its_own(loaded: Any, grammars: Grammars) -> None:

@@ -43,9 +43,12 @@ async def read(request: Request) -> Fields:
         raise RequestError("the client left before its body was whole", status=GONE) from None
     try:
         return Fields(json.loads(body, parse_constant=_refuse))
-    except (ValueError, RecursionError) as error:
-        what = "is nested too deeply" if isinstance(error, RecursionError) else f"({error})"
-        raise RequestError(f"the body is not valid JSON {what}", code="invalid_json") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise _invalid(str(error)) from None
+    except RecursionError:
+        raise _invalid("nested too deeply") from None
+    except ValueError:  # of `int`, which limits the work
+        raise _invalid("a number has too many digits") from None
 
 
 def using(endpoint: Callable[[Request], Awaitable[R]]) -> Callable[[Request], Awaitable[R]]:
@@ -82,7 +85,11 @@ def model_name(request: Request, fields: Fields) -> str:
 
 
 def _refuse(name: str) -> None:
-    raise ValueError(f"{name} is no JSON")
+    raise _invalid(f"{name} is no JSON")
+
+
+def _invalid(why: str) -> RequestError:
+    return RequestError(f"the body is not valid JSON ({why})", code="invalid_json")
 
 
 def respond(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
@@ -169,7 +176,11 @@ class Writer(Protocol):
 
 
 class Stream:
-    """A response that is sent while texts are made. A client that leaves frees them."""
+    """A response that is sent while texts are made. A client that leaves frees them.
+
+    It begins with the first token, or when `Answer.wait` finds that nothing came for a while: what fails before that is
+    refused with a status.
+    """
 
     def __init__(
         self,
@@ -183,25 +194,30 @@ class Stream:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send it."""
-        watcher = asyncio.ensure_future(watched(receive, self._answer))
+        answer = self._answer
+        watcher = asyncio.ensure_future(watched(receive, answer))
         try:
+            is_new = await answer.wait()
+            if answer.is_closed and answer.error is not None and not answer.generated:
+                await refusal(reported(answer.error), scope["path"])(scope, receive, send)
+                return
             start = {"type": "http.response.start", "status": 200, "headers": self._headers}
             await send(start)
-            await self._send(send)
+            await self._send(send, is_new)
         finally:
             watcher.cancel()
-            self._answer.close()
+            answer.close()
 
-    async def _send(self, send: Callable[[Any], Awaitable[None]]) -> None:
+    async def _send(self, send: Callable[[Any], Awaitable[None]], is_new: bool) -> None:
         answer, writer = self._answer, self._writer
         data = writer.begin()
         while True:
+            data += self._pieces() if is_new else self._keep_alive
             if data:
                 await send({"type": "http.response.body", "body": data, "more_body": True})
             if answer.is_closed and not answer.has_news:
                 break
-            is_new = await answer.wait()
-            data = self._pieces() if is_new else self._keep_alive
+            is_new, data = await answer.wait(), b""
         error = answer.error
         data = writer.end() if error is None else writer.error(reported(error))
         await send({"type": "http.response.body", "body": data})

@@ -227,7 +227,7 @@ class Service:
                 code="context_length_exceeded",
             )
         room = context - len(prompt)
-        return room if asked is None else min(max(asked, 1), room)
+        return room if asked is None else min(asked, room)
 
     def _check_room(self, texts: int) -> None:
         limits = self.limits

@@ -112,10 +112,10 @@ class Grammars:
             raise ValueError("the JSON schema has x-guidance, which is not supported")
         try:
             text = json.dumps(whole)
+            self._check_size("it", text)
+            grammar = LLMatcher.grammar_from_json_schema(text, overrides=_JSON)  # type: ignore[arg-type]
         except (TypeError, ValueError, RecursionError) as error:
-            raise ValueError(f"the JSON schema: {error}") from None
-        self._check_size("the JSON schema", text)
-        grammar = LLMatcher.grammar_from_json_schema(text, overrides=_JSON)  # type: ignore[arg-type]
+            raise ValueError(f"the JSON schema: {one_line(str(error))}") from None
         return self._grammar("the JSON schema", grammar, reasoning, calls)
 
     def json_object(self, reasoning: Reasoning | None = None) -> Grammar:

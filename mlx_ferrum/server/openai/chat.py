@@ -91,7 +91,7 @@ def offered_tools(fields: Fields) -> list[Any]:
     for i, tool in enumerate(tools):
         found = Fields(tool, f"tools[{i}]")
         if found.text("type") != "function":
-            raise fields.error(f"tools[{i}].type", tool["type"], "'function'")
+            raise found.error("type", tool["type"], "'function'")
         found.object("function").text("name")
     return tools
 

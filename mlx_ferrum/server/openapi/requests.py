@@ -9,7 +9,7 @@ from ..ollama.fields import IGNORED as OLLAMA_IGNORED
 from ..openai.chat import EFFORTS, IGNORED, TOP
 from ..openai.completions import PROMPTS
 from ..openai.constraint import MODES
-from ..openai.messages import SET, TEXT_PARTS
+from ..openai.messages import NO_TEXT, SET, TEXT_PARTS
 from ..openai.responses import INCLUDED, REFUSED
 from .schema import (
     ANY,
@@ -26,7 +26,7 @@ from .schema import (
     whole,
 )
 
-LIMIT = whole(0, 2**31)
+LIMIT = whole(1, 2**31)
 OBJECT: Schema = {"type": "object"}
 STOP = texts(sampling.STOPS, least=1)
 BIAS: Schema = {
@@ -66,7 +66,13 @@ PARTS = items(fields("type text", type=one_of(*TEXT_PARTS), text=STRING))
 CONTENT = either(STRING, PARTS)
 ARGUMENTS = fields(**{name: refused() for name in SET})
 FUNCTION = fields("name", name=STRING, description=STRING, parameters=OBJECT)
-MESSAGE = fields("role", role=STRING, content=CONTENT, tool_calls=items(OBJECT))
+MESSAGE = fields(
+    "role",
+    role=STRING,
+    content=CONTENT,
+    tool_calls=items(OBJECT),
+    **{name: refused() for name in NO_TEXT},
+)
 MESSAGES = items(MESSAGE, minItems=1)
 CHAT_TOOLS = items(fields("type function", type=one_of("function"), function=FUNCTION))
 CHAT_FORMAT = fields(
@@ -126,8 +132,8 @@ COMPLETION = fields(
     "prompt",
     model=STRING,
     prompt=either(STRING, IDS, items(either(STRING, IDS), minItems=1, maxItems=PROMPTS)),
-    max_tokens=LIMIT,
-    n_predict=LIMIT,
+    max_tokens=whole(0, 2**31),
+    n_predict=whole(0, 2**31),
     n=whole(1, 128),
     logprobs=either(BOOLEAN, whole(0, TOP)),
     echo=BOOLEAN,
