@@ -286,6 +286,7 @@ GEMMAS: list[tuple[Any, list[str], list[str]]] = [
     ({"anyOf": [{"required": ["at"]}, {"required": ["next"]}], **NODE}, ["{at:1}", "{next:{}}"], ["{}"]),
     ({"type": "object", "additionalProperties": {"type": "number"}}, ["{}", "{a:1.5,b:-2}"], ['{a:"x"}']),
     ({"type": "object", "minProperties": 1, "maxProperties": 2}, ["{a:1}", "{a:[],b:{}}"], ["{}", "{a:1,b:1,c:1}"]),
+    ({"required": ["a", "b"], "properties": {"b": {"const": 1}}}, ["{b:1,a:[]}"], ["{b:1}", "{a:1}"]),
     ({}, ["1", '"x"', '{a:[1,{b:"c"}],d:null}'], ["x", "{1:2}"]),
 ]  # fmt: skip
 
@@ -316,6 +317,7 @@ def test_gemmas_arguments_follow_their_schema(
 @pytest.mark.parametrize(
     ("schema", "said"),
     [
+        ({"$ref": ""}, "'' found, expected a place"),
         ({"$ref": "#/$defs/none"}, "'#/\\$defs/none' found"),
         ({"type": "thing"}, "'thing' found, expected a type of JSON"),
         ({"type": "array", "minItems": -1}, "minItems: '-1' found"),

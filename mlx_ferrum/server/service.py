@@ -33,7 +33,7 @@ class Limits:
     running: texts that run at the same time
     queue: texts that wait for them
     seconds: that a request may take
-    idle: seconds without a token after which a stream gets a comment
+    idle: seconds without a token, or of waiting for the model, after which a stream gets a comment
     body: bytes of a request's body
     prompt: tokens of a prompt; None: what the model's context takes
     """

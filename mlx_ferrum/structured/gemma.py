@@ -41,7 +41,8 @@ class Values:
     ) -> None:
         self._name, self._root, self._quote, self._to_json = name, root, quote, to_json
         self._texts = Texts(root)
-        self._known: dict[str, str] = {}  # rules of references, and of any value
+        self._known: dict[str, str] = {}  # rules of references
+        self._any_rule = ""
         self._depth = self._count = 0
         self.rules: list[str] = []
 
@@ -212,12 +213,12 @@ class Values:
 
     def _any(self) -> str:
         """The rule of any value."""
-        if "" not in self._known:
-            name = self._known[""] = f"{self._name}_any"
+        if not self._any_rule:
+            name = self._any_rule = f"{self._name}_any"
             scalar = self._to_json({"type": ["number", "boolean", "null"]})
             made = [scalar, self._string(ANY), self._map({}), self._array({})]
             self.rules.append(f"{name}: {' | '.join(made)}")
-        return self._known[""]
+        return self._any_rule
 
 
 def _row(parts: Iterable[str]) -> str:

@@ -62,11 +62,12 @@ def found(reference: Any, root: Any) -> Any:
 
 
 def properties(schema: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The properties of an object. Raises ValueError if they are of another type."""
-    found = schema.get("properties", {})
-    if not isinstance(found, Mapping):
-        raise ValueError(f"properties: {type(found).__name__} found, expected an object")
-    return found
+    """The properties of an object; required ones without a schema come last. Raises ValueError for another type."""
+    named = schema.get("properties", {})
+    if not isinstance(named, Mapping):
+        raise ValueError(f"properties: {type(named).__name__} found, expected an object")
+    others = (key for key in listed(schema, "required") if isinstance(key, str))
+    return {**named, **{key: {} for key in others if key not in named}}
 
 
 def whole(schema: Mapping[str, Any], name: str) -> int | None:

@@ -65,11 +65,11 @@ class Offsets:
 async def completions(request: Request) -> ASGIApp:
     """Texts that go on after prompts."""
     fields = await read(request)
-    service = await choose(request, fields)
+    stream, has_usage = streaming(fields)
+    service = await choose(request, fields, stream)
     chosen = sampling.read(fields, service.recommended, "max_tokens", "n_predict", least=0)
     chosen.limit = DEFAULT_LIMIT if chosen.limit is None else chosen.limit
     n, top, echoes = fields.whole("n", 1, 1, 128), _top(fields), fields.flag("echo")
-    stream, has_usage = streaming(fields)
     suffix = fields.text("suffix", "")
     if suffix and echoes:
         raise fields.error("suffix", suffix, "none with echo")

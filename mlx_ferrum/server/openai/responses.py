@@ -38,10 +38,11 @@ async def create(request: Request) -> ASGIApp:
     """A response to a conversation, of which the server may know the beginning."""
     store: Store = request.app.state.store
     fields = await read(request)
-    service = await choose(request, fields)
+    stream = fields.flag("stream")
+    service = await choose(request, fields, stream)
     chosen = sampling.read(fields, service.recommended, "max_output_tokens")
     asked = _asked(fields, store)
-    stream, keeps = fields.flag("stream"), fields.flag("store", True)
+    keeps = fields.flag("store", True)
     top = _top(fields)
     shown = _shown(fields, service.name, chosen.sampler, chosen.limit)
     fields.finish([*IGNORED - {"store"}, "stream_options", "truncation"])
