@@ -69,10 +69,12 @@ def slow(file: Path, error: str = "") -> Iterator[tuple[Served, threading.Event]
             may_load.set()
 
 
-def stream(server: Served, path: str, begun: Callable[[], None]) -> tuple[httpx.Response, str]:
+def stream(
+    server: Served, path: str, begun: Callable[[], None], **fields: Any
+) -> tuple[httpx.Response, str]:
     """A response and all that came. begun: called once there are three comments, if there are any."""
     text = ""
-    body = {**COMMON, **CASES[path][0], "stream": True}
+    body = {**COMMON, **CASES[path][0], "stream": True, **fields}
     with server.http.stream("POST", path, json=body) as response:
         for part in response.iter_text():
             text += part
@@ -111,6 +113,16 @@ def test_an_error_comes_as_an_event(file: Path, path: str) -> None:
         [found] = data(text)
         error = found if path == "/v1/responses" else found["error"]
         assert error["message"] == "tiny cannot be loaded: no luck"
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
+def test_what_fails_before_a_token_comes_as_an_event(file: Path, path: str) -> None:
+    with slow(file) as (server, may_load):
+        response, text = stream(server, path, may_load.set, logit_bias={"1000000": 1})
+        assert response.status_code == 200
+        assert "1000000" in data(text)[-1]["error"]["message"]
+        response, _ = stream(server, path, may_load.set, logit_bias={"1000000": 1})
+        assert response.status_code == 400  # the model is there now
 
 
 def test_clients_see_the_error(file: Path) -> None:

@@ -22,6 +22,7 @@ from .service import Service
 
 KEEP_ALIVE = b": keep-alive\n\n"
 BODY_SECONDS = 60.0  # for a client to send its body
+BEGUN = "mlx_ferrum.begun"  # in the scope of a response that has begun already
 GONE = 499  # nginx's status for a client that left
 HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -218,7 +219,7 @@ class Stream:
     """A response that is sent while texts are made. A client that leaves frees them.
 
     It begins with the first token, or when `Answer.wait` finds that nothing came for a while: what fails before that is
-    refused with a status.
+    refused with a status, unless comments have been sent (`Late`).
     """
 
     def __init__(
@@ -237,7 +238,8 @@ class Stream:
         watcher = asyncio.ensure_future(watched(receive, answer))
         try:
             is_new = await answer.wait()
-            if answer.is_closed and answer.error is not None and not answer.generated:
+            can_refuse = answer.is_closed and not answer.generated and BEGUN not in scope
+            if can_refuse and answer.error is not None:
                 await refusal(reported(answer.error), scope["path"])(scope, receive, send)
                 return
             start = {"type": "http.response.start", "status": 200, "headers": self._headers}
@@ -294,4 +296,4 @@ class Late:
         except RequestError as error:
             await send({"type": "http.response.body", "body": error_event(error, scope["path"])})
             return
-        await app(scope, receive, go_on)
+        await app({**scope, BEGUN: True}, receive, go_on)
