@@ -194,6 +194,7 @@ def write(
     is_ascii: bool = False,
     template: str | None = None,
     named: Mapping[int, str] = {},
+    named_kind: gguf.TokenType = gguf.TokenType.UNUSED,
     keys: Mapping[str, int] = {},
 ) -> Path:
     """Write a random model of architecture `arch` to `path` and return `path`.
@@ -205,7 +206,7 @@ def write(
     vectors: further float32 tensors by their whole name.
     is_ascii: each token is text of its own, so that llama.cpp gives log-probabilities of all.
     template: the chat template.
-    named: texts of unused tokens, see random_vocabulary.add.
+    named, named_kind: texts of unused tokens, and what these are instead; see random_vocabulary.add.
     keys: further integers of the metadata, by their whole name.
     """
     rng = np.random.default_rng(seed)
@@ -218,7 +219,7 @@ def write(
     if is_ascii:
         random_vocabulary.add_ascii(writer, sizes.vocab)
     else:
-        random_vocabulary.add(writer, sizes.vocab, named)
+        random_vocabulary.add(writer, sizes.vocab, named, named_kind)
     if template is not None:
         writer.add_chat_template(template)
     deal = itertools.cycle(types[i] for i in rng.permutation(len(types)))

@@ -11,10 +11,16 @@ import gguf
 END = "<|endoftext|>"
 
 
-def add(writer: gguf.GGUFWriter, size: int, named: Mapping[int, str] = {}) -> None:
+def add(
+    writer: gguf.GGUFWriter,
+    size: int,
+    named: Mapping[int, str] = {},
+    kind: gguf.TokenType = gguf.TokenType.UNUSED,
+) -> None:
     """Byte-level BPE: 256 bytes, some merges of two, unused tokens if need be, one end-of-text token.
 
     named: texts of unused tokens, by their number
+    kind: what these are instead
     """
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     rest = [byte for byte in range(256) if byte not in printable]
@@ -22,7 +28,8 @@ def add(writer: gguf.GGUFWriter, size: int, named: Mapping[int, str] = {}) -> No
     merges = [f"{a} {b}" for a in "\u0120etaoins" for b in "etaoinshr"][: size - len(bytes_) - 1]
     tokens = bytes_ + [merge.replace(" ", "") for merge in merges]
     unused = [named.get(i, f"<unused{i}>") for i in range(size - len(tokens) - 1)]
-    kinds = [gguf.TokenType.NORMAL] * len(tokens) + [gguf.TokenType.UNUSED] * len(unused)
+    kinds = [kind if i in named else gguf.TokenType.UNUSED for i in range(len(unused))]
+    kinds = [gguf.TokenType.NORMAL] * len(tokens) + kinds
     _write(writer, [*tokens, *unused], kinds, merges)
 
 

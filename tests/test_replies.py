@@ -103,6 +103,42 @@ def test_calls_are_found(calls: str, text: str, expected: list[Any]) -> None:
     assert shown(parsed(text, calls, cuts=range(len(text)))) == expected
 
 
+NULL_OR_TEXT = [{"type": "string"}, {"type": "null"}]
+TYPED: dict[str, Any] = {
+    "type": {"type": ["string", "null"]},
+    "union": {"anyOf": NULL_OR_TEXT},
+    "place": {"$ref": "#/$defs/place"},
+    "all": {"allOf": [{"$ref": "#/$defs/place"}, {"type": "string"}]},
+    "number": {"type": ["integer", "boolean"]},
+    "enum": {"enum": ["a", 1]},
+}
+
+
+@pytest.mark.parametrize(
+    ("key", "written", "value"),
+    [
+        ("type", "null", None),
+        ("type", "12", "12"),
+        ("type", '"x"', "x"),
+        ("union", "None", None),
+        ("union", "[1]", "[1]"),
+        ("place", '"12"', '"12"'),
+        ("place", "null", "null"),
+        ("all", "12", "12"),
+        ("number", "12", 12),
+        ("number", "1e999", float("inf")),
+        ("enum", "a", "a"),
+        ("enum", "1", 1),
+        ("other", "1", 1),
+    ],
+)
+def test_a_schema_tells_text_from_json(key: str, written: str, value: Any) -> None:
+    schema = {"properties": TYPED, "$defs": {"place": {"const": "here"}}}
+    tools = [{"function": {"name": "f", "parameters": schema}}]
+    text = f"<function=f>\n<parameter={key}>\n{written}\n</parameter>\n</function>"
+    assert shown(parsed(text, "qwen3-coder", tools=tools)) == [("call", "f"), {key: value}]
+
+
 MALFORMED = [
     ("hermes", '<tool_call>\n{"name": "nothing", "arguments": {}}\n</tool_call> and so on'),
     ("hermes", "a <tool_call>{name: now}</tool_call>"),

@@ -70,6 +70,30 @@ def test_a_model_that_is_not_there_ends_the_process(tmp_path) -> None:
     assert "Traceback" not in done.stderr
 
 
+def test_a_port_that_is_taken() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        command = [sys.executable, "-m", "mlx_ferrum.server", "-m", "tiny-moe", "--port", str(port)]
+        done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1
+    [line] = done.stderr.splitlines()
+    assert line.startswith(f"error: cannot listen on 127.0.0.1:{port}: ")
+
+
+def test_any_free_port() -> None:
+    command = [sys.executable, "-m", "mlx_ferrum.server", "-m", "tiny-moe", "--port", "0"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as running:
+        assert running.stderr is not None
+        first, second = running.stderr.readline(), running.stderr.readline()
+        base = first.split()[-1]
+        found = httpx.get(f"{base}/models").json()
+        running.send_signal(signal.SIGTERM)
+        assert running.wait(10) == 0
+    assert first.startswith("tiny-moe on http://127.0.0.1:")
+    assert second == "tiny-moe is loaded\n"
+    assert found["data"][0]["id"] == "tiny-moe"
+
+
 def test_a_folder_of_models() -> None:
     """With one that is loaded at the start, and another one that a request names."""
     folder = str(catalog.resolve("tiny-moe").parent)
@@ -100,6 +124,8 @@ def test_a_process_that_ends_while_it_loads() -> None:
     [
         (["--models", "nowhere"], 1, "nowhere: nothing found, expected a folder"),
         (["--models", ".", "-m", "no such"], 1, "unknown model 'no such'"),
+        (["--cors-origin", "page.test"], 1, "'page.test', expected one such as http://"),
+        (["--port", "70000"], 2, "70000 is more than 65535"),
         (["--models", ".", "--alias", "x"], 2, "--alias is for --model"),
         (["--model-memory", "1G"], 2, "--model-memory is for --models"),
         (["--models", ".", "--model-memory", "1X"], 2, "expected a size such as 500M"),
@@ -119,7 +145,17 @@ def test_folders_and_options_that_do_not_fit(
     assert (found, text in capsys.readouterr().err) == (code, True)
 
 
-@pytest.mark.parametrize("option", ["--api-key=", "--port=0", "--parallel=0", "--timeout=x"])
+@pytest.mark.parametrize(
+    "option",
+    [
+        "--api-key=",
+        "--port=65536",
+        "--parallel=0",
+        "--timeout=x",
+        "--cors-origin=localhost:3000",
+        "--cors-origin=http://localhost:3000/",
+    ],
+)
 def test_bad_options(option: str) -> None:
     from mlx_ferrum.server.command import main
 

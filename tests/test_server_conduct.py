@@ -14,7 +14,8 @@ from typing import Any
 
 import httpx
 import pytest
-from servers import Served, served, write
+import random_models
+from servers import SIZES, Served, served, write
 
 from mlx_ferrum.server.gate import Rules
 from mlx_ferrum.server.service import Limits
@@ -69,17 +70,21 @@ def _figure(server: Served, name: str) -> float:
 @pytest.mark.parametrize(
     ("path", "body", "param"),
     [
-        (CHAT, [], ""),
+        (CHAT, [], None),
         (CHAT, {"messages": []}, "messages"),
         (CHAT, {"messages": [3]}, "messages[0]"),
         (CHAT, {"messages": [{"content": "x"}]}, "messages[0].role"),
         (CHAT, {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content"),
         (CHAT, {**HI, "temperature": -1}, "temperature"),
         (CHAT, {**HI, "temperature": True}, "temperature"),
+        (CHAT, {**HI, "temperature": 10**400}, "temperature"),
         (CHAT, {**HI, "top_p": "1"}, "top_p"),
         (CHAT, {**HI, "n": 0}, "n"),
         (CHAT, {**HI, "n": 9}, "n"),
         (CHAT, {**HI, "max_tokens": 1.5}, "max_tokens"),
+        (CHAT, {**HI, "max_tokens": 0}, "max_tokens"),
+        (CHAT, {"messages": [{"role": "user", "content": "x", "images": ["AA"]}]}, "messages[0].images"),
+        ("/v1/responses", {"input": "x", "max_output_tokens": 0}, "max_output_tokens"),
         (CHAT, {**HI, "seed": 1e300}, "seed"),
         (CHAT, {**HI, "stop": [""]}, "stop"),
         (CHAT, {**HI, "stop": 4}, "stop"),
@@ -117,11 +122,39 @@ def test_what_is_wrong_is_named(server: Served, path: str, body: Any, param: str
     assert not server.models.answers
 
 
-@pytest.mark.parametrize("body", [b"", b"{", b'{"prompt": NaN}', b"\xff", b"[" * 9000])
-def test_bodies_that_are_no_json_or_no_text(server: Served, body: bytes) -> None:
+@pytest.mark.parametrize(
+    ("body", "why"),
+    [
+        (b"", "Expecting value"),
+        (b"{", "Expecting property name"),
+        (b'{"prompt": NaN}', "NaN is no JSON"),
+        (b"\xff", "invalid start byte"),
+        (b"[" * 9000, "nested too deeply"),
+        (b'{"seed": %s}' % (b"9" * 5000), "a number has too many digits"),
+    ],
+)
+def test_bodies_that_are_no_json_or_no_text(server: Served, body: bytes, why: str) -> None:
     found = server.http.post("/v1/completions", content=body)
     assert found.status_code == 400
-    assert found.json()["error"]["message"]
+    message = found.json()["error"]["message"]
+    assert message.startswith("the body is not valid JSON (")
+    assert why in message
+
+
+@pytest.mark.parametrize(
+    ("body", "shown"),
+    [({}, "nothing"), ({"messages": None}, "null"), ({"messages": []}, "an empty list")],
+)
+def test_what_is_missing_is_told_from_what_is_empty(server: Served, body: Any, shown: str) -> None:
+    message = server.http.post(CHAT, json=body).json()["error"]["message"]
+    assert message == f"messages: {shown} found, expected at least one message"
+
+
+def test_a_stream_that_fails_before_its_first_token_has_a_status(server: Served) -> None:
+    found = server.http.post(CHAT, json={**HI, "stream": True, "logit_bias": {"99999": 1}})
+    assert (found.status_code, found.headers["content-type"]) == (400, "application/json")
+    assert "99999" in found.json()["error"]["message"]
+    assert not server.models.answers
 
 
 def test_paths_methods_and_models_that_are_not_there(server: Served) -> None:
@@ -129,12 +162,34 @@ def test_paths_methods_and_models_that_are_not_there(server: Served) -> None:
     found = server.http.get(CHAT)
     assert (found.status_code, found.headers["allow"]) == (405, "POST")
     assert server.http.get("/v1/models/gpt").status_code == 404
+    assert server.http.get("/v1/models/").json() == server.http.get("/v1/models").json()
     found = server.http.post(CHAT, json={**HI, "model": "gpt"})
     assert (found.status_code, found.json()["error"]["code"]) == (404, "model_not_found")
     listed = server.http.get("/v1/models").json()["data"]
     assert [model["id"] for model in listed] == ["tiny", "other"]
     assert server.http.get("/v1/models/other").json()["id"] == "other"
     assert server.http.post(CHAT, json={**HI, "model": "other"}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("path", "meant"),
+    [("/chat/completions", CHAT), ("/v1/v1/messages", "/v1/messages"), ("/api/v1/completions", "/v1/completions")],
+)  # fmt: skip
+def test_a_base_url_that_is_wrong(server: Served, path: str, meant: str) -> None:
+    found = server.http.post(path, json=HI)
+    assert found.status_code == 404
+    assert f"POST {path}: Not Found, expected {meant}" in found.text
+
+
+def test_messages_for_a_model_without_a_chat_template(tmp_path) -> None:
+    with served(random_models.write(tmp_path / "m.gguf", "llama", 7, sizes=SIZES)) as server:
+        for path in (CHAT, "/v1/responses", "/api/chat", "/v1/messages"):
+            found = server.http.post(path, json={**HI, "input": "hi", "model": "tiny"})
+            assert found.status_code == 400
+            assert "no chat template" in found.text
+            assert "/v1/completions" in found.text
+        asked = {"prompt": "hi", "max_tokens": 2}
+        assert server.http.post("/v1/completions", json=asked).status_code == 200
 
 
 def test_too_long_a_body_or_prompt(server: Served) -> None:
@@ -221,7 +276,8 @@ def test_a_long_prompt_gets_comments_and_a_long_request_ends(file: Path) -> None
         found = server.http.post("/v1/completions", json=asked)
         assert (found.status_code, found.json()["error"]["code"]) == (504, "timeout")
         text = server.http.post("/v1/completions", json={**asked, "stream": True}).text
-        assert '"code": "timeout"' in text.splitlines()[-2]
+        # before the first token, it is no event
+        assert '"code":"timeout"' in text.replace(": ", ":").strip().splitlines()[-1]
         server.wait_until_free()
 
 

@@ -13,7 +13,7 @@ import pytest
 from servers import Served, served, write
 from test_replies_templates import EACH, END, NEXT, TEMPLATES
 
-FAMILIES = ["hermes", "qwen3-coder", "llama3", "mistral", "mistral-list"]
+FAMILIES = ["hermes", "qwen3-coder", "llama3", "mistral", "mistral-list", "gemma4"]
 SCHEMA = {
     "type": "object",
     "properties": {

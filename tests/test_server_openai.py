@@ -14,6 +14,7 @@ from servers import Served, served, write
 
 from mlx_ferrum.engine import Request
 from mlx_ferrum.generate import stream_generate
+from mlx_ferrum.server.openai.completions import Echo, Offsets
 
 MESSAGES: list[Any] = [
     {"role": "developer", "content": "Be brief."},
@@ -184,6 +185,28 @@ def test_echo_with_logprobs_scores_the_prompt(server: Served) -> None:
     ).choices[0]
     assert alone.logprobs.token_logprobs == own[:-1]
     assert found.text.startswith(alone.text)
+
+
+def test_offsets_of_tokens_that_share_a_character(server: Served) -> None:
+    """Each token that is text stands where its offset says, also behind characters of several tokens."""
+    options: dict[str, Any] = {"model": "tiny", "max_tokens": 20, "temperature": 2, "seed": 3}
+    options |= {"prompt": "aé東 b😀c", "logprobs": 0, "echo": True}
+    found = server.openai.completions.create(**options).choices[0]
+    pairs = list(zip(found.logprobs.tokens, found.logprobs.text_offset, strict=True))
+    parts = [token.startswith("bytes:") for token, _ in pairs]
+    assert any(parts)
+    assert not all(parts)
+    for (token, offset), is_part in zip(pairs, parts, strict=True):
+        assert is_part or found.text.startswith(token, offset), (token, offset, found.text)
+    before = server.tokenizer.encode(options["prompt"])
+    assert found.logprobs.text_offset[len(before)] == len(options["prompt"])
+
+
+def test_offsets_of_tokens_that_are_no_text() -> None:
+    """A token that the tokenizer puts before a prompt is not in its text; one that the prompt spells is."""
+    offsets = Offsets(Echo("a<e>b", [(token, None) for token in range(4)]))
+    spelled = [(b"<s>", True), (b"a", False), (b"<e>", True), (b"b", False), (b"<e>", True)]
+    assert [offsets.add(*each) for each in [*spelled, (b"c", False)]] == [0, 0, 1, 4, 5, 5]
 
 
 def test_completion_streams(server: Served) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,7 +13,6 @@ from servers import Served, served, write
 from mlx_ferrum.generate import generate
 from mlx_ferrum.server.errors import RequestError
 from mlx_ferrum.server.openai.store import Store
-from mlx_ferrum.server.service import Limits
 
 CUT = {"temperature": 0, "max_output_tokens": 14}
 
@@ -95,6 +95,25 @@ def test_a_response_goes_on_from_an_earlier_one(server: Served, stream: bool) ->
         create(server, previous_response_id=second.id)
 
 
+def test_tokens_of_a_prompt_are_counted(server: Served) -> None:
+    count: Any = server.openai.responses.input_tokens.count
+    first = create(server, instructions="Once.")
+    tool = {"type": "function", "name": "f", "parameters": {}}
+    bodies: list[dict[str, Any]] = [
+        {"input": "hi"},
+        {"input": "so", "instructions": "Be brief.", "previous_response_id": first.id},
+        {"input": [{"role": "user", "content": "add"}], "tools": [tool], "tool_choice": "none"},
+        {"input": "hi", "reasoning": {"effort": "none"}},
+    ]
+    counts = [count(model="tiny", **body) for body in bodies]
+    assert [found.object for found in counts] == ["response.input_tokens"] * len(bodies)
+    used = [create(server, **body).usage.input_tokens for body in bodies]
+    assert [found.input_tokens for found in counts] == used
+    assert len(set(used)) == len(used)
+    with pytest.raises(openai.NotFoundError):
+        count(model="tiny", input="x", previous_response_id="resp_none")
+
+
 def test_what_is_not_stored_is_not_there(server: Served) -> None:
     found = create(server, store=False)
     with pytest.raises(openai.NotFoundError):
@@ -139,11 +158,19 @@ def test_what_cannot_be_honoured_is_an_error(server: Served, wrong: dict[str, An
 
 
 def test_a_failed_response_is_an_event(tmp_path) -> None:
-    with served(write(tmp_path / "m.gguf"), limits=Limits(seconds=0.02)) as server:
+    with served(write(tmp_path / "m.gguf")) as server:
+        steps = itertools.count()
+
+        def check(thorough: bool) -> None:
+            if next(steps) == 5:
+                raise OSError("the file has changed")
+
+        server.model.check_file = check
         options = {"max_output_tokens": 400, "extra_body": {"ignore_eos": True}}
         *_, last = create(server, stream=True, **options)
         assert (last.type, last.response.status) == ("response.failed", "failed")
-        assert last.response.error.code == "timeout"
+        assert last.response.error.code == "server_error"
+        assert "the file has changed" in last.response.error.message
 
 
 def test_the_store_is_bounded() -> None:

@@ -53,7 +53,7 @@ def scripted(server: Served, monkeypatch) -> Served:
     """A server whose model writes the title of the schema that is asked for."""
     grammars = server.service.grammars
 
-    def literal(schema: Any, reasoning: Any) -> Any:
+    def literal(schema: Any, *_: Any) -> Any:
         return grammars.regex(re.escape(schema["title"]))
 
     monkeypatch.setattr(grammars, "json_schema", literal)

@@ -125,6 +125,8 @@ def test_reasoning_comes_before_the_grammar(
         ("json_schema", {"x-guidance": {}}, "x-guidance, which is not supported"),
         ("json_schema", False, "nothing is valid for"),
         ("json_schema", [], "the JSON schema is list, expected an object"),
+        ("json_schema", {"const": "\ud800"}, "the JSON schema: unexpected end of hex escape"),
+        ("json_schema", {"enum": ["x" * 300_000]}, "the JSON schema: .* characters, expected at"),
         ("regex", "a(", "the regular expression: .*unclosed group"),
         ("lark", "start: nothing", "the grammar: .*nothing"),
         ("lark", "start: " + '"x" ' * 100_000, "400007 characters, expected at most 262144"),
@@ -136,6 +138,14 @@ def test_bad_grammars_are_refused_in_one_line(
     with pytest.raises(ValueError, match=said) as found:
         getattr(grammars, kind)(given)
     assert "\n" not in str(found.value)
+
+
+@pytest.mark.parametrize("schema", [{"$ref": "#"}, {"allOf": [{"$ref": "#"}]}])
+def test_a_grammar_that_no_text_ends_is_told_so(loaded: Any, grammars: Grammars, schema) -> None:
+    follower = grammars.json_schema(schema).begin()
+    bits = np.zeros(-(-loaded[0].args.vocab_size // 32), np.int32)
+    with pytest.raises(ValueError, match="the grammar: no text goes on from here"):
+        follower.fill(bits)
 
 
 def test_each_text_has_a_state_of_its_own(loaded: Any, grammars: Grammars) -> None:
@@ -151,7 +161,7 @@ def test_each_text_has_a_state_of_its_own(loaded: Any, grammars: Grammars) -> No
     assert {loaded[1].piece(int(token))[0][:1] for token in allowed} == {b"a", b"c"}
 
 
-@pytest.mark.parametrize("family", ["hermes", "qwen3-coder", "llama3", "mistral", "mistral-list"])
+@pytest.mark.parametrize("family", FORMATS)
 @pytest.mark.parametrize("choice", ["required", "weather"])
 def test_calls_that_a_grammar_makes_are_read(
     loaded: Any, grammars: Grammars, family: str, choice: str
@@ -195,6 +205,134 @@ def test_parameters_that_are_text_are_free(
     for days, is_right in (("3", True), ("three", False)):
         call = f"<function=weather>\n{city}<parameter=days>\n{days}\n</parameter>\n</function>\n"
         assert takes(grammar, f"<tool_call>\n{call}</tool_call>") is is_right
+
+
+@pytest.mark.parametrize(
+    ("schema", "right", "wrong"),
+    [
+        ({"enum": ["a", "", 'b "c"\n']}, ["a", "", 'b "c"\n'], ["b"]),
+        ({"minLength": 2, "maxLength": 3.0}, ["ab", "日本語", "a\n"], ["a", "abcd"]),
+        ({"pattern": "b/c"}, ["b/c", "ab/cd"], ["bc"]),
+        ({"pattern": r"^[ab]{2}$"}, ["ab"], ["abc", "xab"]),
+        ({"pattern": r"^a\$"}, ["a$", "a$x"], ["a"]),
+        ({"$ref": "#/$defs/word", "pattern": "i"}, ["in"], ["on", "ix"]),
+        ({"anyOf": [{"$ref": "#/$defs/word"}, {"const": "x"}]}, ["in", "on", "x"], ["y"]),
+    ],
+)
+def test_text_follows_its_schema(
+    grammars: Grammars,
+    takes: Callable[[Grammar, str], bool],
+    schema: Any,
+    right: list[str],
+    wrong: list[str],
+) -> None:
+    """Where it stands without quotes."""
+    whole: Any = {"properties": {"t": {"type": "string", **schema}}, "required": ["t"]}
+    whole["$defs"] = {"word": {"enum": ["in", "on"]}}
+    tools = [{"function": {"name": "f", "parameters": whole}}]
+    grammar = grammars.tool_calls(FORMATS["qwen3-coder"], tools, "f")
+    for text in [*right, *wrong]:
+        call = f"<function=f>\n<parameter=t>\n{text}\n</parameter>\n</function>\n"
+        assert takes(grammar, f"<tool_call>\n{call}</tool_call>") is (text in right), text
+
+
+@pytest.mark.parametrize(
+    ("schema", "said"),
+    [
+        ({"properties": []}, "properties: list found, expected an object"),
+        ({"properties": {"t": {"type": "string", "minLength": "x"}}}, "expected a whole number"),
+        ({"properties": {"t": {"const": "x", "$ref": "#"}, "u": {"type": "string", "$ref": "#/x"}}}, "'#/x' found"),
+        ({"properties": {"t": {"type": "string", "pattern": "(?=a)"}}}, "look-around"),
+        ({"properties": {"t": {"type": "string", "allOf": [{"$ref": "#/properties/t"}]}}}, "refers to more"),
+    ],
+)  # fmt: skip
+def test_bad_schemas_of_tools_are_refused_in_one_line(
+    grammars: Grammars, schema: Any, said: str
+) -> None:
+    tools = [{"function": {"name": "f", "parameters": schema}}]
+    with pytest.raises(ValueError, match=said) as found:
+        grammars.tool_calls(FORMATS["qwen3-coder"], tools, "f")
+    assert "\n" not in str(found.value)
+
+
+@pytest.mark.parametrize("parallel", [False, True])
+def test_mistrals_calls_share_a_list(
+    grammars: Grammars, takes: Callable[[Grammar, str], bool], parallel: bool
+) -> None:
+    form = FORMATS["mistral-list"]
+    grammar = grammars.tool_calls(form, TOOLS, "required", parallel=parallel)
+    call = '{"name": "now", "arguments": {}}'
+    assert takes(grammar, f"[TOOL_CALLS][{call}]")
+    assert takes(grammar, f"[TOOL_CALLS][{call}, {call}]") is parallel
+    assert not takes(grammar, f"[TOOL_CALLS][{call}][TOOL_CALLS][{call}]")
+
+
+NODE = {
+    "type": "object",
+    "properties": {"at": {"type": "integer"}, "next": {"$ref": "#/$defs/node", "title": "x"}},
+}
+GEMMAS: list[tuple[Any, list[str], list[str]]] = [
+    ({"type": "integer", "minimum": 3}, ["3", "40"], ["2", "3.5", "true", "null"]),
+    ({"type": ["string", "null"]}, ["null", '"x"', '""'], ["x", "1"]),
+    ({"type": "string", "pattern": "^a+$", "maxLength": 2}, ['"a"', '"aa"'], ['"aaa"', '"b"', '""']),
+    ({"enum": ["a", "", 1, None, True]}, ['"a"', '""', "1", "null", "true"], ['"b"', "a", "2"]),
+    ({"const": {"a b": [1, {"c": "d"}], "e": []}}, ['{"a b":[1,{c:"d"}],e:[]}'], ["{e:[]}"]),
+    ({"type": "array", "items": {"type": "boolean"}}, ["[]", "[true]", "[true,false,true]"], ["[1]", "[true,]"]),
+    ({"items": {"const": 1}, "minItems": 2, "maxItems": 3}, ["[1,1]", "[1,1,1]"], ["[]", "[1]", "[1,1,1,1]"]),
+    ({"prefixItems": [{"const": 1}, {"const": 2}], "items": False}, ["[1,2]"], ["[1]", "[1,2,3]"]),
+    ({"prefixItems": [{"const": 1}], "items": {"const": 2}, "minItems": 2}, ["[1,2]", "[1,2,2]"], ["[1]"]),
+    ({"$ref": "#/$defs/node"}, ["{}", "{at:1}", "{next:{}}", "{at:1,next:{at:2}}"], ["{next:{},at:1}", "{,}"]),
+    ({"allOf": [{"$ref": "#/$defs/node"}, {"required": ["at"]}]}, ["{at:1}", "{at:1,next:{}}"], ["{}"]),
+    ({"anyOf": [{"required": ["at"]}, {"required": ["next"]}], **NODE}, ["{at:1}", "{next:{}}"], ["{}"]),
+    ({"type": "object", "additionalProperties": {"type": "number"}}, ["{}", "{a:1.5,b:-2}"], ['{a:"x"}']),
+    ({"type": "object", "minProperties": 1, "maxProperties": 2}, ["{a:1}", "{a:[],b:{}}"], ["{}", "{a:1,b:1,c:1}"]),
+    ({"required": ["a", "b"], "properties": {"b": {"const": 1}}}, ["{b:1,a:[]}"], ["{b:1}", "{a:1}"]),
+    ({}, ["1", '"x"', '{a:[1,{b:"c"}],d:null}'], ["x", "{1:2}"]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("schema", "right", "wrong"), GEMMAS)
+def test_gemmas_arguments_follow_their_schema(
+    grammars: Grammars,
+    takes: Callable[[Grammar, str], bool],
+    schema: Any,
+    right: list[str],
+    wrong: list[str],
+) -> None:
+    """Quotes stand for the tokens around strings. What the grammar takes is read as a value of the schema."""
+    whole = {"properties": {"v": schema}, "required": ["v"], "$defs": {"node": NODE}}
+    tools = [{"function": {"name": "f", "parameters": whole}}]
+    form = FORMATS["gemma4"]
+    grammar = grammars.tool_calls(form, tools, "f")
+    for text in [*right, *wrong]:
+        value = text.replace('"', '<|"|>')
+        call = f"<|tool_call>call:f{{v:{value}}}<tool_call|>"
+        assert takes(grammar, call) is (text in right), text
+        if text in right:
+            parser = ReplyParser(form, None, tools=tools)
+            _, arguments = shown(joined([*parser.feed(call), *parser.end()]))
+            jsonschema.validate(arguments, whole, cls=jsonschema.Draft202012Validator)
+
+
+@pytest.mark.parametrize(
+    ("schema", "said"),
+    [
+        ({"$ref": ""}, "'' found, expected a place"),
+        ({"$ref": "#/$defs/none"}, "'#/\\$defs/none' found"),
+        ({"type": "thing"}, "'thing' found, expected a type of JSON"),
+        ({"type": "array", "minItems": -1}, "minItems: '-1' found"),
+        ({"properties": 3}, "properties: int found"),
+        ({"$ref": "#/properties/v", "minItems": 1}, "refer to themselves"),
+        ({"type": "string", "pattern": "(?=a)"}, "look-around"),
+    ],
+)
+def test_bad_schemas_of_gemmas_tools_are_refused(
+    grammars: Grammars, schema: Any, said: str
+) -> None:
+    tools = [{"function": {"name": "f", "parameters": {"properties": {"v": schema}}}}]
+    with pytest.raises(ValueError, match=said) as found:
+        grammars.tool_calls(FORMATS["gemma4"], tools, "f")
+    assert "\n" not in str(found.value)
 
 
 def test_a_choice_must_be_a_tool(grammars: Grammars) -> None:

@@ -1,6 +1,6 @@
 """Qwen3-Coder: `<tool_call><function=NAME><parameter=KEY>VALUE</parameter>…</function></tool_call>`.
 
-Values are plain text.
+Values are plain text where the tool's schema allows only strings; else JSON, or plain text that is none.
 """
 
 from __future__ import annotations
@@ -11,12 +11,13 @@ from typing import Any
 
 from .calls import Calls
 from .hermes import end
+from .kinds import KINDS, TEXT, Kinds, kind_of
 from .source import Reading, Source
 
 FUNCTION = "<function="
 _PARAMETER, _VALUE_END, _FUNCTION_END = "<parameter=", "</parameter>", "</function>"
 _LONGEST = 256  # characters of a name
-_WORDS = {"true": True, "false": False, "null": None, "none": None}
+_WORDS = {"true": "true", "false": "false", "null": "null", "none": "null"}
 
 
 def read(source: Source, calls: Calls, marker: str) -> Reading[None]:
@@ -26,7 +27,7 @@ def read(source: Source, calls: Calls, marker: str) -> Reading[None]:
         yield from source.literal(FUNCTION)
     name = yield from source.until(">", _LONGEST)
     yield calls.begin(name)
-    properties = calls.tools[name].get("properties")
+    schema = calls.tools[name]
     yield calls.arguments("{")
     before = ""
     while True:
@@ -36,21 +37,25 @@ def read(source: Source, calls: Calls, marker: str) -> Reading[None]:
         yield from source.literal(_PARAMETER)
         key = yield from source.until(">", _LONGEST)
         yield calls.arguments(f"{before}{json.dumps(key, ensure_ascii=False)}: ")
-        schema = properties.get(key) if isinstance(properties, Mapping) else None
-        yield from _value(source, calls, schema)
+        yield from _value(source, calls, _kinds(schema, key))
         before = ", "
     yield calls.arguments("}")
     calls.close()
     yield from end(source)
 
 
-def _value(source: Source, calls: Calls, schema: Any) -> Reading[None]:
+def _kinds(schema: Mapping[str, Any], key: str) -> frozenset[str]:
+    """The types that a parameter may have."""
+    properties = schema.get("properties")
+    return Kinds(schema).of(properties.get(key)) if isinstance(properties, Mapping) else KINDS
+
+
+def _value(source: Source, calls: Calls, allowed: frozenset[str]) -> Reading[None]:
     """A value and its closing tag; the line breaks next to the tags are no part of it."""
     yield from source.skips("\n")
-    if not _is_text(schema):
+    if allowed != TEXT:
         text = yield from source.until(_VALUE_END)
-        value = _decoded(text.removesuffix("\n"))
-        yield calls.arguments(json.dumps(value, ensure_ascii=False))
+        yield calls.arguments(_encoded(text.removesuffix("\n"), allowed))
         return
     yield calls.arguments('"')
     last = ""  # a line break that may be the last
@@ -65,25 +70,16 @@ def _value(source: Source, calls: Calls, schema: Any) -> Reading[None]:
     yield calls.arguments('"')
 
 
-def _is_text(schema: Any) -> bool:
-    """Whether a value of this schema may be a string whatever it looks like."""
-    if not isinstance(schema, Mapping):
-        return False
-    kind = schema.get("type")
-    if kind is None and isinstance(schema.get("enum"), list):
-        return all(isinstance(value, str) for value in schema["enum"])
-    return kind == "string" or (isinstance(kind, list) and "string" in kind)
-
-
-def _decoded(text: str) -> Any:
-    """The value that the text stands for; what is no JSON stays a string."""
-    word = text.strip().lower()
-    if word in _WORDS:
-        return _WORDS[word]
+def _encoded(text: str, allowed: frozenset[str]) -> str:
+    """The JSON that the text is; a string where it is none, or of a type that may not be while a string may."""
+    word = text.strip()
+    word = _WORDS.get(word.lower(), word)
     try:
-        return json.loads(text, parse_constant=_refuse)
+        kind = kind_of(json.loads(word, parse_constant=_refuse))
     except (ValueError, RecursionError):
-        return text
+        kind = ""
+    is_text = not kind or (kind not in allowed and "string" in allowed)
+    return json.dumps(text, ensure_ascii=False) if is_text else word
 
 
 def _refuse(name: str) -> Any:

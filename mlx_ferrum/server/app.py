@@ -30,6 +30,7 @@ ROUTES: list[tuple[str, str, Callable[[Request], Awaitable[ASGIApp]]]] = [
     ("POST", "/v1/chat/completions", chat.chat),
     ("POST", "/v1/completions", completions.completions),
     ("POST", "/v1/responses", responses.create),
+    ("POST", "/v1/responses/input_tokens", responses.count_tokens),
     ("GET", "/v1/responses/{id}", responses.retrieve),
     ("DELETE", "/v1/responses/{id}", responses.delete),
     ("POST", "/v1/embeddings", embeddings.create),
@@ -72,6 +73,12 @@ def make(models: Models, rules: Rules) -> ASGIApp:
     return Gate(app, rules, models.metrics, [path for _, path, _ in ROUTES])
 
 
+def _meant(path: str) -> str | None:
+    """The route of a path without its /v1, or with another one before it: clients add a part to their base URL."""
+    found = [known for _, known, _ in ROUTES[1:] if path.endswith(known.removeprefix("/v1"))]
+    return max(found, key=len, default=None)
+
+
 async def _refused(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestError)
     return refusal(error, request.url.path)
@@ -84,7 +91,10 @@ async def _failed(request: Request, _: Exception) -> Response:
 
 async def _not_found(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    text = f"{request.method} {request.url.path[:100]}: {error.detail}"
+    path = request.url.path
+    text = f"{request.method} {path[:100]}: {error.detail}"
+    if error.status_code == 404 and (meant := _meant(path)) is not None:
+        text += f", expected {meant}"
     response = refusal(RequestError(text, status=error.status_code), request.url.path)
     response.headers.update(error.headers or {})
     return response

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import logging
 import signal
+import socket
 import sys
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from mlx_ferrum import catalog, cli
 
@@ -17,6 +20,7 @@ if TYPE_CHECKING:
     from .gate import Rules
 
 LOCAL = ("localhost", "127.0.0.1", "::1")
+PORT = 8080
 POOL = 32768  # tokens
 BESIDE = 32  # tokens
 NEEDED = ("prometheus_client", "starlette", "uvicorn")
@@ -78,10 +82,10 @@ def _run(args: argparse.Namespace) -> int:
         else:
             _say(f"error: {entry.name}: {cli.describe(error)}")
 
+    app = make(models(args, failed), rules)
+    sockets = _bound(args.host, args.port)
     config = uvicorn.Config(
-        make(models(args, failed), rules),
-        host=args.host,
-        port=args.port,
+        app,
         log_config=None,
         access_log=False,
         lifespan="on",
@@ -94,13 +98,47 @@ def _run(args: argparse.Namespace) -> int:
     signal.signal(signal.SIGTERM, lambda *_: None)
     if args.host not in LOCAL and not rules.keys:
         _say(f"warning: everyone who can reach {args.host} may use the server (--api-key)")
-    _say(f"{args.models or args.model} on http://{args.host}:{args.port}")
-    server.run()
+    host = f"[{args.host}]" if ":" in args.host else args.host
+    url = f"http://{host}:{sockets[0].getsockname()[1]}"
+    _say(f"{args.models or args.model} on {url} (a page to chat); clients of OpenAI use {url}/v1")
+    server.run(sockets)
     if failures:
         raise failures[0]
-    if not server.started:
-        raise OSError(f"cannot listen on {args.host}:{args.port}")
     return 0
+
+
+def _bound(host: str, port: int) -> list[socket.socket]:
+    """Sockets of all addresses of a host; port 0 is any that is free. Raises OSError that names both."""
+    found: list[socket.socket] = []
+    try:
+        addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        for number, (family, _, _, _, address) in enumerate(addresses, 1):
+            taken = found[0].getsockname()[1] if found else port
+            try:
+                found.append(_socket(family, (address[0], taken, *address[2:])))
+            except OSError as error:
+                is_absent = error.errno in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL)
+                if not is_absent or (number == len(addresses) and not found):
+                    raise
+    except OSError as error:
+        for each in found:
+            each.close()
+        raise OSError(f"cannot listen on {host}:{port}: {error.strerror}") from None
+    return found
+
+
+def _socket(family: int, address: tuple[Any, ...]) -> socket.socket:
+    """A socket that is bound, and does not listen yet."""
+    made = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        if family == socket.AF_INET6:
+            made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        made.bind(address)
+    except OSError:
+        made.close()
+        raise
+    return made
 
 
 def _rules(args: argparse.Namespace) -> Rules:
@@ -114,14 +152,28 @@ def _rules(args: argparse.Namespace) -> Rules:
             raise ValueError(f"{args.api_key_file}: there is no key in it")
     if not all(keys):
         raise ValueError("--api-key is empty, expected at least one character")
+    for origin in args.cors_origin:
+        if origin not in ("*", "null") and not _is_origin(origin):
+            text = f"--cors-origin is {origin!r}, expected one such as http://localhost:3000, or *"
+            raise ValueError(text)
     return Rules(keys, args.cors_origin, args.max_body << 20, args.host in LOCAL)
 
 
+def _is_origin(text: str) -> bool:
+    """Whether a browser can send it: a scheme and a host, and nothing behind them."""
+    try:
+        parts = urlsplit(text)
+    except ValueError:
+        return False
+    return bool(parts.netloc) and text == f"{parts.scheme}://{parts.netloc}".lower()
+
+
 def _begin_log(quiet: bool) -> None:
-    """Everything on stderr, a line each; `quiet` leaves out the access log."""
+    """Everything on stderr, a line each; `quiet` leaves out the access log, and which models are loaded and closed."""
     logging.basicConfig(stream=sys.stderr, format="%(message)s", level=logging.WARNING)
     if not quiet:
-        logging.getLogger("mlx_ferrum.server.access").setLevel(logging.INFO)
+        for name in ("access", "models"):
+            logging.getLogger(f"mlx_ferrum.server.{name}").setLevel(logging.INFO)
 
 
 def _say(line: str) -> None:
@@ -181,13 +233,19 @@ def _add_network(parser: argparse.ArgumentParser) -> None:
         metavar="ADDRESS",
         help="address to listen on (default: %(default)s)",
     )
-    add("--port", type=cli.positive, default=8080, metavar="N", help="port (default: 8080)")
+    add(
+        "--port",
+        type=_port,
+        default=PORT,
+        metavar="N",
+        help="port; 0 is any that is free (default: %(default)s)",
+    )
     add(
         "--api-key",
         action="append",
         default=[],
         metavar="KEY",
-        help="a key that clients have to send; repeatable",
+        help="a key that clients have to send; repeatable. Others on this machine can see it: --api-key-file hides it",
     )
     add("--api-key-file", type=cli.file_name, metavar="FILE", help="keys, separated by white space")
     add(
@@ -197,7 +255,12 @@ def _add_network(parser: argparse.ArgumentParser) -> None:
         metavar="ORIGIN",
         help="pages of this origin may ask, such as http://localhost:3000; * is all; repeatable",
     )
-    add("-q", "--quiet", action="store_true", help="no line for each request on stderr")
+    add(
+        "-q",
+        "--quiet",
+        action="store_true",
+        help="no lines for requests and loaded models on stderr",
+    )
 
 
 def _add_limits(parser: argparse.ArgumentParser) -> None:
@@ -251,4 +314,17 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
         metavar="MIB",
         help="size of a request (default: 32)",
     )
-    add("--max-prompt", type=cli.positive, metavar="TOKENS", help="length of a prompt")
+    add(
+        "--max-prompt",
+        type=cli.positive,
+        metavar="TOKENS",
+        help="length of a prompt (default: what the model's context takes)",
+    )
+
+
+def _port(text: str) -> int:
+    """A port's number: 0 to 65535."""
+    number: int = cli.count(text)
+    if number > 65535:
+        raise argparse.ArgumentTypeError(f"{text} is more than 65535")
+    return number

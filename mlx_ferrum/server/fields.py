@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -21,12 +20,15 @@ class Fields:
         self.place = place
         if not isinstance(values, Mapping):
             what = place or "the body"
-            raise RequestError(f"{what}: {_kind(values)} found, expected an object", param=place)
+            text = f"{what}: {_kind(values)} found, expected an object"
+            raise RequestError(text, param=place or None)
         self._values, self._read = values, set[str]()
 
     def error(self, name: str, found: Any, expected: str) -> RequestError:
         """The error that a field is not what is expected."""
         shown = repr(found) if isinstance(found, (int, float, str)) else _kind(found)
+        if not found and self._values.get(name) is None:  # it is the default
+            shown = "null" if name in self._values else "nothing"
         text = f"{self._name(name)}: {shown[:80]} found, expected {expected}"
         return RequestError(text, param=self._name(name))
 
@@ -59,7 +61,7 @@ class Fields:
         if value is None:
             return default
         is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if not is_number or not math.isfinite(value) or not low <= value <= high:
+        if not is_number or not low <= value <= high:  # NaN is not in between either
             raise self.error(name, value, f"a number from {low:g} to {high:g}")
         return float(value)
 
@@ -69,7 +71,7 @@ class Fields:
         if value is None:
             return default
         is_whole = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if not is_whole or value != value or not low <= value <= high or int(value) != value:
+        if not is_whole or not low <= value <= high or int(value) != value:
             raise self.error(name, value, f"a whole number from {low} to {high}")
         return int(value)
 
@@ -116,4 +118,6 @@ class Fields:
 def _kind(value: Any) -> str:
     """The type of a JSON value."""
     names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean"}
+    if value == []:
+        return "an empty list"
     return "null" if value is None else names.get(type(value), "a number")

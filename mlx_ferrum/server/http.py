@@ -7,11 +7,11 @@ import json
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from functools import partial, wraps
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .entries import Entry
 from .errors import RequestError, reported
@@ -20,9 +20,9 @@ from .models import Models
 from .reply import Answer, Piece
 from .service import Service
 
-R = TypeVar("R", bound=ASGIApp)
 KEEP_ALIVE = b": keep-alive\n\n"
 BODY_SECONDS = 60.0  # for a client to send its body
+BEGUN = "mlx_ferrum.begun"  # in the scope of a response that has begun already
 GONE = 499  # nginx's status for a client that left
 HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -43,26 +43,57 @@ async def read(request: Request) -> Fields:
         raise RequestError("the client left before its body was whole", status=GONE) from None
     try:
         return Fields(json.loads(body, parse_constant=_refuse))
-    except (ValueError, RecursionError) as error:
-        what = "is nested too deeply" if isinstance(error, RecursionError) else f"({error})"
-        raise RequestError(f"the body is not valid JSON {what}", code="invalid_json") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise _invalid(str(error)) from None
+    except RecursionError:
+        raise _invalid("nested too deeply") from None
+    except ValueError:  # of `int`, which limits the work
+        raise _invalid("a number has too many digits") from None
 
 
-def using(endpoint: Callable[[Request], Awaitable[R]]) -> Callable[[Request], Awaitable[R]]:
-    """An endpoint that may choose models: each is in use until it returns, and longer while an answer is made."""
+def using(
+    endpoint: Callable[[Request], Awaitable[ASGIApp]],
+) -> Callable[[Request], Awaitable[ASGIApp]]:
+    """An endpoint that may choose models: each is in use until it returns, and longer while an answer is made.
 
-    @wraps(endpoint)
-    async def wrapped(request: Request) -> R:
+    A stream that waits long for its model begins before the endpoint returns, with comments.
+    """
+
+    async def served(request: Request) -> ASGIApp:
         async with AsyncExitStack() as request.state.uses:
             return await endpoint(request)
+
+    @wraps(endpoint)
+    async def wrapped(request: Request) -> ASGIApp:
+        models: Models = request.app.state.models
+        request.state.is_late = is_late = asyncio.get_running_loop().create_future()
+        app = asyncio.ensure_future(served(request))
+        either: list[asyncio.Future[Any]] = [app, is_late]
+        try:
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        except asyncio.CancelledError:
+            app.cancel()
+            raise
+        return app.result() if app.done() else Late(app, models.limits.idle)
 
     return wrapped
 
 
-async def choose(request: Request, fields: Fields) -> Service:
-    """The model that the field `model` names, once it is loaded; its `loaded` is for texts. Raises RequestError."""
+async def choose(request: Request, fields: Fields, stream: bool = False) -> Service:
+    """The model that the field `model` names, once it is loaded; its `loaded` is for texts. Raises RequestError.
+
+    stream: whether the response is a stream of events
+    """
     models: Models = request.app.state.models
-    return await use(request, await models.find(model_name(request, fields)))
+    entry = await models.find(model_name(request, fields))
+    if not stream:
+        return await use(request, entry)
+    is_late: asyncio.Future[None] = request.state.is_late
+    timer = asyncio.get_running_loop().call_later(models.limits.idle, is_late.set_result, None)
+    try:
+        return await use(request, entry)
+    finally:
+        timer.cancel()
 
 
 async def use(request: Request, entry: Entry) -> Service:
@@ -82,7 +113,11 @@ def model_name(request: Request, fields: Fields) -> str:
 
 
 def _refuse(name: str) -> None:
-    raise ValueError(f"{name} is no JSON")
+    raise _invalid(f"{name} is no JSON")
+
+
+def _invalid(why: str) -> RequestError:
+    return RequestError(f"the body is not valid JSON ({why})", code="invalid_json")
 
 
 def respond(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
@@ -114,6 +149,18 @@ def error_object(error: RequestError, path: str) -> dict[str, Any]:
         name = kind[error.status]
     inner = {"message": error.message, "type": name, "param": error.param, "code": error.code}
     return {"error": inner}
+
+
+def error_event(error: RequestError, path: str) -> bytes:
+    """An error as the only event of a stream of the client that uses a path."""
+    body = error_object(error, path)
+    if path.startswith("/v1/messages"):
+        return f"event: error\ndata: {json.dumps(body)}\n\n".encode()
+    if path != "/v1/responses":
+        return f"data: {json.dumps(body)}\n\n".encode()
+    inner = {name: body["error"][name] for name in ("code", "message", "param")}
+    body = {"type": "error", "sequence_number": 0, **inner}
+    return f"event: error\ndata: {json.dumps(body)}\n\n".encode()
 
 
 async def left(receive: Receive) -> None:
@@ -169,7 +216,11 @@ class Writer(Protocol):
 
 
 class Stream:
-    """A response that is sent while texts are made. A client that leaves frees them."""
+    """A response that is sent while texts are made. A client that leaves frees them.
+
+    It begins with the first token, or when `Answer.wait` finds that nothing came for a while: what fails before that is
+    refused with a status, unless comments have been sent (`Late`).
+    """
 
     def __init__(
         self,
@@ -183,25 +234,31 @@ class Stream:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send it."""
-        watcher = asyncio.ensure_future(watched(receive, self._answer))
+        answer = self._answer
+        watcher = asyncio.ensure_future(watched(receive, answer))
         try:
+            is_new = await answer.wait()
+            can_refuse = answer.is_closed and not answer.generated and BEGUN not in scope
+            if can_refuse and answer.error is not None:
+                await refusal(reported(answer.error), scope["path"])(scope, receive, send)
+                return
             start = {"type": "http.response.start", "status": 200, "headers": self._headers}
             await send(start)
-            await self._send(send)
+            await self._send(send, is_new)
         finally:
             watcher.cancel()
-            self._answer.close()
+            answer.close()
 
-    async def _send(self, send: Callable[[Any], Awaitable[None]]) -> None:
+    async def _send(self, send: Callable[[Any], Awaitable[None]], is_new: bool) -> None:
         answer, writer = self._answer, self._writer
         data = writer.begin()
         while True:
+            data += self._pieces() if is_new else self._keep_alive
             if data:
                 await send({"type": "http.response.body", "body": data, "more_body": True})
             if answer.is_closed and not answer.has_news:
                 break
-            is_new = await answer.wait()
-            data = self._pieces() if is_new else self._keep_alive
+            is_new, data = await answer.wait(), b""
         error = answer.error
         data = writer.end() if error is None else writer.error(reported(error))
         await send({"type": "http.response.body", "body": data})
@@ -211,3 +268,32 @@ class Stream:
         replies, writer = self._answer.replies, self._writer
         taken = ((i, reply.take()) for i, reply in enumerate(replies) if reply.error is None)
         return b"".join([writer.piece(i, piece) for i, piece in taken if piece is not None])
+
+
+class Late:
+    """A stream that begins while its model is loaded: comments, until the endpoint has returned the rest."""
+
+    def __init__(self, app: asyncio.Future[ASGIApp], idle: float) -> None:
+        """app: the rest. idle: seconds between comments."""
+        self._app, self._idle = app, idle
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send it. An error comes as an event, as the status is sent already."""
+        await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
+
+        async def go_on(message: Message) -> None:
+            if message["type"] != "http.response.start":
+                await send(message)
+
+        try:
+            while not self._app.done():
+                await send({"type": "http.response.body", "body": KEEP_ALIVE, "more_body": True})
+                await asyncio.wait([self._app], timeout=self._idle)
+        finally:
+            self._app.cancel()
+        try:
+            app = self._app.result()
+        except RequestError as error:
+            await send({"type": "http.response.body", "body": error_event(error, scope["path"])})
+            return
+        await app({**scope, BEGUN: True}, receive, go_on)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import logging
 import time
 import weakref
 from collections import OrderedDict, deque
@@ -31,6 +32,8 @@ from .errors import RequestError
 from .metrics import Metrics
 from .reply import Answer
 from .service import Limits, Service
+
+log = logging.getLogger("mlx_ferrum.server.models")
 
 
 class State(Enum):
@@ -323,6 +326,7 @@ class Models:
             self._failing.discard(entry.name)
             self._served.add(entry.name)
             live.service.metrics.loaded()
+            log.info("%s is loaded", entry.name)
             if live.is_loading:
                 live.state = State.READY
         else:
@@ -352,6 +356,7 @@ class Models:
         await asyncio.to_thread(_collect)
         live.service.metrics.closed()
         del self._live[live.entry.name]
+        log.info("%s is closed", live.entry.name)
         self._advance()
 
     async def report(self) -> bytes:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,11 +36,12 @@ class Sampling:
     calls: int | None = None
 
 
-def read(fields: Fields, recommended: Mapping[str, Any], *limits: str) -> Sampling:
+def read(fields: Fields, recommended: Mapping[str, Any], *limits: str, least: int = 1) -> Sampling:
     """Sampling from OpenAI's fields and those that other servers have besides.
 
     recommended: what holds where the request does not say otherwise
     limits: names of the field that limits the length, the first one found counts
+    least: tokens that it may be
     """
     values = {**DEFAULTS, **recommended}
     named = {
@@ -57,7 +58,7 @@ def read(fields: Fields, recommended: Mapping[str, Any], *limits: str) -> Sampli
     return Sampling(
         sampler={**{name: values[name] for name in others if name in values}, **named},
         processors=penalties(fields, values),
-        limit=_limit(fields, *limits),
+        limit=_limit(fields, limits, least),
         stop=stops(fields, "stop"),
         bias=_bias(fields),
         ignore_eos=fields.flag("ignore_eos"),
@@ -86,8 +87,8 @@ def stops(fields: Fields, name: str) -> list[str]:
     return found
 
 
-def _limit(fields: Fields, *names: str) -> int | None:
-    found = [fields.whole(name, None, 0, 2**31) for name in names]
+def _limit(fields: Fields, names: Sequence[str], least: int) -> int | None:
+    found = [fields.whole(name, None, least, 2**31) for name in names]
     return next((limit for limit in found if limit is not None), None)
 
 

@@ -33,7 +33,7 @@ class Limits:
     running: texts that run at the same time
     queue: texts that wait for them
     seconds: that a request may take
-    idle: seconds without a token after which a stream gets a comment
+    idle: seconds without a token, or of waiting for the model, after which a stream gets a comment
     body: bytes of a request's body
     prompt: tokens of a prompt; None: what the model's context takes
     """
@@ -227,7 +227,7 @@ class Service:
                 code="context_length_exceeded",
             )
         room = context - len(prompt)
-        return room if asked is None else min(max(asked, 1), room)
+        return room if asked is None else min(asked, room)
 
     def _check_room(self, texts: int) -> None:
         limits = self.limits

@@ -9,6 +9,8 @@ import numpy as np
 if TYPE_CHECKING:
     from llguidance import LLMatcher
 
+MEANING = {"NoExtensionBias": "no text goes on from here that it allows"}  # of llguidance's words
+
 
 class Follower:
     """The state of one text in a grammar; see `engine.request.Follower`."""
@@ -45,7 +47,8 @@ class Follower:
 
     def _check(self) -> None:
         if self._matcher.is_error():
-            raise ValueError(f"the grammar: {one_line(self._matcher.get_error())}")
+            error = one_line(self._matcher.get_error())
+            raise ValueError(f"the grammar: {MEANING.get(error, error)}")
 
 
 def one_line(message: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from threading import Lock
 from typing import TYPE_CHECKING, Any
@@ -34,6 +34,16 @@ _LIMITS = {
 }
 
 
+def _inline(schema: Mapping[str, Any]) -> str:
+    """A JSON schema in a lark rule."""
+    return f"%json {json.dumps({**schema, 'x-guidance': _JSON})}"
+
+
+def _inline_leniently(schema: Mapping[str, Any]) -> str:
+    """The same without the keywords that llguidance does not support."""
+    return f"%json {json.dumps({**schema, 'x-guidance': {**_JSON, 'lenient': True}})}"
+
+
 @dataclass(frozen=True)
 class Reasoning:
     """Text that the model may write before what a grammar rules.
@@ -45,6 +55,19 @@ class Reasoning:
     open: str
     close: str
     is_open: bool = False
+
+
+@dataclass(frozen=True)
+class ToolCalls:
+    """Tool calls that a model may write instead of what a grammar rules, with arguments valid for the tools' schemas.
+
+    format: how the model writes them
+    is_parallel: whether there may be several
+    """
+
+    format: CallFormat
+    tools: Sequence[Mapping[str, Any]]
+    is_parallel: bool = True
 
 
 class Grammar:
@@ -72,7 +95,10 @@ class Grammars:
         self._lock = Lock()
 
     def json_schema(
-        self, schema: Mapping[str, Any] | bool, reasoning: Reasoning | None = None
+        self,
+        schema: Mapping[str, Any] | bool,
+        reasoning: Reasoning | None = None,
+        calls: ToolCalls | None = None,
     ) -> Grammar:
         """JSON that is valid for a schema."""
         from llguidance import LLMatcher
@@ -86,27 +112,31 @@ class Grammars:
             raise ValueError("the JSON schema has x-guidance, which is not supported")
         try:
             text = json.dumps(whole)
+            self._check_size("it", text)
+            grammar = LLMatcher.grammar_from_json_schema(text, overrides=_JSON)  # type: ignore[arg-type]
         except (TypeError, ValueError, RecursionError) as error:
-            raise ValueError(f"the JSON schema: {error}") from None
-        self._check_size("the JSON schema", text)
-        grammar = LLMatcher.grammar_from_json_schema(text, overrides=_JSON)  # type: ignore[arg-type]
-        return self._grammar("the JSON schema", grammar, reasoning)
+            raise ValueError(f"the JSON schema: {one_line(str(error))}") from None
+        return self._grammar("the JSON schema", grammar, reasoning, calls)
 
     def json_object(self, reasoning: Reasoning | None = None) -> Grammar:
         """Any JSON object."""
         return self.json_schema({"type": "object"}, reasoning)
 
-    def regex(self, pattern: str, reasoning: Reasoning | None = None) -> Grammar:
+    def regex(
+        self, pattern: str, reasoning: Reasoning | None = None, calls: ToolCalls | None = None
+    ) -> Grammar:
         """Text that a regular expression matches from its start to its end."""
         from llguidance import LLMatcher
 
         self._check_size("the regular expression", pattern)
         grammar = LLMatcher.grammar_from_regex(pattern)
-        return self._grammar("the regular expression", grammar, reasoning)
+        return self._grammar("the regular expression", grammar, reasoning, calls)
 
-    def lark(self, text: str, reasoning: Reasoning | None = None) -> Grammar:
+    def lark(
+        self, text: str, reasoning: Reasoning | None = None, calls: ToolCalls | None = None
+    ) -> Grammar:
         """Text that a lark grammar makes, with the extensions of llguidance, such as `%json {…}`."""
-        return self._lark("the grammar", text, reasoning)
+        return self._lark("the grammar", text, reasoning, calls)
 
     def tool_calls(
         self,
@@ -128,27 +158,48 @@ class Grammars:
             known, parallel = {choice: known[choice]}, False
         if not known:
             raise ValueError("there are no tools to call")
-        text = tool_grammar(
-            calls,
-            known,
-            must_call=choice != "auto",
-            parallel=parallel,
-            literal=self.literal,
-            to_json=_inline,
-        )
+        text = self._call_text(calls, known, must_call=choice != "auto", parallel=parallel)
         return self._lark("the tools' schemas", text, reasoning)
 
-    def _lark(self, what: str, text: str, reasoning: Reasoning | None) -> Grammar:
+    def _call_text(
+        self,
+        calls: CallFormat,
+        tools: Mapping[str, Mapping[str, Any]],
+        *,
+        must_call: bool = True,
+        parallel: bool,
+        to_json: Callable[[Mapping[str, Any]], str] = _inline,
+    ) -> str:
+        try:
+            return tool_grammar(
+                calls,
+                tools,
+                must_call=must_call,
+                parallel=parallel,
+                literal=self.literal,
+                to_json=to_json,
+            )
+        except RecursionError:
+            raise ValueError("the tools' schemas are nested too deeply") from None
+
+    def _lark(
+        self, what: str, text: str, reasoning: Reasoning | None, calls: ToolCalls | None = None
+    ) -> Grammar:
         self._check_size(what, text)
         grammar = {"grammars": [{"name": "lark", "lark_grammar": text}]}
-        return self._grammar(what, json.dumps(grammar), reasoning)
+        return self._grammar(what, json.dumps(grammar), reasoning, calls)
 
     def _check_size(self, what: str, text: str) -> None:
         if len(text) > LONGEST:
             raise ValueError(f"{what} has {len(text)} characters, expected at most {LONGEST}")
 
-    def _grammar(self, what: str, text: str, reasoning: Reasoning | None) -> Grammar:
+    def _grammar(
+        self, what: str, text: str, reasoning: Reasoning | None, calls: ToolCalls | None = None
+    ) -> Grammar:
         """A grammar by its text, from those that are kept."""
+        if calls is not None:
+            what = f"{what}, or the tools' schemas"
+            text = self._or_calls(what, calls, json.loads(text))
         if reasoning is not None:
             text = self._after(reasoning, json.loads(text))
         with self._lock:
@@ -172,6 +223,20 @@ class Grammars:
             raise ValueError(f"{what}: {one_line(matcher.get_error())}")
         return Grammar(matcher)
 
+    def _or_calls(self, what: str, calls: ToolCalls, grammar: dict[str, Any]) -> str:
+        """The grammar, or calls instead of it. What llguidance does not support in the tools' schemas is left free."""
+        text = self._call_text(
+            calls.format,
+            schemas(calls.tools),
+            parallel=calls.is_parallel,
+            to_json=_inline_leniently,
+        )
+        self._check_size(what, text)
+        first, *others = grammar["grammars"]
+        top = {"name": "start", "lark_grammar": "start: @calls | @form"}
+        named = [{"name": "calls", "lark_grammar": text}, {**first, "name": "form"}]
+        return json.dumps({"grammars": [top, *named, *others]})
+
     def _after(self, reasoning: Reasoning, grammar: dict[str, Any]) -> str:
         """The grammar behind reasoning, which the model may leave out if the prompt has not opened it."""
         first, *others = grammar["grammars"]
@@ -192,11 +257,6 @@ class Grammars:
     def literal(self, text: str) -> str:
         """A text in a lark rule; special tokens, which are no text, by their ids."""
         return literal(self._tokenizer, text)
-
-
-def _inline(schema: Mapping[str, Any]) -> str:
-    """A JSON schema in a lark rule."""
-    return f"%json {json.dumps({**schema, 'x-guidance': _JSON})}"
 
 
 def literal(tokenizer: Tokenizer, text: str) -> str:

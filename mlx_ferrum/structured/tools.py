@@ -7,11 +7,14 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..replies.formats import CallFormat
+from ..replies.gemma import FUNCTION_GEMMA, GEMMA4, Gemma
+from ..replies.kinds import TEXT, Kinds, listed
+from .gemma import Values
+from .texts import ANY, Texts, properties
 
 Schema = Mapping[str, Any]
 Literal = Callable[[str], str]
 Json = Callable[[Schema], str]  # a schema in a rule
-_TEXT = r"/(.|\n)*/"
 
 
 def tool_grammar(
@@ -29,7 +32,6 @@ def tool_grammar(
     must_call: the reply consists of calls; else of text, in which calls are well-formed
     parallel: whether there may be several
     literal: a text in a rule, special tokens included
-    Gemma's arguments are not JSON, so their grammar is that of the names only.
     """
     bodies = _BODIES[calls.name]
     parts: list[str] = []
@@ -38,6 +40,10 @@ def tool_grammar(
         body, *rules = bodies(f"call_{index}", name, schema, literal, to_json)
         names.append(f"call_{index}")
         parts += [f"call_{index}: {body}", *rules]
+    one = " | ".join(names)
+    if calls.name == "mistral-list":
+        more = ' (", " one)*' if parallel else ""
+        parts, one, parallel = [f"one: {one}", *parts], f'"[" one{more} "]"', False
     start = calls.markers[0] if calls.name != "llama3" else ""
     if calls.name == "llama3":  # a call is the whole reply
         head = "start: call" if must_call else "start: call | TEXT\nTEXT: /([^{](.|\\n)*)?/"
@@ -46,7 +52,7 @@ def tool_grammar(
         head = f"start: {literal(start)} call{more}"
     else:
         head = _among_text(literal(start), parallel)
-    return "\n".join([head, f"call: {' | '.join(names)}", *parts])
+    return "\n".join([head, f"call: {one}", *parts])
 
 
 def _among_text(start: str, parallel: bool) -> str:
@@ -54,7 +60,7 @@ def _among_text(start: str, parallel: bool) -> str:
     is_special = start.startswith("<")  # no regular expression can hold it
     trigger = f"trigger: TEXT {start}" if is_special else f"trigger[lazy]: TEXT {start}"
     whole = "(trigger call)* tail" if parallel else "tail | trigger call"
-    return f"start: {whole}\n{trigger}\ntail: TEXT\nTEXT: {_TEXT}"
+    return f"start: {whole}\n{trigger}\ntail: TEXT\nTEXT: {ANY}"
 
 
 def _hermes(_: str, name: str, schema: Schema, literal: Literal, to_json: Json) -> list[str]:
@@ -63,8 +69,9 @@ def _hermes(_: str, name: str, schema: Schema, literal: Literal, to_json: Json) 
 
 
 def _llama3(_: str, name: str, schema: Schema, _literal: Literal, to_json: Json) -> list[str]:
-    head = f'{{"name": {json.dumps(name)}, "parameters": '
-    return [f'{json.dumps(head)} {to_json(schema)} "}}"']
+    # in the pieces of which JSON consists, so that JSON of another form may stand in its place
+    pieces = ["{", '"name"', ": ", json.dumps(name), ", ", '"parameters"', ": "]
+    return [f'{" ".join(map(json.dumps, pieces))} {to_json(schema)} "}}"']
 
 
 def _mistral(_: str, name: str, schema: Schema, literal: Literal, to_json: Json) -> list[str]:
@@ -72,32 +79,27 @@ def _mistral(_: str, name: str, schema: Schema, literal: Literal, to_json: Json)
 
 
 def _mistral_list(_: str, name: str, schema: Schema, _literal: Literal, to_json: Json) -> list[str]:
-    head = f'[{{"name": {json.dumps(name)}, "arguments": '
-    return [f'{json.dumps(head)} {to_json(schema)} "}}]"']
+    head = f'{{"name": {json.dumps(name)}, "arguments": '
+    return [f'{json.dumps(head)} {to_json(schema)} "}}"']
 
 
 def _qwen3_coder(
     rule: str, name: str, schema: Schema, literal: Literal, to_json: Json
 ) -> list[str]:
-    """Parameters in their order; text is free up to the closing tag."""
-    properties, required = schema.get("properties") or {}, schema.get("required") or ()
+    """Parameters in their order, as text where only strings may be and else as JSON."""
+    kinds, texts, required = Kinds(schema), Texts(schema), listed(schema, "required")
     shared = {key: schema[key] for key in ("$defs", "definitions") if key in schema}
     parts, rules = [], []
-    for index, (key, value) in enumerate(properties.items()):
+    for index, (key, value) in enumerate(properties(schema).items()):
         part = f"{rule}_{index}"
         optional = "" if key in required else "?"
         parts.append(f"{part}{optional}")
         opening, closing = json.dumps(f"<parameter={key}>\n"), json.dumps("\n</parameter>\n")
-        if isinstance(value, Mapping) and value.get("type") == "string":
-            words = value.get("enum")
-            if words:
-                choices = " | ".join(json.dumps(word) for word in words)
-                rules.append(f"{part}: {opening} ({choices}) {closing}")
-            else:
-                rules += [
-                    f"{part}: {opening} {part}_text",
-                    f"{part}_text[suffix={closing}]: {_TEXT}",
-                ]
+        if kinds.of(value) == TEXT:
+            rules += [
+                f"{part}: {opening} {part}_text",
+                f"{part}_text[suffix={closing}]: {texts.terminal(value)}",
+            ]
         else:
             inner = {**value, **shared} if isinstance(value, Mapping) else {}
             rules.append(f"{part}: {opening} {to_json(inner)} {closing}")
@@ -105,13 +107,11 @@ def _qwen3_coder(
     return [f"{head} {' '.join(parts)} {tail} {literal('</tool_call>')}", *rules]
 
 
-def _gemma(end: str) -> Callable[..., list[str]]:
-    def body(rule: str, name: str, _schema: Schema, literal: Literal, _json: Json) -> list[str]:
-        closing = literal(end)
-        head = json.dumps(f"call:{name}{{")
-        if closing.startswith("<"):
-            return [f"{head} {_TEXT} {closing}"]
-        return [f"{head} {rule}_rest", f"{rule}_rest[suffix={closing}]: {_TEXT}"]
+def _gemma(version: Gemma) -> Callable[..., list[str]]:
+    def body(rule: str, name: str, schema: Schema, literal: Literal, to_json: Json) -> list[str]:
+        values = Values(rule, schema, literal(version.quote), to_json)
+        made = f"{json.dumps(f'call:{name}')} {values.arguments()} {literal(version.end)}"
+        return [made, *values.rules]
 
     return body
 
@@ -122,6 +122,6 @@ _BODIES: dict[str, Callable[..., list[str]]] = {
     "mistral": _mistral,
     "mistral-list": _mistral_list,
     "qwen3-coder": _qwen3_coder,
-    "gemma4": _gemma("<tool_call|>"),
-    "functiongemma": _gemma("<end_function_call>"),
+    "gemma4": _gemma(GEMMA4),
+    "functiongemma": _gemma(FUNCTION_GEMMA),
 }

@@ -45,11 +45,11 @@ async def messages(request: Request) -> ASGIApp:
     """A reply to messages."""
     fields = await read(request)
     fields.text("model")  # required
-    service = await choose(request, fields)
+    stream = fields.flag("stream")
+    service = await choose(request, fields, stream)
     if fields.get("max_tokens") is None:
         raise fields.error("max_tokens", None, "a whole number")
     chosen = _sampling(fields, service)
-    stream = fields.flag("stream")
     chosen_tools = _tools(fields)
     prompt = await _prompt(fields, service, chosen_tools)
     fields.finish(IGNORED)

@@ -27,7 +27,8 @@ def read_sampling(fields: Fields, service: Service) -> Sampling:
     given: Any = fields.get("options", {})
     fields.object("options")  # checked
     values = {RENAMED.get(name, name): value for name, value in given.items()}
-    if values.get("max_tokens") in (-1, -2):  # without end; until the context is full
+    limit = values.get("max_tokens")
+    if limit in (0, -1, -2) and limit is not False:  # as many as the context has room for
         del values["max_tokens"]
     if values.get("penalty_window") == -1:
         values["penalty_window"] = EVERYTHING

@@ -34,13 +34,13 @@ IGNORED = frozenset(
 async def chat(request: Request) -> ASGIApp:
     """A reply to messages."""
     fields = await read(request)
-    service = await choose(request, fields)
+    stream, has_usage = streaming(fields)
+    service = await choose(request, fields, stream)
     chosen = sampling.read(
         fields, service.recommended, "max_completion_tokens", "max_tokens", "n_predict"
     )
     n = fields.whole("n", 1, 1, 128)
     top = likeliest(fields)
-    stream, has_usage = streaming(fields)
     effort = fields.get("reasoning_effort")
     if effort is not None and effort not in EFFORTS:
         raise fields.error("reasoning_effort", effort, f"one of {', '.join(EFFORTS)}")
@@ -91,7 +91,7 @@ def offered_tools(fields: Fields) -> list[Any]:
     for i, tool in enumerate(tools):
         found = Fields(tool, f"tools[{i}]")
         if found.text("type") != "function":
-            raise fields.error(f"tools[{i}].type", tool["type"], "'function'")
+            raise found.error("type", tool["type"], "'function'")
         found.object("function").text("name")
     return tools
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from codecs import getincrementaldecoder
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,14 +39,37 @@ class Echo:
     tokens: list[tuple[int, Likely | None]] = field(default_factory=list)
 
 
+class Offsets:
+    """Where tokens begin in a text, in characters: one that several tokens spell counts once it is whole."""
+
+    def __init__(self, echo: Echo) -> None:
+        self._echo, self._tokens, self._characters = echo, 0, 0
+        self._decoder = getincrementaldecoder("utf-8")("replace")
+
+    def add(self, spelled: bytes, is_special: bool) -> int:
+        """Where the next token begins. A special one is not part of the text, unless the prompt has it."""
+        text = self._decoder.decode(spelled)
+        if (
+            spelled.isascii()
+        ):  # what comes before it in `text` belongs to tokens that spell no character
+            self._characters += len(text) - len(spelled)
+            text = text[len(text) - len(spelled) :]
+        at = self._characters
+        is_echoed = self._tokens < len(self._echo.tokens) and self._echo.text.startswith(text, at)
+        self._tokens += 1
+        if is_echoed or not is_special:
+            self._characters += len(text)
+        return at
+
+
 async def completions(request: Request) -> ASGIApp:
     """Texts that go on after prompts."""
     fields = await read(request)
-    service = await choose(request, fields)
-    chosen = sampling.read(fields, service.recommended, "max_tokens", "n_predict")
+    stream, has_usage = streaming(fields)
+    service = await choose(request, fields, stream)
+    chosen = sampling.read(fields, service.recommended, "max_tokens", "n_predict", least=0)
     chosen.limit = DEFAULT_LIMIT if chosen.limit is None else chosen.limit
     n, top, echoes = fields.whole("n", 1, 1, 128), _top(fields), fields.flag("echo")
-    stream, has_usage = streaming(fields)
     suffix = fields.text("suffix", "")
     if suffix and echoes:
         raise fields.error("suffix", suffix, "none with echo")
@@ -125,7 +149,7 @@ class CompletionReply:
     ) -> None:
         self._echoes, self._has_usage, self._top = echoes, has_usage, top
         self._tokenizer = service.loaded.tokenizer
-        self._offsets = [0] * len(echoes)  # characters that were written of each text
+        self._offsets = [Offsets(echo) for echo in echoes]
         self._head = {
             "id": form.new_id("cmpl-"),
             "object": "text_completion",
@@ -166,8 +190,7 @@ class CompletionReply:
         for token, likely in tokens:
             text = form.token_text(self._tokenizer, token)
             texts.append(text)
-            offsets.append(self._offsets[index])
-            self._offsets[index] += len(self._tokenizer.piece(token)[0].decode("utf-8", "ignore"))
+            offsets.append(self._offsets[index].add(*self._tokenizer.piece(token)))
             own.append(None if likely is None else form.finite(likely[0]))
             tops.append(None if likely is None else self._likeliest(text, likely))
         return {

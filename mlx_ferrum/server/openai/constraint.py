@@ -1,7 +1,7 @@
 """Which grammar a reply has to follow: that of tool calls where one must come, else that of the text.
 
-A forced call takes precedence over the form of the text. Where tools may be called but need not be, the form rules the
-whole reply, so that no tool is called.
+A forced call takes precedence over the form of the text. Where tools may be called but need not be, the reply is either
+of the form or consists of calls; of the form only, where the model's format of calls is not known.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mlx_ferrum.replies import call_format
-from mlx_ferrum.structured import Grammar, Grammars, Reasoning
+from mlx_ferrum.structured import Grammar, Grammars, Reasoning, ToolCalls
 
 from ..errors import RequestError
 from ..fields import Fields
@@ -53,16 +53,18 @@ class Form:
     kind: str
     value: Any
 
-    def compiled(self, grammars: Grammars, reasoning: Reasoning | None) -> Grammar:
-        """Its grammar, behind reasoning. Raises ValueError for one that is wrong."""
+    def compiled(
+        self, grammars: Grammars, reasoning: Reasoning | None, calls: ToolCalls | None
+    ) -> Grammar:
+        """Its grammar, behind reasoning; calls may come instead. Raises ValueError for one that is wrong."""
         if self.kind == "json":
-            return grammars.json_schema(self.value, reasoning)
+            return grammars.json_schema(self.value, reasoning, calls)
         if self.kind == "regex":
-            return grammars.regex(self.value, reasoning)
+            return grammars.regex(self.value, reasoning, calls)
         if self.kind == "choice":
             choices = " | ".join(json.dumps(text) for text in self.value)
-            return grammars.lark(f"start: {choices}", reasoning)
-        return grammars.lark(self.value, reasoning)
+            return grammars.lark(f"start: {choices}", reasoning, calls)
+        return grammars.lark(self.value, reasoning, calls)
 
 
 ANY_OBJECT = Form("json", {"type": "object"})
@@ -195,14 +197,14 @@ async def constrain(
 
 
 def _grammar(service: Service, prompt: Rendered, form: Form | None, tools: Tools) -> Grammar:
+    calls, parallel = call_format(prompt.template), tools.most is None
     if tools.forced:
-        calls = call_format(prompt.template)
         if calls is None:
             text = "tool_choice: the model's chat template shows no known format of tool calls, so none can be forced"
             raise RequestError(text, param="tool_choice", code="unsupported")
-        parallel = tools.most is None
         return service.grammars.tool_calls(
             calls, tools.forced, "required", parallel=parallel, reasoning=prompt.reasoning
         )
     assert form is not None
-    return form.compiled(service.grammars, prompt.reasoning)
+    instead = ToolCalls(calls, tools.offered, parallel) if calls and tools.offered else None
+    return form.compiled(service.grammars, prompt.reasoning, instead)

@@ -13,9 +13,15 @@ from mlx_ferrum.replies import ReplyParser, make_parser, reasoning_tags
 from mlx_ferrum.structured import Reasoning
 from mlx_ferrum.tokenizer import Tokenizer
 
+from ..errors import RequestError
 from ..fields import Fields
 
 TEXT_PARTS = ("text", "input_text", "output_text")
+NO_TEXT = (
+    "images",
+    "audio",
+    "function_call",
+)  # of a message: Ollama's pictures, OpenAI's speech and older calls
 SET = ("messages", "tools", "add_generation_prompt", "continue_final_message")
 
 
@@ -29,6 +35,8 @@ def messages(fields: Fields) -> list[dict[str, Any]]:
 
 def _message(fields: Fields, given: Mapping[str, Any]) -> dict[str, Any]:
     role = fields.text("role")
+    for name in NO_TEXT:
+        fields.refuse(name)
     found = {key: value for key, value in given.items() if value is not None}
     found["role"] = "system" if role == "developer" else role
     content = fields.get("content")
@@ -130,8 +138,11 @@ def render(
 ) -> Rendered:
     """The prompt that the template makes. continues: the last message begins the reply.
 
-    Raises ValueError if the template refuses.
+    Raises ValueError if the template refuses, RequestError if the model has none.
     """
+    if not tokenizer.has_chat_template:
+        text = "the model has no chat template, so it takes no messages: send it a plain prompt (/v1/completions)"
+        raise RequestError(text, code="unsupported")
     arguments = dict(arguments)
     with_effort(tokenizer, arguments, effort, bool(tools))
     text = tokenizer.apply_chat_template(

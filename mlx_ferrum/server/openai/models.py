@@ -39,9 +39,11 @@ async def models(request: Request) -> Response:
 
 
 async def model(request: Request) -> Response:
-    """`/v1/models/NAME`."""
+    """`/v1/models/NAME`; all of them without a name."""
     known: Models = request.app.state.models
     name = request.path_params["name"]
+    if not name:
+        return await models(request)
     return respond(described(known, await known.find(name), name))
 
 

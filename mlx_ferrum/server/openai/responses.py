@@ -1,9 +1,11 @@
-"""`/v1/responses`."""
+"""`/v1/responses`, and how many tokens the prompt of one has."""
 
 from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from starlette.requests import Request
@@ -21,9 +23,9 @@ from ..reply import Answer, Piece
 from ..service import Service
 from . import form
 from .chat import EFFORTS, IGNORED, TOP
-from .constraint import ANY_OBJECT, Form, asked_tools, constrain
+from .constraint import ANY_OBJECT, Form, Tools, asked_tools, constrain
 from .items import messages
-from .messages import render, template_arguments
+from .messages import Rendered, render, template_arguments
 from .output import Output
 from .store import Store
 
@@ -36,42 +38,78 @@ async def create(request: Request) -> ASGIApp:
     """A response to a conversation, of which the server may know the beginning."""
     store: Store = request.app.state.store
     fields = await read(request)
-    service = await choose(request, fields)
+    stream = fields.flag("stream")
+    service = await choose(request, fields, stream)
     chosen = sampling.read(fields, service.recommended, "max_output_tokens")
-    _refuse(fields)
+    asked = _asked(fields, store)
+    keeps = fields.flag("store", True)
+    top = _top(fields)
+    shown = _shown(fields, service.name, chosen.sampler, chosen.limit)
+    fields.finish([*IGNORED - {"store"}, "stream_options", "truncation"])
+    prompt = await asked.prompt(service)
+    await constrain(service, chosen, prompt, asked.form, asked.tools)
+    answer = service.submit([prompt.ids], chosen, top=top, parser=prompt.parser)
+    reply = ResponseReply(service, answer, shown, asked.known, store if keeps else None)
+    return Stream(answer, reply) if stream else await answered(request, answer, reply.whole)
+
+
+async def count_tokens(request: Request) -> Response:
+    """The number of tokens of a response's prompt."""
+    fields = await read(request)
+    service = await choose(request, fields)
+    asked = _asked(fields, request.app.state.store)
+    fields.finish(IGNORED)
+    prompt = await asked.prompt(service)
+    return respond({"object": "response.input_tokens", "input_tokens": len(prompt.ids)})
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What decides on the prompt of a response, and on the form of its output.
+
+    known: the conversation, without instructions
+    arguments: of the template
+    """
+
+    known: Sequence[dict[str, Any]]
+    instructions: str
+    tools: Tools
+    form: Form | None
+    effort: str | None
+    arguments: Mapping[str, Any]
+
+    async def prompt(self, service: Service) -> Rendered:
+        """The prompt. Raises RequestError if the template refuses."""
+        given = self.instructions
+        system = [{"role": "system", "content": given}] if given else []
+        return await service.prepare(
+            render,
+            service.loaded.tokenizer,
+            [*system, *self.known],
+            self.arguments,
+            effort=self.effort,
+            tools=self.tools.offered,
+        )
+
+
+def _asked(fields: Fields, store: Store) -> Asked:
+    """Raises RequestError for what cannot be honoured, and for an earlier response that is not in the store."""
+    for name in REFUSED:
+        fields.refuse(name)
+    fields.refuse("truncation", ["disabled"])
     tools = asked_tools(fields, _tools(fields))
-    format = _format(fields.object("text").object("format"))
-    stream, keeps = fields.flag("stream"), fields.flag("store", True)
+    form = _format(fields.object("text").object("format"))
     reasoning = fields.object("reasoning")
     effort = reasoning.get("effort")
     if effort is not None and effort not in EFFORTS:
         raise reasoning.error("effort", effort, f"one of {', '.join(EFFORTS)}")
-    top = _top(fields)
-    before = fields.get("previous_response_id")
-    earlier = (
-        []
-        if before is None
-        else store.get(fields.text("previous_response_id"), "previous_response_id").messages
-    )
+    earlier: Sequence[dict[str, Any]] = ()
+    if fields.get("previous_response_id") is not None:
+        name = "previous_response_id"
+        earlier = store.get(fields.text(name), name).messages
     known = [*earlier, *messages(fields)]
-    shown = _shown(fields, service.name, chosen.sampler, chosen.limit)
-    arguments = template_arguments(fields)
-    fields.finish([*IGNORED - {"store"}, "stream_options", "truncation"])
-    instructions = shown["instructions"]
-    system = [{"role": "system", "content": instructions}] if instructions else []
-    tokenizer = service.loaded.tokenizer
-    call = {"effort": effort, "tools": tools.offered}
-    prompt = await service.prepare(render, tokenizer, [*system, *known], arguments, **call)
-    await constrain(service, chosen, prompt, format, tools)
-    answer = service.submit([prompt.ids], chosen, top=top, parser=prompt.parser)
-    reply = ResponseReply(service, answer, shown, known, store if keeps else None)
-    return Stream(answer, reply) if stream else await answered(request, answer, reply.whole)
-
-
-def _refuse(fields: Fields) -> None:
-    for name in REFUSED:
-        fields.refuse(name)
-    fields.refuse("truncation", ["disabled"])
+    instructions = fields.text("instructions", "")
+    return Asked(known, instructions, tools, form, effort, template_arguments(fields))
 
 
 def _tools(fields: Fields) -> list[dict[str, Any]]:
@@ -160,7 +198,7 @@ class ResponseReply:
         service: Service,
         answer: Answer,
         shown: dict[str, Any],
-        known: list[dict[str, Any]],
+        known: Sequence[dict[str, Any]],
         store: Store | None,
     ) -> None:
         """shown: the response without its output. known: the conversation before it. store: where it is kept."""

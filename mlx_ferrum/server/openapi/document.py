@@ -56,8 +56,12 @@ OPERATIONS = {
         event({"anyOf": [responses.COMPLETION_CHUNK, responses.OPENAI_ERROR]}, "[DONE]"),
     ),
     "/v1/responses": _generates(
-        requests.RESPONSE, responses.RESPONSE, EVENTS, event(responses.RESPONSE_EVENT)
+        requests.RESPONSE,
+        responses.RESPONSE,
+        EVENTS,
+        event({"anyOf": [responses.RESPONSE_EVENT, responses.RESPONSE_ERROR_EVENT]}),
     ),
+    "/v1/responses/input_tokens": _takes(requests.RESPONSE_COUNTED, responses.RESPONSE_COUNTED),
     "GET /v1/responses/{id}": Operation(responses.RESPONSE, statuses=("404",)),
     "DELETE /v1/responses/{id}": Operation(responses.DELETED, statuses=("404",)),
     "/v1/embeddings": _takes(requests.EMBEDDINGS, responses.EMBEDDINGS),

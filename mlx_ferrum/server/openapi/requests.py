@@ -9,7 +9,7 @@ from ..ollama.fields import IGNORED as OLLAMA_IGNORED
 from ..openai.chat import EFFORTS, IGNORED, TOP
 from ..openai.completions import PROMPTS
 from ..openai.constraint import MODES
-from ..openai.messages import SET, TEXT_PARTS
+from ..openai.messages import NO_TEXT, SET, TEXT_PARTS
 from ..openai.responses import INCLUDED, REFUSED
 from .schema import (
     ANY,
@@ -26,7 +26,7 @@ from .schema import (
     whole,
 )
 
-LIMIT = whole(0, 2**31)
+LIMIT = whole(1, 2**31)
 OBJECT: Schema = {"type": "object"}
 STOP = texts(sampling.STOPS, least=1)
 BIAS: Schema = {
@@ -66,7 +66,13 @@ PARTS = items(fields("type text", type=one_of(*TEXT_PARTS), text=STRING))
 CONTENT = either(STRING, PARTS)
 ARGUMENTS = fields(**{name: refused() for name in SET})
 FUNCTION = fields("name", name=STRING, description=STRING, parameters=OBJECT)
-MESSAGE = fields("role", role=STRING, content=CONTENT, tool_calls=items(OBJECT))
+MESSAGE = fields(
+    "role",
+    role=STRING,
+    content=CONTENT,
+    tool_calls=items(OBJECT),
+    **{name: refused() for name in NO_TEXT},
+)
 MESSAGES = items(MESSAGE, minItems=1)
 CHAT_TOOLS = items(fields("type function", type=one_of("function"), function=FUNCTION))
 CHAT_FORMAT = fields(
@@ -126,8 +132,8 @@ COMPLETION = fields(
     "prompt",
     model=STRING,
     prompt=either(STRING, IDS, items(either(STRING, IDS), minItems=1, maxItems=PROMPTS)),
-    max_tokens=LIMIT,
-    n_predict=LIMIT,
+    max_tokens=whole(0, 2**31),
+    n_predict=whole(0, 2**31),
     n=whole(1, 128),
     logprobs=either(BOOLEAN, whole(0, TOP)),
     echo=BOOLEAN,
@@ -157,34 +163,38 @@ ITEM = either(
         summary=items(fields(text=STRING)),
     ),
 )
-RESPONSE = fields(
-    "input",
-    model=STRING,
-    input=either({**STRING, "minLength": 1}, items(ITEM, minItems=1)),
-    instructions=STRING,
-    max_output_tokens=LIMIT,
-    previous_response_id=STRING,
-    store=BOOLEAN,
-    stream=BOOLEAN,
-    stream_options=ANY,
-    reasoning=fields(effort=one_of(*EFFORTS)),
-    include={"anyOf": [one_of(*INCLUDED), items(one_of(*INCLUDED))]},
-    top_logprobs=whole(0, TOP),
-    tools=items(
+RESPONSE_PROMPT = {
+    "model": STRING,
+    "input": either({**STRING, "minLength": 1}, items(ITEM, minItems=1)),
+    "instructions": STRING,
+    "previous_response_id": STRING,
+    "reasoning": fields(effort=one_of(*EFFORTS)),
+    "tools": items(
         fields(
             "type name", type=one_of("function"), name=STRING, description=STRING, parameters=OBJECT
         )
     ),
-    tool_choice=TOOL_CHOICE,
-    parallel_tool_calls=BOOLEAN,
-    text=fields(
+    "tool_choice": TOOL_CHOICE,
+    "parallel_tool_calls": BOOLEAN,
+    "text": fields(
         format=fields(type=one_of("text", "json_object", "json_schema"), schema=OBJECT),
     ),
-    metadata=OBJECT,
-    chat_template_kwargs=ARGUMENTS,
-    truncation=refused("disabled"),
+    "chat_template_kwargs": ARGUMENTS,
+    "truncation": refused("disabled"),
     **{name: refused() for name in REFUSED},
+}
+RESPONSE_COUNTED = fields("input", **RESPONSE_PROMPT, **dict.fromkeys(sorted(IGNORED), ANY))
+RESPONSE = fields(
+    "input",
+    max_output_tokens=LIMIT,
+    store=BOOLEAN,
+    stream=BOOLEAN,
+    stream_options=ANY,
+    include={"anyOf": [one_of(*INCLUDED), items(one_of(*INCLUDED))]},
+    top_logprobs=whole(0, TOP),
+    metadata=OBJECT,
     **dict.fromkeys(sorted(IGNORED - {"store", "metadata"}), ANY),
+    **RESPONSE_PROMPT,
     **SAMPLING,
 )
 

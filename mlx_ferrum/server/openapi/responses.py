@@ -183,6 +183,14 @@ RESPONSE_EVENT = sent(
     logprobs=items(OBJECT),
     **PLACE,
 )
+RESPONSE_ERROR_EVENT = sent(
+    type=one_of("error"),
+    sequence_number=COUNT,
+    code=optional(STRING),
+    message=STRING,
+    param=optional(STRING),
+)
+RESPONSE_COUNTED = sent(object=one_of("response.input_tokens"), input_tokens=COUNT)
 DELETED = sent(id=STRING, object=one_of("response"), deleted=BOOLEAN)
 
 ANTHROPIC_USAGE = {
