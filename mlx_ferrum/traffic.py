@@ -43,8 +43,10 @@ class Traffic(NamedTuple):
 
     def since(self, before: Traffic) -> Traffic:
         """What came after `before`, which is of the same layer."""
-        counts = (a - b for a, b in zip(self[2:], before[2:], strict=True))
-        return Traffic(self.layer, self.slots, *counts)
+        return Traffic._make(
+            now if name in ("layer", "slots") else now - then
+            for name, now, then in zip(self._fields, self, before, strict=True)
+        )
 
 
 def traffic(streams: Streams | None) -> list[Traffic]:

@@ -16,7 +16,16 @@ from mlx_ferrum.generate import command
 from mlx_ferrum.server.metrics import Metrics
 from mlx_ferrum.traffic import Traffic, traffic
 
-NAMES = ("uses", "reads", "read_bytes", "wait_seconds")
+NAMES = (
+    "uses",
+    "reads",
+    "read_bytes",
+    "wait_seconds",
+    "judged",
+    "foretold",
+    "reads_ahead",
+    "reads_ahead_useful",
+)
 LINE = re.compile(r'mlx_ferrum_expert_(\w+)\{layer="(\d+)",model="(\w+)"\} (\S+)')
 
 

@@ -1,130 +1,27 @@
 #include "streamed.h"
 
-#include <errno.h>
-#include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <chrono>
 #include <cmath>
-#include <deque>
 #include <new>
-#include <thread>
 
 #include "calls.h"
 #include "errors.h"
+#include "readers.h"
 
 namespace {
 
-constexpr long SECTOR = 4096;  // bytes: what direct reads are made of, and where memory for them begins
-constexpr int READERS = 4;     // reads under way at a time
 constexpr long READ = 1 << 20; // bytes of a read at most: larger stretches are shared by the readers
 constexpr long SPACE = 65536;  // bytes between two matrices that are read rather than skipped
-constexpr int MOST_AHEAD = 2;  // reads under way of what nobody waits for yet
 
 // Reading ahead begins and ends to pay where such shares of what is read are used; the last RECENT numbers count most.
 constexpr double PAYS = 0.45, WASTES = 0.3, RECENT = 32;
 constexpr int SKIPS = 8; // where it does not pay, one call of so many is predicted all the same
 
-long whole(long n) { return (n + SECTOR - 1) / SECTOR * SECTOR; }
-
-// How bytes are read, as by pread; tests put faults here.
-std::atomic<ssize_t (*)(int, void*, size_t, off_t)> read_at{pread};
-
-struct Job {
-    int file;
-    bool direct;
-    long offset, nbytes;
-    char* to; // as far beyond a sector's start as offset is, if direct
-    Streamed* owner;
-    Streamed::Slot* slot;
-};
-
-// Why bytes could not be read; empty if all were.
-std::string read_all(const Job& job) {
-    long ahead = job.direct ? job.offset % SECTOR : 0;
-    long at = job.offset - ahead, end = job.offset + job.nbytes;
-    long stop = job.direct ? whole(end) : end;
-    char* to = job.to - ahead;
-    while (at < end) {
-        ssize_t n = read_at.load()(job.file, to, size_t(stop - at), at);
-        if (n < 0 && errno == EINTR) continue;
-        if (n <= 0) {
-            std::string why = n ? strerror(errno) : "the file ends there";
-            return "reading " + std::to_string(end - at) + " bytes of an expert at byte " + std::to_string(at) + ": " +
-                   why;
-        }
-        at += n, to += n;
-    }
-    return "";
-}
-
 } // namespace
-
-// Threads that read. Never destroyed: at exit the process ends while they sleep.
-class Readers {
-public:
-    static Readers& all() {
-        static Readers* made = new Readers;
-        return *made;
-    }
-
-    // ahead: nobody waits for it yet
-    void add(const Job& job, bool ahead) {
-        {
-            std::lock_guard<std::mutex> lock(mutex_);
-            (ahead ? ahead_ : wanted_).push_back(job);
-        }
-        wake_.notify_one();
-    }
-
-    // What an owner waits for from now on, of its jobs that have not begun; the others are taken away and returned.
-    template <typename F>
-    std::vector<Job> settle(const Streamed* owner, const F& is_wanted) {
-        std::vector<Job> dropped;
-        std::deque<Job> rest;
-        {
-            std::lock_guard<std::mutex> lock(mutex_);
-            for (const Job& job : ahead_)
-                if (job.owner != owner)
-                    rest.push_back(job);
-                else if (is_wanted(*job.slot))
-                    wanted_.push_back(job);
-                else
-                    dropped.push_back(job);
-            ahead_.swap(rest);
-        }
-        wake_.notify_all();
-        return dropped;
-    }
-
-private:
-    Readers() {
-        for (int i = 0; i < READERS; i++) std::thread([this] { work(); }).detach();
-    }
-
-    void work() {
-        std::unique_lock<std::mutex> lock(mutex_);
-        for (;;) {
-            wake_.wait(lock, [&] { return !wanted_.empty() || (!ahead_.empty() && running_ < MOST_AHEAD); });
-            bool ahead = wanted_.empty();
-            std::deque<Job>& jobs = ahead ? ahead_ : wanted_;
-            Job job = jobs.front();
-            jobs.pop_front();
-            running_ += ahead;
-            lock.unlock();
-            job.owner->done(*job.slot, job.nbytes, read_all(job));
-            lock.lock();
-            running_ -= ahead;
-        }
-    }
-
-    std::mutex mutex_;
-    std::condition_variable wake_;
-    std::deque<Job> wanted_, ahead_;
-    int running_ = 0; // reads ahead that are under way
-};
 
 Streamed::Streamed(int count, int slots, const std::vector<Source>& sources, double age)
     : slots_(std::min(std::max(slots, 1), count)), age_(age), slot_(new Slot[slots_]), slot_of_(count, -1),
@@ -417,7 +314,4 @@ void ferrum_streamed_follow(Streamed* first, Streamed* second) { first->followed
 void ferrum_streamed_free(Streamed* streamed) { delete streamed; }
 
 void ferrum_streamed_counts(const Streamed* streamed, long* out) { streamed->counts(out); }
-
-// Reads by another function than pread; null: by pread again.
-void ferrum_read_by(ssize_t (*function)(int, void*, size_t, off_t)) { read_at = function ? function : pread; }
 }
