@@ -19,7 +19,7 @@ namespace {
 
 constexpr long SECTOR = 4096;  // bytes: what direct reads are made of, and where memory for them begins
 constexpr int READERS = 4;     // reads under way at a time
-constexpr long READ = 1 << 20; // bytes of a read at most: larger stretches are shared by the readers
+constexpr long READ = 3 << 19; // bytes of a read at most: larger stretches are shared by the readers
 constexpr long SPACE = 65536;  // bytes between two matrices that are read rather than skipped
 
 long whole(long n) { return (n + SECTOR - 1) / SECTOR * SECTOR; }
