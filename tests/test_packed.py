@@ -173,7 +173,8 @@ def test_large_experts_are_read_in_pieces(tmp_path: Path) -> None:
     run("pack", given, tmp_path / "packed.gguf")
     with CPU.in_use():
         wanted = logits(mlx_ferrum.load(given)[0], 6)
-        for path in (given, tmp_path / "packed.gguf"):
+        # a matrix has 1.64 MiB, gate and up together 3.28, and a read at most 1.5
+        for path, expected in ((given, 4), (tmp_path / "packed.gguf", 3)):
             model = mlx_ferrum.load(path, expert_memory=40_000_000)[0]
             pieces: list[int] = []
 
@@ -183,10 +184,9 @@ def test_large_experts_are_read_in_pieces(tmp_path: Path) -> None:
 
             with reading(noted):
                 np.testing.assert_array_equal(logits(model, 6), wanted)
-            # a matrix has 1.64 MiB, and gate and up together 3.28
-            assert max(pieces) <= (1 << 20) + 4096
+            assert max(pieces) <= (3 << 19) + 4096
             reads = [[count.read for count in layer.counts()] for layer in model.streams.layers]
-            assert len(pieces) == sum(4 * first + 2 * second for first, second in reads)
+            assert len(pieces) == sum(expected * first + 2 * second for first, second in reads)
 
 
 # -- damaged files -------------------------------------------------------------------------------

@@ -14,7 +14,7 @@
 
 namespace {
 
-constexpr long READ = 1 << 20; // bytes of a read at most: larger stretches are shared by the readers
+constexpr long READ = 3 << 19; // bytes of a read at most: larger stretches are shared by the readers
 constexpr long SPACE = 65536;  // bytes between two matrices that are read rather than skipped
 
 // Reading ahead begins and ends to pay where such shares of what is read are used; the last RECENT numbers count most.
