@@ -18,7 +18,7 @@ from test_streamed import read_some, reading
 
 import mlx_ferrum
 from mlx_ferrum import convert, gguf
-from mlx_ferrum.convert import output, packing, source
+from mlx_ferrum.convert import output, packing, parts, source
 from mlx_ferrum.convert.command import main
 from mlx_ferrum.convert.output import Planned
 
@@ -300,7 +300,7 @@ def test_experts_in_two_files(tmp_path: Path) -> None:
     model = packing.plan(source.read("tiny-moe"), tmp_path / "m.gguf")
     half = len(model.tensors) - 40  # within a layer
     groups = [model.tensors[:half], model.tensors[half:]]
-    files = convert.parts.files(tmp_path / "m", model.metadata, groups)
+    files = parts.files(tmp_path / "m", model.metadata, groups)
     output.write_files(files)
     message = r"tensor 'blk.2.ffn_(gate|up|down).\d.weight': file: found 2, expected 1, as 'blk.2"
     with pytest.raises(ValueError, match=message):
