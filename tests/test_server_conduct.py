@@ -210,6 +210,16 @@ def test_more_texts_than_may_wait_are_refused(server: Served) -> None:
     server.wait_until_free()
 
 
+def test_each_request_has_an_id(server: Served, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "mlx_ferrum.server.access")
+    found = server.openai.completions.create(model="tiny", prompt="x", max_tokens=2)
+    assert found._request_id is not None
+    refused = server.http.post("/v1/messages", content=b"{").headers["request-id"]
+    assert refused.startswith("req_") and refused != found._request_id
+    said = [line.rpartition(" ")[2] for line in caplog.messages if line.startswith("POST")]
+    assert said == [found._request_id, refused]
+
+
 def test_origins(server: Served) -> None:
     def ask(origin: str, method: str = "GET", **headers: str) -> httpx.Response:
         return server.http.request(method, "/v1/models", headers={"origin": origin, **headers})

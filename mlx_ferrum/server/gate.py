@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hmac
 import logging
+import secrets
 import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -64,7 +65,8 @@ class Gate:
             self._metrics.requested(known, visit.status)
             seconds = time.perf_counter() - visit.since
             shown = path.encode("unicode_escape").decode()[:200]
-            access.info("%s %s %d %.3f s", scope["method"], shown, visit.status, seconds)
+            method, status = scope["method"], visit.status
+            access.info("%s %s %d %.3f s %s", method, shown, status, seconds, visit.id)
 
     async def _served(self, visit: Visit) -> None:
         scope = visit.scope
@@ -98,6 +100,7 @@ class Gate:
 class Visit:
     """One request.
 
+    id: in the log, and in headers that OpenAI's and Anthropic's clients show
     status: of the response; 499 until there is one
     """
 
@@ -109,7 +112,8 @@ class Visit:
         self.since = time.perf_counter()
         self._read = 0
         self._has_begun = False
-        self._added: list[tuple[bytes, bytes]] = []
+        self.id = f"req_{secrets.token_hex(12)}"
+        self._added = [(name, self.id.encode()) for name in (b"x-request-id", b"request-id")]
 
     @property
     def is_preflight(self) -> bool:
@@ -155,7 +159,7 @@ class Visit:
         return is_same and (not self.rules.is_local or parts.hostname in LOCAL)
 
     def _allow(self, origin: bytes) -> None:
-        self._added = [(b"access-control-allow-origin", origin), (b"vary", b"origin")]
+        self._added += [(b"access-control-allow-origin", origin), (b"vary", b"origin")]
         if self.is_preflight:
             asked = self.headers.get("access-control-request-headers", "")
             self._added += [
@@ -175,8 +179,7 @@ class Visit:
         """A part of the response."""
         if message["type"] == "http.response.start":
             self.status, self._has_begun = message["status"], True
-            if self._added:
-                message = {**message, "headers": [*message["headers"], *self._added]}
+            message = {**message, "headers": [*message["headers"], *self._added]}
         await self._send(message)
 
     async def refuse(self, error: RequestError) -> None:
