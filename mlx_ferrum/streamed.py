@@ -130,8 +130,8 @@ class _Reader:
     def __call__(self, x: ops.Array, ids: ops.Array) -> None:
         from .backends.cpu.experts import expect_experts, want_experts
 
-        assert isinstance(x, np.ndarray)
-        assert isinstance(ids, np.ndarray)
+        if not (isinstance(x, np.ndarray) and isinstance(ids, np.ndarray)):
+            return  # another backend, for which the file is mapped
         want_experts(self._mlp.gate, ids)
         if self._after is not None:
             mlp, norm = self._after

@@ -8,7 +8,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
-from backends import CPU, Backend
+from backends import CPU, REFERENCE, Backend
 from streaming import logits, streamed
 
 import mlx_ferrum
@@ -70,6 +70,14 @@ def test_nothing_is_predicted_without_room_or_need(
     model = streamed(loaded[0], each)
     logits(model, ids[:40], 30)
     assert not any(model.streams.counts()[4:])
+
+
+def test_another_backend_maps_the_file(cpu: Backend, loaded: Any, ids: np.ndarray) -> None:
+    model = streamed(loaded[0], SOME)
+    with REFERENCE.in_use():
+        found, wanted = (logits(each, ids[:9], 2) for each in (model, loaded[0]))
+    np.testing.assert_array_equal(found, wanted)
+    assert not any(model.streams.counts())
 
 
 def test_wrong_predictions_change_nothing_and_end(
