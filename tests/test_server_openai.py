@@ -209,6 +209,12 @@ def test_offsets_of_tokens_that_are_no_text() -> None:
     assert [offsets.add(*each) for each in [*spelled, (b"c", False)]] == [0, 0, 1, 4, 5, 5]
 
 
+def test_offsets_of_a_prompt_that_gets_a_space() -> None:
+    offsets = Offsets(Echo("ab c", [(token, None) for token in range(3)]))
+    spelled = [(b"<s>", True), (b" ab", False), (b" c", False), (b" d", False), (b"e", False)]
+    assert [offsets.add(*each) for each in spelled] == [0, 0, 2, 4, 6]
+
+
 def test_completion_streams(server: Served) -> None:
     options: dict[str, Any] = {"model": "tiny", "prompt": "a b", "max_tokens": 8, "temperature": 0}
     options |= {"logprobs": 1, "echo": True}

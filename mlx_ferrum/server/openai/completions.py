@@ -49,13 +49,14 @@ class Offsets:
     def add(self, spelled: bytes, is_special: bool) -> int:
         """Where the next token begins. A special one is not part of the text, unless the prompt has it."""
         text = self._decoder.decode(spelled)
-        if (
-            spelled.isascii()
-        ):  # what comes before it in `text` belongs to tokens that spell no character
+        if spelled.isascii():  # what comes before it in `text` is of tokens that spell no character
             self._characters += len(text) - len(spelled)
             text = text[len(text) - len(spelled) :]
         at = self._characters
-        is_echoed = self._tokens < len(self._echo.tokens) and self._echo.text.startswith(text, at)
+        is_prompt = self._tokens < len(self._echo.tokens)
+        if is_prompt and not at and not self._echo.text.startswith(" "):
+            text = text.removeprefix(" ")  # SentencePiece puts one before the first word
+        is_echoed = is_prompt and self._echo.text.startswith(text, at)
         self._tokens += 1
         if is_echoed or not is_special:
             self._characters += len(text)
