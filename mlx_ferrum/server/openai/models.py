@@ -65,17 +65,17 @@ async def tokenize(request: Request) -> Response:
     fields = await read(request)
     service = await choose(request, fields)
     loaded = service.loaded
-    if fields.get("messages") is not None:
-        asked, arguments = messages(fields), template_arguments(fields)
-        ids = (await service.prepare(render, loaded.tokenizer, asked, arguments)).ids
-    else:
-        text = fields.text("content", fields.text("prompt", ""))
-        # llama.cpp's names and defaults, and vLLM's
-        is_llama = fields.get("content") is not None
-        name = "add_special" if is_llama else "add_special_tokens"
-        special = fields.flag(name, not is_llama)
-        parse = fields.flag("parse_special", True)
+    is_llama = fields.get("content") is not None  # its names and defaults, or vLLM's
+    text = fields.text("content", fields.text("prompt", ""))
+    special = fields.flag("add_special", fields.flag("add_special_tokens", not is_llama))
+    parse, arguments = fields.flag("parse_special", True), template_arguments(fields)
+    if fields.get("messages") is None:
         ids = await service.prepare(_encode, loaded.tokenizer, text, special, parse)
+    else:
+        if text:
+            raise fields.error("messages", fields.get("messages"), "none with content or prompt")
+        rendered = await service.prepare(render, loaded.tokenizer, messages(fields), arguments)
+        ids = rendered.ids
     tokens: list[Any] = ids
     if fields.flag("with_pieces"):
         spelled = [loaded.tokenizer.piece(id)[0].decode("utf-8", "replace") for id in ids]
