@@ -39,7 +39,7 @@ CHECKS = schemathesis.checks.CHECKS.get_by_names(
     """not_a_server_error status_code_conformance content_type_conformance response_schema_conformance
     negative_data_rejection""".split()
 )
-EXAMPLES = 15  # requests of each kind to each endpoint
+EXAMPLES = 15
 
 
 @pytest.fixture(scope="module")

@@ -136,16 +136,23 @@ def response_format(fields: Fields) -> Form | None:
     """The field response_format, or vLLM's structured_outputs; None for any text. Raises RequestError."""
     extra = structured_outputs(fields)
     given = fields.object("response_format")
-    kind = given.text("type", "text")
-    if kind not in ("text", "json_object", "json_schema"):
-        raise given.error("type", kind, "'text', 'json_object' or 'json_schema'")
-    if kind == "text":
+    form = form_of(given, given.object("json_schema"))
+    if form is None:
         return extra
     if extra is not None:
         raise fields.error("structured_outputs", {}, "none with response_format")
-    if kind == "json_object":
-        return ANY_OBJECT
-    return Form("json", given.object("json_schema").get("schema", {"type": "object"}))
+    return form
+
+
+def form_of(given: Fields, holder: Fields) -> Form | None:
+    """A form by its type. given: has `type`; holder: has the schema, which is checked whatever the type is."""
+    kind, schema = given.text("type", "text"), holder.get("schema", {"type": "object"})
+    if not isinstance(schema, dict):
+        raise holder.error("schema", schema, "an object")
+    forms = {"text": None, "json_object": ANY_OBJECT, "json_schema": Form("json", schema)}
+    if kind not in forms:
+        raise given.error("type", kind, "'text', 'json_object' or 'json_schema'")
+    return forms[kind]
 
 
 def structured_outputs(fields: Fields) -> Form | None:

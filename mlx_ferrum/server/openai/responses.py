@@ -23,7 +23,7 @@ from ..reply import Answer, Piece
 from ..service import Service
 from . import form
 from .chat import EFFORTS, IGNORED, TOP
-from .constraint import ANY_OBJECT, Form, Tools, asked_tools, constrain
+from .constraint import Form, Tools, asked_tools, constrain, form_of
 from .items import messages
 from .messages import Rendered, render, template_arguments
 from .output import Output
@@ -98,7 +98,8 @@ def _asked(fields: Fields, store: Store) -> Asked:
         fields.refuse(name)
     fields.refuse("truncation", ["disabled"])
     tools = asked_tools(fields, _tools(fields))
-    form = _format(fields.object("text").object("format"))
+    format = fields.object("text").object("format")
+    form = form_of(format, format)
     reasoning = fields.object("reasoning")
     effort = reasoning.get("effort")
     if effort is not None and effort not in EFFORTS:
@@ -123,16 +124,6 @@ def _tools(fields: Fields) -> list[dict[str, Any]]:
         function["parameters"] = tool.get("parameters", {"type": "object"})
         found.append({"type": "function", "function": function})
     return found
-
-
-def _format(format: Fields) -> Form | None:
-    """What the text has to be; None for any text."""
-    kind = format.text("type", "text")
-    if kind == "json_schema":
-        return Form("json", format.get("schema", {"type": "object"}))
-    if kind not in ("text", "json_object"):
-        raise format.error("type", kind, "'text', 'json_object' or 'json_schema'")
-    return ANY_OBJECT if kind == "json_object" else None
 
 
 def _top(fields: Fields) -> int | None:
