@@ -72,10 +72,10 @@ async def count_tokens(request: Request) -> Response:
 def _tools(fields: Fields) -> Tools:
     """The fields tools and tool_choice. Raises RequestError."""
     offered, choice = tools(fields), fields.object("tool_choice")
-    kind = choice.text("type", "auto")
+    kind, name = choice.text("type", "auto"), choice.text("name", "")
     is_parallel = not choice.flag("disable_parallel_tool_use")
     if kind == "tool":
-        return named(fields, offered, choice.text("name"))
+        return named(fields, offered, name)
     if kind not in MODES:
         raise choice.error("type", kind, f"one of {', '.join(MODES)}, tool")
     return choose_tools(fields, offered, MODES[kind], is_parallel=is_parallel)
