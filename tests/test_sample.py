@@ -251,6 +251,8 @@ def test_processors_that_do_nothing_are_left_out() -> None:
         {"logit_bias": {1: float("inf")}},
         {"logit_bias": {1: float("nan")}},
         {"logit_bias": {-1: 1.0}},
+        {"logit_bias": {2**31: 1.0}},
+        {"logit_bias": {10**30: 1.0}},
         {"repetition_penalty": 0.0},
         {"repetition_penalty": float("inf")},
         {"presence_penalty": float("nan")},

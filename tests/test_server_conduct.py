@@ -91,6 +91,8 @@ def _figure(server: Served, name: str) -> float:
         (CHAT, {**HI, "logit_bias": {"x": 1}}, "logit_bias.x"),
         (CHAT, {**HI, "logit_bias": {"1": 1000}}, "logit_bias.1"),
         (CHAT, {**HI, "logit_bias": {"99999": 1}}, None),
+        (CHAT, {**HI, "logit_bias": {"9999999999": 1}}, None),
+        (CHAT, {**HI, "logit_bias": {"1" * 5000: 1}}, "logit_bias." + "1" * 5000),
         (CHAT, {**HI, "logit_bias": [1]}, "logit_bias"),
         (CHAT, {**HI, "top_logprobs": 2}, "top_logprobs"),
         (CHAT, {**HI, "stream": "yes"}, "stream"),

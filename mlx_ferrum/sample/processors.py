@@ -16,6 +16,7 @@ from .arrays import Array
 from .checks import check_integer, check_number
 
 Processor = Callable[[mx.array, mx.array], mx.array]
+LARGEST_ID = 2**31 - 1  # of a token: they are 32-bit numbers in GGUF
 
 
 class Own:
@@ -60,7 +61,7 @@ def bias(values: Mapping[int, float]) -> Processor:
     if not isinstance(values, Mapping):
         raise ValueError(f"logit_bias is {values!r}, expected a mapping of token ids to numbers")
     for token, value in values.items():
-        check_integer("a key of logit_bias", token, 0)
+        check_integer("a key of logit_bias", token, 0, LARGEST_ID)
         if value != -math.inf:
             check_number(f"logit_bias of token {token}", value)
     largest = max(values)

@@ -96,7 +96,7 @@ def _bias(fields: Fields) -> dict[int, float]:
     found: dict[int, float] = {}
     object = fields.object("logit_bias")
     for name in fields.get("logit_bias", {}):
-        if not name.isdecimal():
+        if not name.isdecimal() or len(name) > 10:
             raise object.error(name, name, "the id of a token")
         found[int(name)] = object.number(name, 0.0, -100, 100)
     # OpenAI: -100 bans a token, 100 makes it the only one
