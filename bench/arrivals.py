@@ -99,7 +99,11 @@ def open_(rate: float, count: int, mix: Mix, text: Sequence[int], run: int = 0) 
 
 
 def waits(traces: Sequence[Trace]) -> Waits:
-    """Sum up."""
+    """Sum up. Raises ValueError if a request got no text."""
+    if not all(trace.pieces for trace in traces):
+        raise ValueError(
+            "a request got no text, so that there is nothing to time: take a model that writes some"
+        )
     tokens = sum(trace.tokens for trace in traces)
     seconds = max(trace.pieces[-1] for trace in traces) - min(trace.start for trace in traces)
     first = [trace.pieces[0] - trace.start for trace in traces]
