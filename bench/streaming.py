@@ -14,31 +14,27 @@ from __future__ import annotations
 
 import argparse
 import json
-import mmap
-import os
 import random
 import shlex
 import statistics
 import sys
-import threading
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import limited
 import llama
-import numpy as np
 from timing import hardware
 
 import mlx_ferrum
-from mlx_ferrum import amounts, catalog, cli, gguf, ops, packed
+from mlx_ferrum import amounts, catalog, cli, gguf, ops, packed, sizes
+from mlx_ferrum.doctor.disk import Disk, stretches
+from mlx_ferrum.doctor.disk import measure as measure_disk
 from mlx_ferrum.generate import generate_step
 from mlx_ferrum.kernels.cpu.streams import Counts
 
 RESULTS = Path(__file__).parent / "results"
-DEPTHS = (1, 2, 4, 8, 16)
-SECTOR = 4096
-HUGE = 2 << 20  # bytes of a large page
+SECONDS = 2.0  # for each number of reads at a time
 PROMPT = 16  # tokens
 
 
@@ -83,39 +79,13 @@ class Run(NamedTuple):
     useful: float
 
 
-def disk(path: Path, nbytes: int, depth: int, seconds: float = 2.0) -> float:
-    """Bytes a second of direct reads at random places, `depth` at a time."""
-    file = os.open(path, os.O_RDONLY | os.O_DIRECT)
-    size, stop, done = os.fstat(file).st_size, time.perf_counter() + seconds, [0] * depth
-
-    def work(i: int) -> None:
-        memory, draw = (
-            mmap.mmap(-1, nbytes + 2 * HUGE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS),
-            random.Random(),
-        )
-        memory.madvise(
-            mmap.MADV_HUGEPAGE
-        )  # as the slots of experts are; small pages halve the speed
-        start = -np.frombuffer(memory, np.uint8).ctypes.data % HUGE
-        part = memoryview(memory)[start : start + nbytes]
-        while time.perf_counter() < stop:
-            at = draw.randrange((size - nbytes) // SECTOR) * SECTOR
-            done[i] += os.preadv(file, [part], at)
-
-    threads = [threading.Thread(target=work, args=(i,)) for i in range(depth)]
-    start = time.perf_counter()
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    os.close(file)
-    return sum(done) / (time.perf_counter() - start)
-
-
-def expert_bytes(path: Path) -> int:
-    """Of one expert's largest part."""
-    tensors = packed.tensors(gguf.read(path)).values()
-    return max(info.nbytes // info.shape[0] for info in tensors if "_exps." in info.name)
+def disk(path: Path) -> Disk:
+    """How fast experts can be read, each of their matrices on its own."""
+    file = gguf.read(path)
+    found = sizes.of_file(file)
+    assert found is not None, "an encoder has no experts"
+    limited.forget(path)
+    return measure_disk(file, stretches(file, sizes.stacks(file, found)), SECONDS)
 
 
 def child(program: Program, tokens: int, threads: int, seed: int) -> Run:
@@ -263,22 +233,19 @@ def main() -> int:
     path = catalog.resolve(args.model)
     if args.child is not None:
         program = Program(path, args.child, not args.unpredicted)
-        found = child(program, args.tokens, args.threads, args.seed)
-        print(json.dumps(found._asdict()))
+        print(json.dumps(child(program, args.tokens, args.threads, args.seed)._asdict()))
         return 0
     results: dict[str, Any] = {"command": shlex.join(sys.argv), "hardware": hardware()}
     print(", ".join(f"{key} {value}" for key, value in results["hardware"].items()))
-    nbytes = expert_bytes(path) // SECTOR * SECTOR
-    limited.forget(path)
-    results["disk"] = {depth: disk(path, nbytes, depth) for depth in DEPTHS}
-    speeds = ", ".join(f"{depth}: {each / 1e9:.2f}" for depth, each in results["disk"].items())
-    print(f"Direct reads of {amounts.size(nbytes)}, GB/s by reads at a time: {speeds}")
+    found = disk(path)
+    results["disk"] = found.speeds
+    speeds = ", ".join(f"{depth}: {each / 1e9:.2f}" for depth, each in found.speeds.items())
+    print(f"Reads of {amounts.size(found.nbytes)}, GB/s by reads at a time: {speeds}")
     rows = [{"tokens": args.tokens, **row} for row in measure(path, args)]
-    ceiling = max(results["disk"].values())
     print(
         f"{args.tokens} tokens, {amounts.size(args.limit)} of memory, medians of {args.runs} runs.\n"
     )
-    show(rows, ceiling)
+    show(rows, found.best)
     results["rows"] = rows
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "streaming.json").write_text(json.dumps(results, indent=1) + "\n")

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import random_models
 from backends import CPU, CPU_PORTABLE, REFERENCE, Backend
-from test_streamed import read_some, reading
+from streamed_models import read_some, reading
 
 import mlx_ferrum
 from mlx_ferrum import convert, gguf
@@ -171,17 +171,18 @@ def test_large_experts_are_read_in_pieces(tmp_path: Path) -> None:
     sizes = random_models.Sizes(layers=2, hidden=512, experts=4, used=2, expert_ffn=840)
     given = random_models.write(tmp_path / "m.gguf", "qwen3moe", 6, sizes=sizes, types=("F32",))
     run("pack", given, tmp_path / "packed.gguf")
+    pieces: list[int] = []
+
+    def noted(file: int, to: int, size: int, at: int) -> int:
+        pieces.append(size)
+        return read_some(file, to, size, at)
+
     with CPU.in_use():
         wanted = logits(mlx_ferrum.load(given)[0], 6)
         # a matrix has 1.64 MiB, gate and up together 3.28, and a read at most 1.5
         for path, expected in ((given, 4), (tmp_path / "packed.gguf", 3)):
             model = mlx_ferrum.load(path, expert_memory=40_000_000)[0]
-            pieces: list[int] = []
-
-            def noted(file: int, to: int, size: int, at: int) -> int:
-                pieces.append(size)  # noqa: B023
-                return read_some(file, to, size, at)
-
+            pieces.clear()
             with reading(noted):
                 np.testing.assert_array_equal(logits(model, 6), wanted)
             assert max(pieces) <= (3 << 19) + 4096

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 from backends import CPU, REFERENCE, Backend
-from streaming import COUNT, logits, read_some, reading, streamed
+from streamed_models import COUNT, logits, read_some, reading, streamed
 
 import mlx_ferrum
 from mlx_ferrum.engine import Engine, Request

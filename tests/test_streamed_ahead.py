@@ -9,7 +9,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from backends import CPU, REFERENCE, Backend
-from streaming import logits, streamed
+from streamed_models import logits, streamed
 
 import mlx_ferrum
 from mlx_ferrum.nn import RMSNorm

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 import random
@@ -11,6 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
+
 from .. import gguf, packed
 from ..streamed import Files, bypasses_cache
 
@@ -18,6 +21,7 @@ DEPTHS = (1, 4, 8)  # reads at a time
 SECONDS = 0.35  # for each depth
 LARGEST = 1 << 23  # bytes of a read
 SECTOR = 4096
+HUGE = 1 << 21  # bytes of a large page
 
 
 class Stretch(NamedTuple):
@@ -87,7 +91,7 @@ def _read(files: Files, places: Sequence[Stretch], seed: int, end: float) -> tup
     """Read until it is `end`, once at least; bytes and reads."""
     draw, total, count = random.Random(seed), 0, 0
     largest = max(place.nbytes for place in places)
-    memory = memoryview(mmap.mmap(-1, min(largest, LARGEST) + 2 * SECTOR))
+    memory = _memory(min(largest, LARGEST) + 2 * SECTOR)
     while not count or time.perf_counter() < end:
         place = draw.choice(places)
         start = place.offset // SECTOR * SECTOR  # reads past the cache are of whole sectors
@@ -95,3 +99,13 @@ def _read(files: Files, places: Sequence[Stretch], seed: int, end: float) -> tup
         total += os.preadv(files.numbers[place.part], [memory[:size]], start)
         count += 1
     return total, count
+
+
+def _memory(nbytes: int) -> memoryview:
+    """Large pages where the system has them, as the slots of experts are: into small ones reads can be half as fast."""
+    whole = mmap.mmap(-1, nbytes + HUGE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with contextlib.suppress(OSError):  # a kernel without them
+            whole.madvise(mmap.MADV_HUGEPAGE)
+    start = -np.frombuffer(whole, np.uint8).ctypes.data % HUGE
+    return memoryview(whole)[start : start + nbytes]

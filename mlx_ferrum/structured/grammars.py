@@ -111,9 +111,9 @@ class Grammars:
         if "x-guidance" in whole:
             raise ValueError("the JSON schema has x-guidance, which is not supported")
         try:
-            text = json.dumps(whole)
+            text = json.dumps({**whole, "x-guidance": _JSON})
             self._check_size("it", text)
-            grammar = LLMatcher.grammar_from_json_schema(text, overrides=_JSON)  # type: ignore[arg-type]
+            grammar = LLMatcher.grammar_from_json_schema(text)
         except (TypeError, ValueError, RecursionError) as error:
             raise ValueError(f"the JSON schema: {one_line(str(error))}") from None
         return self._grammar("the JSON schema", grammar, reasoning, calls)
