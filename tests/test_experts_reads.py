@@ -49,15 +49,15 @@ def test_choices_are_those_of_the_mapped_model(cpu: Backend, capsys: Any) -> Non
 
 
 READS = Reads(
-    [Traffic(1, 4, 100, 25, 8_000_000, 0.5), Traffic(3, 5, 60, 15, 2_000_000, 0.25)],
+    [Traffic(1, 4, 100, 25, 8_000_000, 0.5), Traffic(3, 5, 60, 15, 2_000_000, 0.25, 40, 30)],
     count=8, tokens=10, seconds=0.5,
 )  # fmt: skip
 
 
 def test_the_table() -> None:
     head, first, second, _, summary = as_text(READS)
-    assert first.split() == ["1", "4/8", "75.0%", "0.80", "50.00"]
-    assert second.split() == ["3", "5/8", "75.0%", "0.20", "25.00"]
+    assert first.split() == ["1", "4/8", "75.0%", "-", "0.80", "50.00"]
+    assert second.split() == ["3", "5/8", "75.0%", "75.0%", "0.20", "25.00"]
     assert len(head) == len(first)
     assert summary == (
         "75.0% of the uses found their expert in memory; 1.0 MB a token were read, 20 MB/s; "

@@ -61,12 +61,14 @@ class Reads:
 
 def as_text(reads: Reads) -> list[str]:
     """A line a layer, and a summary."""
-    lines = [f"{'layer':>5} {'in memory':>10} {'hits':>6} {'MB/token':>9} {'waited, ms/token':>17}"]
+    head = f"{'layer':>5} {'in memory':>10} {'hits':>6} {'predicted':>9} {'MB/token':>9} {'waited, ms/token':>17}"
+    lines = [head]
     for layer in reads.layers:
         slots, read = f"{layer.slots}/{reads.count}", layer.nbytes / 1e6 / reads.tokens
         waited = 1e3 * layer.waited / reads.tokens
+        foretold = f"{layer.recall:.1%}" if layer.judged else "-"
         lines.append(
-            f"{layer.layer:>5} {slots:>10} {layer.hits:>6.1%} {read:>9.2f} {waited:>17.2f}"
+            f"{layer.layer:>5} {slots:>10} {layer.hits:>6.1%} {foretold:>9} {read:>9.2f} {waited:>17.2f}"
         )
     return [*lines, "", summary(reads)]
 
