@@ -38,13 +38,19 @@ class Plan:
 
 
 def plan(
-    sizes: Sizes, available: int, *, reserve: int | None = None, bypasses_cache: bool = True
+    sizes: Sizes,
+    available: int,
+    *,
+    reserve: int | None = None,
+    bypasses_cache: bool = True,
+    whole_tokens: bool = False,
 ) -> Plan:
     """Choose for a model.
 
     available: bytes of memory that are free, files in the page cache included
     reserve: of them for keys and values; None: for `POSITIONS` tokens
     bypasses_cache: reads of experts go past the page cache
+    whole_tokens: the experts of a token have to be there at a time, not only one of each layer
     """
     pool = sizes.pool(min(POSITIONS, sizes.context)) if reserve is None else reserve
     free, whole = amounts.size(available), sizes.nbytes + pool + BESIDE
@@ -56,7 +62,7 @@ def plan(
     share = DIRECT if bypasses_cache else BUFFERED
     rest = available - sizes.dense - BESIDE
     nbytes = int(min(max(rest - pool, sizes.a_token), share * available, sizes.experts))
-    if nbytes < sizes.one_each or rest < sizes.a_token:
+    if nbytes < (sizes.a_token if whole_tokens else sizes.one_each) or rest < sizes.a_token:
         least = sizes.dense + BESIDE + sizes.a_token
         reason = (
             f"the model is mapped: only {free} are free, expected {amounts.size(least)} for its dense weights "

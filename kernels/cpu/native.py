@@ -69,8 +69,14 @@ def _load(level: str) -> _Library:
         function.restype = c_char_p
     loaded.ferrum_run.argtypes, loaded.ferrum_run.restype = (POINTER(Call), c_int), c_int
     loaded.ferrum_set_threads.argtypes, loaded.ferrum_set_threads.restype = (c_int,), None
-    loaded.ferrum_streamed.argtypes = (c_int, c_int, c_int, c_void_p, c_double)
-    loaded.ferrum_streamed.restype = c_void_p
+    loaded.ferrum_streamed.argtypes = (c_int, c_int, c_int, c_void_p, c_double, c_int)
+    loaded.ferrum_streamed_slots.argtypes = (c_void_p, c_int)
+    for function in (loaded.ferrum_streamed, loaded.ferrum_streamed_slots):
+        function.restype = c_void_p
+    loaded.ferrum_streamed_note_used.argtypes = (c_void_p, c_int)
+    loaded.ferrum_streamed_note_used.restype = None
+    loaded.ferrum_streamed_is_whole.argtypes = (c_void_p,)
+    loaded.ferrum_streamed_is_whole.restype = c_int
     for function in (loaded.ferrum_streamed_follow, loaded.ferrum_streamed_counts):
         function.argtypes, function.restype = (c_void_p, c_void_p), None
     loaded.ferrum_streamed_free.argtypes, loaded.ferrum_streamed_free.restype = (c_void_p,), None

@@ -21,24 +21,40 @@ constexpr long SPACE = 65536;  // bytes between two matrices that are read rathe
 constexpr double PAYS = 0.45, WASTES = 0.3, RECENT = 32;
 constexpr int SKIPS = 8; // where it does not pay, one call of so many is predicted all the same
 
+constexpr long PAGE = 16384; // bytes: a multiple of the pages of every system
+
 } // namespace
 
-Streamed::Streamed(int count, int slots, const std::vector<Source>& sources, double age)
-    : slots_(std::min(std::max(slots, 1), count)), age_(age), slot_(new Slot[slots_]), slot_of_(count, -1),
-      score_(count, -INFINITY), is_wanted_(count, false), worth_(PAYS) {
+Streamed::Streamed(int count, int slots, const std::vector<Source>& sources, double age, bool apart)
+    : slots_(std::min(std::max(slots, 1), count)), age_(age), apart_(apart), slot_(new Slot[slots_]),
+      slot_of_(count, -1), score_(count, -INFINITY), is_wanted_(count, false), worth_(PAYS) {
     for (const Source& source : sources) add(source);
+    lay_out();
+    void* memory = mmap(nullptr, size_t(nbytes_), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (memory == MAP_FAILED) throw std::bad_alloc();
+#ifdef MADV_HUGEPAGE
+    madvise(memory, size_t(nbytes_), MADV_HUGEPAGE); // takes fewer steps to find; not everywhere to be had
+#endif
+    memory_ = (char*)memory;
+}
+
+void Streamed::lay_out() {
+    if (apart_) {
+        for (Stretch& stretch : stretches_) {
+            stretch.start = nbytes_, stretch.step = stretch.from.nbytes;
+            nbytes_ += (slots_ * stretch.step + PAGE - 1) / PAGE * PAGE;
+        }
+        return;
+    }
+    long step = 0;
     for (Stretch& stretch : stretches_) {
         const Source& from = stretch.from;
         bool is_whole = from.offset % SECTOR == 0 && from.step % SECTOR == 0;
-        stretch.start = stride_;
-        stride_ += whole(from.nbytes) + (from.direct && !is_whole ? SECTOR : 0);
+        stretch.start = step;
+        step += whole(from.nbytes) + (from.direct && !is_whole ? SECTOR : 0);
     }
-    void* memory = mmap(nullptr, size_t(stride_ * slots_), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (memory == MAP_FAILED) throw std::bad_alloc();
-#ifdef MADV_HUGEPAGE
-    madvise(memory, size_t(stride_ * slots_), MADV_HUGEPAGE); // takes fewer steps to find; not everywhere to be had
-#endif
-    memory_ = (char*)memory;
+    for (Stretch& stretch : stretches_) stretch.step = step;
+    nbytes_ = slots_ * step;
 }
 
 Streamed::~Streamed() {
@@ -46,12 +62,12 @@ Streamed::~Streamed() {
     std::unique_lock<std::mutex> lock(reading_);
     for (int i = 0; i < slots_; i++) // readers write to the memory
         done_.wait(lock, [&] { return !slot_[i].pending; });
-    munmap(memory_, size_t(stride_ * slots_));
+    munmap(memory_, size_t(nbytes_));
 }
 
 // Matrices that follow those of the source before, in the same step of the file, are read with them.
 void Streamed::add(const Source& source) {
-    if (!stretches_.empty()) {
+    if (!stretches_.empty() && !apart_) {
         Source& last = stretches_.back().from;
         long within = source.offset - last.offset, space = within - last.nbytes;
         bool is_near = space >= 0 && space < SPACE && within + source.nbytes <= last.step;
@@ -62,13 +78,13 @@ void Streamed::add(const Source& source) {
         }
     }
     parts_.push_back({int(stretches_.size()), 0});
-    stretches_.push_back({source, 0});
+    stretches_.push_back({source, 0, 0});
 }
 
 char* Streamed::place(const Stretch& stretch, int slot) const {
     const Source& from = stretch.from;
     long offset = from.offset + slot_[slot].number * from.step;
-    return memory_ + slot * stride_ + stretch.start + (from.direct ? offset % SECTOR : 0);
+    return memory_ + slot * stretch.step + stretch.start + (from.direct ? offset % SECTOR : 0);
 }
 
 // A slot that is not held: an empty one, or that of the lowest score among those that are needed least. Those that are
@@ -101,7 +117,14 @@ void Streamed::hold(const int* numbers, int count) {
     for (int i = 0; i < count; i++)
         if (int slot = slot_of_[numbers[i]]; slot >= 0) slot_[slot].is_held = true;
     for (int i = 0; i < count; i++)
-        if (slot_of_[numbers[i]] < 0) start(victim(true), numbers[i], false);
+        if (slot_of_[numbers[i]] < 0) start(slots_ == this->count() ? numbers[i] : victim(true), numbers[i], false);
+}
+
+bool Streamed::is_whole() {
+    std::unique_lock<std::mutex> lock(turns_, std::try_to_lock);
+    return lock && slots_ == count() && std::all_of(slot_.get(), slot_.get() + slots_, [](const Slot& slot) {
+               return slot.number >= 0 && !slot.pending && !slot.failed;
+           });
 }
 
 void Streamed::start(int slot, int number, bool ahead) {
@@ -282,6 +305,11 @@ void Turn::begin(const std::vector<int>& numbers) {
     if (streamed_.follower_) streamed_.follower_->want(numbers);
 }
 
+void Turn::finish(int first, int last) {
+    for (int i = first; i < last; i++) streamed_.wait(0, numbers_[i]);
+    streamed_.check();
+}
+
 void Turn::hold(int first, int last) { streamed_.hold(numbers_ + first, last - first); }
 
 bool Turn::next(int& first, int& last) {
@@ -301,15 +329,21 @@ bool Turn::next(int& first, int& last) {
 extern "C" {
 
 // See Streamed; null if there is no memory. sources: `parts` of them.
-Streamed* ferrum_streamed(int count, int slots, int parts, const Source* sources, double age) {
+Streamed* ferrum_streamed(int count, int slots, int parts, const Source* sources, double age, int apart) {
     try {
-        return new Streamed(count, slots, std::vector<Source>(sources, sources + parts), age);
+        return new Streamed(count, slots, std::vector<Source>(sources, sources + parts), age, apart != 0);
     } catch (const std::bad_alloc&) {
         return nullptr;
     }
 }
 
 void ferrum_streamed_follow(Streamed* first, Streamed* second) { first->followed_by(second); }
+
+int ferrum_streamed_is_whole(Streamed* streamed) { return streamed->is_whole(); }
+
+void ferrum_streamed_note_used(Streamed* streamed, int count) { streamed->note_used(count); }
+
+const void* ferrum_streamed_slots(const Streamed* streamed, int source) { return streamed->slots_of(source); }
 
 void ferrum_streamed_free(Streamed* streamed) { delete streamed; }
 

@@ -32,7 +32,9 @@ public:
     };
 
     // slots: at least 1; age: how much older a call is than the one before, where an age makes a use count e times less
-    Streamed(int count, int slots, const std::vector<Source>& sources, double age);
+    // apart: the slots of each source follow each other, as the matrices of a stack do, for those who read them without
+    // asking for places; no source may be read directly. Otherwise what is read together lies together.
+    Streamed(int count, int slots, const std::vector<Source>& sources, double age, bool apart);
     ~Streamed();
     Streamed(const Streamed&) = delete;
     Streamed& operator=(const Streamed&) = delete;
@@ -41,6 +43,9 @@ public:
     void followed_by(Streamed* other) { follower_ = other; }
 
     bool is_ready(int number) const { return slot_of_[number] >= 0 && !slot_[slot_of_[number]].pending; }
+
+    // Whether everything is in memory, and stays there: number i in slot i.
+    bool is_whole();
 
     // How many numbers there are.
     int count() const { return int(slot_of_.size()); }
@@ -58,6 +63,15 @@ public:
     // A matrix of a number that is held, once it is read; null if that failed.
     const char* wait(int source, int number);
 
+    // That many uses are of numbers that `is_whole` says are there.
+    void note_used(int count) { used_ += count; }
+
+    // The slot of a number that is held.
+    int slot_of(int number) const { return slot_of_[number]; }
+
+    // Where the slots of a source begin; for sources that lie apart.
+    const char* slots_of(int source) const { return memory_ + stretches_[parts_[source].stretch].start; }
+
     // Uses of numbers, those of them that had to be read, bytes read, nanoseconds waited; uses in calls that were
     // predicted, those of them that were expected; numbers read ahead, those of them that were used.
     void counts(long* out) const;
@@ -69,7 +83,7 @@ private:
     // What is read as one: a matrix, or several of one number that lie side by side in the file.
     struct Stretch {
         Source from;
-        long start; // within a slot, bytes
+        long start, step; // of its part of the first slot, and from slot to slot; bytes
     };
     // Where the matrices of a source lie.
     struct Part {
@@ -78,6 +92,7 @@ private:
     };
 
     void add(const Source& source);
+    void lay_out();
     void release();
     void hold(const int* numbers, int count);
     int victim(bool waits);
@@ -93,9 +108,10 @@ private:
 
     const int slots_;
     const double age_;
+    const bool apart_;
     std::vector<Stretch> stretches_;
     std::vector<Part> parts_; // of each source
-    long stride_ = 0;         // of slots, bytes
+    long nbytes_ = 0;         // of the memory
     char* memory_;
     Streamed* follower_ = nullptr;
     std::unique_ptr<Slot[]> slot_;
@@ -120,6 +136,11 @@ public:
     explicit Turn(Streamed& streamed) : streamed_(streamed), lock_(streamed.turns_) {}
 
     bool is_ready(int number) const { return streamed_.is_ready(number); }
+
+    int slot_of(int number) const { return streamed_.slot_of(number); }
+
+    // Waits for the reads of numbers [first, last) of `begin`. Throws ReadError if one of them failed.
+    void finish(int first, int last);
 
     // numbers: each once; they have to outlive it
     void begin(const std::vector<int>& numbers);

@@ -8,7 +8,7 @@
 #include "streamed.h"
 
 extern "C" {
-Streamed* ferrum_streamed(int count, int slots, int parts, const Source* sources, double age);
+Streamed* ferrum_streamed(int count, int slots, int parts, const Source* sources, double age, int apart);
 void ferrum_streamed_follow(Streamed* first, Streamed* second);
 void ferrum_streamed_free(Streamed* streamed);
 }
@@ -113,8 +113,8 @@ void from_disk(const Pairs& p, const Weight& up, const Weight& down, const std::
     Stored first(up_bytes), second(down_bytes), both(side_by_side(up_bytes, down_bytes, p.experts, SPACE));
     for (int slots : {1, 2, p.experts}) {
         Source sources[] = {{first.number(), 0, up.step, 0, up.step}, {second.number(), 0, down.step, 0, down.step}};
-        Streamed* ups = ferrum_streamed(p.experts, slots, 1, &sources[0], 0.1);
-        Streamed* downs = ferrum_streamed(p.experts, slots, 1, &sources[1], 0.1);
+        Streamed* ups = ferrum_streamed(p.experts, slots, 1, &sources[0], 0.1, 0);
+        Streamed* downs = ferrum_streamed(p.experts, slots, 1, &sources[1], 0.1, 0);
         ferrum_streamed_follow(ups, downs);
         compare(p, {nullptr, up.type, up.rows, nullptr, ups, 0, 0},
                 {nullptr, down.type, down.rows, nullptr, downs, 0, 0}, wanted);
@@ -122,7 +122,7 @@ void from_disk(const Pairs& p, const Weight& up, const Weight& down, const std::
         ferrum_streamed_free(downs);
         long step = up.step + down.step + 2 * SPACE;
         Source near[] = {{both.number(), 0, up.step, 0, step}, {both.number(), up.step + SPACE, down.step, 0, step}};
-        Streamed* all = ferrum_streamed(p.experts, slots, 2, near, 0.1);
+        Streamed* all = ferrum_streamed(p.experts, slots, 2, near, 0.1, 0);
         compare(p, {nullptr, up.type, up.rows, nullptr, all, 0, 0}, {nullptr, down.type, down.rows, nullptr, all, 1, 0},
                 wanted);
         ferrum_streamed_free(all);

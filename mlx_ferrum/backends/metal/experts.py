@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import mlx.core as mx
@@ -17,7 +18,7 @@ from ...kernels.sort_pairs import Order
 from ...options import Activation, Routing
 from ...tensor import QTensor
 from ..reference import ACTIVATIONS
-from . import tensor_form
+from . import resident, tensor_form
 from .shapes import MATVEC_ROWS, as_rows, is_tiny, like, rows_a_simdgroup
 
 # On average, up to here: a weight takes an M1 Max 2 ps for every pair, as each reads for itself, and 6 ps of
@@ -44,7 +45,7 @@ def gather_matmul(
         rows = rows_a_simdgroup(ids.size * w.shape[1])
         y = gather_matvec_kernel.gather_matvec(flat, w, chosen, bias=bias, rows=rows)
     else:
-        y = _tiled_matmul(flat, w, _order(chosen, w), bias=bias)
+        y = _tiled_matmul(flat, w, _order(chosen, w, _tile(chosen, w)), bias=bias)
     return y.reshape(*ids.shape, w.shape[1])
 
 
@@ -56,10 +57,19 @@ def gather_gate_up(
         y = ACTIVATIONS[act](gather_matmul(flat, gate, chosen)) * gather_matmul(flat, up, chosen)
     elif _are_few(chosen, gate):
         rows = rows_a_simdgroup(2 * ids.size * gate.shape[1]) // 2  # of either matrix
-        y = gather_gate_up_kernel.gather_gate_up(flat, gate, up, chosen, act, rows=rows)
+
+        def fused(gate: QTensor, up: QTensor, ids: mx.array) -> mx.array:
+            return gather_gate_up_kernel.gather_gate_up(flat, gate, up, ids, act, rows=rows)
+
+        y = resident.by_experts([gate, up], chosen, fused)
     else:
-        order = _order(chosen, gate)
-        y = _tiled_matmul(flat, up, order, gate=(_tiled_matmul(flat, gate, order), act))
+        tile = _tile(chosen, gate)
+
+        def tiled(gate: QTensor, up: QTensor, ids: mx.array) -> mx.array:
+            order = _order(ids, gate, tile)
+            return _tiled_matmul(flat, up, order, gate=(_tiled_matmul(flat, gate, order), act))
+
+        y = resident.by_experts([gate, up], chosen, tiled)
     return y.reshape(*ids.shape, gate.shape[1])
 
 
@@ -72,13 +82,41 @@ def gather_down(
     if is_tiny(w):
         products = _tiny_products(flat.reshape(*chosen.shape, -1), w, chosen).reshape(-1, d)
         y = weighted_sum_kernel.weighted_sum(products, shares, add=residual)
-    elif _are_few(chosen, w):
-        rows = rows_a_simdgroup(chosen.shape[0] * d)
-        y = gather_down_kernel.gather_down(flat, w, chosen, shares, add=residual, rows=rows)
+    elif chosen.shape[0] <= MATVEC_ROWS:
+        y = _fused_down(flat, w, chosen, shares, residual)
     else:
-        products = _tiled_matmul(flat, w, _order(chosen, w))
+        products = resident.by_experts([w], chosen, _products_of(flat, chosen, w))
         y = weighted_sum_kernel.weighted_sum(products, shares, add=residual)
     return like(y, ids)
+
+
+def _fused_down(
+    x: mx.array, w: QTensor, ids: mx.array, weights: mx.array, add: mx.array | None
+) -> mx.array:
+    """x: (tokens * n, k), ids, weights: (tokens, n), add: (tokens, rows) -> (tokens, rows)"""
+    count, used = ids.shape
+    rows, parts = rows_a_simdgroup(count * w.shape[1]), x.reshape(count, used, x.shape[-1])
+
+    def fused(w: QTensor, ids: mx.array, tokens: slice) -> mx.array:
+        given = None if add is None else add[tokens]
+        return gather_down_kernel.gather_down(
+            parts[tokens].reshape(-1, x.shape[-1]), w, ids, weights[tokens], add=given, rows=rows
+        )
+
+    return resident.by_tokens(w, ids, fused)
+
+
+def _products_of(x: mx.array, ids: mx.array, w: QTensor) -> Callable[[QTensor, mx.array], mx.array]:
+    """The products of each pair's own row of x: (tokens * n, k) -> (tokens * n, rows)."""
+    few, tile, rows = _are_few(ids, w), _tile(ids, w), rows_a_simdgroup(ids.size * w.shape[1])
+
+    def products(w: QTensor, ids: mx.array) -> mx.array:
+        if few:
+            alone = ids.reshape(ids.size, 1)
+            return gather_matvec_kernel.gather_matvec(x, w, alone, rows=rows)
+        return _tiled_matmul(x, w, _order(ids, w, tile))
+
+    return products
 
 
 def sigmoid_gate(x: mx.array, gate: mx.array, *, add: mx.array | None = None) -> mx.array:
@@ -101,10 +139,13 @@ def _tiled_matmul(x: mx.array, w: QTensor, order: Order, **options: Any) -> mx.a
     return gather_matmul_kernel.gather_matmul(x, w, order, tensor=tensor, **options)
 
 
-def _order(ids: mx.array, w: QTensor) -> Order:
-    experts = w.shape[0]
-    size = next((size for size in TILES if ids.size <= size * experts), TILES[-1])
-    return sort_pairs_kernel.sort_pairs(ids.reshape(ids.size), experts, size=size)
+def _tile(ids: mx.array, w: QTensor) -> int:
+    """The pairs of a tile."""
+    return next((size for size in TILES if ids.size <= size * w.shape[0]), TILES[-1])
+
+
+def _order(ids: mx.array, w: QTensor, tile: int) -> Order:
+    return sort_pairs_kernel.sort_pairs(ids.reshape(ids.size), w.shape[0], size=tile)
 
 
 def _tiny_products(x: mx.array, w: QTensor, ids: mx.array) -> mx.array:

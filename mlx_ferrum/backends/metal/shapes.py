@@ -6,7 +6,7 @@ import math
 
 import mlx.core as mx
 
-from ...tensor import QTensor
+from ...tensor import QTensor, word
 
 MATVEC_ROWS = 8  # of x: up to here weights are read once for all of them, and no tile would be full
 FEW_ROWS = 1024  # of w: below, a simdgroup takes fewer of them, so that there are enough simdgroups
@@ -15,7 +15,7 @@ LEAST_WORDS = 8  # MLX hands smaller arrays over as constants; such weights are 
 
 def is_tiny(w: QTensor) -> bool:
     """Whether no kernel can take it."""
-    return w.array.size < LEAST_WORDS
+    return w.nbytes < LEAST_WORDS * word(w.block).itemsize
 
 
 def as_rows(x: mx.array) -> mx.array:
