@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import mlx.core as mx
 import numpy as np
 
 from . import amounts, budget, gguf, memory, ops, sizes
@@ -144,11 +145,15 @@ class _Reader:
     def __call__(self, x: ops.Array, ids: ops.Array) -> None:
         if isinstance(x, np.ndarray) and isinstance(ids, np.ndarray):
             self._begin(x, ids)
-        elif ops.backend_name() == "metal":
-            from .backends.metal import resident
+        elif not isinstance(x, np.ndarray) and not isinstance(ids, np.ndarray):
+            self._begin_for_gpu(x, ids)
 
-            self.waits += resident.begin(self._mlp, self._after, x, ids)
-        # for another backend the file is mapped
+    def _begin_for_gpu(self, x: mx.array, ids: mx.array) -> None:
+        if ops.backend_name() != "metal":
+            return  # for which the file is mapped
+        from .backends.metal import resident
+
+        self.waits += resident.begin(self._mlp, self._after, x, ids)
 
     def _begin(self, x: np.ndarray, ids: np.ndarray) -> None:
         from .backends.cpu.experts import expect_experts, want_experts
@@ -171,14 +176,14 @@ def planned(file: gguf.GGUF, reserve: int | None = None) -> budget.Plan:
         )
     bypasses = all(bypasses_cache(each.path) for each in file.files)
     on_gpu = ops.backend_name() == "metal"
-    plan = budget.plan(
-        found, free, reserve=reserve, bypasses_cache=bypasses, whole_tokens=on_gpu
-    )
+    plan = budget.plan(found, free, reserve=reserve, bypasses_cache=bypasses, whole_tokens=on_gpu)
     if plan.nbytes and on_gpu:
         try:
             native.library()  # reads experts
         except native.build.BuildError as error:
-            return budget.Plan(0, f"the model is mapped, though it does not fit: {error}", is_short=True)
+            return budget.Plan(
+                0, f"the model is mapped, though it does not fit: {error}", is_short=True
+            )
     return plan
 
 
@@ -190,7 +195,8 @@ def stream(model: LanguageModel | Encoder, file: gguf.GGUF, nbytes: int) -> Stre
     """
     if ops.backend_name() not in BACKENDS:
         raise NotImplementedError(
-            f"experts are read from disk on the backends {' and '.join(BACKENDS)}, the one in use is {ops.backend_name()}"
+            f"experts are read from disk on the backends {' and '.join(BACKENDS)}, "
+            f"the one in use is {ops.backend_name()}"
         )
     found, on_gpu = with_experts(model), ops.backend_name() == "metal"
     experts = [mlp for _, mlp in found]

@@ -183,7 +183,10 @@ def test_refusals(cpu: Backend, mapped: Any, tmp_path: Path) -> None:
         streamed(mapped, 0.9)
     with pytest.raises(ValueError, match="the model has no experts"):
         mlx_ferrum.load("tiny-hybrid", expert_memory=1 << 20)
-    with REFERENCE.in_use(), pytest.raises(NotImplementedError, match="on the backends cpu and metal"):
+    with (
+        REFERENCE.in_use(),
+        pytest.raises(NotImplementedError, match="on the backends cpu and metal"),
+    ):
         streamed(mapped, 2)
 
 

@@ -18,6 +18,7 @@ from streamed_models import COUNT, logits, read_some, reading, streamed
 import mlx_ferrum
 from mlx_ferrum.backends import metal
 from mlx_ferrum.engine import Engine, Request
+from mlx_ferrum.kernels.cpu import native
 
 USED = 2  # experts of a token of tiny-moe
 LENGTHS = (34, 10, 6, 1, 1, 1)  # tokens of a pass: each is for another kernel
@@ -51,7 +52,7 @@ def wanted(mapped: Any, ids: np.ndarray) -> np.ndarray:
     return said(mapped, ids)
 
 
-@pytest.mark.parametrize("each", [USED, 2.6, 3, 5, 7.5, COUNT, 100])
+@pytest.mark.parametrize("each", [USED, 2.6, 5, 7.5, 100])
 def test_logits_are_those_of_the_mapped_file(
     mapped: Any, ids: np.ndarray, wanted: np.ndarray, each: float
 ) -> None:
@@ -71,14 +72,14 @@ def test_logits_are_those_of_the_mapped_file(
 
 
 def test_predictions_are_used_and_change_nothing(mapped: Any) -> None:
-    text = np.random.default_rng(4).integers(0, mapped.args.vocab_size, 60)
-    before = logits(mapped, text, 50)
+    text = np.random.default_rng(4).integers(0, mapped.args.vocab_size, 20)
+    before = logits(mapped, text, 14)
     model = streamed(mapped, 4)
-    np.testing.assert_array_equal(logits(model, text, 50), before)
+    np.testing.assert_array_equal(logits(model, text, 14), before)
     assert model.streams.counts().useful > 0
     model = streamed(mapped, 4)
     model.streams.predict(False)
-    np.testing.assert_array_equal(logits(model, text, 50), before)
+    np.testing.assert_array_equal(logits(model, text, 14), before)
     assert not model.streams.counts().judged
 
 
@@ -114,24 +115,43 @@ def test_slots_hold_what_the_kernels_were_told(
     assert len(chosen) > 2 * len(LENGTHS) * len(model.body.layers)
 
 
+def test_nothing_is_read_into_slots_that_a_gpu_computes_from(
+    mapped: Any, ids: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = streamed(mapped, 3)
+    guards = [layer.first.guard for layer in model.streams.layers]
+    run, seen = native.run, set[str]()
+
+    def checked(kind: str, **fields: Any) -> None:
+        if kind.endswith(("Experts", "Portion")) or kind == "BeginPortions":
+            held = [guard for guard in guards if guard._lock.locked()]
+            assert len(held) == 1 and not held[0]._computed
+            seen.add(kind)
+        run(kind, **fields)
+
+    monkeypatch.setattr(native, "run", checked)
+    said(model, ids)
+    assert seen == {"WantExperts", "ExpectExperts", "BeginPortions", "NextPortion"}
+
+
 def test_no_kernel_reads_what_it_should_not(mapped: Any, ids: np.ndarray) -> None:
     model = streamed(mapped, 3)
     for seed in (1, 2):
         with metal_on_cpu(checked=True, seed=seed) as host:
             cache = model.make_cache()
-            for part in (ids[:9], ids[9:11], ids[11:12]):
+            for part in (ids[:9], ids[9:10]):
                 mx.eval(model(mx.array(part[None]), cache))
         assert not host.findings, "\n".join(map(str, host.findings))
 
 
 def test_texts_of_an_engine(mapped: Any) -> None:
     rng = np.random.default_rng(5)
-    prompts = [rng.integers(0, mapped.args.vocab_size, n).tolist() for n in (3, 20, 7, 1)]
+    prompts = [rng.integers(0, mapped.args.vocab_size, n).tolist() for n in (3, 9, 1)]
 
     def texts(model: Any) -> list[list[int | None]]:
         engine, found = Engine(model), dict[int, list[int | None]]()
         for prompt in prompts:
-            found[engine.submit(Request(prompt, 8))[0]] = []
+            found[engine.submit(Request(prompt, 5))[0]] = []
         while engine.is_busy:
             for event in engine.step():
                 found[event.id].append(event.token)
@@ -141,13 +161,13 @@ def test_texts_of_an_engine(mapped: Any) -> None:
 
 
 def test_two_threads_at_a_time(mapped: Any) -> None:
-    ids = np.random.default_rng(6).integers(0, mapped.args.vocab_size, (2, 12))
-    wanted = [logits(mapped, row, 8) for row in ids]
+    ids = np.random.default_rng(6).integers(0, mapped.args.vocab_size, (2, 7))
+    wanted = [logits(mapped, row, 5) for row in ids]
     model = streamed(mapped, 2)
     found: list[Any] = [None, None]
 
     def run(i: int) -> None:
-        found[i] = logits(model, ids[i], 8)
+        found[i] = logits(model, ids[i], 5)
 
     threads = [threading.Thread(target=run, args=(i,)) for i in range(2)]
     for thread in threads:
@@ -166,13 +186,13 @@ def test_slow_and_failing_reads(mapped: Any, ids: np.ndarray, wanted: np.ndarray
         return read_some(file, to, max(1, int(size * draw.random())), at)
 
     def failing(file: int, to: int, size: int, at: int) -> int:
-        return -errno.EIO if draw.random() < 0.02 else read_some(file, to, size, at)
+        return -errno.EIO if draw.random() < 0.05 else read_some(file, to, size, at)
 
     model = streamed(mapped, 3)
     with reading(slow):
         np.testing.assert_array_equal(said(model, ids), wanted)
     with reading(failing):
-        for _ in range(8):
+        for _ in range(5):
             try:
                 found = said(model, ids)
             except OSError as error:

@@ -122,8 +122,8 @@ class Stream:
     def portions(self, numbers: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
         """Read numbers, each once, in portions that fit the slots: which of them, and the slots where they are.
 
-        They stay there until the next portion is asked for, or the iterator is closed, by the same thread; other threads
-        wait meanwhile. Raises OSError if one cannot be read.
+        They stay there until the next portion is asked for, or the iterator is closed, by the same thread; others wait
+        meanwhile. Raises OSError if one cannot be read.
         """
         numbers = np.ascontiguousarray(numbers, np.int32)
         slots, span = np.empty_like(numbers), np.empty(2, np.int32)

@@ -67,9 +67,7 @@ def begin(mlp: Experts, after: tuple[Experts, RMSNorm] | None, x: mx.array, ids:
     return True
 
 
-def by_experts(
-    ws: Sequence[QTensor], ids: mx.array, compute: Callable[..., mx.array]
-) -> mx.array:
+def by_experts(ws: Sequence[QTensor], ids: mx.array, compute: Callable[..., mx.array]) -> mx.array:
     """compute(*stacks, ids) -> (tokens * n, d): a row for each pair, NaN where its expert is not there.
 
     ids: (tokens, n). Where the chosen experts do not fit at a time, it is asked for all pairs with one portion of the
