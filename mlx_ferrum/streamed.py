@@ -144,22 +144,26 @@ class _Reader:
 
     def __call__(self, x: ops.Array, ids: ops.Array) -> None:
         if isinstance(x, np.ndarray) and isinstance(ids, np.ndarray):
-            self._begin(x, ids)
+            self._on_cpu(x, ids)
         elif not isinstance(x, np.ndarray) and not isinstance(ids, np.ndarray):
-            self._begin_for_gpu(x, ids)
+            self._on_gpu(x, ids)
 
-    def _begin_for_gpu(self, x: mx.array, ids: mx.array) -> None:
-        if ops.backend_name() != "metal":
-            return  # for which the file is mapped
-        from .backends.metal import resident
-
-        self.waits += resident.begin(self._mlp, self._after, x, ids)
-
-    def _begin(self, x: np.ndarray, ids: np.ndarray) -> None:
+    def _on_cpu(self, x: np.ndarray, ids: np.ndarray) -> None:
         from .backends.cpu.experts import expect_experts, want_experts
 
         want_experts(self._mlp.gate, ids)
         if self._after is not None:
+            mlp, norm = self._after
+            expect_experts(x, norm.args, mlp.router, mlp.gate, mlp.routing, mlp.get("bias"))
+
+    def _on_gpu(self, x: mx.array, ids: mx.array) -> None:
+        if ops.backend_name() != "metal":
+            return  # for which the file is mapped
+        from .backends.metal.resident import expect_experts, want_experts
+
+        waited = want_experts(self._mlp.gate, self._mlp.down, ids)
+        self.waits += waited
+        if waited and self._after is not None:
             mlp, norm = self._after
             expect_experts(x, norm.args, mlp.router, mlp.gate, mlp.routing, mlp.get("bias"))
 

@@ -15,9 +15,9 @@ import mlx.core as mx
 import numpy as np
 
 from ...kernels.cpu.streams import Stream
-from ...nn import Experts, RMSNorm
+from ...options import Norm, Routing
 from ...tensor import QTensor
-from ..cpu.experts import expect_experts, want_experts
+from ..cpu import experts as host
 
 NOWHERE = -1  # the slot of an expert that is not there, for which kernels answer NaN
 
@@ -47,24 +47,30 @@ class Guard:
         self._computed.clear()
 
 
-def begin(mlp: Experts, after: tuple[Experts, RMSNorm] | None, x: mx.array, ids: mx.array) -> bool:
-    """Begin to read what a layer has chosen, and what the next one may choose; whether that waited for the GPU.
-
-    after: the next layer, and the norm before its router; x: (..., k), before this layer's norm; ids: (..., n)
-    """
-    stream, last = _stream(mlp.gate), _stream(mlp.down)
+def want_experts(gate: QTensor, down: QTensor, ids: mx.array) -> bool:
+    """Begin to read what a layer has chosen, (..., n) ids; whether that waited for the GPU."""
+    stream, last = _stream(gate), _stream(down)
     if stream is None or last is None or (stream.is_whole and last.is_whole):
         return False
-    mx.eval(x, ids)
+    mx.eval(ids)
     with stream.guard.held():
-        want_experts(mlp.gate, np.asarray(ids))
-    if after is not None and (following := _stream(after[0].gate)) is not None:
-        mlp, norm = after
-        with following.guard.held():
-            expect_experts(
-                np.asarray(x), norm.args, mlp.router, mlp.gate, mlp.routing, mlp.get("bias")
-            )
+        host.want_experts(gate, np.asarray(ids))
     return True
+
+
+def expect_experts(
+    x: mx.array,
+    norm: Norm,
+    router: QTensor,
+    gate: QTensor,
+    routing: Routing,
+    bias: mx.array | None = None,
+) -> None:
+    """Begin to read what the router of a layer may choose. Arguments: as of the operation for a CPU, which does it."""
+    stream = _stream(gate)
+    if stream is not None:
+        with stream.guard.held():
+            host.expect_experts(np.asarray(x), norm, router, gate, routing, bias)
 
 
 def by_experts(ws: Sequence[QTensor], ids: mx.array, compute: Callable[..., mx.array]) -> mx.array:
