@@ -11,6 +11,8 @@ extern "C" {
 Streamed* ferrum_streamed(int count, int slots, int parts, const Source* sources, double age, int apart);
 void ferrum_streamed_follow(Streamed* first, Streamed* second);
 void ferrum_streamed_free(Streamed* streamed);
+int ferrum_streamed_is_whole(Streamed* streamed);
+const void* ferrum_streamed_slots(const Streamed* streamed, int source);
 }
 
 namespace {
@@ -105,6 +107,41 @@ std::vector<uchar> side_by_side(const std::vector<uchar>& up, const std::vector<
     return out;
 }
 
+// Some numbers, portion by portion, as a GPU asks for them: slots hold what the stack has.
+void read_in_portions(Streamed* stack, const std::vector<uchar>& bytes, int experts, Random& random) {
+    long nbytes = long(bytes.size()) / experts, opened = 0;
+    auto slots = (const uchar*)ferrum_streamed_slots(stack, 0);
+    std::vector<int> numbers(experts), places(experts);
+    for (int i = 0; i < experts; i++) numbers[i] = i;
+    std::shuffle(numbers.begin(), numbers.end(), random);
+    int count = 1 + int(random() % experts), done = 0, range[2];
+    run("BeginPortions", {{"streamed", stack}, {"numbers", numbers.data()}, {"opened", &opened}, {"count", count}});
+    for (;;) {
+        run("NextPortion", {{"opened", opened}, {"range", &range[0]}, {"slots", places.data()}});
+        if (range[0] == range[1]) break;
+        for (; done < range[1]; done++)
+            if (std::memcmp(slots + places[done] * nbytes, &bytes[numbers[done] * nbytes], nbytes))
+                fail("a slot holds something else");
+    }
+    run("EndPortions", {{"opened", opened}});
+    if (done != count) fail("a portion is missing");
+}
+
+// The same stacks with the slots of each in a row.
+void apart(const Pairs& p, const Weight& up, const Weight& down, const Source* sources, int slots,
+           const std::vector<uchar>& up_bytes, const Floats& wanted) {
+    Streamed* ups = ferrum_streamed(p.experts, slots, 1, &sources[0], 0.1, 1);
+    Streamed* downs = ferrum_streamed(p.experts, slots, 1, &sources[1], 0.1, 1);
+    ferrum_streamed_follow(ups, downs);
+    Random random(slots);
+    for (int time = 0; time < 9; time++) read_in_portions(ups, up_bytes, p.experts, random);
+    compare(p, {nullptr, up.type, up.rows, nullptr, ups, 0, 0}, {nullptr, down.type, down.rows, nullptr, downs, 0, 0},
+            wanted);
+    if (ferrum_streamed_is_whole(ups) && slots < p.experts) fail("not all experts can be there");
+    ferrum_streamed_free(ups);
+    ferrum_streamed_free(downs);
+}
+
 // up: (experts, rows, k), down: (experts, rows, rows), and their bytes.
 void from_disk(const Pairs& p, const Weight& up, const Weight& down, const std::vector<uchar>& up_bytes,
                const std::vector<uchar>& down_bytes) {
@@ -126,6 +163,7 @@ void from_disk(const Pairs& p, const Weight& up, const Weight& down, const std::
         compare(p, {nullptr, up.type, up.rows, nullptr, all, 0, 0}, {nullptr, down.type, down.rows, nullptr, all, 1, 0},
                 wanted);
         ferrum_streamed_free(all);
+        apart(p, up, down, sources, slots, up_bytes, wanted);
     }
 }
 
