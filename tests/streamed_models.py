@@ -6,6 +6,7 @@ import ctypes
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
@@ -28,9 +29,9 @@ def one_each(model: Any) -> int:
     return sum(w.nbytes // mlp.count for mlp in experts for w in (mlp.gate, mlp.up, mlp.down))
 
 
-def streamed(mapped: Any, each: float) -> Any:
+def streamed(mapped: Any, each: float, name: str | Path = "tiny-moe") -> Any:
     """The model with room for `each` experts a layer."""
-    return mlx_ferrum.load("tiny-moe", expert_memory=int(each * one_each(mapped)))[0]
+    return mlx_ferrum.load(name, expert_memory=int(each * one_each(mapped)))[0]
 
 
 def logits(model: Any, ids: np.ndarray, after: int) -> np.ndarray:

@@ -6,6 +6,7 @@ import errno
 import random
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
@@ -17,6 +18,7 @@ from streamed_models import COUNT, logits, read_some, reading, streamed
 
 import mlx_ferrum
 from mlx_ferrum.backends import metal
+from mlx_ferrum.convert.command import main
 from mlx_ferrum.engine import Engine, Request
 from mlx_ferrum.kernels.cpu import native
 
@@ -69,6 +71,12 @@ def test_logits_are_those_of_the_mapped_file(
         assert (layers - whole) * passes <= model.streams.waits <= layers * passes
     for count in (count for layer in model.streams.layers for count in layer.counts()):
         assert count.used >= count.read > 0
+
+
+def test_packed_files(mapped: Any, ids: np.ndarray, wanted: np.ndarray, tmp_path: Path) -> None:
+    path = tmp_path / "packed.gguf"
+    assert main(["pack", "tiny-moe", str(path)]) == 0
+    np.testing.assert_array_equal(said(streamed(mapped, 3, path), ids), wanted)
 
 
 def test_predictions_are_used_and_change_nothing(mapped: Any) -> None:
