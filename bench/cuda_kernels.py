@@ -15,7 +15,7 @@ import numpy as np
 import random_weights
 
 from mlx_ferrum import blocks, launch, ops
-from mlx_ferrum.kernels.cuda import driver, runner
+from mlx_ferrum.kernels.cuda import driver, runner, upload
 from mlx_ferrum.kernels.cuda.source import ENTRY, key, scalars
 from mlx_ferrum.tensor import QTensor
 
@@ -38,7 +38,7 @@ class Queue:
         self.kept += [*arrays, *outputs]
         made = key(call)
         code = driver.function(runner.machine_code(kernel, made), ENTRY)
-        pointers = [driver.address(x) for x in (*arrays, *outputs)]
+        pointers = [upload.address(x) for x in (*arrays, *outputs)]
         grid = [-(-n // t) for n, t in zip(call.grid, call.threadgroup, strict=True)]
         block = [min(n, t) for n, t in zip(call.grid, call.threadgroup, strict=True)]
         self.launches.append((code, grid, block, pointers, scalars(kernel, call, made.partial)))

@@ -15,7 +15,7 @@ from mlx_ferrum import blocks, launch, load, ops
 from mlx_ferrum.backends import cuda, reference
 from mlx_ferrum.doctor import cases, selftest
 from mlx_ferrum.experts import routes
-from mlx_ferrum.kernels.cuda import driver, nvrtc, runner
+from mlx_ferrum.kernels.cuda import nvrtc, runner, upload
 from mlx_ferrum.kernels.cuda.source import Key, key, source
 from mlx_ferrum.launch import Kernel, Launch
 
@@ -166,7 +166,7 @@ def test_an_error_names_the_file_and_the_line_of_the_kernel():
 
 @pytest.mark.parametrize("inputs", [0, 1])
 def test_kernels_that_tell_addresses_compile_and_run(inputs):
-    kernel = driver.ADDRESS if inputs else driver.ALLOCATE
+    kernel = upload.ADDRESS if inputs else upload.ALLOCATE
     shapes, dtypes = ([(1,)], [mx.uint64]) if inputs else ([(5,), (1,)], [mx.uint32, mx.uint64])
     one = (1, 1, 1)
     made = Launch([mx.zeros(5)] * inputs, {}, one, one, shapes, dtypes, None)
