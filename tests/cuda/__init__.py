@@ -3,7 +3,8 @@
 What is not as on a GPU: the order in which a matrix product adds up, and the last bits of functions such as exp.
 """
 
+from .compiled import machine_code
 from .driver import FakeDriver, fake_gpu
 from .host import CudaHost
 
-__all__ = ["CudaHost", "FakeDriver", "fake_gpu"]
+__all__ = ["CudaHost", "FakeDriver", "fake_gpu", "machine_code"]
