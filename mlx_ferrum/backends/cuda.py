@@ -25,6 +25,11 @@ PAGE = 16384  # what MLX rounds large arrays up to
 
 def prepare(_threads: int | None) -> None:
     """Kernels are compiled when they are first used. Raises OSError where there is no NVIDIA GPU that runs them."""
+    check_gpu()
+
+
+def check_gpu() -> None:
+    """Raises OSError unless there is an NVIDIA GPU that the kernels can run on."""
     if not mx.cuda.is_available():
         raise OSError(
             "the cuda backend needs an NVIDIA GPU and mlx[cuda13]; MLX finds no CUDA here"

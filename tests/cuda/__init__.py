@@ -5,6 +5,6 @@ What is not as on a GPU: the order in which a matrix product adds up, and the la
 
 from .compiled import machine_code
 from .driver import FakeDriver, fake_gpu
-from .host import CudaHost
+from .host import CudaHost, cuda_on_cpu
 
-__all__ = ["CudaHost", "FakeDriver", "fake_gpu", "machine_code"]
+__all__ = ["CudaHost", "FakeDriver", "cuda_on_cpu", "fake_gpu", "machine_code"]
