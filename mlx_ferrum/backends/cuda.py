@@ -46,6 +46,8 @@ def place(tensors: Sequence[QTensor]) -> None:
 
     Raises OSError before anything is copied if they take more than is free.
     """
+    if not mx.cuda.is_available():
+        return  # another runner executes the kernels, and reads memory of the host
     from ..kernels.cuda import upload
 
     wholes = {id(w.whole): w.whole for w in tensors if not w.whole.is_uploaded}
