@@ -9,12 +9,14 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 from cuda import CudaHost, cuda_on_cpu
+from test_ops import random_tensor
 
-from mlx_ferrum import ops
+from mlx_ferrum import blocks, launch, ops
 from mlx_ferrum.doctor import cases
 
 sys.path.append(str(Path(__file__).parent.parent / "bench"))
 check, launches = import_module("cuda_check"), import_module("cuda_launches")
+thresholds = import_module("cuda_thresholds")
 
 pytestmark = pytest.mark.skipif(mx.metal.is_available(), reason="NVIDIA GPUs are Linux's")
 
@@ -117,3 +119,36 @@ def test_launches_are_counted_by_kernel():
 
 def test_types_that_are_launched_exist():
     assert set(launches.TYPES) <= {name for name, _ in cases.groups()}
+
+
+@pytest.mark.parametrize(
+    ("few", "expected"), [([1, 1, 1], 8), ([1, 5, 1], 2), ([5, 1, 1], 0), ([3, 3, 4], 4)]
+)
+def test_thresholds_are_where_the_first_kernel_falls_behind(few, expected):
+    assert thresholds.last_below([2, 4, 8], few, [3, 3, 3]) == expected
+
+
+def test_a_table_of_thresholds_is_measured_with_these_kernels(monkeypatch):
+    """On a CPU, where all take the same time."""
+    for name, less in {
+        "K": 256,
+        "WIDTHS": (4, 8),
+        "EXPERTS": 4,
+        "EXPERT_ROWS": 8,
+        "USED": 2,
+        "PAIRS": (1, 4),
+    }.items():
+        monkeypatch.setattr(thresholds, name, less)
+    small = [random_tensor(blocks.Q8_0, 8, 256, seed=n) for n in range(2)]
+    monkeypatch.setattr(thresholds.cuda_kernels, "matrices", lambda *_: small)
+
+    def time(compute, ws):
+        with launch.use_runner(launches.Counting(CudaHost())):
+            for w in ws:
+                mx.eval(compute(w))
+        return 1.0
+
+    with cuda_on_cpu():
+        ops.use_backend("cuda")
+        found = thresholds.table(blocks.Q8_0, time)
+    assert (found.matvec_rows, found.few_rows, found.pairs_an_expert) == (8, 16, 4)

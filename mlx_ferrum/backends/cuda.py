@@ -13,6 +13,7 @@ import mlx.core as mx
 from .. import amounts
 from ..progress import bar
 from ..tensor import QTensor
+from .metal import thresholds
 from .metal.attention import attend_few
 from .metal.operations import *  # noqa: F403 -- operations.py is the only list of operations
 
@@ -26,6 +27,7 @@ PAGE = 16384  # what MLX rounds large arrays up to
 def prepare(_threads: int | None) -> None:
     """Kernels are compiled when they are first used. Raises OSError where there is no NVIDIA GPU that runs them."""
     check_gpu()
+    thresholds.use(thresholds.CUDA)
 
 
 def check_gpu() -> None:
