@@ -14,7 +14,7 @@ endif
 
 KERNELS := $(wildcard kernels/*.metal kernels/*.cuh kernels/*.h kernels/*/*.h kernels/*/*.cpp tests/cpu/*.cpp tests/cuda/*.h tests/msl/include/*.h tests/msl/runtime/*.h tests/msl/runtime/*.cpp bench/*.cpp)
 
-.PHONY: setup demo test lint bench backend
+.PHONY: setup demo test lint bench cuda-check backend
 
 setup: .venv/installed
 
@@ -45,6 +45,11 @@ bench: .venv/bench
 	$(BIN)/python bench/speed.py $(MODELS) $(LLAMA_BENCH:%=--llama-bench %)
 	$(BIN)/python bench/kernels.py
 	@if [ "$$(uname)" = Darwin ]; then $(BIN)/python bench/metal_kernels.py; fi
+
+# On a machine with an NVIDIA GPU; LLAMA_BENCH=PATH compares with llama.cpp's CUDA build.
+cuda-check: .venv/bench
+	$(BIN)/python -m pip install --quiet nvidia-cuda-sanitizer-api
+	$(BIN)/python bench/cuda_check.py $(LLAMA_BENCH:%=--llama-bench %)
 
 .venv/bench: .venv/installed
 	$(BIN)/python -m pip install --quiet --editable '.[bench]'

@@ -15,12 +15,12 @@ import numpy as np
 import random_weights
 
 from mlx_ferrum import blocks, launch, ops
-from mlx_ferrum.kernels.cuda import driver, runner
+from mlx_ferrum.kernels.cuda import driver, runner, upload
 from mlx_ferrum.kernels.cuda.source import ENTRY, key, scalars
 from mlx_ferrum.tensor import QTensor
 
 TURNS = 512 << 20  # bytes of weights that are read before one is read again
-REPEATS = 9
+REPEATS, COPIES = 9, 8
 
 
 class Queue:
@@ -28,6 +28,7 @@ class Queue:
 
     def __init__(self) -> None:
         self.stream, self.kept, self.launches = driver.Stream(), [], []
+        self.copies: list[tuple[int, int, int]] = []  # to, from, bytes
 
     def __call__(self, kernel: launch.Kernel, call: launch.Launch) -> list[mx.array]:
         outputs = [
@@ -38,17 +39,19 @@ class Queue:
         self.kept += [*arrays, *outputs]
         made = key(call)
         code = driver.function(runner.machine_code(kernel, made), ENTRY)
-        pointers = [driver.address(x) for x in (*arrays, *outputs)]
+        pointers = [upload.address(x) for x in (*arrays, *outputs)]
         grid = [-(-n // t) for n, t in zip(call.grid, call.threadgroup, strict=True)]
         block = [min(n, t) for n, t in zip(call.grid, call.threadgroup, strict=True)]
         self.launches.append((code, grid, block, pointers, scalars(kernel, call, made.partial)))
         return outputs
 
     def seconds(self) -> float:
-        """Of one replay of all launches, the median."""
+        """Of one replay of all launches and copies, the median."""
         self.stream.begin()
         for one in self.launches:
             self.stream.launch(*one)
+        for copy in self.copies:
+            self.stream.copy(*copy)
         graph = self.stream.end()
         found = []
         for _ in range(REPEATS):
@@ -60,16 +63,13 @@ class Queue:
 
 
 def copy_bandwidth() -> float:
-    """Bytes a second read and written by a copy of 1 GiB on the device."""
-    x = mx.zeros((1 << 28,), mx.uint32)
-    mx.eval(x)
-    found = []
-    for _ in range(REPEATS):
-        start = time.perf_counter()
-        for _ in range(8):
-            mx.eval(x + 1)
-        found.append(time.perf_counter() - start)
-    return 16 * x.nbytes / min(found)
+    """Bytes a second read and written by copies of 1 GiB within the GPU's memory, one after the other."""
+    queue = Queue()
+    x, y = mx.zeros((1 << 28,), mx.uint32), mx.zeros((1 << 28,), mx.uint32)
+    mx.eval(x, y)
+    queue.kept += [x, y]
+    queue.copies += [(upload.address(y), upload.address(x), x.nbytes)] * COPIES
+    return 2 * COPIES * x.nbytes / queue.seconds()
 
 
 def matrices(block: type[blocks.Block], rows: int, k: int) -> list[QTensor]:

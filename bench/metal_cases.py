@@ -14,6 +14,7 @@ from metal_machines import CACHE_BYTES, COMPLEX, SCHEDULERS, TOGETHER, cycles
 from metal_models import Launch, empty
 
 from mlx_ferrum.backends import metal
+from mlx_ferrum.backends.metal.thresholds import METAL
 from mlx_ferrum.kernels.append import Pool, append
 
 sys.path.append(str(Path(__file__).parent.parent / "tests"))
@@ -137,7 +138,7 @@ def product(block: str, shape: tuple[int, int], batch: int) -> Case:
     """matvec or matmul, as the backend has it."""
     rows, k = shape
     w, x = empty(block, rows, k), mx.zeros((batch, k))
-    kernel = "matvec" if batch <= metal.MATVEC_ROWS else "matmul"
+    kernel = "matvec" if batch <= METAL.matvec_rows else "matmul"
     name = f"{kernel} {block} {rows}x{k} {batch}"
     return Case(name, lambda: metal.matmul(x, w), ("w",), w.nbytes, rows * k * batch)
 

@@ -47,7 +47,7 @@ from metal_recurrent import StateLaunch
 from metal_recurrent_cases import recurrent
 
 from mlx_ferrum import blocks, cli
-from mlx_ferrum.backends import metal
+from mlx_ferrum.backends.metal.thresholds import METAL
 
 RESULTS = Path(__file__).parent / "results"
 SHAPES = [(4096, 4096), (11008, 4096), (151936, 2048)]
@@ -155,7 +155,7 @@ def parse() -> argparse.Namespace:
 def table(args: argparse.Namespace) -> Iterator[Cost]:
     """Count every case, and print its line."""
     cases = (product(t, s, n) for n in args.batches for t in args.types for s in args.shapes)
-    more = (case for n in args.batches if n <= metal.MATVEC_ROWS for case in others(n))
+    more = (case for n in args.batches if n <= METAL.matvec_rows for case in others(n))
     print(HEADER)
     for case in chain(cases, more, mixtures(), prompts(), recurrent(1, 512)):
         found = case.cost(args.sample)

@@ -15,7 +15,7 @@ from .header import header
 SIMDGROUPS = 4  # per threadgroup; each takes every fourth tile of keys
 MOST_QUERIES = 8  # of a threadgroup; sums of values for more would not fit registers
 RUN = 512  # keys of a run at least: four tiles for each simdgroup
-THREADGROUPS = 256  # enough for any GPU; with as many, contexts are not split
+THREADGROUPS = 256  # of the default
 BODY = """
     threadgroup float4 queries[QUERIES * ((D + 31) / 32 * 8)];
     threadgroup int rows[SIMDGROUPS * 32];
@@ -77,15 +77,26 @@ def attend(
     scale: float,
     softcap: float = 0.0,
     sinks: mx.array | None = None,
+    threadgroups: int = THREADGROUPS,
 ) -> tuple[mx.array, mx.array]:
     """One launch, or two where contexts are long and rows are few. The arguments are those of ops.attend.
 
     q: (n, h, d) -> (n, h, dv) float16, and the pool's mark
+    threadgroups: as many as keep the GPU busy; contexts are split where there are fewer
     Results beyond ±65,504, the range of float16, are clamped to ±65,504; NaN stays NaN.
     Raises ValueError for shapes that do not fit together.
     """
     shapes = q.shape, pool.keys.shape, pool.values.shape
-    plan = _plan(shapes, pool.bits, seen.lengths.size, seen.rows, _visible(seen), sinks is not None)
+    visible = _visible(seen, threadgroups)
+    plan = _plan(
+        shapes,
+        pool.bits,
+        seen.lengths.size,
+        seen.rows,
+        visible=visible,
+        sinks=sinks is not None,
+        wanted=threadgroups,
+    )
     given = constant(scale, softcap)
     held = given if sinks is None else sinks
     scales = pool.scales or (given, given)
@@ -107,15 +118,17 @@ def _plan(
     bits: int,
     sequences: int,
     rows: int,
+    *,
     visible: int,
     sinks: bool,
+    wanted: int,
 ) -> Plan:
-    """rows: the most of a sequence; visible: whole runs of keys that these see"""
+    """rows: the most of a sequence; visible: whole runs of keys that these see; wanted: threadgroups"""
     (n, heads, d), keys, (_, groups, _, dv) = shapes
     if keys[3] != d or heads % groups:
         raise ValueError(f"attend: q {shapes[0]} does not fit keys in blocks of {keys}")
     tiles, queries = _tiles(rows * (heads // groups))
-    runs = _runs(visible, tiles * groups * sequences)
+    runs = max(1, min(visible, wanted // (tiles * groups * sequences)))
     template = {"D": d, "DV": dv, "QUERIES": queries, "SIMDGROUPS": SIMDGROUPS}
     template |= {"SINKS": sinks and runs == 1, "MARKS": runs == 1}
     parts = [(runs, n, heads, width) for width in (dv, 2)]
@@ -148,15 +161,10 @@ def _tiles(count: int) -> tuple[int, int]:
     return -(-count // queries), queries
 
 
-def _runs(visible: int, threadgroups: int) -> int:
-    """Runs of keys for so many threadgroups without."""
-    return max(1, min(visible, THREADGROUPS // threadgroups))
-
-
-def _visible(seen: Seen) -> int:
+def _visible(seen: Seen, most: int) -> int:
     """Whole runs of keys that a row may see, as many as could be split."""
     longest = min(seen.longest, (seen.window or seen.longest) + seen.rows - 1)
-    return min(longest // RUN, THREADGROUPS)
+    return min(longest // RUN, most)
 
 
 @functools.lru_cache(KEPT)

@@ -44,10 +44,10 @@ __forceinline__ void load_matrices(unsigned (&out)[2], const void* row) {
 }
 
 // sum += w x^T, where w has 16 rows of 16 halves and x has 8. A lane holds the sums of rows lane / 4 and lane / 4 + 8,
-// columns lane % 4 * 2 and the next.
+// columns lane % 4 * 2 and the next. All lanes take part: volatile keeps it out of branches that some of them take.
 __forceinline__ void multiply_fragments(float (&sum)[4], const unsigned (&w)[4], const unsigned (&x)[2]) {
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-        "{%0, %1, %2, %3};"
-        : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
-        : "r"(w[0]), "r"(w[1]), "r"(w[2]), "r"(w[3]), "r"(x[0]), "r"(x[1]));
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+                 "{%0, %1, %2, %3};"
+                 : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
+                 : "r"(w[0]), "r"(w[1]), "r"(w[2]), "r"(w[3]), "r"(x[0]), "r"(x[1]));
 }

@@ -7,12 +7,12 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import mlx.core as mx
 from mlx import nn
 
-from . import blocks, catalog, gguf, models, notice, packed, streamed
+from . import blocks, catalog, gguf, models, notice, ops, packed, streamed
 from .models.base import LanguageModel, Weights
 from .models.encoder import Encoder
 from .options import Delta
@@ -21,6 +21,7 @@ from .tensor import QTensor
 from .tokenizer import Tokenizer
 
 SAMPLE = 64  # bytes of each tensor that go into the fingerprint
+T = TypeVar("T")
 SHOWN = 4  # types of blocks in a model's repr
 
 
@@ -39,7 +40,8 @@ def load(
     reserve: bytes of memory that are left for keys and values then; None: of 8,192 tokens
     Raises ValueError for a file that is not sound, NotImplementedError for an architecture, block
     type or tokenizer that is not supported, OSError if it cannot be had.
-    Any thread can use the model. Weights are read from the file when they are first used.
+    Any thread can use the model. Weights are read from the file when they are first used; on the cuda backend they are
+    copied into the GPU's memory at once, and OSError says so if they do not fit.
     """
     file = gguf.read(catalog.resolve(name))
     tensors = packed.tensors(file)
@@ -49,7 +51,9 @@ def load(
             expert_memory = _chosen(file, expert_memory, reserve)
         if expert_memory:
             model.streams = streamed.stream(model, file, expert_memory)
-        return model, Tokenizer.from_metadata(file.metadata)
+        tokenizer = Tokenizer.from_metadata(file.metadata)
+        ops.place(list(_held(model, QTensor)))
+        return model, tokenizer
     except NotImplementedError as error:
         raise NotImplementedError(f"{file.path}: {error}") from error
     except ValueError as error:
@@ -81,7 +85,7 @@ def _model(file: gguf.GGUF, tensors: Mapping[str, gguf.TensorInfo]) -> LanguageM
     model.nbytes, model.parameter_count, model.types = measured(tensors.values())
     model.recommended = recommended(file.metadata)
     # lazy arrays belong to the thread that made them: no other one could evaluate them
-    mx.eval(list(_arrays(model)))
+    mx.eval(list(_held(model, mx.array)))
     return model
 
 
@@ -96,19 +100,19 @@ def measured(tensors: Iterable[gguf.TensorInfo]) -> tuple[int, int, str]:
     return nbytes, weights.total(), types
 
 
-def _arrays(value: Any) -> Iterator[mx.array]:
-    """The arrays that modules hold, parameters or not: norms, biases, rotary frequencies. QTensors are left alone."""
-    if isinstance(value, mx.array):
+def _held(value: Any, kind: type[T]) -> Iterator[T]:
+    """The arrays that modules hold, parameters or not, as norms, biases and rotary frequencies; or the QTensors."""
+    if isinstance(value, kind):
         yield value
     elif isinstance(value, nn.Module):
-        yield from _arrays({**vars(value), **value})
+        yield from _held({**vars(value), **value}, kind)
     elif isinstance(value, Delta):
-        yield from (value.decay, value.dt)
+        yield from _held((value.decay, value.dt), kind)
     elif isinstance(value, Mapping):
-        yield from _arrays(tuple(value.values()))
+        yield from _held(tuple(value.values()), kind)
     elif isinstance(value, (list, tuple)):
         for item in value:
-            yield from _arrays(item)
+            yield from _held(item, kind)
 
 
 def _tensor(file: gguf.GGUF, info: gguf.TensorInfo) -> QTensor:

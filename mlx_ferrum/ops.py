@@ -72,6 +72,14 @@ def is_lazy() -> bool:
     return _backend().LAZY
 
 
+def place(tensors: Sequence[QTensor]) -> None:
+    """Bring a model's weights to where the backend in use reads them, which nothing has to wait for later.
+
+    Raises OSError if there is no room for them.
+    """
+    _backend().place(tensors)
+
+
 def wired_limit() -> int | None:
     """Bytes that MLX should keep resident while a model generates; None where that is not up to MLX."""
     return _backend().wired_limit()

@@ -181,10 +181,22 @@ class QTensor:
             out = rows.reshape(shape)
             mx.eval(out)
             return out
-        from .kernels.cuda.driver import upload
+        from .kernels.cuda.upload import upload
 
-        words = np.ascontiguousarray(self.data).reshape(-1).view(dtype)
-        return upload(words, shape, getattr(mx, dtype.name))
+        matrix = self.nbytes // self.shape[0] if self.is_spaced else self.nbytes
+        starts = range(self.offset, self.offset + self.step * (self.nbytes // matrix), self.step)
+        runs = [(start, start + matrix) for start in starts]
+        return upload(self.buffer, runs, shape, getattr(mx, dtype.name))
+
+    @property
+    def whole(self) -> QTensor:
+        """The tensor that this is, or is a part of: its bytes are uploaded once for all parts."""
+        return self if self._whole is None else self._whole[0]
+
+    @property
+    def is_uploaded(self) -> bool:
+        """Whether `array` is there already."""
+        return "array" in self.__dict__
 
     def pages(self) -> tuple[np.ndarray, int]:
         """The whole pages around the tensor, uint8, without a copy; and where the tensor starts in them."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
+from cuda import cuda_on_cpu
 from msl import metal_on_cpu
 
 from mlx_ferrum import ops
@@ -18,6 +19,11 @@ from mlx_ferrum.kernels.cpu import build, native
 FLOAT_ERROR = 5e-7
 SHARED, LARGEST = 32, 16256  # of activations.h
 FEW_ROWS = 8  # of activations
+# What executes the kernels where there is no GPU for them.
+RUNNERS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
+    "metal": metal_on_cpu,
+    "cuda": cuda_on_cpu,
+}
 
 
 @dataclass(frozen=True)
@@ -44,6 +50,16 @@ class Backend:
 
     def __str__(self) -> str:
         return self.name if self.level == "native" else f"{self.name}-{self.level}"
+
+    @property
+    def is_gpu(self) -> bool:
+        """Whether our kernels for GPUs compute, as on metal and cuda, which round and check alike."""
+        return self.name in RUNNERS
+
+    @property
+    def kind(self) -> str:
+        """What bounds of tests are named by: "gpu", or its name."""
+        return "gpu" if self.is_gpu else self.name
 
     def array(self, x: Any) -> Any:
         """An activation of the kind that this backend makes."""
@@ -73,7 +89,7 @@ class Backend:
         """Use this backend, and then again the one that was in use."""
         before, level = ops.backend_name(), native.choose(self.level)
         try:
-            with metal_on_cpu() if self.name == "metal" else nullcontext():
+            with RUNNERS.get(self.name, nullcontext)():
                 ops.use_backend(self.name)
                 yield self
         finally:
@@ -86,6 +102,7 @@ REFERENCE = Backend("reference", integers=False, logit=2e-3, pieces=2e-4)  # bot
 METAL = Backend(
     "metal", integers=False, logit=6e-2, pieces=2e-2, attention=4e-3, tiles=2e-3, staged=2**-11
 )
+CUDA = replace(METAL, name="cuda")  # only with --cuda
 # "native" compiles the code of the best level that has a name
 LEVELS = [level for n, level in enumerate(build.levels()) if n != 1 or level == "portable"]
 CPU, *LOWER = (Backend("cpu", level) for level in LEVELS)

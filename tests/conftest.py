@@ -9,7 +9,7 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
-from backends import BACKENDS, CPU, FAST, LEVELS, LOWER, REFERENCE, Backend
+from backends import BACKENDS, CPU, CUDA, FAST, LEVELS, LOWER, REFERENCE, Backend
 from msl import compiler
 
 import mlx_ferrum
@@ -46,14 +46,32 @@ def restored_backend() -> Iterator[None]:
     ops._active = before
 
 
-@pytest.fixture(params=BACKENDS, ids=str)
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """For a machine with an NVIDIA GPU; without one, the CPU executes the kernels, which takes longer."""
+    parser.addoption(
+        "--cuda",
+        action="store_true",
+        help="run the tests of backends on the cuda backend alone; -k cuda selects them",
+    )
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """The backends of the fixtures `backend` and `fast_backend`, where a test names none itself."""
+    only = [CUDA] if metafunc.config.getoption("cuda") else []
+    named = [mark.args[0] for mark in metafunc.definition.iter_markers("parametrize")]
+    for name, usual in (("backend", BACKENDS), ("fast_backend", FAST)):
+        if name in metafunc.fixturenames and not any(name in words for words in named):
+            metafunc.parametrize(name, only or usual, ids=str, indirect=True)
+
+
+@pytest.fixture
 def backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
     """Each backend in turn, in use."""
     with request.param.in_use() as backend:
         yield backend
 
 
-@pytest.fixture(params=FAST, ids=str)
+@pytest.fixture
 def fast_backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
     """Each backend that runs a real model in seconds, in use."""
     with request.param.in_use() as backend:

@@ -16,7 +16,7 @@ from mlx_ferrum.state.kinds import KV
 
 # Of the largest number. float32: scores of some units are exact to 1e-6, and so are their exponentials. metal
 # rounds results to float16.
-EXACT = {"metal": 2.0**-10 + 1e-5}  # the kernel for many rows rounds weights and results to halves
+EXACT = {"gpu": 2.0**-10 + 1e-5}  # the kernel for many rows rounds weights and results to halves
 KINDS = [  # query heads, key-value heads, key and value dims, window, softcap, sinks
     (3, 1, 64, 64, None, 0.0, False),
     (6, 2, 128, 128, 33, 0.0, False),
@@ -43,7 +43,7 @@ def assert_attends(layer: Layer, rows: Rows, **how: Any) -> None:
     found, wanted = layer.attended(rows, **how), layer.wanted(rows, **how)
     assert found.shape == wanted.shape
     worst = np.abs(found - wanted).max() / np.abs(wanted).max()
-    assert worst <= EXACT.get(layer.backend.name, 1e-5), worst
+    assert worst <= EXACT.get(layer.backend.kind, 1e-5), worst
 
 
 @pytest.mark.parametrize("bits", [16, 8])
@@ -114,7 +114,7 @@ def test_a_sequence_that_is_no_number_spoils_no_other(
         worst = (
             np.abs(found[rows.of(n)] - wanted[rows.of(n)]).max() / np.abs(wanted[rows.of(n)]).max()
         )
-        assert worst <= EXACT.get(backend.name, 1e-5)
+        assert worst <= EXACT.get(backend.kind, 1e-5)
 
 
 def spoil_free_blocks(layer: Layer, used: set[int], poison: float) -> int:

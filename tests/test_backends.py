@@ -51,4 +51,4 @@ def test_an_observed_backend_takes_the_same_arguments(name: str) -> None:
 
 def test_the_backends_are_those_that_can_be_chosen() -> None:
     assert sorted(name.rpartition(".")[2] for name in BACKENDS) == sorted(ops.BACKENDS)
-    assert len(OPERATIONS) == 27
+    assert len(OPERATIONS) == 28

@@ -16,6 +16,7 @@ from test_ops import float64, random_tensor
 
 from mlx_ferrum import blocks
 from mlx_ferrum.backends import metal, reference
+from mlx_ferrum.backends.metal.thresholds import METAL
 from mlx_ferrum.kernels.gather_down import gather_down
 from mlx_ferrum.kernels.gather_gate_up import gather_gate_up
 from mlx_ferrum.kernels.gather_matmul import gather_matmul
@@ -126,7 +127,7 @@ def test_a_layer(tokens, experts, how):
     used = ids.shape[1]
     x, parts, add = normal(tokens, 256), normal(tokens, used, 64), normal(tokens, 70)
     weights = abs(normal(tokens, used))
-    exactness = HALVES if tokens > metal.MATVEC_ROWS and ids.size > 3 * experts else FLOATS
+    exactness = HALVES if tokens > METAL.matvec_rows and ids.size > 3 * experts else FLOATS
     for seed in (1, 2):
         with checked(seed):
             found = metal.gather_gate_up(x, gate, up, ids, "silu")

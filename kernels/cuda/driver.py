@@ -1,4 +1,4 @@
-"""The few calls of NVIDIA's driver that MLX has no word for: bytes of a mapped file straight into a GPU's memory."""
+"""The few calls of NVIDIA's driver that MLX has no word for: copies into a GPU's memory, and launches recorded once."""
 
 from __future__ import annotations
 
@@ -6,17 +6,6 @@ import ctypes
 import functools
 from collections.abc import Sequence
 
-import mlx.core as mx
-import numpy as np
-
-from mlx_ferrum.launch import Header, Kernel, Launch
-
-from .runner import run
-
-_PRELUDE = Header(("prelude.metal",))
-ADDRESS = Kernel("address", "address[0] = (uint64_t)x;", ("x",), ("address",), _PRELUDE)
-ALLOCATE = Kernel("allocate", "address[0] = (uint64_t)y;", (), ("y", "address"), _PRELUDE)
-_ONE = (1, 1, 1)
 _NON_BLOCKING, _CAPTURE_THREAD = 1, 1
 
 
@@ -24,41 +13,26 @@ class DriverError(RuntimeError):
     """What the driver refuses."""
 
 
-def upload(words: np.ndarray, shape: Sequence[int], dtype: mx.Dtype) -> mx.array:
-    """The words, contiguous, as an array in the GPU's own memory; the host holds them once.
-
-    Raises DriverError, RuntimeError if the memory is not to be had.
-    """
-    # not the runner in use, which may be another one
-    y, address = run(ALLOCATE, Launch([], {}, _ONE, _ONE, [shape, (1,)], [dtype, mx.uint64], None))
-    mx.eval(y, address)
+def call(name: str, *arguments: object) -> None:
+    """A function of the driver, in MLX's context. Raises DriverError if it fails, OSError without a driver."""
     cuda = _driver()
     _check(cuda, cuda.cuCtxSetCurrent(_context(cuda)))
-    _check(
-        cuda,
-        cuda.cuMemcpyHtoD_v2(
-            ctypes.c_uint64(np.asarray(address)[0]),
-            ctypes.c_void_p(words.ctypes.data),
-            ctypes.c_size_t(words.nbytes),
-        ),
-    )
-    return y
+    _check(cuda, getattr(cuda, name)(*arguments))
 
 
-def address(x: mx.array) -> int:
-    """Where an evaluated array lies in the GPU's memory."""
-    (found,) = run(ADDRESS, Launch([x], {}, _ONE, _ONE, [(1,)], [mx.uint64], None))
-    return int(np.asarray(found)[0])
+def copy_to_device(target: int, source: int, nbytes: int) -> None:
+    """Copy bytes of the host to an address of the GPU, and wait until they are there."""
+    call("cuMemcpyHtoD_v2", ctypes.c_uint64(target), ctypes.c_void_p(source), _size(nbytes))
+    # the copy returns when the source is read; MLX's streams do not wait for the default one, which it is on
+    call("cuStreamSynchronize", ctypes.c_void_p())
 
 
 class Stream:
     """A queue of the GPU besides MLX's own; what it works on must be evaluated and stay alive."""
 
     def __init__(self) -> None:
-        self._cuda = _driver()
-        self._call("cuCtxSetCurrent", _context(self._cuda))
         self._stream = ctypes.c_void_p()
-        self._call("cuStreamCreate", ctypes.byref(self._stream), _NON_BLOCKING)
+        call("cuStreamCreate", ctypes.byref(self._stream), _NON_BLOCKING)
 
     def launch(
         self,
@@ -71,41 +45,45 @@ class Stream:
         """One kernel, on the arrays at `pointers`. grid: blocks"""
         arguments = [*map(ctypes.c_uint64, pointers), *map(ctypes.c_int32, scalars)]
         at = (ctypes.c_void_p * len(arguments))(*(ctypes.addressof(a) for a in arguments))
-        self._call("cuLaunchKernel", function, *grid, *block, 0, self._stream, at, None)
+        call("cuLaunchKernel", function, *grid, *block, 0, self._stream, at, None)
+
+    def copy(self, target: int, source: int, nbytes: int) -> None:
+        """Copy bytes between two addresses of the GPU."""
+        places = ctypes.c_uint64(target), ctypes.c_uint64(source)
+        call("cuMemcpyDtoDAsync_v2", *places, _size(nbytes), self._stream)
 
     def begin(self) -> None:
         """From now on launches are noted down, not run."""
-        self._call("cuStreamBeginCapture_v2", self._stream, _CAPTURE_THREAD)
+        call("cuStreamBeginCapture_v2", self._stream, _CAPTURE_THREAD)
 
     def end(self) -> ctypes.c_void_p:
         """What was noted down since `begin`, for `replay`."""
         graph, found = ctypes.c_void_p(), ctypes.c_void_p()
-        self._call("cuStreamEndCapture", self._stream, ctypes.byref(graph))
-        self._call("cuGraphInstantiateWithFlags", ctypes.byref(found), graph, ctypes.c_uint64(0))
-        self._call("cuGraphDestroy", graph)
+        call("cuStreamEndCapture", self._stream, ctypes.byref(graph))
+        call("cuGraphInstantiateWithFlags", ctypes.byref(found), graph, ctypes.c_uint64(0))
+        call("cuGraphDestroy", graph)
         return found
 
     def replay(self, graph: ctypes.c_void_p) -> None:
         """Run it again, after all that the stream has to do already."""
-        self._call("cuGraphLaunch", graph, self._stream)
+        call("cuGraphLaunch", graph, self._stream)
 
     def wait(self) -> None:
         """Until all is done."""
-        self._call("cuStreamSynchronize", self._stream)
-
-    def _call(self, name: str, *arguments: object) -> None:
-        _check(self._cuda, getattr(self._cuda, name)(*arguments))
+        call("cuStreamSynchronize", self._stream)
 
 
 @functools.cache
 def function(cubin: bytes, name: str) -> ctypes.c_void_p:
     """The kernel `name` of machine code. Raises DriverError if the GPU cannot run it."""
-    cuda = _driver()
-    _check(cuda, cuda.cuCtxSetCurrent(_context(cuda)))
     module, found = ctypes.c_void_p(), ctypes.c_void_p()
-    _check(cuda, cuda.cuModuleLoadData(ctypes.byref(module), cubin))
-    _check(cuda, cuda.cuModuleGetFunction(ctypes.byref(found), module, name.encode()))
+    call("cuModuleLoadData", ctypes.byref(module), cubin)
+    call("cuModuleGetFunction", ctypes.byref(found), module, name.encode())
     return found
+
+
+def _size(nbytes: int) -> ctypes.c_size_t:
+    return ctypes.c_size_t(nbytes)
 
 
 @functools.cache

@@ -46,7 +46,7 @@ def architecture() -> str:
 def machine_code(kernel: Kernel, made: Key) -> bytes:
     """Of a kernel for this GPU, compiled at most once by all processes of a user. Raises CompileError."""
     text, target = source(kernel, made), architecture()
-    stated = "\n".join([target, str(nvrtc.version()), *nvrtc.OPTIONS, text])
+    stated = "\n".join([target, str(nvrtc.version()), *nvrtc.options_here(), text])
     name = hashlib.sha256(stated.encode()).hexdigest()[:32]
     path = cache_folder() / f"cuda-{name}.cubin"
     try:

@@ -29,6 +29,9 @@ class Backend(Protocol[A]):
     def prepare(self, threads: int | None, /) -> None:
         """Get ready for operations. Raises OSError if the backend cannot work on this machine."""
 
+    def place(self, tensors: Sequence[QTensor]) -> None:
+        """Bring a model's weights to where operations read them. Raises OSError if there is no room."""
+
     def wired_limit(self) -> int | None: ...
 
     def matmul(

@@ -37,6 +37,10 @@ def prepare(threads: int | None) -> None:
     """Nothing to prepare."""
 
 
+def place(tensors: Sequence[QTensor]) -> None:
+    """Weights are read in the file."""
+
+
 def wired_limit() -> None:
     """Weights are copied out of the file a tile at a time."""
 

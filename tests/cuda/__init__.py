@@ -3,6 +3,8 @@
 What is not as on a GPU: the order in which a matrix product adds up, and the last bits of functions such as exp.
 """
 
-from .host import CudaHost
+from .compiled import machine_code
+from .driver import FakeDriver, fake_gpu
+from .host import CudaHost, cuda_on_cpu
 
-__all__ = ["CudaHost"]
+__all__ = ["CudaHost", "FakeDriver", "cuda_on_cpu", "fake_gpu", "machine_code"]

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from unittest import mock
 
 import mlx.core as mx
 import numpy as np
 from msl import compiler, host, native
 from msl.native import INITIALISED, INPUT, OUTPUT, Memory
 
+from mlx_ferrum import launch
+from mlx_ferrum.backends import cuda
 from mlx_ferrum.kernels.cuda.source import ENTRY, TYPES, Key, key, scalars, source
 from mlx_ferrum.launch import Kernel, Launch, Triple
 
@@ -62,6 +66,17 @@ class CudaHost:
             raise host.KernelError("; ".join(f"{raw.kind}: {raw.detail}" for raw in found))
         host.keep_written(kernel, call, dict(zip(kernel.inputs, memory, strict=False)))
         return [host._array(o, d) for o, d in zip(outputs, call.output_dtypes, strict=True)]
+
+
+@contextmanager
+def cuda_on_cpu() -> Iterator[None]:
+    """Within, the cuda backend works, and launches run on this CPU; where there is an NVIDIA GPU, on that."""
+    if mx.cuda.is_available():
+        with launch.use_runner(launch.cuda):
+            yield
+        return
+    with launch.use_runner(CudaHost()), mock.patch.object(cuda, "check_gpu"):
+        yield
 
 
 def _each(function: Callable[[int, int], int], a: Triple, b: Triple) -> Triple:

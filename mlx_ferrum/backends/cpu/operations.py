@@ -44,6 +44,10 @@ def prepare(threads: int | None) -> None:
     native.library().ferrum_set_threads(threads or native.cores())
 
 
+def place(tensors: Sequence[QTensor]) -> None:
+    """Weights are read in the mapped file."""
+
+
 def wired_limit() -> None:
     """Pages in use stay resident on a CPU."""
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import mlx.core as mx
 
 from ... import launch
+from ...tensor import QTensor
+from . import thresholds
 from .operations import *  # noqa: F403 -- operations.py is the only list of operations
 
 
@@ -15,6 +17,11 @@ def prepare(_threads: int | None) -> None:
     """Kernels are compiled when they are first used. Raises OSError where there is no Metal."""
     if not launch.can_run():
         raise OSError("the metal backend needs a Mac with an Apple GPU; MLX finds no Metal here")
+    thresholds.use(thresholds.METAL)
+
+
+def place(tensors: Sequence[QTensor]) -> None:
+    """Weights are windows on the mapped file."""
 
 
 def wired_limit() -> int | None:

@@ -11,6 +11,7 @@ from ...kernels.append import Pool
 from ...kernels.attend import Seen
 from ...kernels.attend_rows import MOST, QUERY_ROWS, attend_rows
 from ...options import HeadNorms
+from .thresholds import here
 
 FILLED = 2  # tiles that a sequence fills at least; by reasoning, not timed
 
@@ -68,7 +69,13 @@ def attend_few(
 ) -> mx.array:
     """`attend` by the kernel that is made for few rows of each sequence, and takes any number."""
     out, at.storage.mark = attend_kernel.attend(
-        q, _pool(at), _seen(at), scale=scale, softcap=softcap, sinks=sinks
+        q,
+        _pool(at),
+        _seen(at),
+        scale=scale,
+        softcap=softcap,
+        sinks=sinks,
+        threadgroups=here().threadgroups,
     )
     return out
 

@@ -19,11 +19,9 @@ from ...options import Activation, Routing
 from ...tensor import QTensor
 from ..reference import ACTIVATIONS
 from . import resident, tensor_form
-from .shapes import MATVEC_ROWS, as_rows, is_tiny, like, rows_a_simdgroup
+from .shapes import as_rows, is_tiny, like, rows_a_simdgroup
+from .thresholds import here
 
-# On average, up to here: a weight takes an M1 Max 2 ps for every pair, as each reads for itself, and 6 ps of
-# arithmetic for a tile of 16, however few pairs that holds (bench/metal_cost.py).
-PAIRS_AN_EXPERT = 3
 TILES = (16, 32, 64)  # pairs; the smallest that holds an expert's average share wastes least
 
 
@@ -82,7 +80,7 @@ def gather_down(
     if is_tiny(w):
         products = _tiny_products(flat.reshape(*chosen.shape, -1), w, chosen).reshape(-1, d)
         y = weighted_sum_kernel.weighted_sum(products, shares, add=residual)
-    elif chosen.shape[0] <= MATVEC_ROWS:
+    elif chosen.shape[0] <= here().matvec_rows:
         y = _fused_down(flat, w, chosen, shares, residual)
     else:
         products = resident.by_experts([w], chosen, _products_of(flat, chosen, w))
@@ -131,7 +129,8 @@ def _tokens(x: mx.array, ids: mx.array) -> tuple[mx.array, mx.array]:
 
 
 def _are_few(ids: mx.array, w: QTensor) -> bool:
-    return ids.shape[0] <= MATVEC_ROWS or ids.size <= PAIRS_AN_EXPERT * w.shape[0]
+    table = here()
+    return ids.shape[0] <= table.matvec_rows or ids.size <= table.pairs_an_expert * w.shape[0]
 
 
 def _tiled_matmul(x: mx.array, w: QTensor, order: Order, **options: Any) -> mx.array:

@@ -7,9 +7,8 @@ import math
 import mlx.core as mx
 
 from ...tensor import QTensor, word
+from .thresholds import here
 
-MATVEC_ROWS = 8  # of x: up to here weights are read once for all of them, and no tile would be full
-FEW_ROWS = 1024  # of w: below, a simdgroup takes fewer of them, so that there are enough simdgroups
 LEAST_WORDS = 8  # MLX hands smaller arrays over as constants; such weights are expanded
 
 
@@ -30,4 +29,4 @@ def like(y: mx.array, x: mx.array) -> mx.array:
 
 def rows_a_simdgroup(rows: int) -> int:
     """Of `rows` in all, that a matvec is for."""
-    return 2 if rows < FEW_ROWS else 4
+    return 2 if rows < here().few_rows else 4
