@@ -97,11 +97,28 @@ FERRUM_INLINE void multiply_few(const Attention& a, const T* const* key, int r, 
     for (int n = 0; n < N; n++) std::copy_n(each + n * KEYS, KEYS, rows.score[r + n] + s);
 }
 
+template <typename T>
+constexpr int LINE = 64 / sizeof(T); // numbers of a cache line
+
+// Rows that are read soon, of `width` numbers each. They lie in blocks all over the pool, where the processor does not
+// look for them by itself; fetched all at once, they would keep what is read meanwhile waiting.
+template <typename T>
+struct Ahead {
+    int count = 0, width = 0;
+    const T* row[TILE];
+
+    FERRUM_INLINE void fetch(int from, int to) const {
+        for (int s = from; s < std::min(to, count); s++)
+            for (int i = 0; i < width; i += LINE<T>) __builtin_prefetch(row[s] + i);
+    }
+};
+
 // Scores of `count` keys as they lie in the pool, for N rows at a time.
 template <int N, typename T>
-void multiply_keys(const Attention& a, const T* const* keys, int count, Rows& rows) {
+void multiply_keys(const Attention& a, const T* const* keys, int count, const Ahead<T>& ahead, Rows& rows) {
     constexpr int KEYS = LANES / N;
     for (int s = 0; s < (count + LANES - 1) / LANES * LANES; s += KEYS) {
+        ahead.fetch(s, s + KEYS);
         const T* key[KEYS]; // keys that do not exist repeat the last
         for (int j = 0; j < KEYS; j++) key[j] = keys[std::min(s + j, count - 1)];
         for (int r = 0; r < rows.count; r += N) multiply_few<N>(a, key, r, s, rows);
@@ -147,14 +164,19 @@ void soften(const Attention& a, int from, int to, Rows& rows) {
 
 // Shrinks the output, and adds `count` values times their weights, which begin at `skip` in each row of scores.
 template <int N, typename T>
-void add_values(const Attention& a, const T* const* values, int skip, int count, Rows& rows) {
+void add_values(const Attention& a, const T* const* values, int skip, int count, const Ahead<T>& ahead, Rows& rows) {
     constexpr int VECTORS = SIDE_BY_SIDE<N>, WIDTH = LANES * VECTORS;
     const float* scores[N];
     for (int r = 0; r < N; r++) scores[r] = rows.score[r] + skip;
     int i = 0;
     for (; i + WIDTH <= a.dv; i += WIDTH) {
         Floats sums[N][VECTORS] = {};
-        multiply<N, VECTORS>(scores, [=](int s) { return values[s] + i; }, count, sums);
+        int fetched = i < ahead.width && i % LINE<T> == 0 ? ahead.count : 0; // one line of each
+        auto value = [=, &ahead](int s) {
+            if (s < fetched) __builtin_prefetch(ahead.row[s] + i);
+            return values[s] + i;
+        };
+        multiply<N, VECTORS>(scores, value, count, sums);
         for (int r = 0; r < std::min(N, rows.count); r++)
             for (int j = 0; j < VECTORS; j++) {
                 float* out = rows.out[r] + i + LANES * j;
@@ -182,20 +204,23 @@ void apply_scales(const Head& h, const float* scales, int from, int to, Rows& ro
 template <typename T, int N>
 void attend_tile(const Head& h, const float* transposed, int from, int to, Rows& rows) {
     const Attention& a = h.a;
-    const T* address[TILE];
+    Ahead<T> keys, values;
+    int seen = std::max(from, std::min(rows.seen, to)), next = std::min(to + TILE, h.held());
+    values.count = to - seen, values.width = a.dv;
+    a.value_blocks().collect(a.values, h.table(), h.group, seen, to, values.row);
     if (transposed)
         multiply_transposed<N>(a, transposed + long(from - h.begin()) * a.d, to - from, rows);
     else {
-        a.key_blocks().collect(a.keys, h.table(), h.group, from, to, address);
+        a.key_blocks().collect(a.keys, h.table(), h.group, from, to, keys.row);
         auto multiply = rows.count > 1 ? multiply_keys<2, T> : multiply_keys<1, T>;
-        multiply(a, address, to - from, rows);
+        multiply(a, keys.row, to - from, values, rows);
         if (a.bits == 8) apply_scales(h, a.key_scales, from, to, rows);
+        keys.count = std::max(0, next - to), keys.width = a.d;
+        a.key_blocks().collect(a.keys, h.table(), h.group, to, next, keys.row);
     }
     soften(a, from, to, rows);
     if (a.bits == 8) apply_scales(h, a.value_scales, from, to, rows);
-    int seen = std::max(from, std::min(rows.seen, to));
-    a.value_blocks().collect(a.values, h.table(), h.group, seen, to, address);
-    add_values<N>(a, address, seen - from, to - seen, rows);
+    add_values<N>(a, values.row, seen - from, to - seen, keys, rows);
 }
 
 // Positions [from, to), from the first of a tile, for several times eight rows.

@@ -135,13 +135,16 @@ FERRUM_INLINE float add_block(const B& block, const Whole& x, int at, Floats& su
 }
 
 #ifdef FERRUM_AVX2
-// The first `count` runs of a chunk of codes times x. The others may be anything.
-FERRUM_INLINE void add_runs(Registers<RUN>& chunk, const Whole& x, int count, Floats& sums) {
+// The first `count` blocks of a chunk times x. Scales of the others are read and left out.
+template <typename B>
+FERRUM_INLINE void add_runs(const B* blocks, const Whole& x, int count, Floats& sums) {
+    Registers<RUN> chunk;
+    registers::scales(blocks, chunk);
     Ints counts = Ints{0, 1, 2, 3, 4, 5, 6, 7} < count;
     for (Floats* v : {chunk.scale, chunk.bias}) *v = (Floats)((Ints)*v & counts);
     add_biases(chunk, x, sums);
     Scales<RUN> scales(chunk.scale, x);
-    for (int j = 0; j < count; j++) sums += to_floats(product(chunk.code[j], x, j)) * scales[j];
+    for (int j = 0; j < count; j++) sums += to_floats(product(registers::codes(blocks, j), x, j)) * scales[j];
 }
 #endif
 
@@ -155,10 +158,9 @@ FERRUM_INLINE float add_rest(const B* row, int k, const B* end, const Whole* x, 
         const Whole& part = x[k / CHUNK];
         int done = 0;
 #ifdef FERRUM_AVX2
-        if (k % CHUNK && end - blocks >= CHUNK / SHARED) { // what follows is decoded, too: faster than block by block
-            RegistersOf<B> chunk;
-            registers::unpack<CHUNK / CODES>(blocks, chunk);
-            add_runs(chunk, part, k % CHUNK / SHARED, sums);
+        if (k % CHUNK &&
+            end - blocks >= CHUNK / SHARED) { // scales of what follows are read, too: faster than one by one
+            add_runs(blocks, part, k % CHUNK / SHARED, sums);
             return 0;
         }
 #endif

@@ -30,11 +30,27 @@ struct Coded {
                 store_ints(word[kind] + LANES * j, first);
                 if (STEP > 1) store_ints(word[kind] + LANES * (j + 1), second);
             }
-        for (int i = 0; i < SPANS / LANES; i++) {
-            store_floats(scale + LANES * i, ordered(chunk.scale[i]));
-            store_floats(bias + LANES * i, ordered(chunk.bias[i]));
-        }
+        store_affines(chunk);
     }
+
+#ifdef FERRUM_AVX2
+    // The codes of the first `count` blocks only.
+    template <typename B>
+    FERRUM_INLINE void unpack(const B* blocks, int count) {
+        Registers<EACH> chunk;
+        for (int j = 0; j < count; j++) {
+            Ints code = registers::codes(blocks, j);
+            for (int kind = 0; kind < KINDS; kind++) store_ints(word[kind] + LANES * j, exact::words(code, kind));
+        }
+        registers::scales(blocks, chunk);
+        store_affines(chunk);
+    }
+#else
+    template <typename B>
+    FERRUM_INLINE void unpack(const B* blocks, int) {
+        unpack(blocks);
+    }
+#endif
 
     // What lies behind the end of a row must not poison the lanes that none of its runs fills.
     void clear(int first) {
@@ -43,6 +59,13 @@ struct Coded {
     }
 
 private:
+    FERRUM_INLINE void store_affines(const Registers<EACH>& chunk) {
+        for (int i = 0; i < SPANS / LANES; i++) {
+            store_floats(scale + LANES * i, ordered(chunk.scale[i]));
+            store_floats(bias + LANES * i, ordered(chunk.bias[i]));
+        }
+    }
+
     // Numbers of groups, in the order of `at`.
     static FERRUM_INLINE Floats ordered(Floats groups) {
 #if defined(FERRUM_AVX512)
@@ -78,7 +101,7 @@ public:
         sums_.assign(size_t(end_place - x.place) * ROWS, Floats{});
         for (int c = 0; c * CHUNK < x.k; c++) {
             int runs = std::min(CHUNK, x.k - c * CHUNK) / SHARED;
-            unpack(rows + c * (CHUNK / B::WEIGHTS), x.k / B::WEIGHTS, count, end, ahead);
+            unpack(rows + c * (CHUNK / B::WEIGHTS), x.k / B::WEIGHTS, runs, count, end, ahead);
             for (int r = 0; INTERLEAVED > 1 && runs < RUNS && r < count; r++) codes_[r].clear(runs);
             Part part{in, c, (runs + INTERLEAVED - 1) / INTERLEAVED, count};
             Floats* sums = sums_.data();
@@ -92,21 +115,29 @@ public:
     }
 
 private:
-    // Chunks of `count` rows, `step` blocks apart, with what follows them where they are not whole, or else zeros.
+    // Chunks of `count` rows, `step` blocks apart, of so many runs; with what follows them where they are not whole, or
+    // else zeros.
     template <typename B>
-    __attribute__((noinline)) void unpack(const B* first, long step, int count, const B* end, long ahead) {
+    __attribute__((noinline)) void unpack(const B* first, long step, int runs, int count, const B* end, long ahead) {
         constexpr int per_chunk = CHUNK / B::WEIGHTS;
         long readable = end - first - per_chunk; // blocks from the last chunk that is whole
         int whole = readable < 0 ? 0 : int(std::min(long(count), readable / step + 1)), r = 0;
         for (; r < whole; r++) {
             prefetch_chunk<2>(first + r * step, 0, ahead);
-            codes_[r].unpack(first + r * step);
+            unpack_row(first + r * step, runs, codes_[r]);
         }
         for (; r < count; r++) {
             B padded[per_chunk] = {};
             std::memcpy(padded, first + r * step, sizeof(B) * (end - first - r * step));
-            codes_[r].unpack(padded);
+            unpack_row(padded, runs, codes_[r]);
         }
+    }
+
+    template <typename B>
+    static FERRUM_INLINE void unpack_row(const B* blocks, int runs, Codes& codes) {
+        if constexpr (B::WEIGHTS == SHARED)
+            if (runs < RUNS) return codes.unpack(blocks, runs);
+        codes.unpack(blocks);
     }
 
     // Chunk c of `count` rows of weights, which has so many sets, times activations.
