@@ -152,8 +152,8 @@ def translated(signature: Signature) -> str:
     source = _without_includes(translate.source(signature))
 
     def build(_: Path, built: Path) -> None:
-        text, _ = _zig(*_LANGUAGE, "-E", "-", text=source)
-        tokens = tokenize(text, "generated")
+        preprocessed = _zig(*_LANGUAGE, "-E", "-", text=source)[0]
+        tokens = tokenize(preprocessed, "generated")
         lint.check(tokens)
         built.write_text(translate.translate(tokens))
 
