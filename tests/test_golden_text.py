@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from backends import Backend
+from backends import REFERENCE, Backend
 
 import mlx_ferrum
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "greedy.json").read_text("utf-8"))
+# It decodes all weights for each token; test_logits compares it at hundreds of positions of these models.
+REFERENCE_TOKENS = 8
 
 
 @pytest.mark.parametrize(
@@ -23,9 +25,11 @@ def test_greedy(
     model, tokenizer = request.getfixturevalue(fixture)
     golden: dict[str, Any] = GOLDEN[name]
     assert tokenizer.encode(golden["prompt"], parse_special=True) == golden["prompt_tokens"]
-    count = len(golden["tokens"])
+    count = REFERENCE_TOKENS if fast_backend == REFERENCE else len(golden["tokens"])
     responses = list(
         mlx_ferrum.stream_generate(model, tokenizer, golden["prompt_tokens"], max_tokens=count)
     )
-    assert [response.token for response in responses] == golden["tokens"]
-    assert "".join(response.text for response in responses) == golden["text"]
+    assert [response.token for response in responses] == golden["tokens"][:count]
+    text = "".join(response.text for response in responses)
+    assert text == golden["text"][: len(text)]
+    assert text == golden["text"] or count < len(golden["tokens"])

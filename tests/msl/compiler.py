@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import importlib.metadata
 import platform
 import re
 import shutil
@@ -22,7 +23,6 @@ from .tensors import HEADERS
 from .tokens import SourceError, tokenize
 
 HERE = Path(__file__).parent
-INCLUDE = HERE / "include"
 RUNTIME = HERE / "runtime"
 ARM = platform.machine() in ("aarch64", "arm64")
 
@@ -51,6 +51,8 @@ _CODE = (
     # a variable that is too large meets the end of its stack, and not the next one
     "-fstack-clash-protection",
     *("-debug-info-kind=line-tables-only", "-dwarf-version=4"),
+    # lines are told by addresses; where variables are is not asked, and takes a tenth of the time
+    *("-mllvm", "-experimental-debug-variable-locations=false"),
     # remarks, for _check
     *("-Wno-everything", "-Wimplicit-float-conversion", "-Wimplicit-int-float-conversion"),
     *("-Wpre-c++17-compat", "-Wc++11-narrowing", "-Wno-error=c++11-narrowing"),
@@ -142,12 +144,20 @@ def library_of(llvm: str) -> Path:
 
 
 def translated(signature: Signature) -> str:
-    """A kernel as clang gets it. Raises SourceError for what Apple's compiler would refuse."""
+    """A kernel as clang gets it. Raises SourceError for what Apple's compiler would refuse.
+
+    All instances of a template are translated once: they differ in the call of the entry.
+    """
     limits.check(signature)
-    text, _ = _zig(*_LANGUAGE, "-E", "-", text=_without_includes(translate.source(signature)))
-    tokens = tokenize(text, "generated")
-    lint.check(tokens)
-    return translate.translate(tokens, signature)
+    source = _without_includes(translate.source(signature))
+
+    def build(_: Path, built: Path) -> None:
+        preprocessed = _zig(*_LANGUAGE, "-E", "-", text=source)[0]
+        tokens = tokenize(preprocessed, "generated")
+        lint.check(tokens)
+        built.write_text(translate.translate(tokens))
+
+    return _kept(source, ".cl", build).read_text() + translate.entry(signature)
 
 
 @functools.cache
@@ -180,7 +190,7 @@ def _check(remarks: str) -> None:
         f"{place}: {what}"
         for pattern, what in _REMARKS.items()
         for place in pattern.findall(remarks)
-        if not place.startswith(str(INCLUDE))
+        if not place.startswith(str(include()))
     ]
     if found:
         raise SourceError("\n".join(dict.fromkeys(found)))
@@ -191,7 +201,7 @@ def header(mode: Mode) -> Path:
     """metal.h, precompiled."""
 
     def build(_: Path, built: Path) -> None:
-        source = str(INCLUDE / "metal.h")
+        source = str(include() / "metal.h")
         _zig(*_LANGUAGE, *_CODE, *mode.flags, "-emit-pch", source, "-o", str(built))
 
     return _kept(f"header\n{mode}", ".pch", build)
@@ -214,6 +224,21 @@ def _kept(content: str, suffix: str, build: Callable[[Path, Path], None]) -> Pat
 
 
 @functools.cache
+def include() -> Path:
+    """The folder of metal.h: beside the products, which name its files, so that they serve every checkout."""
+    folder = _folder() / "include"
+    if not folder.exists():
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix="build-") as temporary:
+            copied = Path(shutil.copytree(HERE / "include", Path(temporary) / "include"))
+            try:
+                copied.rename(folder)
+            except OSError:
+                if not folder.exists():  # as it does when another process was first
+                    raise
+    return folder
+
+
+@functools.cache
 def _folder() -> Path:
     """Where products are kept: a folder for the tools as they are; those of other tools go when they are old."""
     folder = cache_folder() / f"msl-{_tools()[:32]}"
@@ -227,15 +252,12 @@ def _folder() -> Path:
 
 @functools.cache
 def _tools() -> str:
-    # products name the files that they were made of, which findings are told by
-    digest = hashlib.sha256(f"{_zig_path()} {HERE} {_LANGUAGE} {_CODE}".encode())
-    digest.update(str(_zig_path().stat().st_mtime_ns).encode())
-    files = [*HERE.glob("*.py"), *INCLUDE.glob("*"), *RUNTIME.glob("*")]
+    """A hash of all that makes products: the compiler's version, its flags, the files here; in any checkout."""
+    version = importlib.metadata.version("ziglang")
+    digest = hashlib.sha256(f"{version} {_LANGUAGE} {_CODE}".encode())
+    files = [*HERE.glob("*.py"), *(HERE / "include").glob("*"), *RUNTIME.glob("*")]
     for path in sorted(f for f in files if f.is_file()):
-        digest.update(path.name.encode() + path.read_bytes())
-        digest.update(
-            str(path.stat().st_mtime_ns).encode()
-        )  # clang wants precompiled ones to be as old
+        digest.update(f"{path.relative_to(HERE)}\0".encode() + path.read_bytes())
     return digest.hexdigest()
 
 

@@ -8,7 +8,7 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from .compiler import INCLUDE
+from .compiler import include
 from .native import Raw
 from .signature import Signature
 
@@ -56,6 +56,6 @@ def _place(library: Path, site: int) -> tuple[str, int]:
     )
     for frame in done.stdout.splitlines():
         found = re.match(r"(.+):(\d+)", frame)
-        if found and not found[1].startswith(str(INCLUDE)):
+        if found and not found[1].startswith(str(include())):
             return found[1], int(found[2])
     return "", 0

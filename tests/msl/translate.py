@@ -22,6 +22,7 @@ from .tokens import (
 )
 
 ENTRY = "msl_entry"
+KERNEL = "custom_kernel"
 SPACES = ("device", "constant", "thread", "threadgroup")
 THREADGROUP_LIMIT = 32768
 BODY, END = "msl_body_begins", "msl_body_ends"
@@ -33,14 +34,14 @@ def source(signature: Signature) -> str:
     parameters += [f"{ATTRIBUTES[a]} {a}" for a in signature.attributes]
     return (
         f'#line 1 "{signature.kernel} header"\n{signature.header}\n{signature.template_line}'
-        f"void {signature.name}({', '.join(parameters)}) {{ {BODY}\n"
+        f"void {KERNEL}({', '.join(parameters)}) {{ {BODY}\n"
         f'#line 1 "{signature.kernel} body"\n{signature.source}\n'
         f'#line 1 "generated"\n{END} }}\n'
     )
 
 
-def translate(preprocessed: Sequence[Token], signature: Signature) -> str:
-    """The text to be compiled; it has one function, ENTRY(pointers, position)."""
+def translate(preprocessed: Sequence[Token]) -> str:
+    """The text to be compiled but for the `entry`: the kernel's function, or a template of it."""
     tokens = descriptors(preprocessed)
     tokens = _threadgroup_variables(tokens)
     tokens = _methods(tokens)
@@ -51,18 +52,18 @@ def translate(preprocessed: Sequence[Token], signature: Signature) -> str:
     # one place in the code is one call, as on the GPU, where all is inlined
     inline = "#pragma clang attribute {}\n"
     push = inline.format("push(__attribute__((always_inline, convergent)), apply_to = function)")
-    return push + join(tokens) + "\n" + inline.format("pop") + _entry(signature)
+    return push + join(tokens) + "\n" + inline.format("pop")
 
 
-def _entry(signature: Signature) -> str:
-    """Calls the kernel with the buffers and the position that the runtime hands over."""
+def entry(signature: Signature) -> str:
+    """The function ENTRY(pointers, position), which calls the kernel with what the runtime hands over."""
     arguments = [_argument(b, i) for i, b in enumerate(signature.buffers)]
     arguments += [f"position->{a}" for a in signature.attributes]
     return (
         '# 1 "generated"\n'
         f'extern "C" void {ENTRY}(thread void* thread* pointers, '
         "const thread msl_position* position) {\n"
-        f"    {signature.name}{signature.arguments}({', '.join(arguments)});\n}}\n"
+        f"    {KERNEL}{signature.arguments}({', '.join(arguments)});\n}}\n"
     )
 
 
