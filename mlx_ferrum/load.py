@@ -12,7 +12,7 @@ from typing import Any, Literal
 import mlx.core as mx
 from mlx import nn
 
-from . import blocks, catalog, gguf, models, notice, packed, streamed
+from . import blocks, catalog, gguf, locked, models, notice, packed, streamed
 from .models.base import LanguageModel, Weights
 from .models.encoder import Encoder
 from .options import Delta
@@ -29,6 +29,7 @@ def load(
     *,
     expert_memory: int | Literal["auto"] | None = None,
     reserve: int | None = None,
+    mlock: bool = False,
 ) -> tuple[LanguageModel | Any, Tokenizer]:
     """Open a model: a LanguageModel, or an Encoder such as BERT, which only `embed` can use.
 
@@ -37,9 +38,10 @@ def load(
         chosen. 0: all are mapped. None: as `budget.plan` chooses by the memory that is free, on the cpu backend; a line
         on stderr tells of a model that is not mapped, with "auto" also of one that is
     reserve: bytes of memory that are left for keys and values then; None: of 8,192 tokens
+    mlock: lock the mapped weights in memory, so that the system never pages them out; see `locked.lock` for its errors
     Raises ValueError for a file that is not sound, NotImplementedError for an architecture, block
     type or tokenizer that is not supported, OSError if it cannot be had.
-    Any thread can use the model. Weights are read from the file when they are first used.
+    Any thread can use the model. Weights are read from the file when they are first used, with mlock at once.
     """
     file = gguf.read(catalog.resolve(name))
     tensors = packed.tensors(file)
@@ -49,6 +51,8 @@ def load(
             expert_memory = _chosen(file, expert_memory, reserve)
         if expert_memory:
             model.streams = streamed.stream(model, file, expert_memory)
+        if mlock:
+            locked.lock(model, file)
         return model, Tokenizer.from_metadata(file.metadata)
     except NotImplementedError as error:
         raise NotImplementedError(f"{file.path}: {error}") from error

@@ -110,7 +110,8 @@ class QTensor:
             )
         self.is_spaced = self.step > matrix and self.shape[0] > 1
         spaces = self.shape[0] - 1 if self.is_spaced else 0
-        stop = offset + self.nbytes + spaces * (self.step - matrix)
+        self.extent = self.nbytes + spaces * (self.step - matrix)  # from the first byte to the last
+        stop = offset + self.extent
         if offset < 0 or stop > buffer.size:
             raise ValueError(
                 f"a {block.name} tensor of shape {self.shape} needs bytes {offset} to "
