@@ -110,8 +110,8 @@ def expert_argument(group: argparse._ActionsContainer) -> None:
         type=expert_memory,
         metavar="SIZE",
         help="memory for the experts of a mixture, such as 8GB: the others are read from the file when they are "
-        "chosen; cpu backend only. none: the whole file is mapped (default: auto, which maps a model that fits in the "
-        "memory that is free and chooses a size for others)",
+        "chosen; on the cpu and metal backends. none: the whole file is mapped (default: auto, which maps a model that "
+        "fits in the memory that is free and chooses a size for others)",
     )
 
 

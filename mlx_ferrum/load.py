@@ -34,8 +34,8 @@ def load(
 
     name: a GGUF file (any part of a split one), a folder, hf:owner/repo[:file], or a catalog name
     expert_memory: bytes of experts that are in memory at a time; the others are read from the file when they are
-        chosen. 0: all are mapped. None: as `budget.plan` chooses by the memory that is free, on the cpu backend; a line
-        on stderr tells of a model that is not mapped, with "auto" also of one that is
+        chosen. 0: all are mapped. None: as `budget.plan` chooses by the memory that is free, on the cpu and metal
+        backends; a line on stderr tells of a model that is not mapped, with "auto" also of one that is
     reserve: bytes of memory that are left for keys and values then; None: of 8,192 tokens
     Raises ValueError for a file that is not sound, NotImplementedError for an architecture, block
     type or tokenizer that is not supported, OSError if it cannot be had.
@@ -45,10 +45,9 @@ def load(
     tensors = packed.tensors(file)
     try:
         model = _model(file, tensors)
-        if expert_memory is None or isinstance(expert_memory, str):
-            expert_memory = _chosen(file, expert_memory, reserve)
-        if expert_memory:
-            model.streams = streamed.stream(model, file, expert_memory)
+        nbytes = _expert_bytes(file, expert_memory, reserve)
+        if nbytes:
+            model.streams = streamed.stream(model, file, nbytes)
         return model, Tokenizer.from_metadata(file.metadata)
     except NotImplementedError as error:
         raise NotImplementedError(f"{file.path}: {error}") from error
@@ -56,8 +55,10 @@ def load(
         raise ValueError(f"{file.path}: {error}") from error
 
 
-def _chosen(file: gguf.GGUF, asked: str | None, reserve: int | None) -> int:
-    """Bytes for experts, 0 if they are mapped. asked: "auto" or None, as of `load`"""
+def _expert_bytes(file: gguf.GGUF, asked: object, reserve: int | None) -> int:
+    """Bytes for experts, 0 if they are mapped. asked: as of `load`, which others may call with anything"""
+    if isinstance(asked, int) and not isinstance(asked, bool) and asked >= 0:
+        return asked
     if asked not in (None, "auto"):
         raise ValueError(f"expert_memory is {asked!r}, expected bytes, 'auto' or None")
     plan = streamed.planned(file, reserve)
