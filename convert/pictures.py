@@ -35,6 +35,7 @@ KINDS = (
     "ffn_gate_inp",
     "ffn_gate",
     "ffn_up",
+    "ffn_gate_up",
     "ffn_down",
 )
 TICKS = 5  # of the colour bar

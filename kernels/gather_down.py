@@ -15,7 +15,7 @@ from .header import header
 from .matvec import LANES, SIMDGROUPS, Shape
 
 BODY = """
-    ExpertShape shape = {w_shape[0], w_shape[1], x_shape[1], USED};
+    ExpertShape shape = {count_experts(w_shape[0], EVERY), w_shape[1], x_shape[1], USED, EVERY};
     int simdgroup = SIMDGROUPS * threadgroup_position_in_grid.x + simdgroup_index_in_threadgroup;
     int token = threadgroup_position_in_grid.y, pair = token * USED;
     size_t row = size_t(token) * shape.rows;
@@ -54,7 +54,7 @@ def _call(x: Shape, ids: Ids, w: Layout, add: bool, rows: int) -> Call:
     tokens, used = ids.shape
     tiles = -(-w.shape[1] // (rows * SIMDGROUPS))
     return _kernel(w.block.name).prepare(
-        template={"ROWS": rows, "USED": used, "ADD": add},
+        template={"ROWS": rows, "USED": used, "EVERY": w.every, "ADD": add},
         grid=(LANES * SIMDGROUPS * tiles, tokens, 1),
         threadgroup=(LANES * SIMDGROUPS, 1, 1),
         output_shapes=[(tokens, w.shape[1])],

@@ -17,7 +17,7 @@ from .header import header
 from .matvec import LANES, SIMDGROUPS, Shape
 
 BODY = """
-    ExpertShape shape = {gate_shape[0], gate_shape[1], x_shape[1], USED};
+    ExpertShape shape = {count_experts(gate_shape[0], EVERY), gate_shape[1], x_shape[1], USED, EVERY};
     int simdgroup = SIMDGROUPS * threadgroup_position_in_grid.x + simdgroup_index_in_threadgroup;
     gather_gate_up<ROWS, ACT>((const device Gate*)gate, (const device Up*)up, x, ids, y, shape,
                               threadgroup_position_in_grid.y, ROWS * simdgroup, thread_index_in_simdgroup);
@@ -41,9 +41,11 @@ def gather_gate_up(
 @functools.lru_cache(KEPT)
 def _call(x: Shape, ids: Ids, gate: Layout, up: Layout, act: Activation, *, rows: int) -> Call:
     check(x, ids, gate, up, tokens=ids.shape[0])
+    if gate.every != up.every:
+        raise ValueError(f"gather: matrices of {gate} and {up} lie differently far apart")
     tiles, pairs = -(-gate.shape[1] // (rows * SIMDGROUPS)), math.prod(ids.shape)
     return _kernel(gate.block.name, up.block.name).prepare(
-        template={"ROWS": rows, "USED": ids.shape[1], "ACT": ACTIVATIONS[act]},
+        template={"ROWS": rows, "USED": ids.shape[1], "EVERY": gate.every, "ACT": ACTIVATIONS[act]},
         grid=(LANES * SIMDGROUPS * tiles, pairs, 1),
         threadgroup=(LANES * SIMDGROUPS, 1, 1),
         output_shapes=[(pairs, gate.shape[1])],

@@ -18,7 +18,7 @@ from .sort_pairs import Order
 
 BODY = """
     threadgroup half4 memory[(TILE_ROWS + COLUMNS) * DEPTH / 4];
-    ExpertShape shape = {w_shape[0], w_shape[1], x_shape[1], USED};
+    ExpertShape shape = {count_experts(w_shape[0], EVERY), w_shape[1], x_shape[1], USED, EVERY};
     int row_tiles = (shape.rows + TILE_ROWS - 1) / TILE_ROWS, tile = threadgroup_position_in_grid.x;
     gather_matmul<COLUMNS, BIAS, ACT>((const device Weight*)w, x, order, tiles + 3 * (tile / row_tiles), bias, gate, y,
                                       shape, tile % row_tiles * TILE_ROWS, memory, thread_index_in_threadgroup);
@@ -55,6 +55,7 @@ def gather_matmul(
         template={
             "COLUMNS": order.size,
             "USED": pairs // max(tokens, 1),
+            "EVERY": w.layout.every,
             "BIAS": bias is not None,
             "ACT": act,
         },

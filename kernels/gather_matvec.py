@@ -15,7 +15,7 @@ from .header import header
 from .matvec import LANES, SIMDGROUPS, Shape
 
 BODY = """
-    ExpertShape shape = {w_shape[0], w_shape[1], x_shape[1], USED};
+    ExpertShape shape = {count_experts(w_shape[0], EVERY), w_shape[1], x_shape[1], USED, EVERY};
     int simdgroup = SIMDGROUPS * threadgroup_position_in_grid.x + simdgroup_index_in_threadgroup;
     gather_matvec<ROWS, BIAS>((const device Weight*)w, x, ids, bias, y, shape, threadgroup_position_in_grid.y,
                               ROWS * simdgroup, thread_index_in_simdgroup);
@@ -52,7 +52,7 @@ def _call(x: Shape, ids: Ids, w: Layout, bias: Shape | None, rows: int) -> Call:
         raise ValueError(f"gather: a bias of shape {bias} does not fit {w}")
     tiles, pairs = -(-w.shape[1] // (rows * SIMDGROUPS)), math.prod(ids.shape)
     return _kernel(w.block.name).prepare(
-        template={"ROWS": rows, "USED": ids.shape[1], "BIAS": bias is not None},
+        template={"ROWS": rows, "USED": ids.shape[1], "EVERY": w.every, "BIAS": bias is not None},
         grid=(LANES * SIMDGROUPS * tiles, pairs, 1),
         threadgroup=(LANES * SIMDGROUPS, 1, 1),
         output_shapes=[(pairs, w.shape[1])],

@@ -104,14 +104,20 @@ def backend_arguments(group: argparse._ActionsContainer) -> None:
 
 
 def expert_argument(group: argparse._ActionsContainer) -> None:
-    """Add --expert-memory."""
+    """Add --expert-memory and --mlock."""
     group.add_argument(
         "--expert-memory",
         type=expert_memory,
         metavar="SIZE",
         help="memory for the experts of a mixture, such as 8GB: the others are read from the file when they are "
-        "chosen; cpu backend only. none: the whole file is mapped (default: auto, which maps a model that fits in the "
-        "memory that is free and chooses a size for others)",
+        "chosen; on the cpu and metal backends. none: the whole file is mapped (default: auto, which maps a model that "
+        "fits in the memory that is free and chooses a size for others)",
+    )
+    group.add_argument(
+        "--mlock",
+        action="store_true",
+        help="lock the mapped weights in memory, so that they are never paged out; experts that are read from disk are "
+        "not locked. The limit of the system (ulimit -l) has to allow it",
     )
 
 
@@ -289,7 +295,9 @@ def load_model(args: argparse.Namespace) -> tuple[LanguageModel, Tokenizer]:
     from .models.encoder import language_model
 
     use_backend(args)
-    model, tokenizer = mlx_ferrum.load(args.model, expert_memory=args.expert_memory)
+    model, tokenizer = mlx_ferrum.load(
+        args.model, expert_memory=args.expert_memory, mlock=args.mlock
+    )
     return language_model(model, args.model), tokenizer
 
 

@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar
 import mlx.core as mx
 from mlx import nn
 
-from . import blocks, catalog, gguf, models, notice, ops, packed, streamed
+from . import blocks, catalog, gguf, locked, models, notice, ops, packed, streamed
 from .models.base import LanguageModel, Weights
 from .models.encoder import Encoder
 from .options import Delta
@@ -30,29 +30,33 @@ def load(
     *,
     expert_memory: int | Literal["auto"] | None = None,
     reserve: int | None = None,
+    mlock: bool = False,
 ) -> tuple[LanguageModel | Any, Tokenizer]:
     """Open a model: a LanguageModel, or an Encoder such as BERT, which only `embed` can use.
 
     name: a GGUF file (any part of a split one), a folder, hf:owner/repo[:file], or a catalog name
     expert_memory: bytes of experts that are in memory at a time; the others are read from the file when they are
-        chosen. 0: all are mapped. None: as `budget.plan` chooses by the memory that is free, on the cpu backend; a line
-        on stderr tells of a model that is not mapped, with "auto" also of one that is
+        chosen. 0: all are mapped. None: as `budget.plan` chooses by the memory that is free, on the cpu and metal
+        backends; a line on stderr tells of a model that is not mapped, with "auto" also of one that is
     reserve: bytes of memory that are left for keys and values then; None: of 8,192 tokens
+    mlock: lock the mapped weights in memory, so that the system never pages them out; see `locked.lock` for its errors
     Raises ValueError for a file that is not sound, NotImplementedError for an architecture, block
     type or tokenizer that is not supported, OSError if it cannot be had.
-    Any thread can use the model. Weights are read from the file when they are first used; on the cuda backend they are
-    copied into the GPU's memory at once, and OSError says so if they do not fit.
+    Any thread can use the model. Weights are read from the file when they are first used, with mlock at once; on the
+    cuda backend they are copied into the GPU's memory at once, and OSError says so if they do not fit.
     """
     file = gguf.read(catalog.resolve(name))
     tensors = packed.tensors(file)
     try:
         model = _model(file, tensors)
-        if expert_memory is None or isinstance(expert_memory, str):
-            expert_memory = _chosen(file, expert_memory, reserve)
-        if expert_memory:
-            model.streams = streamed.stream(model, file, expert_memory)
+        nbytes = _expert_bytes(file, expert_memory, reserve)
+        if nbytes:
+            model.streams = streamed.stream(model, file, nbytes)
         tokenizer = Tokenizer.from_metadata(file.metadata)
-        ops.place(list(_held(model, QTensor)))
+        held = list(_held(model, QTensor))
+        if mlock:
+            locked.lock(held, file)
+        ops.place(held)
         return model, tokenizer
     except NotImplementedError as error:
         raise NotImplementedError(f"{file.path}: {error}") from error
@@ -60,8 +64,10 @@ def load(
         raise ValueError(f"{file.path}: {error}") from error
 
 
-def _chosen(file: gguf.GGUF, asked: str | None, reserve: int | None) -> int:
-    """Bytes for experts, 0 if they are mapped. asked: "auto" or None, as of `load`"""
+def _expert_bytes(file: gguf.GGUF, asked: object, reserve: int | None) -> int:
+    """Bytes for experts, 0 if they are mapped. asked: as of `load`, which others may call with anything"""
+    if isinstance(asked, int) and not isinstance(asked, bool) and asked >= 0:
+        return asked
     if asked not in (None, "auto"):
         raise ValueError(f"expert_memory is {asked!r}, expected bytes, 'auto' or None")
     plan = streamed.planned(file, reserve)

@@ -16,6 +16,7 @@ from .gguf.header import quoted
 from .gguf.values import failure
 
 PARTS = ("gate", "up", "down")
+FUSED = "gate_up"  # the first two in one stack: each expert's rows of gate, then those of up
 _EXPERT = re.compile(r"(blk\.\d{1,6}\.)ffn_(gate|up|down)\.(0|[1-9]\d{0,5})\.weight")
 _Experts = dict[int, TensorInfo]  # by number
 
@@ -36,7 +37,7 @@ def expert_name(layer: str, part: str, expert: int) -> str:
 
 
 def stack_name(layer: str, part: str) -> str:
-    """The name of a stack; arguments as of `expert_name`."""
+    """The name of a stack; arguments as of `expert_name`, part may be FUSED."""
     return f"{layer}ffn_{part}_exps.weight"
 
 

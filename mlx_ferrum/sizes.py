@@ -15,7 +15,7 @@ from .state.kinds import KV, Keeps, Recurrent
 from .state.model import LEAST_SLOTS
 
 SCALES = 8  # bytes beside the 8-bit numbers of a key and its value
-_TENSOR = re.compile(r"blk\.(\d+)\.(ffn_(?:gate|up|down)_exps\.weight)?")
+_TENSOR = re.compile(r"blk\.(\d+)\.(ffn_(?:gate|up|down|gate_up)_exps\.weight)?")
 _TABLE, _HEAD = "token_embd.weight", "output.weight"
 
 

@@ -106,7 +106,7 @@ class Streams:
         for i, mlp in enumerate(self._experts):
             follows = wanted and i + 1 < len(self._experts)
             after = (self._experts[i + 1], self._norms[i + 1]) if follows else None
-            mlp.reader = _Reader(mlp, after)
+            mlp.reader = _Reader(mlp.gate, mlp.down, after)
             self._readers.append(mlp.reader)
 
     @property
@@ -135,11 +135,13 @@ class Streams:
 class _Reader:
     """Begins to read what a layer has chosen, and what the next one may choose.
 
-    after: the next layer, and the norm before its router
+    The layer holds its reader, so the reader must not hold the layer: a cycle would keep the slots of a model that
+    nothing uses until the next garbage collection.
+    gate, down: stacks of the layer; after: the next layer, and the norm before its router
     """
 
-    def __init__(self, mlp: Experts, after: tuple[Experts, RMSNorm] | None) -> None:
-        self._mlp, self._after = mlp, after
+    def __init__(self, gate: QTensor, down: QTensor, after: tuple[Experts, RMSNorm] | None) -> None:
+        self._gate, self._down, self._after = gate, down, after
         self.waits = 0  # for a GPU
 
     def __call__(self, x: ops.Array, ids: ops.Array) -> None:
@@ -151,7 +153,7 @@ class _Reader:
     def _on_cpu(self, x: np.ndarray, ids: np.ndarray) -> None:
         from .backends.cpu.experts import expect_experts, want_experts
 
-        want_experts(self._mlp.gate, ids)
+        want_experts(self._gate, ids)
         if self._after is not None:
             mlp, norm = self._after
             expect_experts(x, norm.args, mlp.router, mlp.gate, mlp.routing, mlp.get("bias"))
@@ -161,7 +163,7 @@ class _Reader:
             return  # for which the file is mapped
         from .backends.metal.resident import expect_experts, want_experts
 
-        waited = want_experts(self._mlp.gate, self._mlp.down, ids)
+        waited = want_experts(self._gate, self._down, ids)
         self.waits += waited
         if waited and self._after is not None:
             mlp, norm = self._after

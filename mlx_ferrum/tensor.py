@@ -44,10 +44,14 @@ def word(block: type[blocks.BlockType]) -> np.dtype:
 
 
 class Layout(NamedTuple):
-    """How the bytes of a tensor decode, and its shape: what a launch depends on."""
+    """How the bytes of a tensor decode, its shape, and where matrices lie in its array: what a launch depends on.
+
+    every: matrix i of a stack is matrix i * every of `QTensor.array`
+    """
 
     block: type[blocks.Block]
     shape: tuple[int, ...]
+    every: int = 1
 
     def __str__(self) -> str:
         return f"{self.block.name} {self.shape}"
@@ -110,7 +114,8 @@ class QTensor:
             )
         self.is_spaced = self.step > matrix and self.shape[0] > 1
         spaces = self.shape[0] - 1 if self.is_spaced else 0
-        stop = offset + self.nbytes + spaces * (self.step - matrix)
+        self.extent = self.nbytes + spaces * (self.step - matrix)  # from the first byte to the last
+        stop = offset + self.extent
         if offset < 0 or stop > buffer.size:
             raise ValueError(
                 f"a {block.name} tensor of shape {self.shape} needs bytes {offset} to "
@@ -132,26 +137,40 @@ class QTensor:
         flat = self.buffer[self.offset : self.offset + self.nbytes]
         return flat.reshape(*self.shape[:-1], self.row_bytes)
 
+    @property
+    def _lead(self) -> tuple[int, ...]:
+        """The leading axes of the array."""
+        every, (*lead, _) = self.layout.every, self.shape
+        return tuple(lead) if every == 1 else (every * (lead[0] - 1) + 1, lead[1])
+
+    @property
+    def _bytes(self) -> np.ndarray:
+        """What the array holds, (nbytes,) uint8."""
+        if self.layout.every == 1:
+            return np.ascontiguousarray(self.data).reshape(-1)
+        return self.buffer[self.offset : self.offset + self.extent]
+
     @cached_property
     def array(self) -> mx.array:
         """(..., rows, words) of `word(block)`: the mapped bytes themselves on Metal, a copy elsewhere.
 
+        Of a stack whose matrices are parts of others, also what lies between them; see `Layout.every`.
         Copies when the buffer is not a page-aligned mapping or the offset is not word-aligned.
         Raises NotImplementedError for a tensor of 16 GiB or more, for one of more than `MOST` words that is not a
         whole number of 64-bit words or does not start on one, and on Metal for a stack with space between its matrices.
         """
         dtype = word(self.block)
-        shape = (*self.shape[:-1], self.row_bytes // dtype.itemsize)
+        shape = (*self._lead, self.row_bytes // dtype.itemsize)
         if mx.cuda.is_available():
             return self._uploaded(dtype, shape)
-        if mx.metal.is_available() and self.is_spaced:
+        if mx.metal.is_available() and self.is_spaced and self.layout.every == 1:
             raise NotImplementedError(
                 f"{self}: its matrices lie {self.step} bytes apart, as in a packed file, which Metal kernels cannot "
                 f"read; use the file that was packed, or the cpu backend"
             )
         mapped = self.buffer.ctypes.data % mmap.PAGESIZE == 0
         if not (mx.metal.is_available() and mapped) or self.offset % dtype.itemsize:
-            return mx.array(np.ascontiguousarray(self.data).view(dtype).reshape(shape))
+            return mx.array(self._bytes.view(dtype).reshape(shape))
         view = self._window(dtype).reshape(shape)
         mx.eval(view)  # moves no bytes; a lazy array would belong to this thread
         return view
@@ -163,29 +182,33 @@ class QTensor:
         if pages.size // dtype.itemsize > MOST:
             words, together = _WIDE, _WIDE.itemsize // math.gcd(_WIDE.itemsize, self.row_bytes)
         size = words.itemsize
-        if pages.size // size > MOST or first % size or self.rows % together:
+        rows = math.prod(self._lead)
+        if pages.size // size > MOST or first % size or rows % together:
             raise NotImplementedError(
                 f"{self}: {self.nbytes} bytes at byte {self.offset} are more than {MOST} words of {size} bytes, "
                 f"or not a whole number of them"
             )
         flat = mx.from_dlpack(pages.view(words), copy=False)
-        flat = flat[first // size : (first + self.nbytes) // size]
-        return flat.reshape(self.rows // together, -1).view(getattr(mx, dtype.name))
+        flat = flat[first // size : (first + rows * self.row_bytes) // size]
+        return flat.reshape(rows // together, -1).view(getattr(mx, dtype.name))
 
     def _uploaded(self, dtype: np.dtype, shape: tuple[int, ...]) -> mx.array:
         """In an NVIDIA GPU's memory; parts of a tensor lie within it."""
         if self._whole is not None:
             whole, start = self._whole
             first = start // self.row_bytes
-            rows = whole.array.reshape(whole.rows, -1)[first : first + self.rows]
+            rows = whole.array.reshape(whole.rows, -1)[first : first + math.prod(self._lead)]
             out = rows.reshape(shape)
             mx.eval(out)
             return out
         from .kernels.cuda.upload import upload
 
-        matrix = self.nbytes // self.shape[0] if self.is_spaced else self.nbytes
-        starts = range(self.offset, self.offset + self.step * (self.nbytes // matrix), self.step)
-        runs = [(start, start + matrix) for start in starts]
+        spaced = self.is_spaced and self.layout.every == 1
+        count, nbytes = (
+            (self.shape[0], self.nbytes // self.shape[0]) if spaced else (1, self.extent)
+        )
+        starts = (self.offset + i * self.step for i in range(count))
+        runs = [(start, start + nbytes) for start in starts]
         return upload(self.buffer, runs, shape, getattr(mx, dtype.name))
 
     @property
@@ -204,14 +227,18 @@ class QTensor:
             raise ValueError(
                 f"{self}: its buffer does not start on a page of {mmap.PAGESIZE} bytes"
             )
-        start, stop, first = window(self.offset, self.nbytes)
+        start, stop, first = window(self.offset, self.extent)
         return np.asarray(_Pages(self.buffer, start, stop - start)), first
 
     def part(self, start: int, stop: int) -> QTensor:
-        """Rows [start, stop) of a matrix: (rows, k) -> (stop - start, k), the same bytes."""
-        if len(self.shape) != 2 or not 0 <= start < stop <= self.rows:
+        """Rows [start, stop) of a matrix, or of each one in a stack: (..., rows, k) -> (..., stop - start, k).
+
+        The same bytes.
+        """
+        if len(self.shape) not in (2, 3) or not 0 <= start < stop <= self.shape[-2]:
             raise ValueError(f"{self} has no rows {start} to {stop}")
-        return self._within((stop - start, self.shape[1]), start)
+        step = self.step if len(self.shape) == 3 else None
+        return self._within((*self.shape[:-2], stop - start, self.shape[-1]), start, step)
 
     def reshaped(self, *shape: int) -> QTensor:
         """The same bytes in another shape, with rows of the same length."""
@@ -249,8 +276,10 @@ class QTensor:
         if (whole.rows, whole.shape[-1]) != (mine.rows, mine.shape[-1]):
             raise ValueError(f"{whole} cannot stand in for {mine}: the rows differ")
         offset = whole._row_offset(start // mine.row_bytes)
-        step = whole.step if whole.is_spaced and len(self.shape) == 3 else None
-        return QTensor(whole.block, self.shape, whole.buffer, offset, self.name, step)
+        step = whole.step if len(self.shape) == len(whole.shape) == 3 else None
+        found = QTensor(whole.block, self.shape, whole.buffer, offset, self.name, step)
+        found.layout = found.layout._replace(every=self.layout.every)
+        return found
 
     def _row_offset(self, row: int) -> int:
         """The first byte of a row, counted through the leading axes."""
@@ -259,11 +288,18 @@ class QTensor:
         matrix, row = divmod(row, self.shape[1])
         return self.offset + matrix * self.step + row * self.row_bytes
 
-    def _within(self, shape: tuple[int, ...], row: int) -> QTensor:
-        """Rows of this tensor that follow each other, from row `row` on, counted through the leading axes."""
-        found = QTensor(self.block, shape, self.buffer, self._row_offset(row), self.name)
+    def _within(self, shape: tuple[int, ...], row: int, step: int | None = None) -> QTensor:
+        """Rows of this tensor, from row `row` on, counted through the leading axes. step: of a stack, as of QTensor"""
+        found = QTensor(self.block, shape, self.buffer, self._row_offset(row), self.name, step)
         whole, start = self._whole or (self, 0)
+        if len(self.shape) == len(whole.shape) == 3:  # it may have some rows of each matrix
+            matrix, row = divmod(row, self.shape[1])
+            row += matrix * whole.shape[1]
         found._whole = whole, start + row * self.row_bytes
+        if found.is_spaced and found.shape[1] and self.shape[-2] % found.shape[1] == 0:
+            found.layout = found.layout._replace(
+                every=self.layout.every * self.shape[-2] // found.shape[1]
+            )
         return found
 
     def tile(self, start: int, stop: int) -> mx.array:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import platform
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -214,9 +215,11 @@ def test_load_leaves_room_for_the_keys_and_values(
     pool = tiny.pool(min(tiny.context, 8192))
     model, _ = mlx_ferrum.load("tiny-moe", reserve=pool + tiny.one_each)
     assert slots(model) == {2}
-    wrong: Any = "most"
-    with pytest.raises(ValueError, match="expert_memory is 'most', expected bytes, 'auto' or None"):
-        mlx_ferrum.load("tiny-moe", expert_memory=wrong)
+    wrongs: list[Any] = ["most", 2e6, float("nan"), True, -1]
+    for wrong in wrongs:
+        expected = f"expert_memory is {wrong!r}, expected bytes, 'auto' or None"
+        with pytest.raises(ValueError, match=re.escape(expected)):
+            mlx_ferrum.load("tiny-moe", expert_memory=wrong)
 
 
 def test_load_maps_what_fits_and_says_so_if_asked(cpu: Backend, caplog: Any) -> None:

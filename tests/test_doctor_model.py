@@ -15,7 +15,7 @@ import hf_bert
 import pytest
 from backends import Backend
 
-from mlx_ferrum import amounts, budget, catalog, gguf, memory, sizes
+from mlx_ferrum import amounts, budget, catalog, gguf, locked, memory, sizes
 from mlx_ferrum.convert.commands import split
 from mlx_ferrum.doctor import disk, main, model
 from mlx_ferrum.doctor.disk import DEPTHS, SECTOR, Disk
@@ -159,12 +159,28 @@ def test_a_mixture_that_does_not_fit(cpu: Backend, room: int, tiny: Any) -> None
     assert "once 38% to 61% of uses find theirs there" in rows["decode"]
 
 
+@pytest.mark.parametrize("most", [None, 2_000_000, 65536])
+def test_what_may_be_locked(
+    cpu: Backend, room: int, tiny: Any, monkeypatch: pytest.MonkeyPatch, most: int | None
+) -> None:
+    """1.8 MB of dense weights; not the experts, which are read from disk."""
+    monkeypatch.setattr(locked, "limit", lambda: most)
+    found = model.examine("tiny-moe", 100)
+    assert found.locks == tiny[1].nbytes - tiny[1].experts
+    verdict = "the system allows it"
+    if most == 65536:
+        verdict = f"the limit is 66 kB, expected {-(-found.locks // 1024)} KiB: ulimit -l "
+    wanted = f"--mlock keeps {amounts.size(found.locks)} of weights in memory: {verdict}"
+    assert dict(model.as_rows(found))["mlock"].startswith(wanted)
+
+
 def test_a_model_that_fits(cpu: Backend) -> None:
     found = model.examine("tiny-hybrid")
     assert (found.hits, found.plan.nbytes, found.longest) == (None, 0, found.sizes.context)
     rows = dict(model.as_rows(found))
     assert "no experts" in rows["model"] and rows["best"].startswith("the model is mapped: it")
     assert rows["needs"].endswith("are free: it fits")
+    assert found.locks == found.sizes.nbytes
     assert "with all weights in memory; " in rows["decode"] and "while none are" in rows["decode"]
 
 

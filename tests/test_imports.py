@@ -34,7 +34,7 @@ catalog
 gguf
 packed
 models
-budget load saved sizes streamed traffic
+budget load locked saved sizes streamed traffic
 embed
 engine
 generate

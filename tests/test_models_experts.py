@@ -91,15 +91,6 @@ def test_variants_of_experts_that_are_not_supported_are_refused(qwen3moe, tmp_pa
         build(biased, **{"qwen3moe.expert_gating_func": 3})
 
 
-def test_gate_and_up_in_one_stack_are_refused_by_name(qwen3moe):
-    name = "blk.1.ffn_gate_up_exps.weight"
-    message = (
-        f"'{name}': expected experts stacked .*; convert the model again without --fuse-gate-up"
-    )
-    with pytest.raises(NotImplementedError, match=message):
-        build(qwen3moe, renamed={"blk.1.ffn_gate_exps.weight": name})
-
-
 @pytest.mark.parametrize(
     "name", ["ffn_gate_inp", "ffn_gate_exps", "ffn_up_exps", "ffn_down_exps", "ffn_up_shexp"]
 )

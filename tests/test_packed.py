@@ -328,10 +328,16 @@ def test_what_cannot_be_packed(
     tensors = [source.copied(m, info) for info in m.tensors.values()]
     for name, new, message in (
         ("blk.2.ffn_up_exps.weight", "blk.2.ffn_raise.weight", "'blk.2.ffn_up_exps.weight' is missing"),
-        ("blk.2.ffn_gate_exps.weight", "blk.2.ffn_gate_up_exps.weight", "'blk.2.ffn_gate_exps.weight' is missing"),
+        ("blk.2.ffn_gate_exps.weight", "blk.2.ffn_gate_up_exps.weight", "'blk.2.ffn_up_exps.weight': found beside"),
     ):  # fmt: skip
         output.write(model, source.metadata(m), renamed(name, new)(tensors))
         assert message in refused(capsys, "pack", model, out)
+    both = "blk.2.ffn_gate_up_exps.weight"
+    odd = [t for t in tensors if "blk.2.ffn_up_exps" not in t.name]
+    odd = renamed("blk.2.ffn_gate_exps.weight", both)(odd)
+    odd = [replace(t, shape=(8, 1, 65536)) if t.name == both else t for t in odd]
+    output.write(model, source.metadata(m), odd)
+    assert "expected gate and up of as many rows" in refused(capsys, "pack", model, out)
     fewer = [replace(t, shape=(4, 512, 256)) if "2.ffn_up_exps" in t.name else t for t in tensors]
     output.write(model, source.metadata(m), fewer)
     assert "expected a stack of 8 matrices, found (4, 512, 256)" in refused(

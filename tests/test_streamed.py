@@ -10,6 +10,7 @@ import re
 import sys
 import threading
 import time
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from streamed_models import COUNT, logits, read_some, reading, streamed
 import mlx_ferrum
 from mlx_ferrum.engine import Engine, Request
 from mlx_ferrum.generate import command
+from mlx_ferrum.kernels.cpu.streams import Source, Stream
 
 
 @pytest.fixture(scope="module")
@@ -200,6 +202,40 @@ def test_nothing_is_left_of_a_model_that_is_gone(cpu: Backend, mapped: Any) -> N
     assert open_files() <= before
 
 
+def test_slots_are_freed_with_the_model(cpu: Backend, mapped: Any) -> None:
+    """At once: the garbage collector does not know how much memory they take."""
+    model = streamed(mapped, 4)
+    logits(model, np.arange(9), 1)
+    streams = [weakref.ref(each) for layer in model.streams.layers for each in layer[1:]]
+    gc.collect()
+    gc.disable()
+    try:
+        del model
+        assert [each() for each in streams] == [None] * len(streams)
+    finally:
+        gc.enable()
+
+
+def test_an_error_is_not_told_to_the_next_text(cpu: Backend, mapped: Any) -> None:
+    """What a text began to read before it failed may fail later; others read it again."""
+    model, ids, condition = streamed(mapped, 4), np.arange(1), threading.Condition()
+    matrices = 3 * model.body.layers[0].mlp.routing.used
+    seen = set[int]()
+
+    def failing(file: int, to: int, size: int, at: int) -> int:
+        with condition:
+            seen.add(at)
+            condition.notify()
+        return -errno.EIO
+
+    with reading(failing):
+        with pytest.raises(OSError, match="Input/output error"):
+            logits(model, ids, 0)
+        with condition:
+            assert condition.wait_for(lambda: len(seen) >= matrices, 60)
+    np.testing.assert_array_equal(logits(model, ids, 0), logits(mapped, ids, 0))
+
+
 def test_the_command_says_what_was_read(cpu: Backend, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--model", "tiny-moe", "--max-tokens", "6", "--backend", "cpu"]
     assert command.main(options) == 0
@@ -214,3 +250,9 @@ def test_the_command_says_what_was_read(cpu: Backend, capsys: pytest.CaptureFixt
     assert counts["used"] > counts["read"] > 0
     assert command.main([*options, "--expert-memory", "100kB"]) == 1
     assert "100 kB for experts, expected at least" in capsys.readouterr().err
+
+
+def test_no_memory_for_the_slots(cpu: Backend) -> None:
+    source = Source(0, 0, 10**12, False, 10**12)
+    with pytest.raises(MemoryError, match=f"no memory for 1000 experts, {10**15} bytes in all"):
+        Stream(1000, 1000, [source], 1 / 256, None)

@@ -211,6 +211,18 @@ void Streamed::judge(const std::vector<int>& numbers) {
         expected_.clear();
     }
     settle(numbers);
+    recover();
+}
+
+// Reads that a failed call began, and nobody waited for, are not errors of the call that comes next. Nothing is ahead.
+void Streamed::recover() {
+    if (!is_abandoned_.exchange(false)) return;
+    std::unique_lock<std::mutex> lock(reading_);
+    for (int i = 0; i < slots_; i++) {
+        Slot& slot = slot_[i];
+        done_.wait(lock, [&] { return !slot.pending; });
+        if (slot.failed) forget(slot);
+    }
 }
 
 // What was read ahead is used, or gone.
@@ -282,7 +294,10 @@ void Streamed::check() {
         std::lock_guard<std::mutex> lock(reading_);
         error = error_;
     }
-    if (!error.empty()) throw ReadError(error);
+    if (error.empty()) return;
+    is_abandoned_ = true;
+    if (follower_) follower_->is_abandoned_ = true;
+    throw ReadError(error);
 }
 
 void Streamed::counts(long* out) const {

@@ -104,6 +104,7 @@ private:
     void forget(Slot& slot);
     void done(Slot& slot, long nbytes, const std::string& error);
     void check();
+    void recover();
     char* place(const Stretch& stretch, int slot) const;
 
     const int slots_;
@@ -128,6 +129,7 @@ private:
     std::mutex turns_, reading_; // reading_: of error_, and to wait for slots
     std::condition_variable done_;
     std::string error_;
+    std::atomic<bool> is_abandoned_{false}; // a call ended with an error: what it began to read may fail, too
 };
 
 // A call's use of some numbers, in portions that fit the slots; the next portion is read while one is used.

@@ -87,7 +87,7 @@ class Stream:
         self._library = library
         if self.address is None:
             nbytes = slots * sum(source.nbytes for source in sources)
-            raise MemoryError(f"there is no memory for {slots} experts of {nbytes} bytes")
+            raise MemoryError(f"there is no memory for {slots} experts, {nbytes} bytes in all")
 
     def followed_by(self, other: Stream) -> None:
         """What is wanted of this one is wanted of the other one next."""

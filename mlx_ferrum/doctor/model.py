@@ -17,7 +17,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from .. import amounts, blocks, budget, catalog, gguf, memory, ops, sizes, streamed
+from .. import amounts, blocks, budget, catalog, gguf, locked, memory, ops, sizes, streamed
 from ..sizes import Sizes
 from ..tensor import QTensor
 from . import disk
@@ -37,6 +37,7 @@ class ModelReport:
     longest: the context that fits beside the weights; 0 where the weights alone do not fit
     available: free memory, None if unknown
     plan: for the experts
+    locks, lock_limit: bytes that --mlock locks, and how many may be locked; None: any number
     rate: at which products read weights in memory; None where it was not measured
     hits: shares of uses that find their expert in memory, as the two models of `hit_rates` have it
     speeds: from and to, that can be expected, by what is in memory: all ("memory"), nothing yet ("cold"), or the
@@ -50,6 +51,8 @@ class ModelReport:
     longest: int
     available: int | None
     plan: budget.Plan
+    locks: int
+    lock_limit: int | None
     disk: Disk
     rate: float | None
     hits: tuple[float, float] | None
@@ -79,6 +82,8 @@ def examine(name: str, positions: int | None = None) -> ModelReport:
         longest=0 if free is None else longest(found, free),
         available=free,
         plan=plan,
+        locks=found.nbytes - (found.experts if plan.nbytes else 0),
+        lock_limit=locked.limit(),
         disk=speed,
         rate=rate,
         hits=hits,
@@ -162,6 +167,7 @@ def as_rows(report: ModelReport) -> Iterator[tuple[str, str]]:
     share = f"{size(kept)} of experts ({kept / max(found.experts, 1):.0%}) in memory"
     best = f"--expert-memory auto keeps {share} and reads the others from disk"
     yield "best", best if kept else report.plan.reason
+    yield "mlock", _locks(report)
     if report.longest:
         yield (
             "context",
@@ -184,6 +190,14 @@ def _needs(report: ModelReport) -> str:
         return f"{size(whole)}: {parts}"
     verdict = "it fits" if whole <= budget.MAPPED * report.available else "it does not fit"
     return f"{size(whole)}: {parts}; {size(report.available)} are free: {verdict}"
+
+
+def _locks(report: ModelReport) -> str:
+    """What --mlock does, and whether it may."""
+    most, needed = report.lock_limit, report.locks
+    is_allowed = most is None or needed <= most
+    verdict = "the system allows it" if is_allowed else locked.described(most or 0, needed)
+    return f"--mlock keeps {amounts.size(needed)} of weights in memory: {verdict}"
 
 
 def _speeds(report: ModelReport) -> Iterator[tuple[str, str]]:

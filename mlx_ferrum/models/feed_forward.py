@@ -8,7 +8,7 @@ from ..profile import stage
 from .base import MLP, BaseArgs, Weights
 from .experts import ExpertArgs
 
-FUSED = "ffn_gate_up_exps.weight"  # gate and up in one stack
+FUSED = "ffn_gate_up_exps.weight"  # each expert's gate and then its up, (experts, 2 * rows, k)
 SELECTION_BIAS = "exp_probs_b.bias"
 
 
@@ -34,19 +34,11 @@ class SharedExpert(GatedMLP):
 
 
 def feed_forward(args: BaseArgs, w: Weights, layer: int) -> MLP | Experts:
-    """x and add: (b, l, hidden) -> (b, l, hidden), from the tensors of one layer.
-
-    Raises NotImplementedError for experts that are laid out otherwise.
-    """
+    """x and add: (b, l, hidden) -> (b, l, hidden), from the tensors of one layer."""
     experts = args.experts
     if experts is None or layer < experts.dense_layers:
         return MLP(args, w)
-    if FUSED in w:
-        raise NotImplementedError(
-            f"tensor {w.prefix + FUSED!r}: expected experts stacked in ffn_gate_exps, ffn_up_exps "
-            "and ffn_down_exps; convert the model again without --fuse-gate-up-exps"
-        )
-    is_dense = "ffn_gate.weight" in w and "ffn_gate_exps.weight" not in w
+    is_dense = "ffn_gate.weight" in w and "ffn_gate_exps.weight" not in w and FUSED not in w
     return MLP(args, w) if is_dense else _experts(args, experts, w)
 
 
@@ -58,10 +50,18 @@ def _experts(args: BaseArgs, experts: ExpertArgs, w: Weights) -> Experts:
             f"tensor {w.prefix + SELECTION_BIAS!r}: a bias of the choice is not supported where weights are "
             "the softmax of the chosen"
         )
+    router = w.tensor("ffn_gate_inp.weight", count, hidden)
+    if FUSED in w:
+        whole = w.tensor(FUSED, count, 2 * wide, hidden)
+        gate, up = whole.part(0, wide), whole.part(wide, 2 * wide)
+    else:
+        gate, up = (
+            w.tensor(f"ffn_{name}_exps.weight", count, wide, hidden) for name in ("gate", "up")
+        )
     return Experts(
-        w.tensor("ffn_gate_inp.weight", count, hidden),
-        w.tensor("ffn_gate_exps.weight", count, wide, hidden),
-        w.tensor("ffn_up_exps.weight", count, wide, hidden),
+        router,
+        gate,
+        up,
         w.tensor("ffn_down_exps.weight", count, hidden, wide),
         routing=experts.routing,
         bias=w.vector(SELECTION_BIAS, count) if has_bias else None,

@@ -86,7 +86,10 @@ class Loader:
             self._has_backend = True
         args, path = self._args, catalog.resolve(name)
         model, tokenizer = load(
-            path, expert_memory=args.expert_memory, reserve=self._pool(of_file(gguf.read(path)))
+            path,
+            expert_memory=args.expert_memory,
+            reserve=self._pool(of_file(gguf.read(path))),
+            mlock=args.mlock,
         )
         if isinstance(model, Encoder):
             return LoadedEncoder(model, tokenizer)

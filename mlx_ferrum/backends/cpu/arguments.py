@@ -61,6 +61,9 @@ def places(ws: Sequence[QTensor], biases: Sequence[mx.array | None]) -> ctypes.A
             for w, b in zip(ws, added, strict=True)
         ]
         found = native.weights(fields)
-        kept = ws[0].kept[key] = (found, list(ws), list(biases), added)
-    native.keep(kept)  # a recorded call reads the weights even if the model's layers are replaced
+        # without the first itself: a cycle would keep its memory until the next garbage collection
+        kept = ws[0].kept[key] = (found, list(ws[1:]), list(biases), added)
+    native.keep(
+        (ws[0], kept)
+    )  # a recorded call reads the weights even if the model's layers are replaced
     return kept[0]

@@ -149,5 +149,5 @@ def _order(ids: mx.array, w: QTensor, tile: int) -> Order:
 
 def _tiny_products(x: mx.array, w: QTensor, ids: mx.array) -> mx.array:
     """x: (tokens, n or 1, k), ids: (tokens, n) -> (tokens, n, rows)"""
-    weights = w.block.dequantize(w.array.view(mx.uint8)).reshape(w.shape)
+    weights = w.block.dequantize(w.tile(0, w.rows)).reshape(w.shape)
     return (weights[mx.clip(ids, 0, w.shape[0] - 1)] @ x[..., None])[..., 0]

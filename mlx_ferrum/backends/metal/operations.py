@@ -123,6 +123,8 @@ def rows(w: QTensor, ids: mx.array | np.ndarray, scale: float = 1.0) -> mx.array
 
 
 def dequantize(w: QTensor) -> mx.array:
+    if w.is_spaced:
+        return mx.stack([dequantize(w.matrix(i)) for i in range(w.shape[0])])
     if is_tiny(w):
         return w.block.dequantize(w.array.view(mx.uint8)).reshape(w.shape)
     return rows(w, mx.arange(w.rows)).reshape(w.shape)
