@@ -53,6 +53,26 @@ def test_logits_are_those_of_the_mapped_file(cpu: Backend, mapped: Any, each: fl
     assert slots[-1] == min(int(each), COUNT) and slots[0] - slots[-1] in (0, 1)
 
 
+def test_any_order_of_eviction(cpu: Backend, mapped: Any) -> None:
+    """Texts before have left other experts in the slots, in another order: other ones are read, and evicted."""
+    vocabulary, orders = mapped.args.vocab_size, set[tuple[int, ...]]()
+    ids = np.random.default_rng(9).integers(0, vocabulary, 50)
+    wanted = logits(mapped, ids, 30)
+    for seed in range(3):
+        model, read = streamed(mapped, 3), list[int]()
+        model.streams.predict(False)  # so that what is read depends on the slots only
+
+        def noting(file: int, to: int, size: int, at: int, read: list[int] = read) -> int:
+            read.append(at)
+            return read_some(file, to, size, at)
+
+        logits(model, np.random.default_rng(seed).integers(0, vocabulary, 60), 40)
+        with reading(noting):
+            np.testing.assert_array_equal(logits(model, ids, 30), wanted)
+        orders.add(tuple(sorted(read)))
+    assert len(orders) == 3
+
+
 def test_recorded_steps_of_several_texts(cpu: Backend, mapped: Any) -> None:
     rng = np.random.default_rng(5)
     prompts = [rng.integers(0, mapped.args.vocab_size, n).tolist() for n in (3, 40, 17, 1)]
