@@ -149,4 +149,4 @@ def test_the_commands_lock(
         assert "weights cannot be locked in memory" in capsys.readouterr().err
     args = server.arguments(["--model", "tiny-moe", "--mlock", "--backend", "cpu"])
     with pytest.raises(OSError, match="weights cannot be locked in memory"):
-        Loader(args).load("tiny-moe")
+        Loader(args).load("tiny-moe", None)

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from mlx_ferrum import gguf, models
+from mlx_ferrum import gguf, sizes
 from mlx_ferrum.load import measured
-from mlx_ferrum.models.base import LanguageModel, Metadata
+from mlx_ferrum.models.base import LanguageModel
 from mlx_ferrum.models.encoder import Encoder
-from mlx_ferrum.sizes import keeps
 from mlx_ferrum.state.kinds import Keeps
 
 
@@ -20,6 +19,7 @@ class About:
     types: of its blocks
     nbytes: of its tensors
     keeps: what each layer keeps of a sequence; none for encoders, and for what the package cannot load
+    experts, token_experts: bytes of all experts, and of those of a token
     """
 
     architecture: str
@@ -29,6 +29,8 @@ class About:
     nbytes: int
     is_encoder: bool = False
     keeps: Sequence[Keeps] = ()
+    experts: int = 0
+    token_experts: int = 0
 
 
 def of_model(model: LanguageModel | Encoder) -> About:
@@ -52,9 +54,10 @@ def of_file(file: gguf.GGUF) -> About:
     context = metadata.get(f"{name}.context_length")
     found = About(name, context if type(context) is int else None, count, types, nbytes)
     try:
-        module = models.find(name)
-        if issubclass(module.Model, Encoder):
+        size = sizes.of_file(file)
+        if size is None:
             return replace(found, is_encoder=True)
-        return replace(found, keeps=keeps(module.ModelArgs.fields(Metadata(metadata, name))))
+        experts, a_token = size.experts, size.a_token
+        return replace(found, keeps=size.keeps, experts=experts, token_experts=a_token)
     except (ValueError, NotImplementedError):
         return found

@@ -205,7 +205,8 @@ def _parser() -> argparse.ArgumentParser:
         metavar="SIZE",
         help="what models of --models may take together, such as 24G; the model used longest ago is closed for "
         "another one once its requests have ended. Counted are the sizes of files and full pools of keys and values "
-        "(--pool), not what computing needs besides (default: 70%% of the machine's memory)",
+        "(--pool), not what computing needs besides; a mixture that does not fit reads its experts from disk, and "
+        "counts for those that it keeps (default: 70%% of the machine's memory)",
     )
     add(
         "--alias",

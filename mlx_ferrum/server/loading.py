@@ -8,11 +8,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
-from mlx_ferrum import catalog, cli, gguf, load, memory
+from mlx_ferrum import amounts, catalog, cli, gguf, load, memory, streamed
 from mlx_ferrum.engine import Engine
 from mlx_ferrum.models.encoder import Encoder, language_model
-from mlx_ferrum.notice import warn
+from mlx_ferrum.notice import tell, warn
 from mlx_ferrum.sizes import pool_nbytes
 from mlx_ferrum.state.paged import BLOCK
 
@@ -33,15 +34,15 @@ def models(args: argparse.Namespace, failed: Callable[[Entry, Exception, bool], 
     Raises ValueError if --models is no folder, or if a model that is loaded at the start is larger than --model-memory.
     """
     folder = None if args.models is None else Folder(Path(args.models).expanduser())
-    listing = Listing(args, folder)
     is_fixed = folder is None
+    share = None if is_fixed else args.model_memory or int(SHARE * memory.total())
+    listing = Listing(args, folder, share)
     entries = Entries(listing, default=listing.default, encoder=listing.encoder, is_fixed=is_fixed)
-    share = args.model_memory or int(SHARE * memory.total())
     try:
         return Models(
             entries,
             limits=_limits(args),
-            memory=None if folder is None else share,
+            memory=share,
             failed=failed,
         )
     except RequestError as error:
@@ -59,35 +60,63 @@ def _limits(args: argparse.Namespace) -> Limits:
 
 
 class Loader:
-    """Loads models as the command line says. `load` methods run in the thread of the model's engine, one at a time."""
+    """Loads models as the command line says. `load` methods run in the thread of the model's engine, one at a time.
 
-    def __init__(self, args: argparse.Namespace) -> None:
-        self._args = args
+    share: bytes that all models may take together; None: any number
+    """
+
+    def __init__(self, args: argparse.Namespace, share: int | None = None) -> None:
+        self._args, self._share = args, share
         self._has_backend = False
 
     def entry(self, file: File) -> Entry:
         """What a file is for clients."""
         about = file.about
         pool = 0 if about is None else self._pool(about)
+        nbytes, expert_memory = file.nbytes + pool, self._args.expert_memory
+        if about is not None and about.experts:
+            beside = nbytes - about.experts
+            expert_memory = self._expert_memory(about, beside)
+            if isinstance(expert_memory, int) and expert_memory:
+                nbytes = beside + min(expert_memory, about.experts)
         return Entry(
             file.name,
-            partial(self.load, file.path),
-            nbytes=file.nbytes + pool,
+            partial(self.load, file.path, expert_memory),
+            nbytes=nbytes,
             version=file.versions,
             created=file.modified,
             is_encoder=about is not None and about.is_encoder,
             about=about,
         )
 
-    def load(self, name: str | Path) -> Loaded | LoadedEncoder:
+    def _expert_memory(self, about: About, beside: int) -> int | Literal["auto"] | None:
+        """For the experts of a mixture, as of `mlx_ferrum.load`: what is asked for, or what is left of the share.
+
+        beside: bytes that the model takes without its experts
+        """
+        asked: int | Literal["auto"] | None = self._args.expert_memory
+        backend = self._args.backend or streamed.BACKENDS[0]
+        if isinstance(asked, int) or self._share is None or backend not in streamed.BACKENDS:
+            return asked
+        room = self._share - beside
+        return room if about.token_experts <= room < about.experts else asked
+
+    def load(
+        self, name: str | Path, expert_memory: int | Literal["auto"] | None
+    ) -> Loaded | LoadedEncoder:
         """A model of any kind. Raises as `mlx_ferrum.load`."""
         if not self._has_backend:  # another model may be running later
             cli.use_backend(self._args)
             self._has_backend = True
         args, path = self._args, catalog.resolve(name)
+        if isinstance(expert_memory, int) and expert_memory != args.expert_memory:
+            tell(
+                f"{name}: {amounts.size(expert_memory)} for its experts are left of --model-memory, the others are "
+                "read from the file when they are chosen"
+            )
         model, tokenizer = load(
             path,
-            expert_memory=args.expert_memory,
+            expert_memory=expert_memory,
             reserve=self._pool(of_file(gguf.read(path))),
             mlock=args.mlock,
         )
@@ -106,7 +135,7 @@ class Loader:
 
     def load_for_texts(self, name: str) -> Loaded:
         """As `load`. Raises NotImplementedError for an encoder."""
-        found = self.load(name)
+        found = self.load(name, self._args.expert_memory)
         if isinstance(found, LoadedEncoder):
             language_model(found.model, name)
         assert isinstance(found, Loaded)
@@ -114,7 +143,7 @@ class Loader:
 
     def load_encoder(self, name: str) -> LoadedEncoder:
         """As `load`. Raises NotImplementedError for a language model."""
-        found = self.load(name)
+        found = self.load(name, self._args.expert_memory)
         if isinstance(found, Loaded):
             raise NotImplementedError(
                 f"{name}: a language model makes no embeddings, expected an encoder"
@@ -139,8 +168,11 @@ class Listing:
     default, encoder: names of the models of --model and --embedding-model
     """
 
-    def __init__(self, args: argparse.Namespace, folder: Folder | None) -> None:
-        self._loader, self._folder = Loader(args), folder
+    def __init__(
+        self, args: argparse.Namespace, folder: Folder | None, share: int | None = None
+    ) -> None:
+        """share: as of `Loader`"""
+        self._loader, self._folder = Loader(args, share), folder
         self._fixed: list[Entry] = []
         self._renamed: dict[Path, tuple[str, tuple[str, ...]]] = {}  # name and aliases
         self._left_out: set[str] = set()
