@@ -20,6 +20,7 @@ from backends import CPU, REFERENCE, Backend
 from streamed_models import COUNT, logits, read_some, reading, streamed
 
 import mlx_ferrum
+from mlx_ferrum.backends.cpu.experts import want_experts
 from mlx_ferrum.engine import Engine, Request
 from mlx_ferrum.generate import command
 from mlx_ferrum.kernels.cpu.streams import Source, Stream
@@ -254,6 +255,30 @@ def test_an_error_is_not_told_to_the_next_text(cpu: Backend, mapped: Any) -> Non
         with condition:
             assert condition.wait_for(lambda: len(seen) >= matrices, 60)
     np.testing.assert_array_equal(logits(model, ids, 0), logits(mapped, ids, 0))
+
+
+def test_an_error_of_what_is_not_used_is_told_to_nobody(cpu: Backend, mapped: Any) -> None:
+    """Its read began, but the text was cancelled before the product."""
+    model, ids = streamed(mapped, 4), np.arange(1)
+    mlp, chosen = model.body.layers[0].mlp, set[int]()
+    mlp.observer = lambda _logits, ids, _weights: chosen.update(np.asarray(ids).ravel().tolist())
+    wanted = logits(mapped, ids, 0)
+    logits(model, ids, 0)
+    mlp.observer = None
+    others = np.array([e for e in range(COUNT) if e not in chosen][:2], np.int32)
+    calls, condition = [0], threading.Condition()
+
+    def failing(file: int, to: int, size: int, at: int) -> int:
+        with condition:
+            calls[0] += 1
+            condition.notify()
+        return -errno.EIO
+
+    with reading(failing):
+        want_experts(mlp.gate, others[None])
+        with condition:
+            assert condition.wait_for(lambda: calls[0] >= 3 * len(others), 60)
+    np.testing.assert_array_equal(logits(model, ids, 0), wanted)
 
 
 def test_the_command_says_what_was_read(cpu: Backend, capsys: pytest.CaptureFixture[str]) -> None:

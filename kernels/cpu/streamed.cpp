@@ -214,14 +214,15 @@ void Streamed::judge(const std::vector<int>& numbers) {
     recover();
 }
 
-// Reads that a failed call began, and nobody waited for, are not errors of the call that comes next. Nothing is ahead.
+// Reads that nobody waited for, as a call failed or never came, are not errors of the call that comes next. Nothing is
+// ahead.
 void Streamed::recover() {
-    if (!is_abandoned_.exchange(false)) return;
+    bool waits = is_abandoned_.exchange(false);
     std::unique_lock<std::mutex> lock(reading_);
     for (int i = 0; i < slots_; i++) {
         Slot& slot = slot_[i];
-        done_.wait(lock, [&] { return !slot.pending; });
-        if (slot.failed) forget(slot);
+        if (waits) done_.wait(lock, [&] { return !slot.pending; });
+        if (!slot.pending && slot.failed) forget(slot);
     }
 }
 
@@ -288,7 +289,7 @@ void Streamed::check() {
     for (int i = 0; i < slots_; i++) {
         Slot& slot = slot_[i];
         if (slot.pending || !slot.failed) continue;
-        bool is_used = !slot.is_dropped && !slot.is_ahead;
+        bool is_used = slot.is_held && !slot.is_dropped && !slot.is_ahead;
         forget(slot);
         if (!is_used) continue;
         std::lock_guard<std::mutex> lock(reading_);
