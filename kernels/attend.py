@@ -128,7 +128,7 @@ def _plan(
     if keys[3] != d or heads % groups:
         raise ValueError(f"attend: q {shapes[0]} does not fit keys in blocks of {keys}")
     tiles, queries = _tiles(rows * (heads // groups))
-    runs = max(1, min(visible, wanted // (tiles * groups * sequences)))
+    runs = _runs(visible, tiles * groups * sequences, wanted)
     template = {"D": d, "DV": dv, "QUERIES": queries, "SIMDGROUPS": SIMDGROUPS}
     template |= {"SINKS": sinks and runs == 1, "MARKS": runs == 1}
     parts = [(runs, n, heads, width) for width in (dv, 2)]
@@ -159,6 +159,11 @@ def _tiles(count: int) -> tuple[int, int]:
     while queries < min(count, MOST_QUERIES):
         queries *= 2
     return -(-count // queries), queries
+
+
+def _runs(visible: int, threadgroups: int, wanted: int) -> int:
+    """Runs of keys for so many threadgroups without."""
+    return max(1, min(visible, wanted // threadgroups))
 
 
 def _visible(seen: Seen, most: int) -> int:

@@ -105,6 +105,7 @@ class QTensor:
         self._order: np.ndarray | None = None  # which rows of the tensor in the file these are
         self.rows = int(np.prod(self.shape[:-1], dtype=np.int64))
         self.nbytes = self.rows * self.row_bytes
+        self.words = self.nbytes // word(block).itemsize  # that hold its numbers
         matrix = self.row_bytes * (self.shape[-2] if len(self.shape) > 1 else 1)
         self.step = matrix if step is None else step
         if self.step < matrix or (step is not None and len(self.shape) != 3):

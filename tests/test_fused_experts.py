@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -91,8 +90,8 @@ def test_the_metal_kernels() -> None:
     ids[0, 1] = count
     weights, h = mx.ones((tokens, 2)), mx.array(rng.normal(size=(tokens, 2, k)).astype(np.float32))
     for few in (8, 0):  # pairs an expert
-        table = replace(thresholds.METAL, pairs_an_expert=few)
-        with metal_on_cpu(checked=True) as host, mock.patch.object(thresholds, "_in_use", table):
+        table = mock.patch.object(thresholds.here, "pairs_an_expert", few)
+        with metal_on_cpu(checked=True) as host, table:
             for ours, theirs in (
                 [experts.gather_gate_up(x, gate, up, ids, "silu") for gate, up in (parts, copies)],
                 [experts.gather_matmul(x, ws[1], ids) for ws in (parts, copies)],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +26,7 @@ SIZES = random_models.Sizes(
 )
 
 
-@pytest.fixture(params=[REFERENCE, CPU], ids=str)
-def backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
-    with request.param.in_use() as used:
-        yield used
+pytestmark = pytest.mark.parametrize("backend", [REFERENCE, CPU], ids=str, indirect=True)
 
 
 @pytest.fixture

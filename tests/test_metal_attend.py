@@ -141,7 +141,7 @@ def test_runs_fill_a_gpu() -> None:
     def runs(window: int | None, longest: int, threadgroups: int) -> int:
         one = mx.zeros(1)
         seen = attend.Seen(one, one, one, window, 1, longest)
-        return attend._runs(attend._visible(seen), threadgroups)
+        return attend._runs(attend._visible(seen, 256), threadgroups, 256)
 
     assert runs(None, 511, 8) == 1
     assert runs(None, 4096, 8) == 8

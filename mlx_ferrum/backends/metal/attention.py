@@ -75,7 +75,7 @@ def attend_few(
         scale=scale,
         softcap=softcap,
         sinks=sinks,
-        threadgroups=here().threadgroups,
+        threadgroups=here.threadgroups,
     )
     return out
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -55,11 +56,9 @@ def gather_gate_up(
         y = ACTIVATIONS[act](gather_matmul(flat, gate, chosen)) * gather_matmul(flat, up, chosen)
     elif _are_few(chosen, gate):
         rows = rows_a_simdgroup(2 * ids.size * gate.shape[1]) // 2  # of either matrix
-
-        def fused(gate: QTensor, up: QTensor, ids: mx.array) -> mx.array:
-            return gather_gate_up_kernel.gather_gate_up(flat, gate, up, ids, act, rows=rows)
-
-        y = resident.by_experts([gate, up], chosen, fused)
+        fused = functools.partial(gather_gate_up_kernel.gather_gate_up, flat, act=act, rows=rows)
+        is_mapped = gate.stream is None  # a decode step asks at once, which saves the host time
+        y = fused(gate, up, chosen) if is_mapped else resident.by_experts([gate, up], chosen, fused)
     else:
         tile = _tile(chosen, gate)
 
@@ -80,7 +79,7 @@ def gather_down(
     if is_tiny(w):
         products = _tiny_products(flat.reshape(*chosen.shape, -1), w, chosen).reshape(-1, d)
         y = weighted_sum_kernel.weighted_sum(products, shares, add=residual)
-    elif chosen.shape[0] <= here().matvec_rows:
+    elif chosen.shape[0] <= here.matvec_rows:
         y = _fused_down(flat, w, chosen, shares, residual)
     else:
         products = resident.by_experts([w], chosen, _products_of(flat, chosen, w))
@@ -93,7 +92,10 @@ def _fused_down(
 ) -> mx.array:
     """x: (tokens * n, k), ids, weights: (tokens, n), add: (tokens, rows) -> (tokens, rows)"""
     count, used = ids.shape
-    rows, parts = rows_a_simdgroup(count * w.shape[1]), x.reshape(count, used, x.shape[-1])
+    rows = rows_a_simdgroup(count * w.shape[1])
+    if w.stream is None:
+        return gather_down_kernel.gather_down(x, w, ids, weights, add=add, rows=rows)
+    parts = x.reshape(count, used, x.shape[-1])
 
     def fused(w: QTensor, ids: mx.array, tokens: slice) -> mx.array:
         given = None if add is None else add[tokens]
@@ -129,8 +131,7 @@ def _tokens(x: mx.array, ids: mx.array) -> tuple[mx.array, mx.array]:
 
 
 def _are_few(ids: mx.array, w: QTensor) -> bool:
-    table = here()
-    return ids.shape[0] <= table.matvec_rows or ids.size <= table.pairs_an_expert * w.shape[0]
+    return ids.shape[0] <= here.matvec_rows or ids.size <= here.pairs_an_expert * w.shape[0]
 
 
 def _tiled_matmul(x: mx.array, w: QTensor, order: Order, **options: Any) -> mx.array:

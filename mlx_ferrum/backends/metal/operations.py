@@ -57,7 +57,7 @@ def matmul(
     residual = None if add is None else as_rows(add)
     if is_tiny(w):
         y = _sum(flat @ dequantize(w).T, bias, residual)
-    elif flat.shape[0] <= here().matvec_rows:
+    elif flat.shape[0] <= here.matvec_rows:
         rows = rows_a_simdgroup(w.rows)
         y = matvec_kernel.matvec(flat, w, bias=bias, add=residual, rows=rows)
     else:
@@ -74,7 +74,7 @@ def matmuls(
 ) -> list[mx.array]:
     biases = [None] * len(ws) if biases is None else biases
     flat = as_rows(x)
-    together = 2 <= len(ws) <= matvecs_kernel.MOST and flat.shape[0] <= here().matvec_rows
+    together = 2 <= len(ws) <= matvecs_kernel.MOST and flat.shape[0] <= here.matvec_rows
     if not together or any(map(is_tiny, ws)):
         x = _normed(x, norm)
         return [matmul(x, w, bias=bias) for w, bias in zip(ws, biases, strict=True)]
@@ -97,7 +97,7 @@ def gate_up(
     if has_bias or is_tiny(gate) or is_tiny(up):  # rare, so the fused kernel does without biases
         gated, raised = matmuls(flat, [gate, up], biases, norm=norm)
         y = ACTIVATIONS[act](gated) * raised
-    elif flat.shape[0] <= here().matvec_rows:
+    elif flat.shape[0] <= here.matvec_rows:
         rows = rows_a_simdgroup(2 * gate.rows) // 2  # of either matrix
         y = gate_up_kernel.gate_up(flat, gate, up, act, norm=norm, rows=rows)
     else:
@@ -108,7 +108,7 @@ def gate_up(
 
 def norm_matmul(x: mx.array, w: QTensor, norm: Norm) -> tuple[mx.array, mx.array]:
     flat = as_rows(x)
-    if flat.shape[0] > here().matvec_rows or is_tiny(w):
+    if flat.shape[0] > here.matvec_rows or is_tiny(w):
         x = _normed(x, norm)
         return x, matmul(x, w)
     normed, y = norm_matvec_kernel.norm_matvec(flat, w, norm)

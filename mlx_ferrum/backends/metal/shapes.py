@@ -6,7 +6,7 @@ import math
 
 import mlx.core as mx
 
-from ...tensor import QTensor, word
+from ...tensor import QTensor
 from .thresholds import here
 
 LEAST_WORDS = 8  # MLX hands smaller arrays over as constants; such weights are expanded
@@ -14,7 +14,7 @@ LEAST_WORDS = 8  # MLX hands smaller arrays over as constants; such weights are 
 
 def is_tiny(w: QTensor) -> bool:
     """Whether no kernel can take it."""
-    return w.nbytes < LEAST_WORDS * word(w.block).itemsize
+    return w.words < LEAST_WORDS
 
 
 def as_rows(x: mx.array) -> mx.array:
@@ -29,4 +29,4 @@ def like(y: mx.array, x: mx.array) -> mx.array:
 
 def rows_a_simdgroup(rows: int) -> int:
     """Of `rows` in all, that a matvec is for."""
-    return 2 if rows < here().few_rows else 4
+    return 2 if rows < here.few_rows else 4

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 
-@dataclass(frozen=True)
+@dataclass
 class Thresholds:
     """The numbers of one backend.
 
@@ -27,15 +27,10 @@ METAL = Thresholds(matvec_rows=8, few_rows=1024, pairs_an_expert=3, threadgroups
 # Metal's, until bench/cuda_thresholds.py has measured others on a card.
 CUDA = Thresholds(matvec_rows=8, few_rows=1024, pairs_an_expert=3, threadgroups=256)
 
-_in_use = METAL
+here = replace(METAL)  # the table in use; a call for it would cost every operation time
 
 
 def use(table: Thresholds) -> None:
     """Choose by this table from now on: a part of using a backend."""
-    global _in_use
-    _in_use = table
-
-
-def here() -> Thresholds:
-    """The table in use."""
-    return _in_use
+    for field in fields(table):
+        setattr(here, field.name, getattr(table, field.name))
