@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import mlx.core as mx
 import numpy as np
 
 import mlx_ferrum
+from mlx_ferrum.engine import Engine, Request
 from mlx_ferrum.kernels.cpu import native
 from mlx_ferrum.nn import Experts
 
@@ -67,3 +69,22 @@ def reading(function: Callable[[int, int, int, int], int]) -> Iterator[None]:
 def read_some(file: int, to: int, size: int, at: int) -> int:
     """As pread."""
     return os.preadv(file, [(ctypes.c_char * size).from_address(to)], at)
+
+
+def texts(model: Any, prompts: list[list[int]], count: int) -> list[list[int | None]]:
+    """So many tokens after each prompt, all at the same time."""
+    engine, found = Engine(model), dict[int, list[int | None]]()
+    for prompt in prompts:
+        found[engine.submit(Request(prompt, count))[0]] = []
+    while engine.is_busy:
+        for event in engine.step():
+            found[event.id].append(event.token)
+    return list(found.values())
+
+
+def check_two_threads(model: Any, mapped: Any, ids: np.ndarray, after: int) -> None:
+    """Both rows of ids, each in a thread of its own, give the logits of the mapped model."""
+    wanted = [logits(mapped, row, after) for row in ids]
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(lambda row: logits(model, row, after), ids))
+    np.testing.assert_array_equal(found, wanted)

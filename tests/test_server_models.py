@@ -22,7 +22,6 @@ import pytest
 import random_models
 from servers import SIZES, TEMPLATE, Served, served, served_folder
 
-from mlx_ferrum import catalog, gguf, sizes
 from mlx_ferrum.server import entries
 from mlx_ferrum.server.service import Service
 
@@ -314,32 +313,6 @@ def test_a_model_that_is_too_large(made: Path) -> None:
         found = server.http.post("/v1/completions", json={"model": "a", "prompt": "x"})
         assert (found.status_code, found.json()["error"]["code"]) == (503, "model_too_large")
         assert "--model-memory" in found.json()["error"]["message"]
-
-
-def test_a_mixture_that_is_too_large_reads_its_experts_from_disk(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    path = catalog.resolve("tiny-moe")
-    shutil.copy(path, tmp_path / "moe.gguf")
-    found = sizes.of_file(gguf.read(path))
-    assert found is not None
-    whole = path.stat().st_size + found.pool(512)
-    texts = []
-    for memory in (whole, whole - found.experts // 2):
-        options = ("--model-memory", str(memory), "--pool", "512")
-        with served_folder(tmp_path, *options) as server:
-            texts.append(ask(server, "moe"))
-            assert loaded(server) == ["moe"]
-            reads = "ferrum_expert_reads_total{" in server.http.get("/metrics").text
-            assert reads == (memory < whole)
-    assert texts[0] == texts[1]
-    assert "of --model-memory, the others are read" in caplog.text
-    least = whole - found.experts + found.a_token
-    for memory, status in ((least, 200), (least - 1, 503)):
-        options = ("--model-memory", str(memory), "--pool", "512")
-        with served_folder(tmp_path, *options) as server:
-            asked = {"model": "moe", "prompt": "x", "max_tokens": 2}
-            assert server.http.post("/v1/completions", json=asked).status_code == status
 
 
 def test_an_encoder_of_the_folder(folder: Path, wanted) -> None:

@@ -17,7 +17,15 @@ from typing import Any
 import numpy as np
 import pytest
 from backends import CPU, REFERENCE, Backend
-from streamed_models import COUNT, logits, read_some, reading, streamed
+from streamed_models import (
+    COUNT,
+    check_two_threads,
+    logits,
+    read_some,
+    reading,
+    streamed,
+    texts,
+)
 
 import mlx_ferrum
 from mlx_ferrum.backends.cpu.experts import want_experts
@@ -77,37 +85,14 @@ def test_any_order_of_eviction(cpu: Backend, mapped: Any) -> None:
 def test_recorded_steps_of_several_texts(cpu: Backend, mapped: Any) -> None:
     rng = np.random.default_rng(5)
     prompts = [rng.integers(0, mapped.args.vocab_size, n).tolist() for n in (3, 40, 17, 1)]
-
-    def texts(model: Any) -> list[list[int | None]]:
-        engine, found = Engine(model), dict[int, list[int | None]]()
-        for prompt in prompts:
-            found[engine.submit(Request(prompt, 24))[0]] = []
-        while engine.is_busy:
-            for event in engine.step():
-                found[event.id].append(event.token)
-        return list(found.values())
-
-    wanted = texts(mapped)
+    wanted = texts(mapped, prompts, 24)
     for each in (1, 3, 6):
-        assert texts(streamed(mapped, each)) == wanted
+        assert texts(streamed(mapped, each), prompts, 24) == wanted
 
 
 def test_two_threads_at_a_time(cpu: Backend, mapped: Any) -> None:
     ids = np.random.default_rng(6).integers(0, mapped.args.vocab_size, (2, 30))
-    wanted = [logits(mapped, row, 20) for row in ids]
-    model = streamed(mapped, 2)
-    found: list[Any] = [None, None]
-
-    def run(i: int) -> None:
-        found[i] = logits(model, ids[i], 20)
-
-    threads = [threading.Thread(target=run, args=(i,)) for i in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    for got, want in zip(found, wanted, strict=True):
-        np.testing.assert_array_equal(got, want)
+    check_two_threads(streamed(mapped, 2), mapped, ids, 20)
 
 
 def test_slow_and_short_reads_change_nothing(cpu: Backend, mapped: Any) -> None:

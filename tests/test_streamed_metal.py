@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import random
-import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -14,12 +13,19 @@ import numpy as np
 import pytest
 from backends import METAL
 from msl import metal_on_cpu
-from streamed_models import COUNT, logits, read_some, reading, streamed
+from streamed_models import (
+    COUNT,
+    check_two_threads,
+    logits,
+    read_some,
+    reading,
+    streamed,
+    texts,
+)
 
 import mlx_ferrum
 from mlx_ferrum.backends import metal
 from mlx_ferrum.convert.command import main
-from mlx_ferrum.engine import Engine, Request
 from mlx_ferrum.kernels.cpu import native
 
 USED = 2  # experts of a token of tiny-moe
@@ -152,38 +158,28 @@ def test_no_kernel_reads_what_it_should_not(mapped: Any, ids: np.ndarray) -> Non
         assert not host.findings, "\n".join(map(str, host.findings))
 
 
+def test_an_id_that_is_no_expert_is_nan(mapped: Any) -> None:
+    mlp = streamed(mapped, 3).body.layers[0].mlp
+    x = mx.ones((2, 1, mlp.gate.shape[2]))
+    for ids, is_nan in (
+        ([[[8, -1]], [[8, 9]]], [True, True]),
+        ([[[0, 1]], [[8, 0]]], [False, True]),
+    ):
+        chosen, weights = mx.array(ids), mx.ones((2, 1, 2))
+        inner = metal.gather_gate_up(x, mlp.gate, mlp.up, chosen, "silu")
+        found = np.array(metal.gather_down(inner, mlp.down, chosen, weights))
+        np.testing.assert_array_equal(np.isnan(found).all(-1).ravel(), is_nan)
+
+
 def test_texts_of_an_engine(mapped: Any) -> None:
     rng = np.random.default_rng(5)
     prompts = [rng.integers(0, mapped.args.vocab_size, n).tolist() for n in (3, 9, 1)]
-
-    def texts(model: Any) -> list[list[int | None]]:
-        engine, found = Engine(model), dict[int, list[int | None]]()
-        for prompt in prompts:
-            found[engine.submit(Request(prompt, 5))[0]] = []
-        while engine.is_busy:
-            for event in engine.step():
-                found[event.id].append(event.token)
-        return list(found.values())
-
-    assert texts(streamed(mapped, 3)) == texts(mapped)
+    assert texts(streamed(mapped, 3), prompts, 5) == texts(mapped, prompts, 5)
 
 
 def test_two_threads_at_a_time(mapped: Any) -> None:
     ids = np.random.default_rng(6).integers(0, mapped.args.vocab_size, (2, 7))
-    wanted = [logits(mapped, row, 5) for row in ids]
-    model = streamed(mapped, 2)
-    found: list[Any] = [None, None]
-
-    def run(i: int) -> None:
-        found[i] = logits(model, ids[i], 5)
-
-    threads = [threading.Thread(target=run, args=(i,)) for i in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    for got, want in zip(found, wanted, strict=True):
-        np.testing.assert_array_equal(got, want)
+    check_two_threads(streamed(mapped, 2), mapped, ids, 5)
 
 
 def test_slow_and_failing_reads(mapped: Any, ids: np.ndarray, wanted: np.ndarray) -> None:

@@ -17,6 +17,14 @@ from mlx_ferrum.launch import Kernel, Launch
 
 OUT_OF_MEMORY = 2
 CONTEXT = 77
+FUNCTIONS = {  # those that do more than succeed
+    "cuDevicePrimaryCtxRetain": "_retain",
+    "cuCtxSetCurrent": "_make_current",
+    "cuMemGetInfo_v2": "_tell_free",
+    "cuMemcpyHtoD_v2": "_copy",
+    "cuStreamSynchronize": "_finish",
+    "cuGetErrorString": "_explain",
+}
 
 
 @dataclass
@@ -48,38 +56,36 @@ class FakeDriver:
             self.names.append(name)
             if name == self.failing:
                 return OUT_OF_MEMORY
-            return int(getattr(self, f"_{name}", lambda *_: 0)(*arguments))
+            return int(getattr(self, FUNCTIONS[name])(*arguments)) if name in FUNCTIONS else 0
 
         return call
 
-    def _cuDevicePrimaryCtxRetain(self, found: Any, _device: Any) -> int:  # noqa: N802 -- the driver's name
+    def _retain(self, found: Any, _device: Any) -> int:
         found._obj.value = CONTEXT
         return 0
 
-    def _cuCtxSetCurrent(self, context: ctypes.c_void_p) -> int:  # noqa: N802
+    def _make_current(self, context: ctypes.c_void_p) -> int:
         self.context = context.value
         return 0
 
-    def _cuMemGetInfo_v2(self, free: Any, total: Any) -> int:  # noqa: N802
+    def _tell_free(self, free: Any, total: Any) -> int:
         assert self.context == CONTEXT
         free._obj.value, total._obj.value = self.free, 1 << 41
         return 0
 
-    def _cuMemcpyHtoD_v2(  # noqa: N802
-        self, target: ctypes.c_uint64, source: ctypes.c_void_p, size: ctypes.c_size_t
-    ) -> int:
+    def _copy(self, target: ctypes.c_uint64, source: ctypes.c_void_p, size: ctypes.c_size_t) -> int:
         assert self.context == CONTEXT
         self.copies.append((int(source.value or 0), size.value))
         self.pending.append((target.value, ctypes.string_at(source, size.value)))
         return 0
 
-    def _cuStreamSynchronize(self, _stream: Any) -> int:  # noqa: N802
+    def _finish(self, _stream: Any) -> int:
         for target, data in self.pending:
             ctypes.memmove(target, data, len(data))
         self.pending.clear()
         return 0
 
-    def _cuGetErrorString(self, _result: int, text: Any) -> int:  # noqa: N802
+    def _explain(self, _result: int, text: Any) -> int:
         text._obj.value = b"out of memory"
         return 0
 

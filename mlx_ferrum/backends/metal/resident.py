@@ -87,7 +87,8 @@ def by_experts(ws: Sequence[QTensor], ids: mx.array, compute: Callable[..., mx.a
         y = compute(*map(_slots, ws), mx.array(held))
         found = y if found is None else mx.where(mx.array(held.reshape(-1, 1)) < 0, found, y)
         stream.guard.note(found)
-    return compute(*map(_slots, ws), ids) if found is None else found
+    assert found is not None, "there is a portion, if an empty one"
+    return found
 
 
 def by_tokens(w: QTensor, ids: mx.array, compute: Callable[..., mx.array]) -> mx.array:
@@ -136,11 +137,14 @@ def _slots(w: QTensor) -> QTensor:
 
 
 def _portions(stream: Stream, chosen: np.ndarray) -> Iterator[np.ndarray]:
-    """The slots of chosen experts, `NOWHERE` for those that the portion lacks, as int32 of the same shape."""
+    """The slots of chosen experts, `NOWHERE` for those that a portion lacks, int32 of the same shape; once at least."""
     is_expert = (chosen >= 0) & (chosen < stream.count)
     numbers = np.unique(chosen[is_expert])
     slot_of = np.full(stream.count + 1, NOWHERE, np.int32)
     places = np.where(is_expert, chosen, stream.count)
+    if not len(numbers):
+        yield slot_of[places]
+        return
     with stream.guard.held(), closing(stream.portions(numbers)) as portions:
         for part, slots in portions:
             slot_of[:] = NOWHERE
